@@ -1,0 +1,1 @@
+"""Adapters that come with vaeaudit, one module per family of models."""

@@ -1,0 +1,46 @@
+"""vaeaudit: audit trained variational autoencoders.
+
+The names below are the public interface; they are imported on first use, so that the command line answers
+``--help`` without loading torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from vaeaudit.checkpoints import Checkpoint as Checkpoint
+    from vaeaudit.checkpoints import load_state as load_state
+    from vaeaudit.registry import load as load
+    from vaeaudit.vae import VAE as VAE
+    from vaeaudit.vae import BernoulliLogits as BernoulliLogits
+    from vaeaudit.vae import BernoulliProbabilities as BernoulliProbabilities
+    from vaeaudit.vae import DiagonalGaussian as DiagonalGaussian
+    from vaeaudit.vae import GaussianLikelihood as GaussianLikelihood
+    from vaeaudit.vae import Likelihood as Likelihood
+    from vaeaudit.vae import Posterior as Posterior
+
+_HOME = {
+    "Checkpoint": "checkpoints",
+    "load_state": "checkpoints",
+    "load": "registry",
+    "VAE": "vae",
+    "BernoulliLogits": "vae",
+    "BernoulliProbabilities": "vae",
+    "DiagonalGaussian": "vae",
+    "GaussianLikelihood": "vae",
+    "Likelihood": "vae",
+    "Posterior": "vae",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'vaeaudit' has no attribute '{name}'")
+    return getattr(import_module(f"vaeaudit.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,202 @@
+"""Reading checkpoints without running code from them.
+
+safetensors first. PyTorch files go through ``weights_only=True`` and nothing else: there is no unsafe fallback
+and no flag for one. A file that needs more is refused, and the refusal says how to convert it.
+"""
+
+import hashlib
+import json
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from vaeaudit.errors import CheckpointError, NonFiniteError, TrustError
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
+FACT_PREFIX = "vaeaudit."
+# Where training frameworks put the weights when a checkpoint holds more than them.
+_NESTED_KEYS = ("state_dict", "model_state_dict", "model")
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The tensors of one file, by name, on the CPU, with the facts that the file states about itself.
+
+    ``facts`` are the entries of the safetensors metadata under "vaeaudit." (JSON values) over those in the
+    "vaeaudit" object of a config.json beside the file: adapter name, range, shapes; never paths or code.
+    """
+
+    path: Path
+    sha256: str
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, object]
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a .safetensors or PyTorch file, or a folder that holds exactly one.
+
+    Raises:
+        CheckpointError: missing, truncated, or not a file of tensors.
+        TrustError: loading would mean running pickled code.
+        NonFiniteError: a weight is NaN or infinite.
+    """
+    file = _find(Path(path))
+    tensors, facts = _read_safetensors(file) if file.suffix.lower() == ".safetensors" else (_read_torch(file), {})
+    if not tensors:
+        raise CheckpointError(f"{file} holds no tensors, where a model's weights were expected")
+    for name, tensor in tensors.items():
+        bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+        if bad:
+            raise NonFiniteError(
+                f"{file}: {name} holds {bad} NaN or infinite value{'s' * (bad > 1)} of {tensor.numel()}, "
+                "so no figure of this model would mean anything; export it again from a sound state"
+            )
+    return Checkpoint(file, sha256_of(file), tensors, {**_config_facts(file), **facts})
+
+
+def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy ``tensors`` into ``module``; every name and shape must match.
+
+    Raises :class:`CheckpointError` that names what is missing, left over, or of another shape.
+    """
+    expected = module.state_dict()
+    missing = [name for name in expected if name not in tensors]
+    extra = [name for name in tensors if name not in expected]
+    wrong = [
+        f"{name} (expected {_shape(expected[name])}, came {_shape(tensors[name])})"
+        for name in expected
+        if name in tensors and expected[name].shape != tensors[name].shape
+    ]
+    faults = [("missing", missing), ("not expected", extra), ("of another shape", wrong)]
+    told = "; ".join(f"{what}: {_some(names)}" for what, names in faults if names)
+    if told:
+        raise CheckpointError(f"the checkpoint does not fit this adapter ({told}); is it another architecture?")
+    module.load_state_dict(dict(tensors))
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _some(names: list[str], most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _find(path: Path) -> Path:
+    if path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
+        if len(files) != 1:
+            came = _some([f.name for f in files]) if files else "none"
+            raise CheckpointError(
+                f"{path} is a folder, where one checkpoint was expected but {came} found; name it"
+            )
+        return files[0]
+    if not path.exists():
+        raise CheckpointError(f"there is no checkpoint at {path}; give a {', '.join(SUFFIXES)} file or its folder")
+    if path.suffix.lower() not in SUFFIXES:
+        raise CheckpointError(f"{path} is not a {', '.join(SUFFIXES)} file, so it cannot be read as a checkpoint")
+    return path
+
+
+def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    try:
+        with safe_open(file, framework="pt", device="cpu") as handle:
+            tensors = {name: handle.get_tensor(name) for name in handle.offset_keys()}
+            metadata = handle.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} is not a whole safetensors file ({error}); it may be truncated or only named so"
+        ) from error
+    return tensors, {
+        key.removeprefix(FACT_PREFIX): _fact(value)
+        for key, value in metadata.items()
+        if key.startswith(FACT_PREFIX)
+    }
+
+
+def _fact(value: str) -> object:
+    """A metadata value is JSON; what is not JSON is the string itself."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _config_facts(file: Path) -> dict[str, object]:
+    config = file.with_name("config.json")
+    if not config.is_file():
+        return {}
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{config} beside the checkpoint is not readable JSON ({error})") from error
+    section = content.get("vaeaudit", {}) if isinstance(content, dict) else {}
+    return dict(section) if isinstance(section, dict) else {}
+
+
+def _read_torch(file: Path) -> dict[str, Tensor]:
+    try:
+        with warnings.catch_warnings():  # torch warns of old pickle protocols; the outcome says enough
+            warnings.simplefilter("ignore")
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _refusal(file) from error
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        TypeError,
+    ) as error:
+        raise CheckpointError(
+            f"{file} is not a whole PyTorch checkpoint ({_first(error)}); it may be truncated or only named so"
+        ) from error
+    for key in _NESTED_KEYS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{file} holds a {type(content).__name__}, where a dictionary of tensors was expected"
+        )
+    strange = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise CheckpointError(
+            f"{file} holds entries that are not tensors ({_some(strange)}), where a state_dict was expected"
+        )
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def _refusal(file: Path) -> CheckpointError | TrustError:
+    """Tell a pickle that the safe loader refuses from a file that is no pickle at all."""
+    with file.open("rb") as stream:
+        start = stream.read(2)
+    # A zip archive (PK) reaches the unpickler only if it is whole; a bare pickle starts with its protocol.
+    if start == b"PK" or start[:1] == b"\x80":
+        return TrustError(
+            f"{file} holds pickled objects other than tensors, and loading them could run code, so it was not "
+            "loaded; where you trust it, convert it: "
+            "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+        )
+    return CheckpointError(f"{file} is not a PyTorch checkpoint; it may be damaged or only named so")
+
+
+def _first(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0][:160].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,69 @@
+"""Named errors. Each says what was expected, what came, and what to do, in one sentence.
+
+``exit_code`` is what the command line ends with when the error reaches it: 2 for usage, configuration or
+input; 3 when the audit could not complete; 4 when something was refused on trust. None of them is ever 1,
+which means "a check failed" and nothing else.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class VaeauditError(Exception):
+    """The audit could not complete."""
+
+    exit_code = 3
+
+
+class InputError(VaeauditError):
+    """Something the user gave cannot be used as it is."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A configuration file, environment variable or option is wrong."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, damaged, or holds other tensors than the adapter expects."""
+
+
+class AdapterError(InputError):
+    """An adapter cannot be found, or raised while opening a checkpoint."""
+
+
+class DataError(InputError):
+    """The data cannot be read, or does not fit the model."""
+
+
+class OutputError(InputError):
+    """A result cannot be written where it was asked for."""
+
+
+class UnsupportedError(InputError):
+    """The question has no answer for this kind of model; the message says which question has one."""
+
+
+class TrustError(VaeauditError):
+    """Reading the file would mean running code from it; refused."""
+
+    exit_code = 4
+
+
+class NonFiniteError(VaeauditError):
+    """The model's weights or outputs are NaN or infinite."""
+
+    exit_code = 3
+
+
+class ContractError(VaeauditError):
+    """An adapter's model does not keep the contract of :mod:`vaeaudit.vae`."""
+
+    exit_code = 3
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the known name nearest to ``name``, or "" if none is near."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""

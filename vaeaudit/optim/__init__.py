@@ -1,0 +1,1 @@
+"""Numerical optimisation on batches of independent problems: pure tensors, no VAE."""

@@ -1,0 +1,181 @@
+"""Finding adapters: by entry point, by import path, or in a file.
+
+An adapter is a function ``open(checkpoint, config) -> VAE``. Entry points of the group ``vaeaudit.adapters``
+are ours and third parties' alike. A model is recognised automatically only when its file names an installed
+adapter; otherwise the user names one: a wrong activation or layout would load without an error.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from vaeaudit.checkpoints import Checkpoint, read_checkpoint, sha256_of
+from vaeaudit.errors import AdapterError, ContractError, VaeauditError, nearest
+from vaeaudit.vae import VAE
+
+GROUP = "vaeaudit.adapters"
+Open = Callable[[Checkpoint, Mapping[str, object]], VAE]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A function that opens checkpoints, with where it came from: entry point, import path or file."""
+
+    name: str
+    source: str
+    sha256: str | None
+    open: Open
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """An opened model with the facts that a report states about it."""
+
+    vae: VAE
+    checkpoint: Checkpoint
+    adapter: Adapter
+    options: Mapping[str, object]
+
+
+def adapter_names() -> dict[str, EntryPoint]:
+    """The installed adapters by name."""
+    return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
+
+
+def find_adapter(name: str) -> Adapter:
+    """The adapter that ``name`` means: an installed name, "package.module:open" or "file.py:open".
+
+    Raises :class:`AdapterError` if there is none, or if its code raises on import.
+    """
+    installed = adapter_names()
+    if name in installed:
+        point = installed[name]
+        module_name, attribute, source = point.module, point.attr, f"entry point {point.value}"
+        module = _imported(name, lambda: importlib.import_module(module_name))
+    elif ":" in name:
+        place, _, attribute = name.rpartition(":")
+        if place.endswith(".py"):
+            source = f"file {place}"
+            module = _imported(name, lambda: _module_from_file(Path(place)))
+        else:
+            source = f"import path {name}"
+            module = _imported(name, lambda: importlib.import_module(place))
+    else:
+        raise AdapterError(
+            f"there is no adapter '{name}'{nearest(name, installed)}; installed are {', '.join(installed)}, "
+            "and package.module:open or file.py:open name your own"
+        )
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise AdapterError(
+            f"adapter '{name}' defines no function '{attribute}'; it needs open(checkpoint, config)"
+        )
+    file = inspect.getsourcefile(module)
+    return Adapter(name, source, sha256_of(Path(file)) if file else None, function)
+
+
+def open_model(
+    path: str | Path,
+    adapter: str | None = None,
+    options: Mapping[str, object] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> LoadedModel:
+    """Read a checkpoint and open it with its adapter, in evaluation mode, without parameter gradients.
+
+    Facts that the file states about itself reach the adapter under ``options``, which win.
+
+    Raises:
+        CheckpointError, TrustError, NonFiniteError: see :func:`vaeaudit.checkpoints.read_checkpoint`.
+        AdapterError: unknown adapter, or it raised.
+        ContractError: what it returned is no VAE.
+    """
+    checkpoint = read_checkpoint(path)
+    facts = dict(checkpoint.facts)
+    stated = facts.pop("adapter", None)
+    installed = adapter_names()
+    if adapter is None:
+        if not isinstance(stated, str) or stated not in installed:
+            said = f"names the adapter '{stated}', which is not installed" if stated else "does not say what it is"
+            raise AdapterError(
+                f"{checkpoint.path} {said}; name one with --adapter: {', '.join(installed)}, "
+                "package.module:open or file.py:open"
+            )
+        adapter = stated
+    found = find_adapter(adapter)
+    given = {**facts, **(options or {})}
+    vae = _opened(found, checkpoint, given)
+    if isinstance(vae, nn.Module):
+        vae.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return LoadedModel(vae, checkpoint, found, given)
+
+
+def load(
+    path: str | Path,
+    adapter: str | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    **options: object,
+) -> VAE:
+    """Open a trained VAE: ``load("vae.safetensors", adapter="mlp", activation="tanh")``.
+
+    ``options`` go to the adapter and override what the file says of itself. For errors see
+    :func:`open_model`.
+    """
+    return open_model(path, adapter, options, device=device, dtype=dtype).vae
+
+
+def _opened(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, object]) -> VAE:
+    try:
+        vae = adapter.open(checkpoint, options)
+    except VaeauditError:
+        raise
+    except Exception as error:  # an adapter is the user's code: whatever it raises is told as its failure
+        raise AdapterError(
+            f"adapter '{adapter.name}' could not open {checkpoint.path}: {_where(error)}"
+        ) from error
+    absent = [name for name in ("input_shape", "range", "prior", "encode", "decode") if not hasattr(vae, name)]
+    if absent:
+        raise ContractError(
+            f"adapter '{adapter.name}' returned a {type(vae).__name__} without {', '.join(absent)}; "
+            "vaeaudit.VAE lists what a model must provide"
+        )
+    return vae
+
+
+def _imported(name: str, load_module: Callable[[], ModuleType]) -> ModuleType:
+    try:
+        return load_module()
+    except VaeauditError:
+        raise
+    except Exception as error:  # likewise: importing runs the user's code
+        raise AdapterError(f"adapter '{name}' cannot be imported: {_where(error)}") from error
+
+
+def _module_from_file(file: Path) -> ModuleType:
+    if not file.is_file():
+        raise AdapterError(f"there is no adapter file {file}; expected a Python file that defines open")
+    spec = importlib.util.spec_from_file_location(f"vaeaudit_user_adapter_{file.stem}", file)
+    assert spec is not None and spec.loader is not None  # a .py file always has a loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _where(error: Exception) -> str:
+    """Tell "ValueError: text (file.py, line 12)": enough to find the fault without a traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"

@@ -1,0 +1,1 @@
+"""The report: its model, its tables, its figures, its formats."""

@@ -1,0 +1,77 @@
+"""Estimates with their confidence: no figure leaves the auditor without interval, n and estimator."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One figure with what is known of its certainty.
+
+    ``ci`` is None where the sample is too small for an interval at ``level``. ``direction`` tells which way
+    is more robust: "higher", "lower" or "none". ``nonfinite`` counts values that were left out.
+    """
+
+    value: float | None
+    ci: tuple[float, float] | None
+    level: float
+    n: int
+    nonfinite: int
+    unit: str
+    direction: str
+    estimator: str
+
+
+def _finite(values: Sequence[float]) -> tuple[NDArray[np.float64], int]:
+    array = np.asarray(values, dtype=np.float64)
+    kept = array[np.isfinite(array)]
+    return kept, int(array.size - kept.size)
+
+
+def median(values: Sequence[float], *, unit: str, direction: str, level: float = 0.95) -> Measurement:
+    """Median as an order statistic with the distribution-free interval of order statistics.
+
+    The value is x_(ceil(n/2)), never an interpolation. The interval is [x_(k), x_(n+1-k)] with the largest k
+    for which P(Bin(n, 1/2) < k) <= (1 - level)/2 (David & Nagaraja, Order Statistics, 7.1): its coverage is
+    at least ``level`` for every distribution. It needs n >= 6 for 95%.
+    """
+    kept, nonfinite = _finite(values)
+    n = kept.size
+    ordered = np.sort(kept)
+    # ppf gives the smallest j with P(X <= j) >= tail, so P(X < j) < tail: j itself is the largest such k.
+    k = int(stats.binom.ppf((1 - level) / 2, n, 0.5)) if n else 0
+    return Measurement(
+        value=float(ordered[math.ceil(n / 2) - 1]) if n else None,
+        ci=(float(ordered[k - 1]), float(ordered[n - k])) if k >= 1 else None,
+        level=level,
+        n=n,
+        nonfinite=nonfinite,
+        unit=unit,
+        direction=direction,
+        estimator="median, order-statistic interval",
+    )
+
+
+def mean(values: Sequence[float], *, unit: str, direction: str, level: float = 0.95) -> Measurement:
+    """Sample mean with Student's t interval over the items; exact for normal values, else approximate."""
+    kept, nonfinite = _finite(values)
+    n = kept.size
+    interval: tuple[float, float] | None = None
+    if n >= 2:
+        half = float(stats.t.ppf(0.5 + level / 2, n - 1) * kept.std(ddof=1) / math.sqrt(n))
+        interval = (float(kept.mean()) - half, float(kept.mean()) + half)
+    return Measurement(
+        value=float(kept.mean()) if n else None,
+        ci=interval,
+        level=level,
+        n=n,
+        nonfinite=nonfinite,
+        unit=unit,
+        direction=direction,
+        estimator="mean, Student t interval over items",
+    )

@@ -1,0 +1,233 @@
+"""What an adapter must provide: the contract of a VAE, its posteriors and its likelihoods.
+
+Every check works through these few types, so a new family of models needs an adapter and nothing else.
+All values are in nats. A batch has one row per item; ``*latent`` and ``*shape`` are the shapes of one item.
+
+How other families fit: a categorical (Concrete) or a joint posterior is a class with the methods of
+:class:`Posterior`; so is a deterministic encoder, whose ``kl`` raises :class:`UnsupportedError`; a chain of
+stochastic layers is a posterior whose ``sample`` runs the chain. None of the checks looks inside.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, Self, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vaeaudit.errors import ContractError
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """A distribution over latents for each row of a batch; the prior is one with a single row."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The latents that stand for "z = the mean", (batch, *latent)."""
+        ...
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the standard normal noise that one draw of one item takes.
+
+        A family that needs other noise transforms it (a uniform is ``Phi(noise)``), so that all draws are
+        keyed in one way.
+        """
+        ...
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Latents for the given noise, (..., batch, *noise_shape) -> (..., batch, *latent); differentiable."""
+        ...
+
+    def kl(self, other: Self) -> Tensor:
+        """KL(self || other) of each row, (batch,); ``other`` has as many rows, or one."""
+        ...
+
+    def wasserstein2(self, other: Self) -> Tensor:
+        """2-Wasserstein distance of each row, (batch,)."""
+        ...
+
+    def rows(self, index: Tensor) -> Self:
+        """The rows named by ``index`` (integers), repeated or left out as it says."""
+        ...
+
+
+@runtime_checkable
+class Likelihood(Protocol):
+    """p(x|z) of each row."""
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x|z], (batch, *shape): what is called the reconstruction."""
+        ...
+
+    @property
+    def route(self) -> str:
+        """How log p is computed, in words; figures of different routes are never compared."""
+        ...
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x|z) of each row in nats, summed over the item's elements, (batch,)."""
+        ...
+
+
+@runtime_checkable
+class VAE(Protocol):
+    """A trained VAE: what an adapter's ``open`` returns.
+
+    ``encode`` and ``decode`` are deterministic, differentiable, and treat the rows of a batch apart.
+    A ``torch.nn.Module`` that has these attributes keeps the contract; so does any other object.
+    """
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, for instance (1, 28, 28) or (2000,)."""
+        ...
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """[lo, hi] in which the model's inputs lie; None where the model has no such range."""
+        ...
+
+    @property
+    def prior(self) -> Posterior:
+        """p(z), one row."""
+        ...
+
+    def encode(self, x: Tensor) -> Posterior:
+        """q(z|x) for x of shape (batch, *input_shape)."""
+        ...
+
+    def decode(self, z: Tensor) -> Likelihood:
+        """p(x|z) for z of shape (batch, *latent)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class DiagonalGaussian:
+    """N(mean, diag(exp(log_stddev))^2), both (batch, *latent).
+
+    The logarithm of the standard deviation is kept, not the standard deviation: it is what networks give,
+    and the KL computed from it neither overflows nor cancels.
+    """
+
+    mean: Tensor
+    log_stddev: Tensor
+
+    @classmethod
+    def standard(cls, latent: tuple[int, ...], like: Tensor) -> Self:
+        """N(0, I) with one row, in the dtype and on the device of ``like``."""
+        zeros = torch.zeros((1, *latent), dtype=like.dtype, device=like.device)
+        return cls(zeros, zeros)
+
+    @property
+    def stddev(self) -> Tensor:
+        """Standard deviations, (batch, *latent)."""
+        return self.log_stddev.exp()
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """One standard normal per latent."""
+        return tuple(self.mean.shape[1:])
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """mean + stddev * noise, (..., batch, *latent)."""
+        return self.mean + self.stddev * noise
+
+    def kl(self, other: Self) -> Tensor:
+        """KL(self || other), (batch,): sum of 1/2 [s^2/t^2 - 1 - log(s^2/t^2) + (m - n)^2/t^2].
+
+        The variance part is written expm1(u) - u with u = log(s^2/t^2), which stays accurate near a perfect
+        match, where the attack ends.
+        """
+        u = 2 * (self.log_stddev - other.log_stddev)
+        standardised = (self.mean - other.mean) * torch.exp(-other.log_stddev)
+        return 0.5 * (torch.expm1(u) - u + standardised.square()).flatten(1).sum(1)
+
+    def wasserstein2(self, other: Self) -> Tensor:
+        """sqrt(||m - n||^2 + ||s - t||^2), (batch,)."""
+        gap = torch.cat([(self.mean - other.mean).flatten(1), (self.stddev - other.stddev).flatten(1)], dim=1)
+        distance: Tensor = torch.linalg.vector_norm(gap, dim=1)
+        return distance
+
+    def rows(self, index: Tensor) -> Self:
+        """The rows named by ``index``."""
+        return type(self)(self.mean[index], self.log_stddev[index])
+
+
+@dataclass(frozen=True, eq=False)
+class BernoulliLogits:
+    """Bernoulli for each element, from logits (batch, *shape). The exact route: nothing is clamped."""
+
+    logits: Tensor
+    route = "Bernoulli from logits"
+
+    @property
+    def mean(self) -> Tensor:
+        """Probabilities, (batch, *shape)."""
+        return torch.sigmoid(self.logits)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Sum of x log p + (1 - x) log(1 - p), (batch,); x in [0, 1]."""
+        return -F.binary_cross_entropy_with_logits(self.logits, x, reduction="none").flatten(1).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class BernoulliProbabilities:
+    """Bernoulli for each element, from probabilities (batch, *shape), for models that give nothing else.
+
+    Logarithms are clamped at -100 as torch does, so values differ from :class:`BernoulliLogits` where the
+    decoder is sure and wrong.
+    """
+
+    probabilities: Tensor
+    route = "Bernoulli from probabilities, log clamped at -100"
+
+    @property
+    def mean(self) -> Tensor:
+        """Probabilities, (batch, *shape)."""
+        return self.probabilities
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Sum of x log p + (1 - x) log(1 - p) with each log at least -100, (batch,); x in [0, 1].
+
+        Raises :class:`ContractError` if the decoder's values are not probabilities.
+        """
+        p = self.probabilities
+        if not bool(((p >= 0) & (p <= 1)).all()):
+            low, high = float(p.detach().min()), float(p.detach().max())
+            raise ContractError(
+                f"the decoder's probabilities must lie in [0, 1] but span [{low:.4g}, {high:.4g}]; "
+                "a missing sigmoid?"
+            )
+        return -F.binary_cross_entropy(p, x.expand_as(p), reduction="none").flatten(1).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianLikelihood:
+    """N(mean, exp(log_stddev)^2) for each element.
+
+    ``mean`` is (batch, *shape); ``log_stddev`` broadcasts against it: a scalar tensor for a fixed variance,
+    (batch, *shape) for a learned one.
+    """
+
+    mean: Tensor
+    log_stddev: Tensor
+
+    @property
+    def route(self) -> str:
+        """Fixed or learned variance."""
+        return f"Gaussian, {'fixed' if self.log_stddev.ndim == 0 else 'learned'} variance"
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Sum of -1/2 ((x - mean)/s)^2 - log s - 1/2 log 2 pi, (batch,)."""
+        standardised = (x - self.mean) * torch.exp(-self.log_stddev)
+        elements = -0.5 * standardised.square() - self.log_stddev - 0.5 * math.log(2 * math.pi)
+        return elements.flatten(1).sum(1)
+
+
+def reconstruct(vae: VAE, x: Tensor) -> Tensor:
+    """rec(x): the decoder's mean at z = the posterior mean, (batch, *shape)."""
+    return vae.decode(vae.encode(x).mean).mean
