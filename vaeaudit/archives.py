@@ -1,0 +1,239 @@
+"""Reading arrays by name from .npz, .npy and .safetensors files, and telling images from labels and factors.
+
+No pickle is ever loaded: a pickled array beside the images is left out and told, pickled images are refused.
+"""
+
+import math
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+
+from vaeaudit.checkpoints import sha256_of
+from vaeaudit.data import Factors, Stored, shape_text
+from vaeaudit.errors import DataError, TrustError, VaeauditError
+
+_IMAGE_NAMES = ("imgs", "images", "data", "x", "x_train", "x_val", "x_test")
+_LABEL_NAMES = ("labels", "label", "targets", "target", "y")
+_SPLIT_LABEL_NAMES = ("y_train", "y_val", "y_test")  # each belongs to its own x_...
+_FACTOR_NAMES = ("latents_classes", "latents_values", "latents_names")
+_DSPRITES = ("color", "shape", "scale", "orientation", "posX", "posY")  # five columns: without the constant colour
+_KINDS = {
+    "BOOL": "b",
+    "BF16": "f",
+    "U": "u",
+    "I": "i",
+    "F": "f",
+    "C": "c",
+}  # of safetensors types, or their letter
+
+
+@dataclass(frozen=True)
+class _Array:
+    """One array, known by its header until it is loaded; ``kind`` as in ``np.dtype.kind``, "O": pickled."""
+
+    file: Path
+    shape: tuple[int, ...]
+    kind: str
+    fetch: Callable[[], NDArray[np.generic]]
+
+    def load(self) -> NDArray[np.generic]:
+        with decoding(self.file, f"{self.file.suffix} file"):
+            return self.fetch()
+
+
+@contextmanager
+def decoding(file: Path, what: str) -> Iterator[None]:
+    """Turn whatever a decoder raises on a damaged file into one :class:`DataError`.
+
+    Decoders of untrusted bytes raise nearly anything; keep little but their calls inside.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # NumPy on headers of Python 2, Pillow on odd tags: both read on exactly
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except (VaeauditError, MemoryError, PermissionError):
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")[:200]
+        raise DataError(
+            f"{file} is not a whole {what} ({reason}); it may be truncated or only named so"
+        ) from error
+
+
+def read_npz(file: Path) -> Stored:
+    """Read the images, labels and factors of a .npz archive."""
+    _refuse_pickle(file)
+    arrays: dict[str, _Array] = {}
+    skipped: list[str] = []
+    with decoding(file, ".npz file"):
+        archive = zipfile.ZipFile(file)
+    with archive:
+        for info in archive.infolist():
+            if not info.filename.endswith(".npy"):
+                skipped.append(f"{info.filename}: not an array")
+                continue
+            with decoding(file, ".npz file"), archive.open(info) as stream:
+                shape, kind = _npy_header(stream, info.file_size)
+            fetch = partial(_npz_member, archive, info)
+            arrays[info.filename.removesuffix(".npy")] = _Array(file, shape, kind, fetch)
+        return _select(file, arrays, skipped)
+
+
+def _npz_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[np.generic]:
+    with archive.open(info) as stream:
+        array: NDArray[np.generic] = npy.read_array(stream, allow_pickle=False)
+    return array
+
+
+def read_npy(file: Path) -> Stored:
+    """Read the one array of a .npy file."""
+    _refuse_pickle(file)
+    with decoding(file, ".npy file"), file.open("rb") as stream:
+        _, kind = _npy_header(stream, file.stat().st_size)
+        if kind == "O":
+            raise _pickled(file, "object array")
+        stream.seek(0)
+        values: NDArray[np.generic] = npy.read_array(stream, allow_pickle=False)
+    return Stored(values, None, None, str(file), sha256_of(file))
+
+
+def _npy_header(stream: IO[bytes], size: int) -> tuple[tuple[int, ...], str]:
+    """Shape and kind ("O" for anything pickled) from a .npy header; ``size`` in bytes with the header."""
+    version = npy.read_magic(stream)
+    if version not in {(1, 0), (2, 0)}:
+        raise ValueError(f"version {version} of the format")
+    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read_header(stream)
+    if dtype.hasobject:
+        return shape, "O"
+    promised = stream.tell() + math.prod(shape) * dtype.itemsize
+    if promised != size:
+        raise ValueError(f"the header promises {promised} bytes and {size} came")
+    return shape, dtype.kind
+
+
+def read_safetensors(file: Path) -> Stored:
+    """Read the images, labels and factors of a .safetensors file; its metadata are ignored."""
+    with decoding(file, ".safetensors file"):
+        opened = safe_open(file, framework="pt", device="cpu")
+    with opened as handle:
+        arrays = {}
+        names = handle.keys()
+        for name in names:
+            header = handle.get_slice(name)
+            stored_type = header.get_dtype()
+            kind = _KINDS.get(stored_type) or _KINDS.get(stored_type[0], "V")
+            arrays[name] = _Array(file, tuple(header.get_shape()), kind, partial(_tensor, handle.get_tensor, name))
+        return _select(file, arrays, [])
+
+
+def _tensor(get_tensor: Callable[[str], Tensor], name: str) -> NDArray[np.generic]:
+    tensor = get_tensor(name)
+    if str(tensor.dtype).startswith(("torch.bfloat16", "torch.float8")):  # NumPy has neither; float32 holds both
+        tensor = tensor.float()
+    array: NDArray[np.generic] = tensor.numpy().copy()  # the tensor may be mapped to the file, which may change
+    return array
+
+
+def _select(file: Path, arrays: Mapping[str, _Array], skipped: list[str]) -> Stored:
+    """Find images, labels and factors by name; the rest goes to ``skipped``."""
+    images = _image_name(file, arrays)
+    labels_name = _label_name(images, arrays)
+    labels = None
+    if labels_name is not None:
+        array = arrays[labels_name]
+        if array.kind in "biu" and array.shape[1:] in {(), (1,)}:
+            labels = array.load().reshape(-1).astype(np.int64)  # (n,) or (n, 1)
+        elif array.kind != "O":
+            skipped.append(f"{labels_name}: not one integer for each item")
+    factors = _factors(file, arrays)
+    for name, array in arrays.items():
+        if array.kind == "O":
+            skipped.append(f"{name}: pickled objects are not loaded")
+        elif name not in {images, labels_name} and (name not in _FACTOR_NAMES or factors is None):
+            skipped.append(f"{name}: not taken as images, labels or factors")
+    return Stored(arrays[images].load(), labels, factors, str(file), sha256_of(file), tuple(skipped))
+
+
+def _image_name(file: Path, arrays: Mapping[str, _Array]) -> str:
+    """The only array named as images are; with none so named, the only one that could be images."""
+    named = [n for n, a in arrays.items() if n.lower() in _IMAGE_NAMES and (len(a.shape) > 1 or a.kind == "O")]
+    other = {*_LABEL_NAMES, *_SPLIT_LABEL_NAMES, *_FACTOR_NAMES}
+    could = [n for n, a in arrays.items() if n.lower() not in other and len(a.shape) > 1 and a.kind in "biufc"]
+    found = named or could
+    if len(found) > 1:
+        raise DataError(
+            f"{file} holds several arrays that could be the images ({', '.join(found)}), where one was expected; "
+            "save the one to audit in a file of its own"
+        )
+    pickled = [n for n, a in arrays.items() if a.kind == "O" and n in (found or arrays)]
+    if pickled:
+        raise _pickled(file, ", ".join(pickled))
+    if not found:
+        held = ", ".join(f"{n} of shape {shape_text(a.shape)}" for n, a in arrays.items()) or "nothing"
+        raise DataError(f"{file} holds no array of items (n, ...), only {held}; store one named 'images'")
+    return found[0]
+
+
+def _label_name(images: str, arrays: Mapping[str, _Array]) -> str | None:
+    """y_test for x_test; otherwise the first usual name that is there."""
+    by_name = {name.lower(): name for name in arrays}
+    paired = "y" + images.lower().removeprefix("x")
+    return next((by_name[name] for name in (paired, *_LABEL_NAMES) if name in by_name), None)
+
+
+def _factors(file: Path, arrays: Mapping[str, _Array]) -> Factors | None:
+    """The factors of the dSprites layout; None without a readable ``latents_classes``."""
+    if "latents_classes" not in arrays or arrays["latents_classes"].kind == "O":
+        return None
+    classes = arrays["latents_classes"].load()
+    if classes.ndim != 2 or classes.dtype.kind not in "biu":
+        raise DataError(
+            f"{file}: latents_classes must be integers of shape (n, factors) but is {classes.dtype} of shape "
+            f"{shape_text(classes.shape)}; count the values of each factor from 0"
+        )
+    values = None
+    if "latents_values" in arrays and arrays["latents_values"].kind in "biuf":
+        values = arrays["latents_values"].load().astype(np.float64)
+        if values.shape[1:] != classes.shape[1:]:
+            raise DataError(
+                f"{file}: latents_values of shape {shape_text(values.shape)} must have the columns of "
+                f"latents_classes, {shape_text(classes.shape)}; store both from the same table"
+            )
+    columns = classes.shape[1]
+    names = {5: _DSPRITES[1:], 6: _DSPRITES}.get(columns, tuple(f"factor{i}" for i in range(columns)))
+    if "latents_names" in arrays and arrays["latents_names"].kind in "SU":
+        given = arrays["latents_names"].load().reshape(-1).tolist()
+        names = tuple(n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in given)
+    if len(names) != columns:
+        raise DataError(f"{file}: latents_names holds {len(names)} names for {columns} factors; give one for each")
+    return Factors(names, classes.astype(np.int64), values)
+
+
+def _refuse_pickle(file: Path) -> None:
+    with file.open("rb") as stream:
+        start = stream.read(1)
+    if start == b"\x80":  # PROTO, which begins every pickle since protocol 2 and none of our formats
+        raise _pickled(file, "the whole file")
+
+
+def _pickled(file: Path, what: str) -> TrustError:
+    return TrustError(
+        f"{file} holds its images as pickled objects ({what}), and loading them could run code, so they were not "
+        "loaded; convert them where you trust the file: np.savez('images.npz', images=np.stack(list(images)))"
+    )

@@ -1,0 +1,295 @@
+"""Items for a model: what a file stores, shaped and scaled to what the model takes, one batch at a time.
+
+The stored numbers stay as they are (dSprites is 46,080 x 64 x 64 bytes) and become floats batch by batch. The
+range they are stored in is read from their type and values: bool and integers that are all 0 or 1 lie in [0, 1],
+other uint8 in [0, 255]; it is mapped linearly onto the model's range. Floats are taken as they are.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vaeaudit.errors import DataError, nearest
+
+RESIZE = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """Known generative factors: ``classes`` (n, k) counted from 0; ``values`` (n, k) in the factors' own units."""
+
+    names: tuple[str, ...]
+    classes: NDArray[np.int64]
+    values: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """What a source holds, untouched: ``values`` (n, ...) in the stored type, ``labels`` (n,) int64.
+
+    ``skipped`` tells in sentences what was left out. Raises :class:`DataError` if there are no items, or if labels
+    or factors are not as many as the items.
+    """
+
+    values: NDArray[np.generic]
+    labels: NDArray[np.int64] | None
+    factors: Factors | None
+    source: str
+    sha256: str
+    skipped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.values.ndim < 2:
+            raise DataError(
+                f"{self.source} holds an array of shape {shape_text(self.values.shape)}, where items (n, ...) "
+                "were expected; store one row per item"
+            )
+        if self.values.size == 0:
+            raise DataError(
+                f"{self.source} holds no items (shape {shape_text(self.values.shape)}), where at least one was "
+                "expected; was it written to the end?"
+            )
+        parts: list[tuple[str, NDArray[np.generic] | None]] = [("labels", self.labels)]
+        if self.factors is not None:
+            parts += [("factor classes", self.factors.classes), ("factor values", self.factors.values)]
+        for what, array in parts:
+            if array is not None and len(array) != len(self.values):
+                raise DataError(
+                    f"{self.source} holds {len(self.values)} items but {len(array)} {what}, where one for each "
+                    "item was expected; store both in the same order"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Items fitted to a model.
+
+    ``range`` is the [lo, hi] that every batch lies in, None where the model names none and floats are stored.
+    ``stored`` tells in words what was stored and how it was mapped; ``labels`` (n,) int64 and ``factors`` as read.
+    ``layout`` and ``top`` say how rows become inputs: see :func:`fit`.
+    """
+
+    values: NDArray[np.generic]
+    input_shape: tuple[int, ...]
+    range: tuple[float, float] | None
+    labels: NDArray[np.int64] | None
+    factors: Factors | None
+    source: str
+    sha256: str
+    stored: str
+    skipped: tuple[str, ...]
+    warnings: tuple[str, ...]
+    layout: "Layout"
+    top: int | None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def batch(
+        self,
+        indices: Sequence[int] | NDArray[np.integer],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """The items named by ``indices``, (len(indices), *input_shape), inside ``range``.
+
+        Computed in float64 and rounded once to ``dtype``. Raises IndexError outside 0..len - 1.
+        """
+        index = np.asarray(indices)
+        if index.size == 0:
+            index = np.empty(0, np.int64)
+        elif index.dtype.kind not in "iu":  # a mask would otherwise be read as items 0 and 1
+            raise IndexError(f"items are named by integers but {index.dtype} came")
+        elif index.min() < 0 or index.max() >= len(self):
+            raise IndexError(
+                f"items are numbered 0 to {len(self) - 1} but {index.min()} to {index.max()} were asked for"
+            )
+        rows = self.layout.arrange(self.values[index])  # (b, *input_shape), or (b, *other, h, w) before resizing
+        if self.layout.filter is not None:
+            rows = _resized(rows, self.input_shape, self.layout.filter, as_bytes=self.top == 255)
+        x = rows.astype(np.float64)
+        if self.range is not None:
+            lo, hi = self.range
+            if self.top is not None:
+                x = (lo * (self.top - x) + hi * x) / self.top  # one rounding where lo and hi are integers
+            x = np.clip(x, lo, hi)  # bicubic and lanczos overshoot
+        return torch.from_numpy(x).to(dtype).to(device)  # two steps: mps has no float64
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a stored row becomes an input: channels moved first, reshaped (row-major), resized with a filter."""
+
+    shape: tuple[int, ...]
+    channels_last: bool = False
+    filter: str | None = None
+    told: tuple[str, ...] = ()
+
+    def arrange(self, rows: NDArray[np.generic]) -> NDArray[np.generic]:
+        """(b, *stored) -> (b, *shape)."""
+        moved = np.moveaxis(rows, -1, 1) if self.channels_last else rows  # (b, H, W, C) -> (b, C, H, W)
+        return moved.reshape(len(rows), *self.shape)
+
+
+def fit(
+    stored: Stored,
+    *,
+    input_shape: tuple[int, ...],
+    data_range: tuple[float, float] | None,
+    resize: str | None = None,
+) -> Data:
+    """Fit what was read to a model that takes ``input_shape`` in ``data_range`` (None: unknown).
+
+    Shapes: as they are; (H, W) for (1, H, W); channels last for (C, H, W); rows of as many numbers for any shape,
+    and any shape for rows, row-major. ``resize`` names one of :data:`RESIZE`, done by Pillow: on the 8-bit image
+    for uint8, on 32-bit floats (0/1 integers as 0 and 1) for the rest, channel by channel, clipped to the range.
+
+    With ``data_range`` None, 0/1 integers are taken as they are, in [0, 1], with a warning; other integers are an
+    error, since nothing says what 255 stands for.
+
+    Raises :class:`DataError` if the values, the shape or the name of the filter do not fit.
+    """
+    if data_range is not None and not -math.inf < data_range[0] < data_range[1] < math.inf:
+        raise DataError(
+            f"the range must be two finite numbers LO < HI, but {_span(*data_range)} came; give --range LO HI"
+        )
+    if resize is not None and resize not in RESIZE:
+        raise DataError(
+            f"resize must be one of {', '.join(RESIZE)}, but '{resize}' came{nearest(resize, RESIZE)}; "
+            "name one of them or leave it out"
+        )
+    top, low, high = _stored_range(stored)
+    warned: list[str] = []
+    mapped = "taken as they are"
+    if top is None:
+        _check_floats(stored, low, high, data_range)
+    elif data_range is not None:
+        same = data_range == (0, top)
+        mapped = f"{mapped} in" if same else f"mapped from {_span(0, top)} to"
+        mapped += f" {_span(*data_range)}"
+    elif top == 1:
+        data_range, mapped = (0.0, 1.0), f"{mapped} in [0, 1]"
+        warned.append(
+            "the model names no range and the values are all 0 or 1, so they were taken as [0, 1]; "
+            "give --range if the model takes another"
+        )
+    else:
+        raise DataError(
+            f"{stored.source} holds uint8 values {low:.0f}..{high:.0f}, but no range of the model is known to "
+            "map them to; give --range LO HI"
+        )
+    if top == 255 and high < 128:
+        warned.append(
+            f"the uint8 values reach only {high:.0f} of 255; if they are on a shorter scale, store them as floats "
+            "in the model's range"
+        )
+    layout = _layout(stored, input_shape, resize)
+    told = f"{stored.values.dtype.name} {shape_text(stored.values.shape[1:])}, values {low:.6g}..{high:.6g}"
+    return Data(
+        values=stored.values,
+        input_shape=input_shape,
+        range=None if data_range is None else (float(data_range[0]), float(data_range[1])),
+        labels=stored.labels,
+        factors=stored.factors,
+        source=stored.source,
+        sha256=stored.sha256,
+        stored=", ".join([told, mapped, *layout.told]),
+        skipped=stored.skipped,
+        warnings=tuple(warned),
+        layout=layout,
+        top=top,
+    )
+
+
+def _stored_range(stored: Stored) -> tuple[int | None, float, float]:
+    """(top, min, max): integers lie in [0, top]; ``top`` is None for floats. One pass over the values."""
+    values = stored.values
+    if values.dtype.kind not in "biuf":
+        raise DataError(
+            f"{stored.source} holds values of type {values.dtype}, where bool, uint8 or floats were expected; "
+            "store real numbers"
+        )
+    low, high = values.min(), values.max()
+    if values.dtype.kind == "f":
+        return None, float(low), float(high)
+    if low >= 0 and high <= 1:
+        return 1, float(low), float(high)
+    if values.dtype == np.uint8:
+        return 255, float(low), float(high)
+    raise DataError(
+        f"{stored.source} holds {values.dtype.name} values {low}..{high}, and integers other than uint8 are taken "
+        "only when all are 0 or 1; store them as uint8 or as floats in the model's range"
+    )
+
+
+def _check_floats(stored: Stored, low: float, high: float, data_range: tuple[float, float] | None) -> None:
+    if not (math.isfinite(low) and math.isfinite(high)):  # NaN and infinities show in the minimum or the maximum
+        bad = sum(int((~np.isfinite(np.asarray(row, np.float64))).sum()) for row in stored.values)
+        raise DataError(
+            f"{stored.source} holds {bad} NaN or infinite value{'s' * (bad > 1)} of {stored.values.size}, where "
+            "finite numbers were expected; leave those items out or repair them"
+        )
+    if data_range is None:
+        return
+    with np.errstate(over="ignore"):
+        lo, hi = np.asarray(data_range).astype(stored.values.dtype)  # so that float32 0.1 is not above 0.1
+    if low < lo or high > hi:
+        raise DataError(
+            f"{stored.source}: data lie in {_span(low, high)} but the model takes {_span(*data_range)}; "
+            "give --range or store them as uint8"
+        )
+
+
+def _layout(stored: Stored, want: tuple[int, ...], resize: str | None) -> Layout:
+    """Decide how rows become ``want``; the first rule that fits holds."""
+    item = stored.values.shape[1:]
+    as_asked = () if resize is None else (f"not resized since the size agrees ({resize} was asked for)",)
+    last_first = (item[-1], *item[:-1])
+    if item == want:
+        return Layout(want, told=as_asked)
+    if (1, *item) == want:
+        return Layout(want, told=(f"read as {shape_text(want)}", *as_asked))
+    if len(item) == 3 and last_first == want:
+        return Layout(want, channels_last=True, told=("channels moved first", *as_asked))
+    if math.prod(item) == math.prod(want) and 1 in (len(item), len(want)):
+        verb = "read" if len(item) == 1 else "flattened"
+        return Layout(want, told=(f"{verb} as {shape_text(want)} (row-major)", *as_asked))
+    # Images of another size: (h, w) for (1, H, W) or (H, W); (C, h, w) or (h, w, C) for (C, H, W).
+    channels, size = want[:-2], want[-2:]
+    is_image = len(want) in (2, 3) and len(item) in (2, 3)
+    plain = is_image and (item[:-2] == channels or (len(item) == 2 and channels == (1,)))
+    moved = is_image and not plain and len(item) == 3 and last_first[:1] == channels
+    came = last_first[1:] if moved else item[-2:]
+    if resize is not None and (plain or moved):
+        told = (f"resized to {shape_text(size)} with {resize}",)
+        return Layout((*channels, *came), moved, resize, ("channels moved first", *told) if moved else told)
+    hint = "; --resize bilinear resizes them" if plain or moved else "; give data of that shape"
+    raise DataError(f"{stored.source}: items are {shape_text(item)} but the model takes {shape_text(want)}{hint}")
+
+
+def _resized(
+    rows: NDArray[np.generic], shape: tuple[int, ...], name: str, *, as_bytes: bool
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """(b, *channels, h, w) -> (b, *shape), each plane by Pillow: 8-bit mode L, or 32-bit float mode F."""
+    planes = rows.reshape(-1, *rows.shape[-2:]).astype(np.uint8 if as_bytes else np.float32)
+    out = np.empty((len(planes), *shape[-2:]), planes.dtype)
+    height, width = shape[-2:]
+    for plane, image in zip(out, planes, strict=True):
+        plane[:] = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling[name.upper()]))
+    return out.reshape(len(rows), *shape)
+
+
+def _span(low: float, high: float) -> str:
+    return f"[{low:.9g}, {high:.9g}]"
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """A shape as people write it: 3x32x32, or "scalar"."""
+    return "x".join(map(str, shape)) or "scalar"

@@ -1,0 +1,304 @@
+"""Limited-memory BFGS with bounds, for a batch of independent problems.
+
+Each problem has its own iterate, history, step and stopping test; one round evaluates the trial points of all
+problems that still run, together, and finished problems leave the batch. The method is a projected
+quasi-Newton method: variables at a bound that the gradient pushes outward are held (Bertsekas 1982, "Projected
+Newton methods", eq. 32), the L-BFGS direction (Nocedal & Wright, algorithm 7.4) is taken in the remaining
+ones, and the step is searched along the path bent at the bounds.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+# objective(x, problem) -> (values, gradients): x (b, n), problem (b,) integers -> (b,), (b, n)
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+_ARMIJO = 1e-4  # sufficient decrease, Nocedal & Wright eq. 3.6a
+_CURVATURE = 0.9  # a slope still below this share of the first one says the step is too short, eq. 3.6b
+_MAX_BACKTRACKS = 25
+
+
+class Status(IntEnum):
+    """How a problem ended."""
+
+    CONVERGED = 0
+    STALLED = 1
+    LIMIT = 2
+    STOPPED = 3
+    NONFINITE = 4
+
+    @property
+    def message(self) -> str:
+        """The status in words."""
+        return {
+            Status.CONVERGED: "converged",
+            Status.STALLED: "no further decrease at this precision",
+            Status.LIMIT: "evaluation limit reached",
+            Status.STOPPED: "interrupted",
+            Status.NONFINITE: "objective not finite at the start",
+        }[self]
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """A problem has converged after ``patience`` iterations in a row that each gain at most ``ftol`` * |f|.
+
+    Relative to |f| itself: with small lambda the whole objective is small, and a test against max(|f|, 1)
+    stops before the norm has been reduced. ``max_evaluations`` is per problem.
+    """
+
+    ftol: float
+    patience: int = 3
+    max_evaluations: int = 500
+
+    @classmethod
+    def for_dtype(cls, dtype: torch.dtype, max_evaluations: int = 500) -> "Stopping":
+        """Tolerance for a precision: 1e-10 in float64, 1e-5 in float32."""
+        return cls(ftol=1e-10 if dtype == torch.float64 else 1e-5, max_evaluations=max_evaluations)
+
+
+@dataclass(frozen=True, eq=False)
+class Minima:
+    """Best point of each problem (B, n), its value (B,), how it ended (B,) and what it cost (B,)."""
+
+    x: Tensor
+    value: Tensor
+    status: Tensor
+    evaluations: Tensor
+
+
+@dataclass(eq=False)
+class _Running:
+    """State of the problems still running; every tensor has one row each."""
+
+    problem: Tensor  # (a,) number of the problem in the whole batch
+    lower: Tensor  # (a, n)
+    upper: Tensor
+    x: Tensor  # (a, n) current iterate
+    f: Tensor  # (a,)
+    g: Tensor  # (a, n)
+    anchor_x: Tensor  # (a, n) where the current direction was computed
+    anchor_g: Tensor
+    direction: Tensor  # (a, n)
+    slope: Tensor  # (a,) directional derivative at the anchor
+    step: Tensor  # (a,)
+    backtracks: Tensor  # (a,) in the current search
+    history: Tensor  # (a, 2, memory, n): differences of iterates, of gradients
+    newest: Tensor  # (a,) place of the newest pair
+    pairs: Tensor  # (a,) how many places hold a pair
+    calm: Tensor  # (a,) iterations in a row with no worthwhile gain
+    evaluations: Tensor  # (a,)
+    status: Tensor  # (a,) -1 while running
+
+    def rows(self, keep: Tensor) -> "_Running":
+        return replace(self, **{field.name: getattr(self, field.name)[keep] for field in fields(self)})
+
+
+def minimise(
+    objective: Objective,
+    start: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    stopping: Stopping,
+    *,
+    memory: int = 10,
+    go_on: Callable[[int], bool] = lambda _: True,
+) -> Minima:
+    """Minimise ``objective`` for each row of ``start`` (B, n) within [lower, upper] (B, n; may be infinite).
+
+    ``go_on`` is asked before each round with the number of problems running; on False all that run end as
+    STOPPED with the best point they have. Values never rise: each returned value is at most the start's.
+    """
+    count = start.shape[0]
+    x = start.clamp(lower, upper)
+    best = Minima(
+        x.clone(),
+        torch.full((count,), torch.inf, dtype=x.dtype, device=x.device),
+        torch.full((count,), int(Status.STOPPED), device=x.device),
+        torch.zeros(count, dtype=torch.long, device=x.device),
+    )
+    if count == 0 or not go_on(count):
+        return best
+    run = _begin(objective, x, lower, upper, memory)
+    while run.problem.numel():
+        done = run.status >= 0
+        # Dropping rows copies the history, so it waits until an eighth of the batch has finished.
+        if done.any() and int(done.sum()) * 8 >= done.numel():
+            _record(best, run, done)
+            run = run.rows(~done)
+            continue
+        if not go_on(int((~done).sum())):
+            run.status[~done] = int(Status.STOPPED)
+            break
+        _round(objective, run, (~done).nonzero().squeeze(1), stopping)
+    _record(best, run, torch.ones_like(run.status, dtype=torch.bool))
+    return best
+
+
+def _record(best: Minima, run: _Running, done: Tensor) -> None:
+    problem = run.problem[done]
+    best.x[problem] = run.x[done]
+    best.value[problem] = run.f[done]
+    best.status[problem] = run.status[done]
+    best.evaluations[problem] = run.evaluations[done]
+
+
+def _begin(objective: Objective, x: Tensor, lower: Tensor, upper: Tensor, memory: int) -> _Running:
+    count, n = x.shape
+    problem = torch.arange(count, device=x.device)
+    f, g = objective(x, problem)
+    zeros = torch.zeros(count, dtype=torch.long, device=x.device)
+    run = _Running(
+        problem=problem,
+        lower=lower,
+        upper=upper,
+        x=x,
+        f=f,
+        g=g,
+        anchor_x=x.clone(),
+        anchor_g=g.clone(),
+        direction=torch.zeros_like(x),
+        slope=torch.zeros_like(f),
+        step=torch.ones_like(f),
+        backtracks=zeros.clone(),
+        history=x.new_zeros((count, 2, memory, n)),
+        newest=zeros.clone() + memory - 1,
+        pairs=zeros.clone(),
+        calm=zeros.clone(),
+        evaluations=zeros + 1,
+        status=zeros - 1,
+    )
+    finite = f.isfinite() & g.isfinite().all(1)
+    run.status[~finite] = int(Status.NONFINITE)
+    _aim(run, finite.nonzero().squeeze(1))
+    return run
+
+
+def _round(objective: Objective, run: _Running, live: Tensor, stopping: Stopping) -> None:
+    """Evaluate one trial point of each live problem and advance its search."""
+    x, f, g = run.x[live], run.f[live], run.g[live]
+    trial = x + run.step[live, None] * run.direction[live]
+    trial = trial.clamp(run.lower[live], run.upper[live])
+    f_trial, g_trial = objective(trial, run.problem[live])
+    run.evaluations[live] += 1
+
+    moved = trial - x
+    foreseen = (g * moved).sum(1)  # first-order change along the bent path
+    # Rounding of f hides small decreases; Hager & Zhang (2005) accept within that error.
+    rounding = 4 * torch.finfo(f.dtype).eps * f.abs()
+    finite = f_trial.isfinite() & g_trial.isfinite().all(1)
+    accepted = finite & (f_trial <= f + _ARMIJO * foreseen + rounding) & (f_trial <= f)
+
+    # Accepted: move there. If the slope along the direction is still steep, go on along it with twice the step.
+    won = live[accepted]
+    gain = (f - f_trial)[accepted]
+    run.x[won], run.f[won], run.g[won] = trial[accepted], f_trial[accepted], g_trial[accepted]
+    slope = (g_trial * moved).sum(1)[accepted]
+    too_short = (slope < _CURVATURE * foreseen[accepted]) & (gain > stopping.ftol * f_trial[accepted].abs())
+    run.step[won[too_short]] *= 2
+    run.backtracks[won[too_short]] = 0
+
+    # Rejected: shorten by the minimiser of the quadratic through f, its slope and f_trial.
+    lost = live[~accepted]
+    curvature = (f_trial - f - foreseen)[~accepted]
+    shrink = -foreseen[~accepted] / (2 * curvature)
+    shrink = torch.where(shrink.isfinite(), shrink, 0.1).clamp(0.1, 0.5)
+    run.step[lost] *= shrink
+    run.backtracks[lost] += 1
+
+    # A search that failed starts again from steepest descent, once; without a history it has stalled.
+    failed = lost[run.backtracks[lost] >= _MAX_BACKTRACKS]
+    run.status[failed[run.pairs[failed] == 0]] = int(Status.STALLED)
+    again = failed[run.pairs[failed] > 0]
+    run.pairs[again] = 0
+
+    ended = won[~too_short]
+    idle = gain[~too_short] <= stopping.ftol * run.f[ended].abs()
+    run.calm[ended] = torch.where(idle, run.calm[ended] + 1, 0)
+    run.status[ended[run.calm[ended] >= stopping.patience]] = int(Status.CONVERGED)
+    _remember(run, ended)
+    _aim(run, torch.cat([ended, again]))
+    over = (run.evaluations >= stopping.max_evaluations) & (run.status < 0)
+    run.status[over] = int(Status.LIMIT)
+
+
+def _remember(run: _Running, rows: Tensor) -> None:
+    """Add the move since the anchor to the history, where its curvature is positive."""
+    s = run.x[rows] - run.anchor_x[rows]
+    y = run.g[rows] - run.anchor_g[rows]
+    useful = (s * y).sum(1) > torch.finfo(s.dtype).eps * (y * y).sum(1)
+    rows, s, y = rows[useful], s[useful], y[useful]
+    memory = run.history.shape[2]
+    run.newest[rows] = (run.newest[rows] + 1) % memory
+    run.history[rows, 0, run.newest[rows]] = s
+    run.history[rows, 1, run.newest[rows]] = y
+    run.pairs[rows] = (run.pairs[rows] + 1).clamp(max=memory)
+
+
+def _aim(run: _Running, rows: Tensor) -> None:
+    """Compute the next direction and first step of the named rows; end those with no descent left."""
+    if rows.numel() == 0:
+        return
+    x, g = run.x[rows], run.g[rows]
+    held = ((x <= run.lower[rows]) & (g > 0)) | ((x >= run.upper[rows]) & (g < 0))
+    free = ~held
+    g = g * free
+    direction = -inv_hessian_product(g, run.history[rows], free, run.newest[rows], run.pairs[rows])
+    slope = (direction * g).sum(1)
+    norm = torch.linalg.vector_norm(g, dim=1)
+    # Without a usable history: steepest descent with a step of length at most 1, as L-BFGS-B starts.
+    steepest = (run.pairs[rows] == 0) | (slope >= 0) | ~slope.isfinite()
+    scaled = -g / norm.clamp(min=1.0)[:, None]
+    direction = torch.where(steepest[:, None], scaled, direction)
+    slope = torch.where(steepest, (scaled * g).sum(1), slope)
+    run.pairs[rows[steepest]] = 0
+    run.direction[rows], run.slope[rows] = direction, slope
+    run.anchor_x[rows], run.anchor_g[rows] = x, run.g[rows]
+    run.step[rows] = 1.0
+    run.backtracks[rows] = 0
+    run.status[rows[norm == 0]] = int(Status.CONVERGED)
+
+
+def inv_hessian_product(g: Tensor, history: Tensor, free: Tensor, newest: Tensor, pairs: Tensor) -> Tensor:
+    """H g in the free variables, (a, n): the two-loop recursion written in inner products.
+
+    ``history`` (a, 2, m, n) holds s and y; ``free`` (a, n) masks both, because a held variable left in a pair
+    spoils the curvature of the others. All of H g lies in span{g, s_i, y_i}, so the recursion runs on the
+    coefficients (Nocedal & Wright, algorithm 7.4) and touches long vectors twice only.
+    """
+    count, _, m, n = history.shape
+    w = (history * free[:, None, None]).reshape(count, 2 * m, n)
+    gram = w @ w.transpose(1, 2)  # (a, 2m, 2m)
+    wg = (w @ g[:, :, None]).squeeze(2)  # (a, 2m)
+    sy, yy = gram[:, :m, m:], gram[:, m:, m:]
+    sg, yg = wg[:, :m], wg[:, m:]
+    curvature = sy.diagonal(dim1=1, dim2=2)
+    y_square = yy.diagonal(dim1=1, dim2=2)
+    age = (newest[:, None] - torch.arange(m, device=g.device)) % m  # (a, m): 0 is the newest pair
+    usable = (age < pairs[:, None]) & (curvature > torch.finfo(g.dtype).eps * y_square)
+    rho = torch.where(usable, 1 / curvature, 0.0)
+
+    row = torch.arange(count, device=g.device)
+    order = (newest[:, None] - torch.arange(m, device=g.device)) % m  # (a, m): places, newest first
+    on_y = torch.zeros_like(sg)  # q = g + sum_j on_y[j] y_j
+    alpha = torch.zeros_like(sg)
+    for k in range(m):
+        i = order[:, k]
+        value = rho[row, i] * (sg[row, i] + (on_y * sy[row, i]).sum(1))
+        alpha[row, i] = value
+        on_y[row, i] -= value
+
+    # gamma = s.y / y.y of the newest usable pair, eq. 7.20
+    first = torch.where(usable, age, m).argmin(1)
+    gamma = torch.where(usable.any(1), curvature[row, first] / y_square[row, first], 1.0)
+    on_s = torch.zeros_like(sg)  # r = gamma q + sum_j on_s[j] s_j
+    for k in reversed(range(m)):
+        i = order[:, k]
+        yr = gamma * (yg[row, i] + (on_y * yy[row, i]).sum(1)) + (on_s * sy[row, :, i]).sum(1)
+        on_s[row, i] += alpha[row, i] - rho[row, i] * yr
+    coefficients = torch.cat([on_s, gamma[:, None] * on_y], dim=1)  # (a, 2m)
+    return gamma[:, None] * g + (coefficients[:, None] @ w).squeeze(1)
