@@ -1,0 +1,80 @@
+"""What the adapters of this folder share: reading options, and filling a module with a checkpoint's tensors."""
+
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Annotated, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from torch import Tensor, nn
+
+from vaeaudit import load_state
+from vaeaudit.errors import AdapterError, nearest
+
+Shape = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+
+
+class Options(BaseModel):
+    """The options of every adapter here: facts about a model's inputs, stated by its file or by the user."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    input_shape: Shape | None = None
+    range: tuple[float, float] | None = None
+
+    @field_validator("range")
+    @classmethod
+    def _in_order(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1]:
+            raise ValueError("the first number should be less than the second")
+        return value
+
+    def unit_range(self) -> tuple[float, float]:
+        """The range of a model with Bernoulli likelihood: the stated one, else [0, 1].
+
+        Raises ValueError, which pydantic turns into an error of the option, where it leaves [0, 1].
+        """
+        low, high = self.range or (0.0, 1.0)
+        if low < 0 or high > 1:
+            raise ValueError(f"a Bernoulli likelihood needs a range inside [0, 1], and range is [{low}, {high}]")
+        return low, high
+
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def read_options(model: type[AnyOptions], config: Mapping[str, object], adapter: str) -> AnyOptions:
+    """Validate ``config``; every fault is an :class:`AdapterError` of one sentence."""
+    known = list(model.model_fields)
+    unknown = [name for name in config if name not in known]
+    if unknown:
+        raise AdapterError(
+            f"adapter '{adapter}' has no option '{unknown[0]}'{nearest(unknown[0], known)}; "
+            f"its options are {', '.join(known)}"
+        )
+    try:
+        return model.model_validate(dict(config))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        reason = fault["msg"].removeprefix("Value error, ")
+        if not fault["loc"]:  # each option is possible, but not beside the others
+            raise AdapterError(f"adapter '{adapter}' cannot take these options together: {reason}") from error
+        name = str(fault["loc"][0])
+        raise AdapterError(
+            f"adapter '{adapter}' cannot take {name} = {config[name]!r}: {reason[0].lower()}{reason[1:]}"
+        ) from error
+
+
+def filled(build: Callable[[], AnyModule], tensors: Mapping[str, Tensor]) -> AnyModule:
+    """Build a module and copy ``tensors`` into it, in float32 or, if the file holds float64, in that.
+
+    No initial weights are drawn: opening a model leaves the global random state as it was.
+    Raises :class:`vaeaudit.errors.CheckpointError` where a name or shape does not match.
+    """
+    with torch.device("meta"):
+        module = build()
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()), torch.float32)
+    module = module.to_empty(device="cpu").to(dtype)
+    load_state(module, tensors)
+    return module

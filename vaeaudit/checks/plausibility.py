@@ -1,0 +1,268 @@
+"""Is this the model it claims to be? Asked on real data before any other check.
+
+A wrong activation, a missing sigmoid, a wrong layout of mean and log-variance or a wrong data range loads
+without an error and gives figures that look like figures. What follows finds such models out: each finding
+has a verdict, and an audit of a model that does not pass them all gets none.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from scipy import stats as distributions
+from torch import Tensor, nn
+
+from vaeaudit import stats
+from vaeaudit.batches import RowBatches
+from vaeaudit.draws import noise_set
+from vaeaudit.errors import ContractError, DataError, NonFiniteError
+from vaeaudit.stats import Measurement
+from vaeaudit.vae import VAE, BernoulliProbabilities, DiagonalGaussian, Likelihood, Posterior
+
+_LEVEL = 0.999  # of the test against the mean image: a sound model must not fail it by chance
+_PROBED = 8  # items for the checks that need a backward pass or a second run
+
+
+class Verdict(StrEnum):
+    """Of one finding. UNSURE and FAIL leave the audit without a verdict."""
+
+    PASS = "pass"
+    UNSURE = "unsure"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One question, its answer in words, and what to look at where the answer is bad."""
+
+    name: str
+    verdict: Verdict
+    message: str
+
+
+@dataclass(frozen=True)
+class Plausibility:
+    """All findings, and the model's losses on the items, in nats (z = the mean; ``kl`` to the prior)."""
+
+    findings: tuple[Finding, ...]
+    losses: dict[str, Measurement]
+    items: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether every finding passed."""
+        return all(finding.verdict is Verdict.PASS for finding in self.findings)
+
+
+def examine(vae: VAE, x: Tensor, *, seed: int = 0, batch_size: int | None = None) -> Plausibility:
+    """Try the model on real items ``x`` (n, *input_shape), n >= 2.
+
+    Raises:
+        DataError: fewer than two items, or all items equal: there is no mean image to compare with.
+        ContractError: outputs of a wrong shape.
+        NonFiniteError: NaN or infinite outputs.
+    """
+    if len(x) < 2 or bool((x == x[:1]).all()):
+        raise DataError(f"at least two different items are needed to try the model, but {len(x)} came, all equal")
+    rows = RowBatches(batch_size) if batch_size else RowBatches.automatic(vae.input_shape, x.device)
+    _check_shapes(vae, x[:2])
+    noise = _noise(vae, x, seed)
+
+    @torch.no_grad()
+    def run(part: Tensor, eta: Tensor) -> tuple[Tensor, ...]:
+        posterior = vae.encode(part)
+        likelihood = vae.decode(posterior.mean)
+        drawn = vae.decode(posterior.sample(eta))
+        return (
+            likelihood.mean,
+            -likelihood.log_prob(part)
+            if _proper(likelihood)
+            else torch.full_like(part.flatten(1)[:, 0], torch.nan),
+            posterior.kl(vae.prior),
+            (likelihood.mean - part).square().flatten(1).mean(1),
+            (drawn.mean - part).square().flatten(1).mean(1),
+            posterior.mean.flatten(1),
+        )
+
+    mean, nll, kl, error, drawn_error, latents = rows.map(run, x, noise)
+    _check_finite(mean, kl, latents)
+    with torch.no_grad():
+        likelihood = vae.decode(vae.encode(x[:2]).mean)
+    findings = [
+        _evaluation_mode(vae),
+        _deterministic(vae, x[:_PROBED]),
+        _independent_rows(vae, x[:_PROBED]),
+        _range(likelihood, mean, x),
+        _beats_mean_image("reconstruction", error, x),
+        _beats_mean_image("reconstruction of a draw", drawn_error, x),
+        _gradients(vae, x[:_PROBED]),
+        _log_variance(vae, x, rows),
+    ]
+    losses = {
+        "reconstruction": stats.mean(nll.tolist(), unit="nats", direction="none"),
+        "kl": stats.mean(kl.tolist(), unit="nats", direction="none"),
+        "error": stats.mean(error.tolist(), unit="squared input units", direction="none"),
+        "mean_image_error": stats.mean(_baseline(x).tolist(), unit="squared input units", direction="none"),
+    }
+    return Plausibility(tuple(findings), losses, len(x))
+
+
+def _noise(vae: VAE, x: Tensor, seed: int) -> Tensor:
+    with torch.no_grad():
+        shape = vae.encode(x[:1]).noise_shape
+    return noise_set(shape, draws=1, items=range(len(x)), seed=seed, check="plausibility", like=x)[0]
+
+
+def _proper(likelihood: Likelihood) -> bool:
+    """Whether log p exists: probabilities outside [0, 1] are told as a finding, not as an exception."""
+    if not isinstance(likelihood, BernoulliProbabilities):
+        return True
+    p = likelihood.probabilities
+    return bool(((p >= 0) & (p <= 1)).all())
+
+
+def _check_shapes(vae: VAE, x: Tensor) -> None:
+    with torch.no_grad():
+        posterior: Posterior = vae.encode(x)
+        mean = vae.decode(posterior.mean).mean
+        kl = posterior.kl(vae.prior)
+    if posterior.mean.shape[0] != len(x) or mean.shape != x.shape or kl.shape != x.shape[:1]:
+        raise ContractError(
+            f"for inputs {tuple(x.shape)} the model gave latents {tuple(posterior.mean.shape)}, a decoder mean "
+            f"{tuple(mean.shape)} and KL {tuple(kl.shape)}; expected a row of latents each, the inputs' shape "
+            f"and {tuple(x.shape[:1])}"
+        )
+
+
+def _check_finite(mean: Tensor, kl: Tensor, latents: Tensor) -> None:
+    for name, values in (("posterior mean", latents), ("posterior's KL to the prior", kl), ("decoder mean", mean)):
+        bad = int((~values.isfinite().flatten(1).all(1) if values.ndim > 1 else ~values.isfinite()).sum())
+        if bad:
+            raise NonFiniteError(
+                f"the {name} is NaN or infinite for {bad} of {len(values)} items; check the data's range and the "
+                "checkpoint, or try --dtype float64"
+            )
+
+
+def _evaluation_mode(vae: VAE) -> Finding:
+    training = (
+        [name or "the model" for name, m in vae.named_modules() if m.training]
+        if isinstance(vae, nn.Module)
+        else []
+    )
+    if training:
+        message = f"in training mode: {', '.join(training[:3])}; the adapter must not switch it back"
+        return Finding("evaluation mode", Verdict.FAIL, message)
+    return Finding("evaluation mode", Verdict.PASS, "no part is in training mode")
+
+
+def _deterministic(vae: VAE, x: Tensor) -> Finding:
+    with torch.no_grad():
+        first, second = vae.encode(x), vae.encode(x)
+        same = torch.equal(first.mean, second.mean) and torch.equal(first.kl(vae.prior), second.kl(vae.prior))
+        same = same and torch.equal(vae.decode(first.mean).mean, vae.decode(first.mean).mean)
+    if same:
+        return Finding("determinism", Verdict.PASS, "the same input gives the same output")
+    return Finding(
+        "determinism", Verdict.FAIL, "the same input gives different outputs; is dropout or sampling on?"
+    )
+
+
+def _independent_rows(vae: VAE, x: Tensor) -> Finding:
+    with torch.no_grad():
+        together, alone = vae.encode(x).mean, torch.cat([vae.encode(row[None]).mean for row in x])
+    gap = float((together - alone).abs().max() / together.abs().max().clamp(min=1))
+    message = f"an item's posterior changes by {gap:.1e} (relative) with the items beside it"
+    # Far above the rounding that another batch size brings, in any precision.
+    limit = torch.finfo(x.dtype).eps ** 0.5
+    return Finding("rows apart", Verdict.PASS if gap <= limit else Verdict.FAIL, message)
+
+
+def _range(likelihood: Likelihood, mean: Tensor, x: Tensor) -> Finding:
+    low, high = float(mean.min()), float(mean.max())
+    data = f"data in [{float(x.min()):.4g}, {float(x.max()):.4g}]"
+    message = f"{data}, reconstructions in [{low:.4g}, {high:.4g}]"
+    if "Bernoulli" in likelihood.route and not (low >= 0 and high <= 1):
+        return Finding("range", Verdict.FAIL, f"{message}: no probabilities; is a sigmoid missing?")
+    if "Bernoulli" in likelihood.route and not (float(x.min()) >= 0 and float(x.max()) <= 1):
+        return Finding("range", Verdict.FAIL, f"{message}: a Bernoulli likelihood needs data in [0, 1]")
+    return Finding("range", Verdict.PASS, message)
+
+
+def _baseline(x: Tensor) -> Tensor:
+    """Squared error of the mean image, per element, (n,); each item is left out of its own mean."""
+    n = len(x)
+    mean = x.mean(0, keepdim=True)
+    return ((x - mean) * (n / (n - 1))).square().flatten(1).mean(1)
+
+
+def _beats_mean_image(name: str, error: Tensor, x: Tensor) -> Finding:
+    """Paired t test of the squared errors: better than the mean image, worse, or not to be told apart."""
+    baseline = _baseline(x)
+    gain = (baseline - error).double()
+    n = len(gain)
+    half = float(distributions.t.ppf(0.5 + _LEVEL / 2, n - 1)) * float(gain.std()) / n**0.5
+    centre = float(gain.mean())
+    told = f"mean squared error {float(error.mean()):.4g}, of the mean image {float(baseline.mean()):.4g}"
+    if centre - half > 0:
+        return Finding(name, Verdict.PASS, told)
+    advice = "wrong layout of mean and log-variance, activation, range or resizing, or a collapsed model?"
+    if centre + half < 0:
+        return Finding(name, Verdict.FAIL, f"{told}: worse; {advice}")
+    return Finding(name, Verdict.UNSURE, f"{told}: not better beyond chance on {n} items; {advice}")
+
+
+def _gradients(vae: VAE, x: Tensor) -> Finding:
+    """Gradient of the encoder with respect to its input: present, finite, nowhere zero throughout."""
+    leaf = x.clone().requires_grad_(True)
+    with torch.enable_grad():
+        posterior = vae.encode(leaf)
+        value = posterior.mean.square().sum()
+    if not value.requires_grad:
+        return Finding(
+            "gradients", Verdict.FAIL, "the encoder is cut off from its input (detached): no attack can see it"
+        )
+    (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
+    if gradient is None:
+        return Finding(
+            "gradients", Verdict.FAIL, "the encoder is cut off from its input (detached): no attack can see it"
+        )
+    norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    if not bool(norms.isfinite().all()):
+        return Finding("gradients", Verdict.FAIL, "gradients of the encoder are NaN or infinite")
+    zero = int((norms == 0).sum())
+    if zero:
+        return Finding(
+            "gradients", Verdict.FAIL, f"zero for {zero} of {len(x)} items: a saturated or rounded layer?"
+        )
+    return Finding("gradients", Verdict.PASS, f"finite and not zero on {len(x)} items")
+
+
+def _log_variance(vae: VAE, x: Tensor, rows: RowBatches) -> Finding:
+    """Log-variances that tie at their extreme were clamped there, and a clamp has no gradient."""
+
+    @torch.no_grad()
+    def run(part: Tensor) -> tuple[Tensor]:
+        posterior = vae.encode(part)
+        assert isinstance(posterior, DiagonalGaussian)
+        return (2 * posterior.log_stddev.flatten(1),)
+
+    with torch.no_grad():
+        first = vae.encode(x[:1])
+    if not isinstance(first, DiagonalGaussian):
+        return Finding("log-variance", Verdict.PASS, f"{type(first).__name__} has none")
+    (values,) = rows.map(run, x)
+    low, high = float(values.min()), float(values.max())
+    span = f"between {low:.4g} and {high:.4g}"
+    if bool((values == values[:1]).all()):
+        return Finding("log-variance", Verdict.PASS, f"{span}, the same for every item")
+    shares = {edge: float((values == edge).double().mean()) for edge in (low, high)}
+    edge, share = max(shares.items(), key=lambda pair: pair[1])
+    count = round(share * values.numel())
+    if count > 1:
+        return Finding(
+            "log-variance",
+            Verdict.UNSURE,
+            f"{span}, {share:.1%} exactly at {edge:.4g}: clamped there, so an attack sees no gradient through it",
+        )
+    return Finding("log-variance", Verdict.PASS, f"{span}, none clamped")
