@@ -61,18 +61,14 @@ def decoding(file: Path, what: str) -> Iterator[None]:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # NumPy on headers of Python 2, Pillow on odd tags: both read on exactly
+            warnings.simplefilter("ignore")  # NumPy on headers of Python 2, Pillow on odd tags: both read on exactly
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
     except (VaeauditError, MemoryError, PermissionError):
         raise
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")[:200]
-        raise DataError(
-            f"{file} is not a whole {what} ({reason}); it may be truncated or only named so"
-        ) from error
+        raise DataError(f"{file} is not a whole {what} ({reason}); it may be truncated or only named so") from error
 
 
 def read_npz(file: Path) -> Stored:

@@ -100,9 +100,7 @@ def _find(path: Path) -> Path:
         files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
         if len(files) != 1:
             came = _some([f.name for f in files]) if files else "none"
-            raise CheckpointError(
-                f"{path} is a folder, where one checkpoint was expected but {came} found; name it"
-            )
+            raise CheckpointError(f"{path} is a folder, where one checkpoint was expected but {came} found; name it")
         return files[0]
     if not path.exists():
         raise CheckpointError(f"there is no checkpoint at {path}; give a {', '.join(SUFFIXES)} file or its folder")
@@ -121,9 +119,7 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]
             f"{file} is not a whole safetensors file ({error}); it may be truncated or only named so"
         ) from error
     return tensors, {
-        key.removeprefix(FACT_PREFIX): _fact(value)
-        for key, value in metadata.items()
-        if key.startswith(FACT_PREFIX)
+        key.removeprefix(FACT_PREFIX): _fact(value) for key, value in metadata.items() if key.startswith(FACT_PREFIX)
     }
 
 
@@ -172,9 +168,7 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
             content = content[key]
             break
     if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{file} holds a {type(content).__name__}, where a dictionary of tensors was expected"
-        )
+        raise CheckpointError(f"{file} holds a {type(content).__name__}, where a dictionary of tensors was expected")
     strange = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strange:
         raise CheckpointError(

@@ -64,9 +64,7 @@ def read_idx(file: Path) -> Stored:
     """Read the images of an idx file, with the labels of the file that lies beside it as MNIST has it."""
     values = _idx_array(file)
     if values.ndim < 2:
-        raise DataError(
-            f"{file} holds one number for each item, as labels do, where images were expected; give those"
-        )
+        raise DataError(f"{file} holds one number for each item, as labels do, where images were expected; give those")
     labels_file = _idx_labels(file)
     labels = None if labels_file is None else _idx_array(labels_file)
     if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
@@ -112,9 +110,7 @@ def read_folder(folder: Path) -> Stored:
     others = [name for name, f in seen if f.suffix.lower() not in IMAGE_SUFFIXES]
     if not images:
         held = f"it holds {others[0]}" if others else "it is empty"
-        raise DataError(
-            f"the folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)}), {held}; give {READABLE}"
-        )
+        raise DataError(f"the folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)}), {held}; give {READABLE}")
     lines = hashlib.sha256()  # over "HASH  NAME" lines, as sha256sum prints them
     values = np.empty(0, np.uint8)
     for index, (name, file) in enumerate(images):

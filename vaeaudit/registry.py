@@ -76,9 +76,7 @@ def find_adapter(name: str) -> Adapter:
         )
     function = getattr(module, attribute, None)
     if not callable(function):
-        raise AdapterError(
-            f"adapter '{name}' defines no function '{attribute}'; it needs open(checkpoint, config)"
-        )
+        raise AdapterError(f"adapter '{name}' defines no function '{attribute}'; it needs open(checkpoint, config)")
     file = inspect.getsourcefile(module)
     return Adapter(name, source, sha256_of(Path(file)) if file else None, function)
 
@@ -142,9 +140,7 @@ def _opened(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, obje
     except VaeauditError:
         raise
     except Exception as error:  # an adapter is the user's code: whatever it raises is told as its failure
-        raise AdapterError(
-            f"adapter '{adapter.name}' could not open {checkpoint.path}: {_where(error)}"
-        ) from error
+        raise AdapterError(f"adapter '{adapter.name}' could not open {checkpoint.path}: {told(error)}") from error
     absent = [name for name in ("input_shape", "range", "prior", "encode", "decode") if not hasattr(vae, name)]
     if absent:
         raise ContractError(
@@ -160,7 +156,7 @@ def _imported(name: str, load_module: Callable[[], ModuleType]) -> ModuleType:
     except VaeauditError:
         raise
     except Exception as error:  # likewise: importing runs the user's code
-        raise AdapterError(f"adapter '{name}' cannot be imported: {_where(error)}") from error
+        raise AdapterError(f"adapter '{name}' cannot be imported: {told(error)}") from error
 
 
 def _module_from_file(file: Path) -> ModuleType:
@@ -173,7 +169,7 @@ def _module_from_file(file: Path) -> ModuleType:
     return module
 
 
-def _where(error: Exception) -> str:
+def told(error: Exception) -> str:
     """Tell "ValueError: text (file.py, line 12)": enough to find the fault without a traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""

@@ -199,8 +199,7 @@ class BernoulliProbabilities:
         if not bool(((p >= 0) & (p <= 1)).all()):
             low, high = float(p.detach().min()), float(p.detach().max())
             raise ContractError(
-                f"the decoder's probabilities must lie in [0, 1] but span [{low:.4g}, {high:.4g}]; "
-                "a missing sigmoid?"
+                f"the decoder's probabilities must lie in [0, 1] but span [{low:.4g}, {high:.4g}]; a missing sigmoid?"
             )
         return -F.binary_cross_entropy(p, x.expand_as(p), reduction="none").flatten(1).sum(1)
 

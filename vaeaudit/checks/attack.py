@@ -52,6 +52,11 @@ class AttackResult:
     gap: Tensor
 
     @property
+    def unit(self) -> str:
+        """Unit of the data term and the objective."""
+        return "nats" if self.similarity.endswith("kl") else "latent units"
+
+    @property
     def interrupted(self) -> bool:
         """Whether some problem was stopped before it ended."""
         return bool((self.sweep.status == int(Status.STOPPED)).any())
@@ -125,9 +130,7 @@ def attack(
         ("penalty", penalty, PENALTIES),
     ):
         if name not in known:
-            raise ConfigError(
-                f"there is no attack {what} '{name}'{nearest(name, known)}; there are {', '.join(known)}"
-            )
+            raise ConfigError(f"there is no attack {what} '{name}'{nearest(name, known)}; there are {', '.join(known)}")
     values = torch.tensor(_lambdas(lambdas), dtype=x.dtype, device=x.device)
     box = data_range or vae.range
     _check_pairs(vae, x, x_t, box)
@@ -144,9 +147,7 @@ def attack(
 
     stopping = Stopping.for_dtype(x.dtype, max_evaluations)
     found = sweep(data_term, x, x_t, box, values, penalty=penalty, stopping=stopping, rows=rows, go_on=go_on)
-    fresh = noise_set(
-        target.noise_shape, draws=_DRAWS, items=keys, seed=seed, check=f"attack.{mode}.fresh", like=x
-    )
+    fresh = noise_set(target.noise_shape, draws=_DRAWS, items=keys, seed=seed, check=f"attack.{mode}.fresh", like=x)
     return _measure(vae, x, x_t, mode, similarity, seed, found, fresh, rows)
 
 
@@ -197,7 +198,7 @@ def _measure(
 
 def summarise(result: AttackResult) -> dict[str, Measurement]:
     """The metrics of an attack, over its pairs, by name. Higher is more robust throughout."""
-    unit = "nats" if result.similarity.endswith("kl") else "latent units"
+    unit = result.unit
     chosen = result.at_chosen
     summaries = {
         "delta": (result.delta, unit),

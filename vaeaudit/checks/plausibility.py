@@ -75,9 +75,7 @@ def examine(vae: VAE, x: Tensor, *, seed: int = 0, batch_size: int | None = None
         drawn = vae.decode(posterior.sample(eta))
         return (
             likelihood.mean,
-            -likelihood.log_prob(part)
-            if _proper(likelihood)
-            else torch.full_like(part.flatten(1)[:, 0], torch.nan),
+            -likelihood.log_prob(part) if _proper(likelihood) else torch.full_like(part.flatten(1)[:, 0], torch.nan),
             posterior.kl(vae.prior),
             (likelihood.mean - part).square().flatten(1).mean(1),
             (drawn.mean - part).square().flatten(1).mean(1),
@@ -146,9 +144,7 @@ def _check_finite(mean: Tensor, kl: Tensor, latents: Tensor) -> None:
 
 def _evaluation_mode(vae: VAE) -> Finding:
     training = (
-        [name or "the model" for name, m in vae.named_modules() if m.training]
-        if isinstance(vae, nn.Module)
-        else []
+        [name or "the model" for name, m in vae.named_modules() if m.training] if isinstance(vae, nn.Module) else []
     )
     if training:
         message = f"in training mode: {', '.join(training[:3])}; the adapter must not switch it back"
@@ -163,9 +159,7 @@ def _deterministic(vae: VAE, x: Tensor) -> Finding:
         same = same and torch.equal(vae.decode(first.mean).mean, vae.decode(first.mean).mean)
     if same:
         return Finding("determinism", Verdict.PASS, "the same input gives the same output")
-    return Finding(
-        "determinism", Verdict.FAIL, "the same input gives different outputs; is dropout or sampling on?"
-    )
+    return Finding("determinism", Verdict.FAIL, "the same input gives different outputs; is dropout or sampling on?")
 
 
 def _independent_rows(vae: VAE, x: Tensor) -> Finding:
@@ -232,9 +226,7 @@ def _gradients(vae: VAE, x: Tensor) -> Finding:
         return Finding("gradients", Verdict.FAIL, "gradients of the encoder are NaN or infinite")
     zero = int((norms == 0).sum())
     if zero:
-        return Finding(
-            "gradients", Verdict.FAIL, f"zero for {zero} of {len(x)} items: a saturated or rounded layer?"
-        )
+        return Finding("gradients", Verdict.FAIL, f"zero for {zero} of {len(x)} items: a saturated or rounded layer?")
     return Finding("gradients", Verdict.PASS, f"finite and not zero on {len(x)} items")
 
 

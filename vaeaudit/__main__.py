@@ -1,0 +1,5 @@
+"""``python -m vaeaudit``."""
+
+from vaeaudit.cli.app import main
+
+main()

@@ -1,0 +1,93 @@
+"""`vaeaudit attack`: how far an input must move to be encoded as another."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from vaeaudit.cli import options
+from vaeaudit.cli.common import Reporter, deliver, settings_of
+
+_KEYS = {
+    "model": "model.path",
+    "adapter": "model.adapter",
+    "data": "data.source",
+    "data_range": "data.range",
+    "resize": "data.resize",
+    "seed": "run.seed",
+    "device": "run.device",
+    "dtype": "run.dtype",
+    "batch_size": "run.batch_size",
+    "limit": "run.limit",
+    "out": "run.out",
+    "mode": "attack.modes",
+    "pairs": "attack.pairs",
+    "lambdas": "attack.lambdas",
+    "similarity": "attack.similarity",
+    "penalty": "attack.penalty",
+    "max_evaluations": "attack.max_evaluations",
+}
+
+
+def command(
+    context: typer.Context,
+    model: options.Model = None,
+    mode: Annotated[
+        list[str] | None, typer.Option(help="What is attacked: latent; repeatable. [default: latent]")
+    ] = None,
+    pairs: Annotated[int | None, typer.Option(help="Source and target pairs. [default: 10]")] = None,
+    lambdas: Annotated[int | None, typer.Option(help="Values of lambda from 2^-20 to 2^20. [default: 50]")] = None,
+    similarity: Annotated[
+        str | None,
+        typer.Option(help="kl, reverse-kl, symmetric-kl, mean, sample or wasserstein. [default: kl]"),
+    ] = None,
+    penalty: Annotated[str | None, typer.Option(help="l2 (the norm) or l2sq (its square). [default: l2]")] = None,
+    max_evaluations: Annotated[
+        int | None, typer.Option(help="Model evaluations for one problem and one search. [default: 300]")
+    ] = None,
+    adapter: options.Adapter = None,
+    option: options.AdapterOption = None,
+    data: options.Data = None,
+    data_range: options.Range = None,
+    resize: options.Resize = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    seed: options.Seed = None,
+    batch_size: options.BatchSize = None,
+    limit: options.Limit = None,
+    out: options.Out = None,
+    output_format: Annotated[
+        Literal["table", "json", "markdown"], typer.Option("--format", help="Form of the result.")
+    ] = "table",
+    output: options.Output = None,
+    config: options.Config = None,
+    isolated: options.Isolated = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Minimise similarity(q(z|x + d), q(z|x_t)) + lambda ||d|| for every pair and lambda, and report."""
+    resolved = settings_of(context, _KEYS, config, isolated, option)
+    from vaeaudit.artifacts import artifacts
+    from vaeaudit.audit import run_attack
+    from vaeaudit.cli.render import attack_text, stdout_is_terminal
+    from vaeaudit.report.markdown import render
+    from vaeaudit.report.writer import check_writable, to_json, write
+    from vaeaudit.subject import prepare
+
+    folder = Path(resolved.settings.run.out)
+    reporter = Reporter(quiet)
+    with reporter.working("opening the model and the data"):
+        subject = prepare(resolved.settings)
+        check_writable(folder)
+        audit = run_attack(subject, resolved, sys.argv, reporter.go_on)
+        report = write(audit.report, artifacts(audit), folder)
+    texts = {
+        "table": lambda: attack_text(report, folder, output is None and stdout_is_terminal()),
+        "json": lambda: to_json(report),
+        "markdown": lambda: render(report),
+    }
+    deliver(texts[output_format](), output)
+    if report.error is not None:
+        reporter.say(f"error: {report.error}")
+    return report.exit_code

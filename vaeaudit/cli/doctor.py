@@ -1,0 +1,73 @@
+"""`vaeaudit doctor`: is this the model it claims to be?"""
+
+import json
+from typing import Annotated, Literal
+
+import typer
+
+from vaeaudit.cli import options
+from vaeaudit.cli.common import Reporter, deliver, settings_of
+
+_KEYS = {
+    "model": "model.path",
+    "adapter": "model.adapter",
+    "data": "data.source",
+    "data_range": "data.range",
+    "resize": "data.resize",
+    "seed": "run.seed",
+    "device": "run.device",
+    "dtype": "run.dtype",
+    "batch_size": "run.batch_size",
+    "limit": "run.limit",
+}
+
+
+def command(
+    context: typer.Context,
+    model: options.Model = None,
+    adapter: options.Adapter = None,
+    option: options.AdapterOption = None,
+    data: options.Data = None,
+    data_range: options.Range = None,
+    resize: options.Resize = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    seed: options.Seed = None,
+    batch_size: options.BatchSize = None,
+    limit: options.Limit = None,
+    output_format: Annotated[Literal["table", "json"], typer.Option("--format", help="Form of the result.")] = "table",
+    output: options.Output = None,
+    config: options.Config = None,
+    isolated: options.Isolated = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Try the model on real data before any check: reconstruction, gradients, determinism, range, clamping."""
+    resolved = settings_of(context, _KEYS, config, isolated, option)
+    from vaeaudit.cli.render import doctor_text, stdout_is_terminal
+    from vaeaudit.record import data_entry, model_entry, plausibility_entry
+    from vaeaudit.subject import prepare
+
+    reporter = Reporter(quiet)
+    with reporter.working("trying the model on the data"):
+        subject = prepare(resolved.settings)
+    plausibility = plausibility_entry(subject.plausibility)
+    about, on = model_entry(subject), data_entry(subject)
+    if output_format == "json":
+        entries = {"model": about, "data": on, "plausibility": plausibility}
+        dumped = {name: entry.model_dump(mode="json") for name, entry in entries.items()}
+        deliver(json.dumps(dumped, indent=2, ensure_ascii=False, allow_nan=False) + "\n", output)
+    else:
+        facts = [
+            ("model", about.file.path),
+            ("adapter", f"{about.adapter.name} ({about.adapter.source})"),
+            ("input", "x".join(map(str, about.input_shape))),
+            ("range", f"[{on.range[0]:g}, {on.range[1]:g}]" if on.range else "none"),
+            ("likelihood", about.likelihood),
+            ("data", f"{on.source}, {on.n} items"),
+            ("stored as", on.stored),
+            *(("left out", sentence) for sentence in on.skipped),
+            *(("warning", sentence) for sentence in subject.data.warnings),
+        ]
+        deliver(doctor_text(plausibility, facts, output is None and stdout_is_terminal()), output)
+    return 0 if plausibility.passed else 5

@@ -1,0 +1,70 @@
+"""Options that several commands share. Each may also come as VAEAUDIT_<NAME> from the environment."""
+
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        help="Checkpoint (.safetensors, .pt, .pth, .ckpt) or its folder; from the configuration if left out.",
+        show_default=False,
+    ),
+]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        help="How to open the model: an installed adapter, package.module:open or file.py:open.",
+        envvar="VAEAUDIT_ADAPTER",
+    ),
+]
+AdapterOption = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="NAME=VALUE", help="Option of the adapter, as in activation=tanh; repeatable."),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(help="npz, npy, safetensors, MNIST idx(.gz), or a folder of images.", envvar="VAEAUDIT_DATA"),
+]
+Range = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        "--range", metavar="LO HI", help="Range of the model's inputs, if not the model's own.", show_default=False
+    ),
+]
+Resize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILTER",
+        help="Resize images to the model's size: nearest, box, bilinear, hamming, bicubic or lanczos.",
+        envvar="VAEAUDIT_RESIZE",
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps. [default: auto]", envvar="VAEAUDIT_DEVICE")
+]
+Dtype = Annotated[str | None, typer.Option(help="float32 or float64. [default: float32]", envvar="VAEAUDIT_DTYPE")]
+Seed = Annotated[int | None, typer.Option(help="Of every random draw. [default: 0]", envvar="VAEAUDIT_SEED")]
+BatchSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|N", help="Most rows given to the model at once. [default: auto]", envvar="VAEAUDIT_BATCH_SIZE"
+    ),
+]
+Limit = Annotated[
+    int | None, typer.Option(help="Use only the first N items; marks the report partial.", envvar="VAEAUDIT_LIMIT")
+]
+Out = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Folder of the report. [default: vaeaudit-report]", envvar="VAEAUDIT_OUT"),
+]
+Output = Annotated[
+    str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the result there instead of to stdout.")
+]
+Config = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Configuration file, instead of the nearest one.", envvar="VAEAUDIT_CONFIG"),
+]
+Isolated = Annotated[bool, typer.Option("--isolated", help="Read no configuration file.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks; errors only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]

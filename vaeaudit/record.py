@@ -1,0 +1,193 @@
+"""Writing an audit down: from what was audited and measured to the report that says so."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+import torch
+from torch import Tensor, nn
+
+import vaeaudit
+from vaeaudit.checks.attack import AttackResult, summarise
+from vaeaudit.checks.plausibility import Plausibility
+from vaeaudit.config import Resolved
+from vaeaudit.optim.lbfgsb import Status
+from vaeaudit.report.model import (
+    AdapterEntry,
+    AttackEntry,
+    DataEntry,
+    Environment,
+    FileHash,
+    FindingEntry,
+    MetricEntry,
+    ModelEntry,
+    PairEntry,
+    PlausibilityEntry,
+    Report,
+)
+from vaeaudit.stats import Measurement
+from vaeaudit.subject import Subject
+
+
+def write_down(
+    subject: Subject,
+    resolved: Resolved,
+    argv: Sequence[str],
+    pairs: list[tuple[int, int]],
+    attacks: list[AttackResult],
+    skipped: dict[str, str],
+    error: str | None,
+    exit_code: int,
+    seconds: float,
+) -> Report:
+    """The report of an audit that took ``seconds``; ``error`` is what ended it early, with its exit code."""
+    metrics: dict[str, MetricEntry] = {}
+    for result in attacks:
+        metrics |= {name: metric(value) for name, value in summarise(result).items()}
+    interrupted = any(result.interrupted for result in attacks)
+    if error is not None:
+        status, verdict = "error", "error"
+    elif interrupted:
+        status, verdict, exit_code = "interrupted", "inconclusive", 130
+    elif subject.plausibility.passed:
+        status, verdict = "complete", "ungated"
+    else:
+        status, verdict, exit_code = "complete", "inconclusive", 5
+    partial = [f"only the first {subject.n} of {len(subject.data)} items"] if subject.n < len(subject.data) else []
+    if interrupted:
+        partial.append("interrupted: problems that were still running show the best found until then")
+    return Report(
+        tool=f"vaeaudit {vaeaudit.__version__}",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        argv=list(argv),
+        configuration=resolved.settings.model_dump(mode="json"),
+        configuration_sources=dict(resolved.sources),
+        configuration_sha256=resolved.sha256,
+        model=model_entry(subject),
+        data=data_entry(subject),
+        environment=_environment(subject),
+        plausibility=plausibility_entry(subject.plausibility),
+        attacks=[_attack_entry(subject, result, pairs) for result in attacks],
+        metrics=metrics,
+        checks=[],
+        baseline=None,
+        partial=partial,
+        skipped=skipped,
+        warnings=_warnings(subject, attacks),
+        status=status,
+        error=error,
+        verdict=verdict,
+        exit_code=exit_code,
+        timings={"attack": round(seconds, 3)},
+        files={},
+    )
+
+
+def _warnings(subject: Subject, attacks: list[AttackResult]) -> list[str]:
+    told = list(subject.data.warnings)
+    for result in attacks:
+        status = result.sweep.status
+        limited = int((status == int(Status.LIMIT)).sum())
+        if limited:
+            told.append(
+                f"{limited} of {status.numel()} {result.mode} problems stopped at the evaluation limit; "
+                "their objectives are upper bounds that a higher --max-evaluations may lower"
+            )
+    return told
+
+
+def metric(measurement: Measurement) -> MetricEntry:
+    """The report's form of a measurement."""
+    return MetricEntry(**asdict(measurement))
+
+
+def plausibility_entry(plausibility: Plausibility) -> PlausibilityEntry:
+    """The report's form of the plausibility check."""
+    return PlausibilityEntry(
+        passed=plausibility.passed,
+        items=plausibility.items,
+        findings=[FindingEntry(name=f.name, verdict=f.verdict, message=f.message) for f in plausibility.findings],
+        losses={name: metric(value) for name, value in plausibility.losses.items()},
+    )
+
+
+def model_entry(subject: Subject) -> ModelEntry:
+    """The report's form of the model."""
+    model = subject.model
+    vae = model.vae
+    return ModelEntry(
+        file=FileHash(path=str(model.checkpoint.path), sha256=model.checkpoint.sha256),
+        adapter=AdapterEntry(name=model.adapter.name, source=model.adapter.source, sha256=model.adapter.sha256),
+        options=dict(model.options),
+        input_shape=list(vae.input_shape),
+        range=vae.range,
+        likelihood=subject.likelihood,
+        parameters=sum(p.numel() for p in vae.parameters()) if isinstance(vae, nn.Module) else None,
+    )
+
+
+def data_entry(subject: Subject) -> DataEntry:
+    """The report's form of the data."""
+    data = subject.data
+    return DataEntry(
+        source=data.source,
+        sha256=data.sha256,
+        n=subject.n,
+        range=data.range,
+        stored=data.stored,
+        skipped=list(data.skipped),
+    )
+
+
+def _environment(subject: Subject) -> Environment:
+    cuda = subject.device.type == "cuda"
+    return Environment(
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+        cuda=torch.version.cuda if cuda else None,
+        platform=platform.platform(),
+        device=torch.cuda.get_device_name(subject.device) if cuda else subject.device.type,
+        threads=torch.get_num_threads(),
+        dtype=subject.settings.run.dtype,
+        seed=subject.settings.run.seed,
+        deterministic=subject.device.type == "cpu",
+    )
+
+
+def _attack_entry(subject: Subject, result: AttackResult, pairs: list[tuple[int, int]]) -> AttackEntry:
+    found = result.sweep
+    chosen = found.chosen.tolist()
+    return AttackEntry(
+        mode=result.mode,
+        similarity=result.similarity,
+        unit=result.unit,
+        penalty=found.penalty,
+        box=subject.data.range,
+        lambdas=found.lambdas.tolist(),
+        pairs=[
+            PairEntry(
+                source=source,
+                target=target,
+                lam=float(found.lambdas[k]),
+                norm=float(found.norm[p, k]),
+                data_term=float(found.data_term[p, k]),
+                objective=float(found.objective[p, k]),
+                target_nll=_number(result.target_nll[p, k]),
+                target_nll_unattacked=_number(result.source_nll[p]),
+                target_error=_number(result.target_error[p, k]),
+                target_error_unattacked=_number(result.source_error[p]),
+                target_error_floor=_number(result.target_floor[p]),
+                own_error=_number(result.own_error[p, k]),
+                status=Status(int(found.status[p, k])).message,
+            )
+            for p, (k, (source, target)) in enumerate(zip(chosen, pairs, strict=True))
+        ],
+        statuses={s.message: count for s in Status if (count := int((found.status == int(s)).sum()))},
+        evaluations=int(found.evaluations.sum()),
+        zero_optimal=int((found.norm == 0).sum()),
+    )
+
+
+def _number(value: Tensor) -> float | None:
+    return float(value) if bool(value.isfinite()) else None

@@ -1,0 +1,82 @@
+"""The figures of an audit, as PNG bytes."""
+
+import io
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+PANEL_COLUMNS = ("input", "reconstruction", "adversarial", "distortion", "its reconstruction", "target")
+
+
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether an item of this shape can be drawn: one or three channels, height, width."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def attack_panel(columns: list[Array], labels: list[str], box: tuple[float, float] | None) -> bytes:
+    """One row a pair, one column for each of ``PANEL_COLUMNS``; each column is (pairs, channels, height, width).
+
+    Images share one grey scale, the box where there is one. Distortions are drawn around zero, each on its own
+    scale, which is written above it: blue lowers a pixel, red raises it.
+    """
+    rows = len(labels)
+    images = np.concatenate([column for place, column in enumerate(columns) if place != 3])
+    low, high = box or (float(images.min()), float(images.max()))
+    figure = Figure(figsize=(1.5 * len(columns) + 1.6, 1.62 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, len(columns), squeeze=False)
+    for row in range(rows):
+        for place, column in enumerate(columns):
+            axis = axes[row, place]
+            axis.set_xticks([])
+            axis.set_yticks([])
+            item = column[row]
+            if place == 3:
+                reach = float(np.abs(item).max())
+                signed = item.sum(0) if len(item) == 1 else np.take_along_axis(item, np.abs(item).argmax(0)[None], 0)[0]
+                axis.imshow(signed, cmap="RdBu_r", vmin=-(reach or 1), vmax=reach or 1, interpolation="nearest")
+                axis.set_xlabel(f"largest {reach:.2g}", fontsize=8)
+            elif len(item) == 1:
+                axis.imshow(item[0], cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+            else:
+                scaled = (item.transpose(1, 2, 0) - low) / (high - low or 1)
+                axis.imshow(scaled.clip(0, 1), interpolation="nearest")
+            if row == 0:
+                axis.set_title(PANEL_COLUMNS[place], fontsize=10)
+        axes[row, 0].set_ylabel(labels[row], fontsize=8, rotation=0, ha="right", va="center")
+    return _png(figure)
+
+
+def distortion_curves(norm: Array, error: Array, chosen: list[int], start: Array, floor: Array, gap: Array) -> bytes:
+    """||x_t - rec(x*)|| over ||d||, both (pairs, lambdas), one line a pair from its two free ends.
+
+    ``start`` and ``floor`` (pairs,) are the errors at d = 0 and at d = x_t - x, ``gap`` (pairs,) is
+    ||x_t - x||. The dot marks the chosen lambda.
+    """
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    axis = figure.subplots()
+    for pair in range(len(norm)):
+        x = np.concatenate([[0.0], norm[pair], [gap[pair]]])
+        y = np.concatenate([[start[pair]], error[pair], [floor[pair]]])
+        order = np.argsort(x, kind="stable")
+        colour = f"C{pair % 10}"
+        axis.plot(x[order], y[order], "-", color=colour, linewidth=1.3, alpha=0.8, label=f"pair {pair}")
+        axis.plot(norm[pair, chosen[pair]], error[pair, chosen[pair]], "o", color=colour, markersize=6)
+    axis.set_xlabel("norm of the distortion, ‖d‖")
+    axis.set_ylabel("distance of the reconstruction from the target, ‖x_t - rec(x*)‖")
+    axis.set_xlim(left=0)
+    axis.set_ylim(bottom=0)
+    axis.set_title("Distortion curves: from d = 0 (left) to d = x_t - x (right end); dots: chosen λ", fontsize=10)
+    axis.grid(alpha=0.3)
+    if len(norm) <= 20:
+        axis.legend(fontsize=8, ncols=2)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    # No date or version in the file: the same audit gives the same bytes.
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()

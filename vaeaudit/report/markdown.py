@@ -1,0 +1,87 @@
+"""report.md: the verdict first, then tables and figures, readable by someone who never saw the tool."""
+
+from tabulate import tabulate
+
+from vaeaudit.report.model import AttackEntry, Report
+from vaeaudit.report.tables import LEGEND, Table, attack_table, ends, finding_table, metric_table
+
+_VERDICTS = {
+    "ungated": "Ungated: measured, with no policy to pass or fail.",
+    "inconclusive": "Inconclusive: the figures below support no verdict.",
+    "error": "Error: the audit could not complete.",
+}
+
+
+def render(report: Report) -> str:
+    """The report as GitHub-flavoured Markdown; figures are links to the files beside it."""
+    parts = [
+        f"# Audit of `{report.model.file.path}`",
+        f"**{_VERDICTS[report.verdict]}**" + (f" {report.error}." if report.error else ""),
+        *(f"- {line}" for line in _asides(report)),
+        "## Metrics" if report.metrics else "",
+        _table(metric_table(report.metrics)) if report.metrics else "",
+        "Higher is more robust for all of them. Medians are order statistics." if report.metrics else "",
+        *(part for attack in report.attacks for part in _attack(report, attack)),
+        "## Is it the model it claims to be?",
+        _table(finding_table(report.plausibility)),
+        f"Tried on {report.plausibility.items} items. Losses at z = the mean, with Student t intervals over items:",
+        _table(metric_table(report.plausibility.losses, digits=8)),
+        "## What was audited",
+        _table((["", ""], _provenance(report))),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _asides(report: Report) -> list[str]:
+    return [
+        *(f"Partial: {reason}." for reason in report.partial),
+        *(f"Skipped {name}: {reason}." for name, reason in report.skipped.items()),
+        *(f"Warning: {warning}." for warning in report.warnings),
+    ]
+
+
+def _attack(report: Report, attack: AttackEntry) -> list[str]:
+    box = f"x + d in [{attack.box[0]:g}, {attack.box[1]:g}]" if attack.box else "no box"
+    panel, curve = (report.files.get(f"{attack.mode} {name}") for name in ("panel", "curve"))
+    pen = "‖d‖" if attack.penalty == "l2" else "‖d‖²"
+    return [
+        f"## Attack: {attack.mode}",
+        f"Minimises {attack.similarity}(q(z|x + d), q(z|x_t)) + λ {pen} over d with {box}, for {len(attack.pairs)} "
+        f"pairs and {len(attack.lambdas)} values of λ from {attack.lambdas[0]:.3g} to {attack.lambdas[-1]:.3g}; the "
+        f"data term is in {attack.unit}. An attack is a lower bound on harm: a stronger one may do more.",
+        _table(attack_table(attack)),
+        "\n".join(f"- **{name}**: {meaning}" for name, meaning in LEGEND.items()),
+        f"{ends(attack)}.",
+        f"![Attack panel: input, reconstruction, adversarial, distortion, its reconstruction, target]({panel})"
+        if panel
+        else "",
+        f"![Distortion curves: distance to the target over the norm of the distortion]({curve})" if curve else "",
+    ]
+
+
+def _provenance(report: Report) -> list[list[str]]:
+    model, data, environment = report.model, report.data, report.environment
+    return [
+        ["model", f"`{model.file.path}`"],
+        ["model SHA-256", f"`{model.file.sha256}`"],
+        ["adapter", f"{model.adapter.name} ({model.adapter.source})"],
+        ["likelihood", model.likelihood],
+        ["data", f"`{data.source}`, {data.n} items"],
+        ["data SHA-256", f"`{data.sha256}`"],
+        ["stored as", data.stored],
+        *([["left out of the data", "; ".join(data.skipped)]] if data.skipped else []),
+        ["range", f"[{data.range[0]:g}, {data.range[1]:g}]" if data.range else "none"],
+        ["seed", str(environment.seed)],
+        ["ran on", f"{environment.device}, {environment.threads} threads, {environment.dtype}"],
+        ["with", f"{report.tool}, torch {environment.torch}, Python {environment.python}"],
+        ["at", report.created],
+        ["took", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.timings.items())],
+        ["command", f"`{' '.join(report.argv)}`"],
+        ["configuration SHA-256", f"`{report.configuration_sha256}`"],
+    ]
+
+
+def _table(table: Table) -> str:
+    headers, rows = table
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return tabulate(escaped, headers=headers, tablefmt="github", disable_numparse=True)

@@ -1,0 +1,158 @@
+"""The report as data: everything that a reader, a renderer or a later comparison needs, and nothing else.
+
+``schema_version`` counts as major.minor: a minor step adds, a major step changes or removes.
+"""
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+SCHEMA_VERSION = "1.0"
+
+Number = float | None  # None stands for "not a finite number"
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FileHash(_Entry):
+    """A file that went into the audit."""
+
+    path: str
+    sha256: str
+
+
+class AdapterEntry(_Entry):
+    """The code that opened the model."""
+
+    name: str
+    source: str
+    sha256: str | None
+
+
+class ModelEntry(_Entry):
+    """What was audited."""
+
+    file: FileHash
+    adapter: AdapterEntry
+    options: dict[str, JsonValue]
+    input_shape: list[int]
+    range: tuple[float, float] | None
+    likelihood: str = Field(description="How log p(x|z) is computed; never compared across routes.")
+    parameters: int | None
+
+
+class DataEntry(_Entry):
+    """What it was audited on."""
+
+    source: str
+    sha256: str
+    n: int
+    range: tuple[float, float] | None
+    stored: str
+    skipped: list[str]
+
+
+class Environment(_Entry):
+    """Where it ran."""
+
+    python: str
+    torch: str
+    cuda: str | None
+    platform: str
+    device: str
+    threads: int
+    dtype: str
+    seed: int
+    deterministic: bool = Field(description="Same machine, same threads: the same bits.")
+
+
+class MetricEntry(_Entry):
+    """One figure with its confidence."""
+
+    value: Number
+    ci: tuple[float, float] | None
+    level: float
+    n: int
+    nonfinite: int
+    unit: str
+    direction: str = Field(description="Which way is more robust: higher, lower or none.")
+    estimator: str
+
+
+class FindingEntry(_Entry):
+    """One finding of the plausibility check."""
+
+    name: str
+    verdict: str
+    message: str
+
+
+class PlausibilityEntry(_Entry):
+    """Whether this is the model it claims to be."""
+
+    passed: bool
+    items: int
+    findings: list[FindingEntry]
+    losses: dict[str, MetricEntry]
+
+
+class PairEntry(_Entry):
+    """One attacked pair at its chosen lambda."""
+
+    source: int
+    target: int
+    lam: float
+    norm: float
+    data_term: float
+    objective: float
+    target_nll: Number
+    target_nll_unattacked: Number
+    target_error: Number
+    target_error_unattacked: Number
+    target_error_floor: Number
+    own_error: Number
+    status: str
+
+
+class AttackEntry(_Entry):
+    """One attack mode over all pairs and lambda."""
+
+    mode: str
+    similarity: str
+    unit: str
+    penalty: str
+    box: tuple[float, float] | None
+    lambdas: list[float]
+    pairs: list[PairEntry]
+    statuses: dict[str, int] = Field(description="How the problems ended: message -> count.")
+    evaluations: int
+    zero_optimal: int = Field(description="Problems whose best distortion is d = 0.")
+
+
+class Report(_Entry):
+    """An audit."""
+
+    schema_version: str = SCHEMA_VERSION
+    tool: str
+    created: str
+    argv: list[str]
+    configuration: dict[str, JsonValue]
+    configuration_sources: dict[str, str]
+    configuration_sha256: str
+    model: ModelEntry
+    data: DataEntry
+    environment: Environment
+    plausibility: PlausibilityEntry
+    attacks: list[AttackEntry]
+    metrics: dict[str, MetricEntry]
+    checks: list[JsonValue] = Field(description="Thresholds with their outcome; none can be set yet.")
+    baseline: None = Field(description="The report compared with; none can be set yet.")
+    partial: list[str] = Field(description="Why the report covers less than it could; empty when it does not.")
+    skipped: dict[str, str]
+    warnings: list[str]
+    status: str = Field(description="complete, interrupted or error")
+    error: str | None
+    verdict: str = Field(description="ungated, inconclusive or error; passed and failed need a policy")
+    exit_code: int
+    timings: dict[str, float]
+    files: dict[str, str] = Field(description="What lies beside report.json: purpose -> name.")

@@ -1,0 +1,77 @@
+"""The rows of a report's tables, shared by the terminal and Markdown so that they cannot disagree."""
+
+from vaeaudit.report.model import AttackEntry, MetricEntry, PlausibilityEntry
+
+Table = tuple[list[str], list[list[str]]]  # headers, rows
+
+# What the columns of the attack table mean, for readers of the report.
+LEGEND = {
+    "pair": "source > target, as item numbers of the data",
+    "λ": "weight of the distortion, chosen so that the data term is just better than its mean over all λ",
+    "‖d‖": "length of the distortion that was found",
+    "data": "how unlike the target's posterior the adversarial posterior still is",
+    "Δ": "objective: data + λ pen(d)",
+    "-log p": "of the target under z ~ q(z|x*), before > after the attack, in nats",
+    "to target": "‖x_t - rec(x*)‖, before > after the attack (floor: what the target's own reconstruction has)",
+    "own": "‖x* - rec(x*)‖",
+}
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """So many significant digits; "n/a" for what is not a finite number."""
+    return "n/a" if value is None else f"{value:.{digits}g}"
+
+
+def interval(metric: MetricEntry, digits: int = 4) -> str:
+    """The interval as "[low, high]", or "n too small" where the sample gives none."""
+    return "n too small" if metric.ci is None else "[{}, {}]".format(*(number(end, digits) for end in metric.ci))
+
+
+def attack_table(attack: AttackEntry) -> Table:
+    """One row a pair, at its chosen lambda."""
+    rows = [
+        [
+            f"{pair.source} > {pair.target}",
+            number(pair.lam),
+            number(pair.norm),
+            number(pair.data_term),
+            number(pair.objective),
+            f"{number(pair.target_nll_unattacked)} > {number(pair.target_nll)}",
+            f"{number(pair.target_error_unattacked)} > {number(pair.target_error)} ({number(pair.target_error_floor)})",
+            number(pair.own_error),
+        ]
+        for pair in attack.pairs
+    ]
+    return list(LEGEND), rows
+
+
+def metric_table(metrics: dict[str, MetricEntry], digits: int = 4) -> Table:
+    """One row a metric, with its interval."""
+    rows = [
+        [
+            name,
+            number(m.value, digits),
+            interval(m, digits),
+            m.unit,
+            str(m.n) + (f" ({m.nonfinite} not finite)" if m.nonfinite else ""),
+        ]
+        for name, m in metrics.items()
+    ]
+    level = next((f"{m.level:.0%} interval" for m in metrics.values()), "interval")
+    return ["metric", "value", level, "unit", "n"], rows
+
+
+def finding_table(plausibility: PlausibilityEntry) -> Table:
+    """One row a finding."""
+    return ["question", "answer", "seen"], [[f.name, f.verdict, f.message] for f in plausibility.findings]
+
+
+def ends(attack: AttackEntry) -> str:
+    """How the problems of an attack ended, in a sentence."""
+    problems = len(attack.pairs) * len(attack.lambdas)
+    told = ", ".join(f"{count} {message}" for message, count in attack.statuses.items())
+    zero = f"d = 0 is the best found for {attack.zero_optimal}"
+    return f"{problems} problems: {told}; {zero}; {attack.evaluations:,} evaluations"
+
+
+def _x "n/a" if value is None else f"{value:.3g}"

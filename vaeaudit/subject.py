@@ -1,0 +1,82 @@
+"""What is audited: a model, its data, and whether they go together."""
+
+from dataclasses import dataclass
+
+import torch
+
+from vaeaudit.checks.plausibility import Plausibility, examine
+from vaeaudit.config import Settings
+from vaeaudit.data import Data, fit
+from vaeaudit.draws import uniform
+from vaeaudit.errors import ConfigError
+from vaeaudit.formats import read
+from vaeaudit.registry import LoadedModel, open_model
+
+_EXAMINED = 1000  # most items that the plausibility check looks at
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """The model and the first ``n`` items of the data, fitted to it and tried on it."""
+
+    settings: Settings
+    device: torch.device
+    dtype: torch.dtype
+    model: LoadedModel
+    data: Data
+    n: int
+    plausibility: Plausibility
+    likelihood: str
+
+
+def prepare(settings: Settings) -> Subject:
+    """Open the model, fit the data to it, and try it on them.
+
+    Raises :class:`VaeauditError` where one of these cannot be done; a model that can be tried and looks wrong
+    is no error but a finding.
+    """
+    if settings.model.path is None:
+        raise ConfigError(
+            "no model is named; give one, as in `vaeaudit attack vae.safetensors --data val.npz`, "
+            "or set [model] path in vaeaudit.toml"
+        )
+    if settings.data.source is None:
+        raise ConfigError("no data are named; give them, as in `--data val.npz`, or set [data] source in vaeaudit.toml")
+    device, dtype = choose_device(settings.run.device), getattr(torch, settings.run.dtype)
+    model = open_model(settings.model.path, settings.model.adapter, settings.model.options, device=device, dtype=dtype)
+    shape = tuple(model.vae.input_shape)
+    data_range = settings.data.range or model.vae.range
+    data = fit(read(settings.data.source), input_shape=shape, data_range=data_range, resize=settings.data.resize)
+    n = min(len(data), settings.run.limit or len(data))
+    sample = data.batch(_sample(n, settings.run.seed), dtype=dtype, device=device)
+    size = settings.run.batch_size if isinstance(settings.run.batch_size, int) else None
+    plausibility = examine(model.vae, sample, seed=settings.run.seed, batch_size=size)
+    with torch.no_grad():
+        likelihood = model.vae.decode(model.vae.encode(sample[:1]).mean).route
+    return Subject(settings, device, dtype, model, data, n, plausibility, likelihood)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``name`` means; "auto" is a GPU where there is one.
+
+    Raises :class:`ConfigError` for a device that is not there.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"there is no device '{name}'; expected auto, cpu, cuda, cuda:N or mps") from error
+    there = {"cpu": True, "cuda": cuda and (device.index or 0) < torch.cuda.device_count(), "mps": mps}
+    if not there.get(device.type, False):
+        raise ConfigError(f"device '{name}' is not on this machine; leave --device out to take what is")
+    return device
+
+
+def _sample(n: int, seed: int) -> list[int]:
+    """All items, or a keyed random thousand: data sets are often stored in the order of their factors."""
+    if n <= _EXAMINED:
+        return list(range(n))
+    order = uniform(n, seed=seed, check="plausibility.items", item=0).argsort(kind="stable")
+    return sorted(order[:_EXAMINED].tolist())
