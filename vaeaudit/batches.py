@@ -5,16 +5,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vaeaudit.errors import VaeauditError
+from vaeaudit.errors import ConfigError, VaeauditError
 
 
 class RowBatches:
     """Splits rows into parts of at most ``size``; out of memory halves the part and goes on.
 
     Rows are independent of each other, so the size changes speed and memory, and values by rounding only.
+    Raises :class:`ConfigError` if ``size`` is not positive.
     """
 
     def __init__(self, size: int) -> None:
+        if size < 1:
+            raise ConfigError(f"the batch size must be at least 1, but {size} was given")
         self.size = size
 
     @classmethod

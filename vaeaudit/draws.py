@@ -19,8 +19,9 @@ def uniform(count: int, *, seed: int, check: str, item: int | str) -> NDArray[np
     """``count`` uniforms in the open interval (0, 1); a longer request starts with the shorter one's."""
     digest = hashlib.blake2b(f"{seed}|{check}|{item}".encode(), digest_size=16).digest()
     bits = np.random.Philox(key=np.frombuffer(digest, dtype="<u8")).random_raw(count)
-    # 53 random bits in the middle of their cell: never 0 and never 1, so the inverse below is finite.
-    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    # 52 random bits in the middle of their cell: never 0 and never 1, so the inverse below is finite. With 53
+    # bits the middle of the last cell is no float64, and rounds to 1.
+    return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
 def noise_set(

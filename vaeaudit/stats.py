@@ -43,8 +43,10 @@ def median(values: Sequence[float], *, unit: str, direction: str, level: float =
     kept, nonfinite = _finite(values)
     n = kept.size
     ordered = np.sort(kept)
-    # ppf gives the smallest j with P(X <= j) >= tail, so P(X < j) < tail: j itself is the largest such k.
-    k = int(stats.binom.ppf((1 - level) / 2, n, 0.5)) if n else 0
+    # ppf gives the smallest j with P(X <= j) >= tail: the largest such k, or where they are equal the one before.
+    tail = (1 - level) / 2
+    k = int(stats.binom.ppf(tail, n, 0.5)) if n else 0
+    k += int(n > 0 and stats.binom.cdf(k, n, 0.5) <= tail)
     return Measurement(
         value=float(ordered[math.ceil(n / 2) - 1]) if n else None,
         ci=(float(ordered[k - 1]), float(ordered[n - k])) if k >= 1 else None,

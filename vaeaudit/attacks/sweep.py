@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.batches import RowBatches
-from vaeaudit.errors import VaeauditError
+from vaeaudit.errors import ContractError, VaeauditError
 from vaeaudit.optim.lbfgsb import Status, Stopping, minimise
 
 # data_term(x_adv, pair) -> J: x_adv (b, *shape), pair (b,) integers -> (b,), differentiable in x_adv
@@ -252,7 +252,7 @@ class _Search:
             d = points - self.x[self.pair[k]]
             norm = torch.linalg.vector_norm(d, dim=1)
             if self.penalty == "l2":
-                slope = self.lam[k] / norm.clamp(min=torch.finfo(norm.dtype).tiny)  # 0 at d = 0
+                slope = torch.where(norm > 0, self.lam[k] / norm, 0.0)  # no gradient at d = 0: the kink's is 0
             else:
                 slope = 2 * self.lam[k]
             return data + self.lam[k] * penalise(norm, self.penalty), gradient + slope[:, None] * d
@@ -266,7 +266,9 @@ class _Search:
         self.evaluations[rows] += found.evaluations
         better = found.value < self.objective[rows]
         self._take(rows[better], found.x[better])
-        self.status[rows[better]] = found.status[better]
+        # A first search that finds nothing below d = 0 has ended all the same; STOPPED means interrupted.
+        ended = better | (self.status[rows] == int(Status.STOPPED))
+        self.status[rows[ended]] = found.status[ended]
 
     def _take(self, rows: Tensor, points: Tensor) -> None:
         if rows.numel():
@@ -286,10 +288,16 @@ class _Search:
     def _gradient(self, points: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
         """Data term (b,) of ``points`` (b, n) and its gradient (b, n)."""
 
+        @torch.enable_grad()  # a notebook may stand under no_grad
         def gradient(part: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
             leaf = part.detach().requires_grad_(True)
             value = self.data_term(leaf.reshape(-1, *self.shape), of)
-            (slope,) = torch.autograd.grad(value.sum(), leaf)
+            slope = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] if value.requires_grad else None
+            if slope is None:
+                raise ContractError(
+                    "the encoder is cut off from its input (detached), so no attack can follow its gradient; "
+                    "run doctor on the model"
+                )
             return value.detach(), slope
 
         values, gradients = self.rows.map(gradient, points, pair)

@@ -5,6 +5,7 @@ Runs the lambda sweep of one mode on given pairs, and measures what the papers r
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, product
 
 import torch
 from torch import Tensor
@@ -76,9 +77,10 @@ class AttackResult:
         """
         pairs = len(self.gap)
         ends = torch.tensor([0.0, 1.0], dtype=self.gap.dtype, device=self.gap.device).expand(pairs, 2)
-        x = torch.cat([self.sweep.norm / self.gap[:, None], ends], 1).clamp(max=1)
+        x = torch.cat([self.sweep.norm / self.gap[:, None], ends], 1)
         last = (self.target_floor / self.source_error)[:, None]
         y = torch.cat([self.target_error / self.source_error[:, None], torch.ones_like(last), last], 1)
+        x, y = x.clamp(max=1), torch.where(x > 1, last, y)  # a point beyond the end becomes the end
         order = x.argsort(dim=1, stable=True)
         return torch.trapezoid(y.gather(1, order), x.gather(1, order), dim=1)
 
@@ -122,7 +124,7 @@ def attack(
 
     Raises:
         ConfigError: unknown mode, similarity or penalty; lambda not positive and finite.
-        DataError: shapes that do not fit, values outside the range, no pair, or a pair of equal images.
+        DataError: shapes or types that do not fit, values outside the range, no pair, or a pair of equal images.
     """
     for what, name, known in (
         ("mode", mode, MODES),
@@ -131,11 +133,15 @@ def attack(
     ):
         if name not in known:
             raise ConfigError(f"there is no attack {what} '{name}'{nearest(name, known)}; there are {', '.join(known)}")
-    values = torch.tensor(_lambdas(lambdas), dtype=x.dtype, device=x.device)
     box = data_range or vae.range
     _check_pairs(vae, x, x_t, box)
+    values = torch.tensor(_lambdas(lambdas), dtype=x.dtype, device=x.device)
     keys = list(range(len(x))) if items is None else list(items)
-    rows = RowBatches(batch_size) if batch_size else RowBatches.automatic(vae.input_shape, x.device)
+    if len(keys) != len(x):
+        raise DataError(f"each of the {len(x)} sources needs an item number, but {len(keys)} came; give one each")
+    rows = (
+        RowBatches.automatic(vae.input_shape, x.device) if batch_size is None else RowBatches(batch_size)
+    )
 
     with torch.no_grad():
         target = vae.encode(x_t)
@@ -230,7 +236,9 @@ def draw_pairs(count: int, items: int, same: Callable[[int, int], bool], *, seed
     taken: set[tuple[int, int]] = set()
     for number in range(count):
         draws = (uniform(2 * _PAIR_ATTEMPTS, seed=seed, check="attack.pairs", item=number) * items).astype(int)
-        for source, target in draws.reshape(-1, 2).tolist():
+        # Few items may have nearly all their pairs taken: go through them before giving up.
+        rest = product(range(items), repeat=2) if items <= _PAIR_ATTEMPTS else ()
+        for source, target in chain(draws.reshape(-1, 2).tolist(), rest):
             if source != target and (source, target) not in taken and not same(source, target):
                 taken.add((source, target))
                 pairs.append((source, target))
@@ -260,6 +268,11 @@ def _check_pairs(vae: VAE, x: Tensor, x_t: Tensor, box: tuple[float, float] | No
         raise DataError(
             f"sources and targets must both be (pairs, {', '.join(map(str, shape))}), "
             f"but are {tuple(x.shape)} and {tuple(x_t.shape)}"
+        )
+    if not x.is_floating_point() or x.dtype != x_t.dtype or x.device != x_t.device:
+        raise DataError(
+            f"sources and targets must be of one floating-point type on one device, but are {x.dtype} on {x.device} "
+            f"and {x_t.dtype} on {x_t.device}"
         )
     if len(x) == 0:
         raise DataError("an attack needs at least one pair of a source and a target, but none was given")

@@ -64,7 +64,9 @@ def examine(vae: VAE, x: Tensor, *, seed: int = 0, batch_size: int | None = None
     """
     if len(x) < 2 or bool((x == x[:1]).all()):
         raise DataError(f"at least two different items are needed to try the model, but {len(x)} came, all equal")
-    rows = RowBatches(batch_size) if batch_size else RowBatches.automatic(vae.input_shape, x.device)
+    rows = (
+        RowBatches.automatic(vae.input_shape, x.device) if batch_size is None else RowBatches(batch_size)
+    )
     _check_shapes(vae, x[:2])
     noise = _noise(vae, x, seed)
 

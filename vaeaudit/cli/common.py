@@ -31,7 +31,7 @@ def settings_of(
     environment: dict[str, object] = {}
     for name, key in keys.items():
         value = context.params[name]
-        if value is None or value == []:  # an option that may be repeated and was not given
+        if value is None or value == ():  # an option that may be repeated and was not given
             continue
         source = context.get_parameter_source(name)
         told = environment if source is not None and source.name == "ENVIRONMENT" else flags

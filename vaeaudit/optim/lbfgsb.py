@@ -124,6 +124,7 @@ def minimise(
     if count == 0 or not go_on(count):
         return best
     run = _begin(objective, x, lower, upper, memory)
+    run.status[(run.status < 0) & (run.evaluations >= stopping.max_evaluations)] = int(Status.LIMIT)
     while run.problem.numel():
         done = run.status >= 0
         # Dropping rows copies the history, so it waits until an eighth of the batch has finished.

@@ -72,6 +72,3 @@ def ends(attack: AttackEntry) -> str:
     told = ", ".join(f"{count} {message}" for message, count in attack.statuses.items())
     zero = f"d = 0 is the best found for {attack.zero_optimal}"
     return f"{problems} problems: {told}; {zero}; {attack.evaluations:,} evaluations"
-
-
-def _x "n/a" if value is None else f"{value:.3g}"
