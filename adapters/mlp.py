@@ -64,9 +64,7 @@ class MLPOptions(Options):
     def _of_one_likelihood(self) -> Self:
         if self.likelihood == "bernoulli":
             if foreign := sorted({"stddev", "sigmoid"} & self.model_fields_set):
-                raise ValueError(
-                    f"{foreign[0]} belongs to likelihood 'gaussian', and the likelihood is 'bernoulli'"
-                )
+                raise ValueError(f"{foreign[0]} belongs to likelihood 'gaussian', and the likelihood is 'bernoulli'")
             self.unit_range()
         return self
 
@@ -139,9 +137,7 @@ def _layers(tensors: Mapping[str, Tensor]) -> dict[str, Layers]:
     """Sizes of the linear layers of each part, in order, once names and sizes are known to fit together."""
     found = [match for name in tensors if (match := _NAME.fullmatch(name))]
     indices = {part: sorted({int(match[2]) for match in found if match[1] == part}) for part in PARTS}
-    expected = [
-        f"{part}.{i}.{kind}" for part in PARTS for i in indices[part] or [0] for kind in ("weight", "bias")
-    ]
+    expected = [f"{part}.{i}.{kind}" for part in PARTS for i in indices[part] or [0] for kind in ("weight", "bias")]
     missing = [name for name in expected if name not in tensors]
     extra = [name for name in tensors if not _NAME.fullmatch(name)]
     told = "; ".join(f"{w}: {', '.join(n[:6])}" for w, n in (("missing", missing), ("not expected", extra)) if n)

@@ -37,9 +37,7 @@ def draw(factors: NDArray[np.float64]) -> NDArray[np.uint8]:
     u = np.cos(angle) * x + np.sin(angle) * y  # (n, 28, 28), in the shape's own axes
     v = np.cos(angle) * y - np.sin(angle) * x
     radius = RADIUS * scale
-    distances = np.stack(
-        [_square(u, v, radius), _ellipse(u, v, radius), _triangle(u, v, radius)]
-    )  # (3, n, 28, 28)
+    distances = np.stack([_square(u, v, radius), _ellipse(u, v, radius), _triangle(u, v, radius)])  # (3, n, 28, 28)
     distance = np.take_along_axis(distances, shape[None].astype(np.int64), axis=0)[0]  # (n, 28, 28)
     covered = np.clip(0.5 - distance, 0.0, 1.0)
     return np.floor(255 * covered + 0.5).astype(np.uint8)

@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from vaeaudit.checkpoints import Checkpoint as Checkpoint
     from vaeaudit.checkpoints import load_state as load_state
+    from vaeaudit.checks.attack import AttackResult as AttackResult
+    from vaeaudit.checks.attack import attack as attack
     from vaeaudit.registry import load as load
     from vaeaudit.vae import VAE as VAE
     from vaeaudit.vae import BernoulliLogits as BernoulliLogits
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from vaeaudit.vae import Posterior as Posterior
 
 _HOME = {
+    "AttackResult": "checks.attack",
+    "attack": "checks.attack",
     "Checkpoint": "checkpoints",
     "load_state": "checkpoints",
     "load": "registry",

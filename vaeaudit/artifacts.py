@@ -38,6 +38,7 @@ def artifacts(audit: Audit) -> Files:
             _array(result.sweep.norm),
             _array(result.target_error),
             result.sweep.chosen.tolist(),
+            [f"{pair.source} > {pair.target}" for pair in entry.pairs],
             _array(result.source_error),
             _array(result.target_floor),
             _array(result.gap),

@@ -251,11 +251,10 @@ class _Search:
             data, gradient = self._gradient(points, self.pair[k])
             d = points - self.x[self.pair[k]]
             norm = torch.linalg.vector_norm(d, dim=1)
-            if self.penalty == "l2":
-                slope = torch.where(norm > 0, self.lam[k] / norm, 0.0)  # no gradient at d = 0: the kink's is 0
-            else:
-                slope = 2 * self.lam[k]
-            return data + self.lam[k] * penalise(norm, self.penalty), gradient + slope[:, None] * d
+            # `l2` has no gradient at d = 0; what is left out there is 0, not NaN.
+            slope = torch.where(norm > 0, 1 / norm, 0.0) if self.penalty == "l2" else 2.0
+            pull = (self.lam[k] * slope)[:, None] * d
+            return data + self.lam[k] * penalise(norm, self.penalty), gradient + pull
 
         def go_on(running: int) -> bool:
             self.stopped = not self.go_on(Progress(stage, running, self.lam.numel()))

@@ -139,9 +139,7 @@ def attack(
     keys = list(range(len(x))) if items is None else list(items)
     if len(keys) != len(x):
         raise DataError(f"each of the {len(x)} sources needs an item number, but {len(keys)} came; give one each")
-    rows = (
-        RowBatches.automatic(vae.input_shape, x.device) if batch_size is None else RowBatches(batch_size)
-    )
+    rows = RowBatches.automatic(vae.input_shape, x.device) if batch_size is None else RowBatches(batch_size)
 
     with torch.no_grad():
         target = vae.encode(x_t)

@@ -49,7 +49,9 @@ def attack_panel(columns: list[Array], labels: list[str], box: tuple[float, floa
     return _png(figure)
 
 
-def distortion_curves(norm: Array, error: Array, chosen: list[int], start: Array, floor: Array, gap: Array) -> bytes:
+def distortion_curves(
+    norm: Array, error: Array, chosen: list[int], labels: list[str], start: Array, floor: Array, gap: Array
+) -> bytes:
     """||x_t - rec(x*)|| over ||d||, both (pairs, lambdas), one line a pair from its two free ends.
 
     ``start`` and ``floor`` (pairs,) are the errors at d = 0 and at d = x_t - x, ``gap`` (pairs,) is
@@ -62,7 +64,7 @@ def distortion_curves(norm: Array, error: Array, chosen: list[int], start: Array
         y = np.concatenate([[start[pair]], error[pair], [floor[pair]]])
         order = np.argsort(x, kind="stable")
         colour = f"C{pair % 10}"
-        axis.plot(x[order], y[order], "-", color=colour, linewidth=1.3, alpha=0.8, label=f"pair {pair}")
+        axis.plot(x[order], y[order], "-", color=colour, linewidth=1.3, alpha=0.8, label=labels[pair])
         axis.plot(norm[pair, chosen[pair]], error[pair, chosen[pair]], "o", color=colour, markersize=6)
     axis.set_xlabel("norm of the distortion, ‖d‖")
     axis.set_ylabel("distance of the reconstruction from the target, ‖x_t - rec(x*)‖")

@@ -156,3 +156,8 @@ class Report(_Entry):
     exit_code: int
     timings: dict[str, float]
     files: dict[str, str] = Field(description="What lies beside report.json: purpose -> name.")
+
+
+def json_schema() -> dict[str, JsonValue]:
+    """The JSON Schema of report.json; `report/report.schema.json` is its copy for readers in other languages."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Report.model_json_schema(mode="serialization")}
