@@ -3,7 +3,7 @@
 Each problem has its own iterate, history, step and stopping test; one round evaluates the trial points of all
 problems that still run, together, and finished problems leave the batch. The method is a projected
 quasi-Newton method: variables at a bound that the gradient pushes outward are held (Bertsekas 1982, "Projected
-Newton methods", eq. 32), the L-BFGS direction (Nocedal & Wright, algorithm 7.4) is taken in the remaining
+Newton methods", eq. 32), the L-BFGS direction (Nocedal & Wright, section 7.2) is taken in the remaining
 ones, and the step is searched along the path bent at the bounds.
 """
 
@@ -20,6 +20,7 @@ Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 _ARMIJO = 1e-4  # sufficient decrease, Nocedal & Wright eq. 3.6a
 _CURVATURE = 0.9  # a slope still below this share of the first one says the step is too short, eq. 3.6b
 _MAX_BACKTRACKS = 25
+_NEAR = 1e-2  # epsilon of Bertsekas eq. 32, as a share of the distance of the two bounds
 
 
 class Status(IntEnum):
@@ -105,7 +106,7 @@ def minimise(
     upper: Tensor,
     stopping: Stopping,
     *,
-    memory: int = 10,
+    memory: int = 5,
     go_on: Callable[[int], bool] = lambda _: True,
 ) -> Minima:
     """Minimise ``objective`` for each row of ``start`` (B, n) within [lower, upper] (B, n; may be infinite).
@@ -244,62 +245,63 @@ def _aim(run: _Running, rows: Tensor) -> None:
     """Compute the next direction and first step of the named rows; end those with no descent left."""
     if rows.numel() == 0:
         return
-    x, g = run.x[rows], run.g[rows]
-    held = ((x <= run.lower[rows]) & (g > 0)) | ((x >= run.upper[rows]) & (g < 0))
-    free = ~held
+    x, g, lower, upper = run.x[rows], run.g[rows], run.lower[rows], run.upper[rows]
+    # A variable just short of a bound would cut the step of all others to nothing, so those nearer than `near`
+    # that the gradient pushes outward are held as well, and go to their bound by themselves. ``way`` is zero at a
+    # stationary point only, where `near` vanishes.
+    way = torch.linalg.vector_norm((x - g).clamp(lower, upper) - x, dim=1)
+    near = torch.minimum(_NEAR * (upper - lower), way[:, None])
+    to_lower, to_upper = (x - lower <= near) & (g > 0), (upper - x <= near) & (g < 0)
+    free = ~(to_lower | to_upper)
+    home = torch.where(to_lower, lower - x, torch.where(to_upper, upper - x, 0.0))
     g = g * free
     direction = -inv_hessian_product(g, run.history[rows], free, run.newest[rows], run.pairs[rows])
     slope = (direction * g).sum(1)
     norm = torch.linalg.vector_norm(g, dim=1)
     # Without a usable history: steepest descent with a step of length at most 1, as L-BFGS-B starts.
-    steepest = (run.pairs[rows] == 0) | (slope >= 0) | ~slope.isfinite()
+    steepest = (run.pairs[rows] == 0) | ((slope >= 0) & (norm > 0)) | ~slope.isfinite()
     scaled = -g / norm.clamp(min=1.0)[:, None]
-    direction = torch.where(steepest[:, None], scaled, direction)
-    slope = torch.where(steepest, (scaled * g).sum(1), slope)
+    run.direction[rows] = torch.where(steepest[:, None], scaled, direction) + home
     run.pairs[rows[steepest]] = 0
-    run.direction[rows], run.slope[rows] = direction, slope
     run.anchor_x[rows], run.anchor_g[rows] = x, run.g[rows]
     run.step[rows] = 1.0
     run.backtracks[rows] = 0
-    run.status[rows[norm == 0]] = int(Status.CONVERGED)
+    run.status[rows[way == 0]] = int(Status.CONVERGED)
 
 
 def inv_hessian_product(g: Tensor, history: Tensor, free: Tensor, newest: Tensor, pairs: Tensor) -> Tensor:
-    """H g in the free variables, (a, n): the two-loop recursion written in inner products.
+    """H g in the free variables, (a, n), by the compact form of L-BFGS (Byrd, Nocedal & Schnabel 1994, eq. 3.1).
 
     ``history`` (a, 2, m, n) holds s and y; ``free`` (a, n) masks both, because a held variable left in a pair
-    spoils the curvature of the others. All of H g lies in span{g, s_i, y_i}, so the recursion runs on the
-    coefficients (Nocedal & Wright, algorithm 7.4) and touches long vectors twice only.
+    spoils the curvature of the others. The long vectors are touched twice only; the rest is m x m.
     """
     count, _, m, n = history.shape
     w = (history * free[:, None, None]).reshape(count, 2 * m, n)
     gram = w @ w.transpose(1, 2)  # (a, 2m, 2m)
     wg = (w @ g[:, :, None]).squeeze(2)  # (a, 2m)
-    sy, yy = gram[:, :m, m:], gram[:, m:, m:]
-    sg, yg = wg[:, :m], wg[:, m:]
-    curvature = sy.diagonal(dim1=1, dim2=2)
-    y_square = yy.diagonal(dim1=1, dim2=2)
-    age = (newest[:, None] - torch.arange(m, device=g.device)) % m  # (a, m): 0 is the newest pair
-    usable = (age < pairs[:, None]) & (curvature > torch.finfo(g.dtype).eps * y_square)
-    rho = torch.where(usable, 1 / curvature, 0.0)
 
-    row = torch.arange(count, device=g.device)
-    order = (newest[:, None] - torch.arange(m, device=g.device)) % m  # (a, m): places, newest first
-    on_y = torch.zeros_like(sg)  # q = g + sum_j on_y[j] y_j
-    alpha = torch.zeros_like(sg)
-    for k in range(m):
-        i = order[:, k]
-        value = rho[row, i] * (sg[row, i] + (on_y * sy[row, i]).sum(1))
-        alpha[row, i] = value
-        on_y[row, i] -= value
+    # From storage to the order of time, oldest first.
+    place = (newest[:, None] + 1 + torch.arange(m, device=g.device)) % m  # (a, m)
+    both = torch.cat([place, place + m], dim=1)  # (a, 2m)
+    gram = gram.gather(1, both[:, :, None].expand_as(gram)).gather(2, both[:, None, :].expand_as(gram))
+    wg = wg.gather(1, both)
+    curvature = gram[:, :m, m:].diagonal(dim1=1, dim2=2)  # (a, m): s.y
+    y_square = gram[:, m:, m:].diagonal(dim1=1, dim2=2)
+    present = torch.arange(m, device=g.device) >= m - pairs[:, None]
+    usable = present & (curvature > torch.finfo(g.dtype).eps * y_square)
+    # gamma = s.y / y.y of the newest usable pair, Nocedal & Wright eq. 7.20
+    last = torch.where(usable, torch.arange(m, device=g.device), -1).argmax(1, keepdim=True)
+    gamma = torch.where(usable.any(1), (curvature / y_square).gather(1, last).squeeze(1), 1.0)[:, None]
 
-    # gamma = s.y / y.y of the newest usable pair, eq. 7.20
-    first = torch.where(usable, age, m).argmin(1)
-    gamma = torch.where(usable.any(1), curvature[row, first] / y_square[row, first], 1.0)
-    on_s = torch.zeros_like(sg)  # r = gamma q + sum_j on_s[j] s_j
-    for k in reversed(range(m)):
-        i = order[:, k]
-        yr = gamma * (yg[row, i] + (on_y * yy[row, i]).sum(1)) + (on_s * sy[row, :, i]).sum(1)
-        on_s[row, i] += alpha[row, i] - rho[row, i] * yr
-    coefficients = torch.cat([on_s, gamma[:, None] * on_y], dim=1)  # (a, 2m)
-    return gamma[:, None] * g + (coefficients[:, None] @ w).squeeze(1)
+    # Pairs that are not usable become empty: a unit diagonal in R and zeros elsewhere.
+    together = usable[:, :, None] & usable[:, None, :]
+    r = torch.where(together, gram[:, :m, m:].triu(), torch.diag_embed((~usable).to(g.dtype)))
+    yy = torch.where(together, gram[:, m:, m:], 0.0)
+    sg, yg = torch.where(usable, wg[:, :m], 0.0), torch.where(usable, wg[:, m:], 0.0)
+    u = torch.linalg.solve_triangular(r, sg[:, :, None], upper=True)  # R^-1 S'g, (a, m, 1)
+    right = torch.where(usable, curvature, 0.0)[:, :, None] * u + gamma[:, :, None] * (yy @ u - yg[:, :, None])
+    on_s = torch.linalg.solve_triangular(r.transpose(1, 2), right, upper=False).squeeze(2)
+    on_y = -gamma * u.squeeze(2)
+
+    coefficients = torch.empty_like(wg).scatter_(1, both, torch.cat([on_s, on_y], dim=1))  # back to storage
+    return gamma * g + (coefficients[:, None] @ w).squeeze(1)
