@@ -50,7 +50,7 @@ class Sweep:
 
     ``distortion`` and ``adversarial`` are (P, L, *shape), and ``adversarial`` is x + d to the bit, inside the
     box. ``data_term``, ``norm`` (||d||_2), ``objective``, ``status`` (:class:`Status`) and ``evaluations`` are
-    (P, L). ``zero_data_term`` (P,) is the data term at d = 0.
+    (P, L). ``zero_data_term`` (P,) is the data term at d = 0. ``interrupted`` tells that it was told to stop.
     """
 
     lambdas: Tensor
@@ -63,6 +63,7 @@ class Sweep:
     status: Tensor
     evaluations: Tensor
     zero_data_term: Tensor
+    interrupted: bool
 
     @property
     def chosen(self) -> Tensor:
@@ -216,6 +217,7 @@ class _Search:
             status=self.status.reshape(pairs, count),
             evaluations=self.evaluations.reshape(pairs, count),
             zero_data_term=data[:, -2],
+            interrupted=self.stopped,
         )
         _verify(found, self.low, self.high)
         return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain, product
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vaeaudit import stats
 from vaeaudit.attacks.similarity import SIMILARITIES
@@ -16,7 +16,7 @@ from vaeaudit.attacks.sweep import PENALTIES, GoOn, Sweep, always, geometric_lam
 from vaeaudit.batches import RowBatches
 from vaeaudit.draws import noise_set, uniform
 from vaeaudit.errors import ConfigError, DataError, nearest
-from vaeaudit.optim.lbfgsb import Status, Stopping
+from vaeaudit.optim.lbfgsb import Stopping
 from vaeaudit.stats import Measurement
 from vaeaudit.vae import VAE
 
@@ -59,8 +59,8 @@ class AttackResult:
 
     @property
     def interrupted(self) -> bool:
-        """Whether some problem was stopped before it ended."""
-        return bool((self.sweep.status == int(Status.STOPPED)).any())
+        """Whether the sweep was told to stop before it ended."""
+        return self.sweep.interrupted
 
     @property
     def delta(self) -> Tensor:
@@ -274,6 +274,11 @@ def _check_pairs(vae: VAE, x: Tensor, x_t: Tensor, box: tuple[float, float] | No
         )
     if len(x) == 0:
         raise DataError("an attack needs at least one pair of a source and a target, but none was given")
+    weight = next(vae.parameters(), None) if isinstance(vae, nn.Module) else None
+    if weight is not None and (weight.dtype, weight.device) != (x.dtype, x.device):
+        raise DataError(
+            f"sources are {x.dtype} on {x.device}, but the model is {weight.dtype} on {weight.device}; convert one"
+        )
     low, high = box or (-torch.inf, torch.inf)
     for name, values in (("sources", x), ("targets", x_t)):
         if not bool(((values >= low) & (values <= high)).all()):
