@@ -283,9 +283,7 @@ def test_mlp_reads_layers_at_any_indices(second: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [(9, 10), (0, 1), (0, 2), (0, 3)])
-def test_mlp_reads_more_shared_layers_in_the_order_of_their_numbers(
-    first: int, second: int, tmp_path: Path
-) -> None:
+def test_mlp_reads_more_shared_layers_in_the_order_of_their_numbers(first: int, second: int, tmp_path: Path) -> None:
     tensors = tensors_of(
         linear(f"encoder.shared.{second}", 5, 6)
         | linear(f"encoder.shared.{first}", 6, 4)
@@ -347,9 +345,7 @@ def test_mlp_range_and_standard_deviation_of_a_gaussian_likelihood(tmp_path: Pat
     vae = vaeaudit.load(file, "mlp", likelihood="gaussian", range=[-1, 1])
     assert vae.range == (-1, 1)
     x = vae.decode(torch.zeros(1, 3)).mean
-    torch.testing.assert_close(
-        vae.decode(torch.zeros(1, 3)).log_prob(x), torch.full((1,), -6 * math.log(2 * math.pi))
-    )
+    torch.testing.assert_close(vae.decode(torch.zeros(1, 3)).log_prob(x), torch.full((1,), -6 * math.log(2 * math.pi)))
 
 
 @pytest.mark.parametrize(

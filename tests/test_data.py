@@ -167,9 +167,7 @@ def test_uint8_is_rounded_once_like_a_division_by_255() -> None:
     ("span", "expected"),
     [((0, 255), [0, 51, 255]), ((-1, 1), [-1, -0.6, 1]), ((-1, 0), [-1, -0.8, 0]), ((0.1, 0.3), [0.1, 0.14, 0.3])],
 )
-def test_the_stored_range_is_mapped_linearly_onto_the_models(
-    span: tuple[float, float], expected: list[float]
-) -> None:
+def test_the_stored_range_is_mapped_linearly_onto_the_models(span: tuple[float, float], expected: list[float]) -> None:
     data = fitted(np.array([[0, 51, 255]], np.uint8), (3,), span)
     np.testing.assert_allclose(whole(data, torch.float64)[0], expected, rtol=1e-15, atol=0)
     x = whole(data, torch.float64)
@@ -479,9 +477,7 @@ def test_factors_come_from_safetensors_too_and_may_lack_values(tmp_path: Path) -
         ({"latents_names": np.array(["a"])}, "1 names for 2 factors"),
     ],
 )
-def test_factors_that_do_not_fit_are_refused(
-    tmp_path: Path, wrong: dict[str, NDArray[np.generic]], word: str
-) -> None:
+def test_factors_that_do_not_fit_are_refused(tmp_path: Path, wrong: dict[str, NDArray[np.generic]], word: str) -> None:
     np.savez(tmp_path / "d.npz", **(dsprites(2) | wrong))
     assert word in refusal(DataError, lambda: read(tmp_path / "d.npz"))
 
@@ -525,9 +521,7 @@ def test_an_array_named_as_images_goes_before_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("x_train", "x_test"), ("one", "two"), ("imgs", "images")])
-def test_several_arrays_that_could_be_the_images_are_refused_by_name(
-    tmp_path: Path, names: tuple[str, str]
-) -> None:
+def test_several_arrays_that_could_be_the_images_are_refused_by_name(tmp_path: Path, names: tuple[str, str]) -> None:
     np.savez(tmp_path / "d.npz", **dict.fromkeys(names, GREY))
     save_file(dict.fromkeys(names, GREY), tmp_path / "d.safetensors")
     for file in tmp_path.iterdir():
@@ -928,9 +922,7 @@ def test_mnist_resized_equals_the_images_that_pillow_resized() -> None:
     train = read(SHARED / "mnist" / "mnist_train.npz")
     expected = np.load(SHARED / "mnist" / "train_first1000_32x32.npy")
     data = fit(train, input_shape=(1, 32, 32), data_range=(0, 1), resize="bilinear")
-    assert data.stored == (
-        "uint8 28x28, values 0..255, mapped from [0, 255] to [0, 1], resized to 32x32 with bilinear"
-    )
+    assert data.stored == ("uint8 28x28, values 0..255, mapped from [0, 255] to [0, 1], resized to 32x32 with bilinear")
     x = data.batch(range(1000)).numpy()
     assert_array_equal(x[:, 0], expected.astype(np.float32) / np.float32(255))
     assert train.labels is not None and train.labels[:4].tolist() == [5, 0, 4, 1]
@@ -959,3 +951,16 @@ def test_dsprites_are_read_without_their_pickled_metadata() -> None:
     assert held.factors.classes.shape == (20000, 5)
     assert data.stored == "uint8 64x64, values 0..1, taken as they are in [0, 1], read as 1x64x64"
     assert set(np.unique(data.batch([0, 19999]).numpy())) == {0, 1}
+
+
+def test_an_array_of_an_npz_that_holds_several_is_named_after_the_file(tmp_path: Path) -> None:
+    train, test = np.zeros((3, 4, 4), np.uint8), np.full((2, 4, 4), 9, np.uint8)
+    np.savez(tmp_path / "mnist.npz", x_train=train, y_train=np.arange(3), x_test=test, y_test=np.arange(2) + 5)
+    with pytest.raises(DataError, match="name the one to audit, as in mnist.npz#x_train"):
+        read(tmp_path / "mnist.npz")
+    stored = read(f"{tmp_path}/mnist.npz#x_test")
+    assert np.array_equal(stored.values, test)
+    assert stored.labels is not None and stored.labels.tolist() == [5, 6]
+    assert stored.source.endswith("mnist.npz#x_test")
+    with pytest.raises(DataError, match="no array 'x_tset' \\(did you mean 'x_test'\\?\\)"):
+        read(f"{tmp_path}/mnist.npz#x_tset")

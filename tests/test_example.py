@@ -117,9 +117,7 @@ def test_bundled_model_states_its_facts_and_its_training(name: str) -> None:
     assert (EXAMPLES / name).stat().st_size <= 2_000_000
     with safe_open(EXAMPLES / name, framework="pt") as handle:
         metadata = handle.metadata()
-    facts = {
-        key.removeprefix("vaeaudit."): json.loads(v) for key, v in metadata.items() if key.startswith("vaeaudit.")
-    }
+    facts = {key.removeprefix("vaeaudit."): json.loads(v) for key, v in metadata.items() if key.startswith("vaeaudit.")}
     assert facts == {
         "adapter": "mlp",
         "activation": "relu",

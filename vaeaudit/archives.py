@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vaeaudit.checkpoints import sha256_of
 from vaeaudit.data import Factors, Stored, shape_text
-from vaeaudit.errors import DataError, TrustError, VaeauditError
+from vaeaudit.errors import DataError, TrustError, VaeauditError, nearest
 
 _IMAGE_NAMES = ("imgs", "images", "data", "x", "x_train", "x_val", "x_test")
 _LABEL_NAMES = ("labels", "label", "targets", "target", "y")
@@ -71,8 +71,8 @@ def decoding(file: Path, what: str) -> Iterator[None]:
         raise DataError(f"{file} is not a whole {what} ({reason}); it may be truncated or only named so") from error
 
 
-def read_npz(file: Path) -> Stored:
-    """Read the images, labels and factors of a .npz archive."""
+def read_npz(file: Path, images: str | None = None) -> Stored:
+    """Read the images, labels and factors of a .npz archive; ``images`` names the array where it is not clear."""
     _refuse_pickle(file)
     arrays: dict[str, _Array] = {}
     skipped: list[str] = []
@@ -87,7 +87,7 @@ def read_npz(file: Path) -> Stored:
                 shape, kind = _npy_header(stream, info.file_size)
             fetch = partial(_npz_member, archive, info)
             arrays[info.filename.removesuffix(".npy")] = _Array(file, shape, kind, fetch)
-        return _select(file, arrays, skipped)
+        return _select(file, arrays, skipped, images)
 
 
 def _npz_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[np.generic]:
@@ -123,8 +123,8 @@ def _npy_header(stream: IO[bytes], size: int) -> tuple[tuple[int, ...], str]:
     return shape, dtype.kind
 
 
-def read_safetensors(file: Path) -> Stored:
-    """Read the images, labels and factors of a .safetensors file; its metadata are ignored."""
+def read_safetensors(file: Path, images: str | None = None) -> Stored:
+    """Read the images, labels and factors of a .safetensors file, as :func:`read_npz`; metadata are ignored."""
     with decoding(file, ".safetensors file"):
         opened = safe_open(file, framework="pt", device="cpu")
     with opened as handle:
@@ -135,7 +135,7 @@ def read_safetensors(file: Path) -> Stored:
             stored_type = header.get_dtype()
             kind = _KINDS.get(stored_type) or _KINDS.get(stored_type[0], "V")
             arrays[name] = _Array(file, tuple(header.get_shape()), kind, partial(_tensor, handle.get_tensor, name))
-        return _select(file, arrays, [])
+        return _select(file, arrays, [], images)
 
 
 def _tensor(get_tensor: Callable[[str], Tensor], name: str) -> NDArray[np.generic]:
@@ -146,9 +146,9 @@ def _tensor(get_tensor: Callable[[str], Tensor], name: str) -> NDArray[np.generi
     return array
 
 
-def _select(file: Path, arrays: Mapping[str, _Array], skipped: list[str]) -> Stored:
+def _select(file: Path, arrays: Mapping[str, _Array], skipped: list[str], wanted: str | None) -> Stored:
     """Find images, labels and factors by name; the rest goes to ``skipped``."""
-    images = _image_name(file, arrays)
+    images = _image_name(file, arrays) if wanted is None else _named(file, arrays, wanted)
     labels_name = _label_name(images, arrays)
     labels = None
     if labels_name is not None:
@@ -163,7 +163,17 @@ def _select(file: Path, arrays: Mapping[str, _Array], skipped: list[str]) -> Sto
             skipped.append(f"{name}: pickled objects are not loaded")
         elif name not in {images, labels_name} and (name not in _FACTOR_NAMES or factors is None):
             skipped.append(f"{name}: not taken as images, labels or factors")
-    return Stored(arrays[images].load(), labels, factors, str(file), sha256_of(file), tuple(skipped))
+    source = str(file) if wanted is None else f"{file}#{wanted}"
+    return Stored(arrays[images].load(), labels, factors, source, sha256_of(file), tuple(skipped))
+
+
+def _named(file: Path, arrays: Mapping[str, _Array], name: str) -> str:
+    if name not in arrays:
+        held = ", ".join(arrays) or "nothing"
+        raise DataError(f"{file} holds no array '{name}'{nearest(name, arrays)}; it holds {held}")
+    if arrays[name].kind == "O":
+        raise _pickled(file, name)
+    return name
 
 
 def _image_name(file: Path, arrays: Mapping[str, _Array]) -> str:
@@ -175,7 +185,7 @@ def _image_name(file: Path, arrays: Mapping[str, _Array]) -> str:
     if len(found) > 1:
         raise DataError(
             f"{file} holds several arrays that could be the images ({', '.join(found)}), where one was expected; "
-            "save the one to audit in a file of its own"
+            f"name the one to audit, as in {file.name}#{found[0]}"
         )
     pickled = [n for n, a in arrays.items() if a.kind == "O" and n in (found or arrays)]
     if pickled:

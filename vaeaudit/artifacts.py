@@ -58,6 +58,7 @@ def _rows(audit: Audit, result: AttackResult) -> list[dict[str, object]]:
     columns: dict[str, list[list[float]]] = {
         "norm": found.norm.tolist(),
         "data_term": found.data_term.tolist(),
+        "penalty": found.penalty_term.tolist(),
         "objective": found.objective.tolist(),
         "target_nll": result.target_nll.tolist(),
         "target_error": result.target_error.tolist(),

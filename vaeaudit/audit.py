@@ -10,24 +10,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.sweep import GoOn
+from vaeaudit.attacks.sweep import GoOn, Progress
 from vaeaudit.checks.attack import AttackResult, attack, draw_pairs
 from vaeaudit.checks.plausibility import Verdict
 from vaeaudit.config import Resolved
-from vaeaudit.errors import VaeauditError
 from vaeaudit.record import write_down
-from vaeaudit.registry import told
 from vaeaudit.report.model import Report
 from vaeaudit.subject import Subject
 
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """A report with the tensors it speaks of, pairs of item numbers included."""
+    """A report with the tensors it speaks of, pairs of item numbers included; ``fault`` is what ended it early."""
 
     report: Report
     pairs: tuple[tuple[int, int], ...]
     attacks: tuple[AttackResult, ...]
+    fault: BaseException | None
 
 
 def run_attack(subject: Subject, resolved: Resolved, argv: Sequence[str], go_on: GoOn) -> Audit:
@@ -39,8 +38,14 @@ def run_attack(subject: Subject, resolved: Resolved, argv: Sequence[str], go_on:
     settings = subject.settings
     attacks: list[AttackResult] = []
     skipped: dict[str, str] = {}
-    error: str | None = None
-    exit_code = 0
+    fault: BaseException | None = None
+    interrupted = False
+
+    def asked(progress: Progress) -> bool:
+        nonlocal interrupted
+        interrupted = interrupted or not go_on(progress)
+        return not interrupted
+
     pairs: list[tuple[int, int]] = []
     failed = [f.name for f in subject.plausibility.findings if f.verdict is Verdict.FAIL]
     if failed:
@@ -52,14 +57,12 @@ def run_attack(subject: Subject, resolved: Resolved, argv: Sequence[str], go_on:
             subject.data.batch([pair[k] for pair in pairs], dtype=subject.dtype, device=subject.device) for k in (0, 1)
         )
         try:
-            attacks.extend(_attack(subject, mode, x, x_t, pairs, go_on) for mode in settings.attack.modes)
-        except VaeauditError as fault:
-            error, exit_code = str(fault), fault.exit_code
-        except Exception as fault:  # the adapter is the user's code; whatever it raises must not read as a finding
-            error, exit_code = f"the model raised {told(fault)}", 3
+            attacks.extend(_attack(subject, mode, x, x_t, pairs, asked) for mode in settings.attack.modes)
+        except (Exception, SystemExit) as error:  # the adapter is the user's code: it must not read as a finding
+            fault = error
     seconds = time.monotonic() - started
-    report = write_down(subject, resolved, argv, pairs, attacks, skipped, error, exit_code, seconds)
-    return Audit(report, tuple(pairs), tuple(attacks))
+    report = write_down(subject, resolved, argv, pairs, attacks, skipped, fault, interrupted, seconds)
+    return Audit(report, tuple(pairs), tuple(attacks), fault)
 
 
 def _attack(

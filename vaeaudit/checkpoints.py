@@ -5,8 +5,8 @@ and no flag for one. A file that needs more is refused, and the refusal says how
 """
 
 import hashlib
-import json
 import pickle
+import pickletools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from vaeaudit.config import strict_json
 from vaeaudit.errors import CheckpointError, NonFiniteError, TrustError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
@@ -49,8 +50,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     file = _find(Path(path))
     tensors, facts = _read_safetensors(file) if file.suffix.lower() == ".safetensors" else (_read_torch(file), {})
     if not tensors:
-        raise CheckpointError(f"{file} holds no tensors, where a model's weights were expected")
+        raise CheckpointError(f"{file} holds no tensors, where a model's weights were expected; export it again")
     for name, tensor in tensors.items():
+        if not _is_plain(tensor):
+            kind = f"{tensor.layout}, {tensor.dtype} on {tensor.device}".replace("torch.", "")
+            raise CheckpointError(
+                f"{file}: {name} is a tensor of another kind ({kind}), where a dense one of real numbers was expected; "
+                "export the model in float32"
+            )
         bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
         if bad:
             raise NonFiniteError(
@@ -80,6 +87,12 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     module.load_state_dict(dict(tensors))
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Dense real numbers in memory; types of 8 bits and fewer have too little arithmetic to be loaded as they are."""
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    return dense and not tensor.is_complex() and (not tensor.is_floating_point() or tensor.element_size() > 1)
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as stream:
@@ -99,13 +112,23 @@ def _find(path: Path) -> Path:
     if path.is_dir():
         files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
         if len(files) != 1:
-            came = _some([f.name for f in files]) if files else "none"
-            raise CheckpointError(f"{path} is a folder, where one checkpoint was expected but {came} found; name it")
+            came = f"holds {_some([f.name for f in files])}" if files else "holds none"
+            raise CheckpointError(
+                f"{path} is a folder that {came}, where one checkpoint ({', '.join(SUFFIXES)}) was expected; "
+                "name the file"
+            )
         return files[0]
     if not path.exists():
         raise CheckpointError(f"there is no checkpoint at {path}; give a {', '.join(SUFFIXES)} file or its folder")
     if path.suffix.lower() not in SUFFIXES:
-        raise CheckpointError(f"{path} is not a {', '.join(SUFFIXES)} file, so it cannot be read as a checkpoint")
+        raise CheckpointError(
+            f"the name of {path} ends in none of {', '.join(SUFFIXES)}, by which a checkpoint is known; "
+            "convert or rename it"
+        )
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     return path
 
 
@@ -116,7 +139,7 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]
             metadata = handle.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{file} is not a whole safetensors file ({error}); it may be truncated or only named so"
+            f"{file} is not a whole safetensors file ({_first(error)}); it may be truncated or only named so"
         ) from error
     return tensors, {
         key.removeprefix(FACT_PREFIX): _fact(value) for key, value in metadata.items() if key.startswith(FACT_PREFIX)
@@ -126,7 +149,7 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]
 def _fact(value: str) -> object:
     """A metadata value is JSON; what is not JSON is the string itself."""
     try:
-        return json.loads(value)
+        return strict_json(value)
     except ValueError:
         return value
 
@@ -136,9 +159,11 @@ def _config_facts(file: Path) -> dict[str, object]:
     if not config.is_file():
         return {}
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
+        content = strict_json(config.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"{config} beside the checkpoint is not readable JSON ({error})") from error
+        raise CheckpointError(
+            f"{config} beside the checkpoint is not readable JSON ({_first(error)}); correct or remove it"
+        ) from error
     section = content.get("vaeaudit", {}) if isinstance(content, dict) else {}
     return dict(section) if isinstance(section, dict) else {}
 
@@ -148,49 +173,59 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():  # torch warns of old pickle protocols; the outcome says enough
             warnings.simplefilter("ignore")
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _refusal(file) from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        TypeError,
-    ) as error:
-        raise CheckpointError(
-            f"{file} is not a whole PyTorch checkpoint ({_first(error)}); it may be truncated or only named so"
-        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged bytes raise nearly anything
+        raise _unreadable(file, error) from error
     for key in _NESTED_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds a {type(content).__name__}, where a dictionary of tensors was expected")
+        raise CheckpointError(
+            f"{file} holds one {type(content).__name__}, where a dictionary of tensors was expected; "
+            "save model.state_dict()"
+        )
     strange = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strange:
         raise CheckpointError(
-            f"{file} holds entries that are not tensors ({_some(strange)}), where a state_dict was expected"
+            f"{file} holds entries that are not tensors ({_some(strange)}), where a state_dict was expected; "
+            "save model.state_dict() alone"
         )
     return {str(name): tensor for name, tensor in content.items()}
 
 
-def _refusal(file: Path) -> CheckpointError | TrustError:
-    """Tell a pickle that the safe loader refuses from a file that is no pickle at all."""
+def _unreadable(file: Path, error: Exception) -> CheckpointError | TrustError:
+    """Tell a file of more than tensors from one that is damaged, or no checkpoint at all."""
     with file.open("rb") as stream:
         start = stream.read(2)
-    # A zip archive (PK) reaches the unpickler only if it is whole; a bare pickle starts with its protocol.
-    if start == b"PK" or start[:1] == b"\x80":
+    known = start == b"PK" or start[:1] == b"\x80"  # a zip archive, or a pickle that begins with its protocol
+    # A zip archive reaches the unpickler only if it is whole.
+    refused = known and isinstance(error, pickle.UnpicklingError)
+    if refused or "TorchScript" in str(error) or _is_old_pickle(file):
         return TrustError(
             f"{file} holds pickled objects other than tensors, and loading them could run code, so it was not "
             "loaded; where you trust it, convert it: "
             "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
         )
-    return CheckpointError(f"{file} is not a PyTorch checkpoint; it may be damaged or only named so")
+    if not known:
+        return CheckpointError(f"{file} is not a PyTorch checkpoint; it may be damaged or only named so")
+    return CheckpointError(
+        f"{file} is not a whole PyTorch checkpoint ({_first(error)}); it may be truncated or only named so"
+    )
+
+
+def _is_old_pickle(file: Path) -> bool:
+    """Whether the file is a pickle of protocol 0 or 1, which has no magic number, that names objects to call."""
+    try:
+        with file.open("rb") as stream:
+            names = {opcode.name for opcode, _, _ in pickletools.genops(stream)}  # reads on to STOP, runs nothing
+    except Exception:  # damaged bytes raise nearly anything
+        return False
+    return bool(names & {"GLOBAL", "INST"})
 
 
 def _first(error: Exception) -> str:
+    """The first sentence of what a library said."""
     lines = str(error).splitlines()
-    return lines[0][:160].rstrip(".") if lines else type(error).__name__
+    return lines[0].split(". ")[0][:160].rstrip(".") if lines else type(error).__name__

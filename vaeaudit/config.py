@@ -7,37 +7,52 @@ directory is looked at: a file planted in a shared parent must not choose the co
 """
 
 import hashlib
+import json
+import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from vaeaudit.errors import ConfigError, nearest
 
-Positive = Annotated[int, Field(ge=1)]
+
+def _two_numbers(value: object) -> object:
+    numbers = value if isinstance(value, list | tuple) else ()
+    if len(numbers) == 2 and all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
+        return value
+    raise ValueError("two finite numbers LO HI")
+
+
+Whole = Annotated[int, Field(strict=True)]
+Positive = Annotated[int, Field(strict=True, ge=1)]
+Name = Annotated[str, Field(min_length=1)]
+Range = Annotated[tuple[float, float], BeforeValidator(_two_numbers)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSettings(_Section):
     """Which model, and how it is opened."""
 
-    path: str | None = Field(None, description="Checkpoint: .safetensors, .pt, .pth, .ckpt, or its folder.")
-    adapter: str | None = Field(None, description="Installed adapter, package.module:open, or file.py:open.")
-    options: dict[str, Any] = Field({}, description="Options of the adapter, over what the file says of itself.")
+    path: Name | None = Field(None, description="Checkpoint: .safetensors, .pt, .pth, .ckpt, or its folder.")
+    adapter: Name | None = Field(None, description="Installed adapter, package.module:open, or file.py:open.")
+    options: dict[str, JsonValue] = Field({}, description="Options of the adapter, over what the file says of itself.")
 
 
 class DataSettings(_Section):
     """Which data, and how they become the model's inputs."""
 
-    source: str | None = Field(None, description="npz, npy, safetensors, MNIST idx(.gz), or a folder of images.")
-    range: tuple[float, float] | None = Field(None, description="[lo, hi] of the model's inputs; the model's own.")
-    resize: str | None = Field(
+    source: Name | None = Field(None, description="npz, npy, safetensors, MNIST idx(.gz), or a folder of images.")
+    range: Range | None = Field(None, description="[lo, hi] of the model's inputs; the model's own.")
+    resize: Name | None = Field(
         None, description="Pillow filter that resizes images to the model's size; never unasked."
     )
 
@@ -45,18 +60,18 @@ class DataSettings(_Section):
 class RunSettings(_Section):
     """How the audit runs."""
 
-    seed: int = Field(0, description="Of every random draw.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
+    seed: Whole = Field(0, description="Of every random draw.")
+    device: Name = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     dtype: Literal["float32", "float64"] = Field("float32", description="Precision of model and optimiser.")
     batch_size: Positive | Literal["auto"] = Field("auto", description="Most rows given to the model at once.")
     limit: Positive | None = Field(None, description="Use only the first N items; the report says it is partial.")
-    out: str = Field("vaeaudit-report", description="Folder of the report.")
+    out: Name = Field("vaeaudit-report", description="Folder of the report.")
 
 
 class AttackSettings(_Section):
     """The attack check."""
 
-    modes: tuple[Literal["latent"], ...] = Field(("latent",), min_length=1, description="Attack modes.")
+    modes: tuple[Literal["latent"], ...] = Field(("latent",), description="Attack modes.")
     pairs: Positive = Field(10, description="Source and target pairs.")
     lambdas: Positive = Field(50, description="Values of lambda, geometric from 2^-20 to 2^20.")
     similarity: Literal["kl", "reverse-kl", "symmetric-kl", "mean", "sample", "wasserstein"] = Field(
@@ -64,6 +79,13 @@ class AttackSettings(_Section):
     )
     penalty: Literal["l2", "l2sq"] = Field("l2", description="||d||_2 or its square.")
     max_evaluations: Positive = Field(300, description="Model evaluations for one problem and one search.")
+
+    @field_validator("modes")
+    @classmethod
+    def _each_once(cls, value: tuple[Literal["latent"], ...]) -> tuple[Literal["latent"], ...]:
+        if not value:
+            raise ValueError("a list of at least one mode")
+        return tuple(dict.fromkeys(value))
 
 
 class Settings(_Section):
@@ -97,7 +119,7 @@ def find_config(start: Path) -> Path | None:
         own, shared = folder / "vaeaudit.toml", folder / "pyproject.toml"
         if own.is_file():
             return own
-        if shared.is_file() and "vaeaudit" in _parse(shared).get("tool", {}):
+        if shared.is_file() and _own_table(shared) is not None:
             return shared
     return None
 
@@ -107,11 +129,11 @@ def read_config(file: Path) -> dict[str, dict[str, object]]:
 
     Raises :class:`ConfigError` for what is missing, is no TOML, or has a section or key that is not known.
     """
-    if not file.is_file():
-        raise ConfigError(f"there is no configuration file {file}; expected a TOML file such as vaeaudit.toml")
-    content = _parse(file)
-    if file.name == "pyproject.toml":
-        content = content.get("tool", {}).get("vaeaudit", {})
+    if file.is_dir() or not file.exists():
+        raise ConfigError(f"there is no configuration file '{file}'; expected a TOML file such as vaeaudit.toml")
+    content = _own_table(file) if file.name == "pyproject.toml" else _parse(file)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} holds no table [tool.vaeaudit]; add one, or name another file")
     sections: dict[str, dict[str, object]] = {}
     for name, values in content.items():
         if name not in Settings.model_fields:
@@ -120,13 +142,23 @@ def read_config(file: Path) -> dict[str, dict[str, object]]:
                 f"{file}: unknown section [{name}]{nearest(name, Settings.model_fields)}; known are {known}"
             )
         if not isinstance(values, dict):
-            raise ConfigError(f"{file}: '{name}' must be a section [{name}], but is a {type(values).__name__}")
+            raise ConfigError(f"{file}: '{name}' must be a section [{name}], but {repr(values)[:80]} came")
         sections[name] = {key: _anchored(name, key, value, file.parent) for key, value in values.items()}
     return sections
 
 
-def resolve(flags: Mapping[str, object], environment: Mapping[str, object], file: Path | None) -> Resolved:
-    """Merge what was said, most telling first; keys are "section.key".
+def strict_json(text: str) -> object:
+    """Parse JSON without NaN and Infinity. Raises ValueError."""
+
+    def refuse(constant: str) -> object:
+        raise ValueError(f"{constant} is not JSON")
+
+    value: object = json.loads(text, parse_constant=refuse)
+    return value
+
+
+def resolve(given: Mapping[str, tuple[object, str]], file: Path | None) -> Resolved:
+    """Merge ``given``, "section.key" -> (value, who said it), over what ``file`` says.
 
     Raises :class:`ConfigError` that names the value at fault, who said it, and what was expected.
     """
@@ -134,8 +166,7 @@ def resolve(flags: Mapping[str, object], environment: Mapping[str, object], file
     if file is not None:
         for section, values in read_config(file).items():
             said.update({f"{section}.{key}": (value, str(file)) for key, value in values.items()})
-    said.update({key: (value, f"VAEAUDIT_{key.partition('.')[2].upper()}") for key, value in environment.items()})
-    said.update({key: (value, "flag") for key, value in flags.items()})
+    said.update(given)
     nested: dict[str, dict[str, object]] = {}
     for key, (value, _) in said.items():
         section, _, name = key.partition(".")
@@ -147,18 +178,24 @@ def resolve(flags: Mapping[str, object], environment: Mapping[str, object], file
         raise _explained(error, sources) from error
 
 
+def _own_table(file: Path) -> object:
+    """[tool.vaeaudit] of a pyproject.toml, None without one."""
+    tool = _parse(file).get("tool")
+    return tool.get("vaeaudit") if isinstance(tool, dict) else None
+
+
 def _parse(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid TOML: {error}") from error
+        raise ConfigError(f"{file} is not valid TOML ({error}); correct it there") from error
     except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{file} cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _anchored(section: str, key: str, value: object, folder: Path) -> object:
     """A path in a file is meant from the file's folder, wherever the command runs."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value or re.match(r"[A-Za-z][A-Za-z0-9+]+:", value):  # hf:REPO is no path
         return value
     is_path = (section, key) in {("model", "path"), ("data", "source"), ("run", "out")}
     is_code = (section, key) == ("model", "adapter") and ".py:" in value
@@ -172,6 +209,8 @@ def _explained(error: ValidationError, sources: Mapping[str, str]) -> ConfigErro
     section, key = place[0], place[1] if len(place) > 1 else ""
     name = f"{section}.{key}" if key else section
     source = sources.get(name, "the configuration")
+    if key == "options" and len(place) > 2:
+        name += f".{place[2]}"
     field = Settings.model_fields[section].annotation
     assert isinstance(field, type) and issubclass(field, BaseModel)
     if fault["type"] == "extra_forbidden":
@@ -179,5 +218,31 @@ def _explained(error: ValidationError, sources: Mapping[str, str]) -> ConfigErro
         return ConfigError(
             f"{source}: unknown key '{key}' in [{section}]{nearest(key, field.model_fields)}; known are {known}"
         )
-    reason = fault["msg"][0].lower() + fault["msg"][1:]
-    return ConfigError(f"{name} is {fault['input']!r} ({source}), but {reason}")
+    others = [f for f in error.errors() if f["loc"][:2] == fault["loc"][:2]]  # the other types it could have had
+    # A flag or a variable is what its user knows; the key is what the file says.
+    spoken = source.startswith(("-", "VAEAUDIT_")) or source == "MODEL"
+    return ConfigError(told(source if spoken else f"{source}: {name}", others))
+
+
+def told(name: str, faults: list[ErrorDetails]) -> str:
+    """What pydantic found wrong with one value, as "pairs must be at least 1, but 0 came"."""
+    came = faults[0]["input"]
+    wanted = list(dict.fromkeys(_wanted(fault) for fault in faults))
+    near = nearest(str(came).lower(), re.findall(r"'([^']+)'", " ".join(wanted)))
+    return f"{name} must be {' or '.join(wanted)}, but {repr(came)[:80]} came{near}"
+
+
+_WORDS = {
+    "string_too_short": "a text that is not empty",
+    "invalid-json-value": "texts, finite numbers, booleans, or lists and tables of them",
+}
+
+
+def _wanted(fault: ErrorDetails) -> str:
+    """What was expected, as it follows "must be"; messages of our own validators are written so."""
+    text = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    text = re.sub(r"^'.*' is not one of", "one of", text).split(", unable to parse")[0]
+    if fault["type"] in _WORDS:
+        return _WORDS[fault["type"]]
+    text = re.sub(r"^(\d+) values are required, .*", r"\1 numbers", text)
+    return text.replace("greater than or equal to", "at least").replace("valid tuple", "list").rstrip(".")

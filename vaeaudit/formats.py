@@ -29,24 +29,28 @@ _IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0
 
 
 def read(source: str | Path) -> Stored:
-    """Read a file or a folder of images.
+    """Read a file or a folder of images; "file.npz#name" names the array of a file that holds several.
 
     Raises:
         DataError: missing, of an unknown kind, damaged, empty, or not clear about which array holds the images.
         TrustError: the images are pickled.
     """
-    path = Path(source)
+    path, images = Path(source), None
+    if "#" in path.name and not path.exists():
+        path, images = path.with_name(path.name.partition("#")[0]), path.name.partition("#")[2]
     try:
         if not path.exists():
             raise _missing(str(source), path)
+        if path.suffix.lower() in (".npz", ".safetensors"):
+            return (read_npz if path.suffix.lower() == ".npz" else read_safetensors)(path, images)
+        if images is not None:
+            raise DataError(f"{path} holds one array, so '#{images}' names nothing in it; leave it out")
         if path.is_dir():
             return read_folder(path)
         if _IDX.search(path.name):
             return read_idx(path)
-        readers = {".npz": read_npz, ".npy": read_npy, ".safetensors": read_safetensors}
-        reader = readers.get(path.suffix.lower())
-        if reader is not None:
-            return reader(path)
+        if path.suffix.lower() == ".npy":
+            return read_npy(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
     told = f"ends in {path.suffix}{nearest(path.suffix, SUFFIXES)}" if path.suffix else "has no ending"

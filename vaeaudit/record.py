@@ -12,7 +12,9 @@ import vaeaudit
 from vaeaudit.checks.attack import AttackResult, summarise
 from vaeaudit.checks.plausibility import Plausibility
 from vaeaudit.config import Resolved
+from vaeaudit.errors import VaeauditError
 from vaeaudit.optim.lbfgsb import Status
+from vaeaudit.registry import told
 from vaeaudit.report.model import (
     AdapterEntry,
     AttackEntry,
@@ -37,17 +39,20 @@ def write_down(
     pairs: list[tuple[int, int]],
     attacks: list[AttackResult],
     skipped: dict[str, str],
-    error: str | None,
-    exit_code: int,
+    fault: BaseException | None,
+    interrupted: bool,
     seconds: float,
 ) -> Report:
-    """The report of an audit that took ``seconds``; ``error`` is what ended it early, with its exit code."""
+    """The report of an audit that took ``seconds``; ``fault`` is what ended it early, if anything did."""
     metrics: dict[str, MetricEntry] = {}
     for result in attacks:
         metrics |= {name: metric(value) for name, value in summarise(result).items()}
-    interrupted = any(result.interrupted for result in attacks)
-    if error is not None:
-        status, verdict = "error", "error"
+    error: str | None = None
+    exit_code = 0
+    if isinstance(fault, VaeauditError):
+        status, verdict, exit_code, error = "error", "error", fault.exit_code, str(fault)
+    elif fault is not None:
+        status, verdict, exit_code, error = "error", "error", 3, f"the model raised {told(fault)}"
     elif interrupted:
         status, verdict, exit_code = "interrupted", "inconclusive", 130
     elif subject.plausibility.passed:
@@ -172,6 +177,7 @@ def _attack_entry(subject: Subject, result: AttackResult, pairs: list[tuple[int,
                 lam=float(found.lambdas[k]),
                 norm=float(found.norm[p, k]),
                 data_term=float(found.data_term[p, k]),
+                penalty=float(found.penalty_term[p, k]),
                 objective=float(found.objective[p, k]),
                 target_nll=_number(result.target_nll[p, k]),
                 target_nll_unattacked=_number(result.source_nll[p]),

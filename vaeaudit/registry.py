@@ -8,6 +8,8 @@ adapter; otherwise the user names one: a wrong activation or layout would load w
 import importlib
 import importlib.util
 import inspect
+import math
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -61,7 +63,7 @@ def find_adapter(name: str) -> Adapter:
         point = installed[name]
         module_name, attribute, source = point.module, point.attr, f"entry point {point.value}"
         module = _imported(name, lambda: importlib.import_module(module_name))
-    elif ":" in name:
+    elif all(name.rpartition(":")[::2]):
         place, _, attribute = name.rpartition(":")
         if place.endswith(".py"):
             source = f"file {place}"
@@ -70,8 +72,9 @@ def find_adapter(name: str) -> Adapter:
             source = f"import path {name}"
             module = _imported(name, lambda: importlib.import_module(place))
     else:
+        meant = f" (did you mean '{name}:open'?)" if name.endswith(".py") else nearest(name, installed)
         raise AdapterError(
-            f"there is no adapter '{name}'{nearest(name, installed)}; installed are {', '.join(installed)}, "
+            f"there is no adapter '{name}'{meant}; installed are {', '.join(installed)}, "
             "and package.module:open or file.py:open name your own"
         )
     function = getattr(module, attribute, None)
@@ -91,7 +94,8 @@ def open_model(
 ) -> LoadedModel:
     """Read a checkpoint and open it with its adapter, in evaluation mode, without parameter gradients.
 
-    Facts that the file states about itself reach the adapter under ``options``, which win.
+    Facts that the file states about itself reach the adapter that it names, or any where it names none, under
+    ``options``, which win.
 
     Raises:
         CheckpointError, TrustError, NonFiniteError: see :func:`vaeaudit.checkpoints.read_checkpoint`.
@@ -111,7 +115,7 @@ def open_model(
             )
         adapter = stated
     found = find_adapter(adapter)
-    given = {**facts, **(options or {})}
+    given = {**(facts if stated in (None, adapter) else {}), **(options or {})}
     vae = _opened(found, checkpoint, given)
     if isinstance(vae, nn.Module):
         vae.to(device=device, dtype=dtype).eval().requires_grad_(False)
@@ -137,17 +141,34 @@ def load(
 def _opened(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, object]) -> VAE:
     try:
         vae = adapter.open(checkpoint, options)
+        absent = [name for name in ("input_shape", "range", "prior", "encode", "decode") if not hasattr(vae, name)]
+        fault = f"without {', '.join(absent)}" if absent else _fault(vae.input_shape, vae.range)
     except VaeauditError:
         raise
-    except Exception as error:  # an adapter is the user's code: whatever it raises is told as its failure
+    except (Exception, SystemExit) as error:  # an adapter is the user's code: whatever it raises is its failure
         raise AdapterError(f"adapter '{adapter.name}' could not open {checkpoint.path}: {told(error)}") from error
-    absent = [name for name in ("input_shape", "range", "prior", "encode", "decode") if not hasattr(vae, name)]
-    if absent:
+    if fault:
         raise ContractError(
-            f"adapter '{adapter.name}' returned a {type(vae).__name__} without {', '.join(absent)}; "
+            f"adapter '{adapter.name}' returned an object of type {type(vae).__name__} {fault}; "
             "vaeaudit.VAE lists what a model must provide"
         )
     return vae
+
+
+def _fault(shape: object, span: object) -> str:
+    """What is wrong with a model's ``input_shape`` or ``range``, in words, or ""."""
+    if not (isinstance(shape, tuple | list) and shape and all(isinstance(n, int) and n > 0 for n in shape)):
+        return f"whose input_shape is {shape!r}, where positive integers such as (1, 28, 28) were expected"
+    if span is None:
+        return ""
+    ends = span if isinstance(span, tuple | list) else ()
+    if (
+        len(ends) == 2
+        and all(isinstance(end, int | float) for end in ends)
+        and -math.inf < ends[0] < ends[1] < math.inf
+    ):
+        return ""
+    return f"whose range is {span!r}, where two finite numbers lo < hi, or None, were expected"
 
 
 def _imported(name: str, load_module: Callable[[], ModuleType]) -> ModuleType:
@@ -155,8 +176,10 @@ def _imported(name: str, load_module: Callable[[], ModuleType]) -> ModuleType:
         return load_module()
     except VaeauditError:
         raise
-    except Exception as error:  # likewise: importing runs the user's code
-        raise AdapterError(f"adapter '{name}' cannot be imported: {told(error)}") from error
+    except (Exception, SystemExit) as error:  # likewise: importing runs the user's code
+        place, _, attribute = name.rpartition(":")
+        meant = f" (did you mean '{place}.py:{attribute}'?)" if Path(f"{place}.py").is_file() else ""
+        raise AdapterError(f"adapter '{name}' cannot be imported{meant}: {told(error)}") from error
 
 
 def _module_from_file(file: Path) -> ModuleType:
@@ -165,13 +188,22 @@ def _module_from_file(file: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"vaeaudit_user_adapter_{file.stem}", file)
     assert spec is not None and spec.loader is not None  # a .py file always has a loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their module up
+    folder = str(file.parent.resolve())
+    if folder not in sys.path:  # the model's own code lies beside; last, so that it hides nothing
+        sys.path.append(folder)
     spec.loader.exec_module(module)
     return module
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """Tell "ValueError: text (file.py, line 12)": enough to find the fault without a traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    ours = ("<frozen", importlib.__file__, __file__)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
+    name = type(error).__name__
+    if not frames or isinstance(error, SyntaxError):  # which says itself where it is
+        place = ""
+    else:
+        place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
+    return f"{name}: {text}{place}" if text else f"{name}{place}"

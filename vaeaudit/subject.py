@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from vaeaudit.checks.plausibility import Plausibility, examine
 from vaeaudit.config import Settings
 from vaeaudit.data import Data, fit
 from vaeaudit.draws import uniform
-from vaeaudit.errors import ConfigError
+from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError
 from vaeaudit.formats import read
-from vaeaudit.registry import LoadedModel, open_model
+from vaeaudit.registry import LoadedModel, open_model, told
+from vaeaudit.vae import VAE, Likelihood, Posterior
 
 _EXAMINED = 1000  # most items that the plausibility check looks at
 
@@ -48,12 +50,38 @@ def prepare(settings: Settings) -> Subject:
     data_range = settings.data.range or model.vae.range
     data = fit(read(settings.data.source), input_shape=shape, data_range=data_range, resize=settings.data.resize)
     n = min(len(data), settings.run.limit or len(data))
+    if n < 2:
+        some = f"--limit leaves {n} of {len(data)} items" if n < len(data) else f"{data.source} holds {n} item"
+        raise DataError(f"{some}, where at least two are needed, a source and a target; give more")
     sample = data.batch(_sample(n, settings.run.seed), dtype=dtype, device=device)
     size = settings.run.batch_size if isinstance(settings.run.batch_size, int) else None
-    plausibility = examine(model.vae, sample, seed=settings.run.seed, batch_size=size)
-    with torch.no_grad():
-        likelihood = model.vae.decode(model.vae.encode(sample[:1]).mean).route
+    try:
+        likelihood = _likelihood(model.vae, sample[:1])
+        plausibility = examine(model.vae, sample, seed=settings.run.seed, batch_size=size)
+    except VaeauditError:
+        raise
+    except (Exception, SystemExit) as error:  # the adapter is the user's code
+        raise ContractError(f"the model raised {told(error)} when it was tried on the data; see its adapter") from error
     return Subject(settings, device, dtype, model, data, n, plausibility, likelihood)
+
+
+@torch.no_grad()
+def _likelihood(vae: VAE, x: Tensor) -> str:
+    """The route of p(x|z); raises :class:`ContractError` where encode or decode give something else."""
+    posterior = vae.encode(x)
+    if not isinstance(posterior, Posterior) or not isinstance(vae.prior, Posterior):
+        name, what = ("prior", vae.prior) if isinstance(posterior, Posterior) else ("encode", posterior)
+        raise ContractError(
+            f"the model's {name} gave an object of type {type(what).__name__}, where a posterior such as "
+            "vaeaudit.DiagonalGaussian was expected; correct its adapter"
+        )
+    likelihood = vae.decode(posterior.mean)
+    if not isinstance(likelihood, Likelihood):
+        raise ContractError(
+            f"the model's decode gave an object of type {type(likelihood).__name__}, where a likelihood such as "
+            "vaeaudit.BernoulliLogits was expected; correct its adapter"
+        )
+    return likelihood.route
 
 
 def choose_device(name: str) -> torch.device:

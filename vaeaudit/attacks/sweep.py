@@ -66,6 +66,11 @@ class Sweep:
     interrupted: bool
 
     @property
+    def penalty_term(self) -> Tensor:
+        """lambda pen(d), (P, L)."""
+        return self.lambdas * penalise(self.norm, self.penalty)
+
+    @property
     def chosen(self) -> Tensor:
         """Index of the lambda to show for each pair, (P,); see :func:`just_better_than_mean`."""
         return just_better_than_mean(self.data_term)

@@ -1,20 +1,23 @@
 """The command `vaeaudit`: the one place where errors become messages and exit codes."""
 
-import os
+import io
 import sys
 import traceback
 
 import typer
+from pydantic import ValidationError
 from typer.exceptions import TyperException
 
 from vaeaudit import __version__
 from vaeaudit.cli import attack, doctor
+from vaeaudit.cli.common import complain, mute_stdout, speaker
+from vaeaudit.config import told
 from vaeaudit.errors import VaeauditError
 
 app = typer.Typer(
     name="vaeaudit",
     help="Audit trained variational autoencoders.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -31,37 +34,64 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def common(
+    context: typer.Context,
     _: bool = typer.Option(False, "--version", help="Show the version and exit.", callback=_version, is_eager=True),
 ) -> None:
     """Audit trained variational autoencoders."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
 
 
 def main() -> None:
     """Run the command line; exit codes are those of the documentation, and an accident is never 1."""
     verbose = any(argument in ("-v", "--verbose") for argument in sys.argv[1:])
+    _prepare_streams()
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
     except VaeauditError as error:
         code = _tell(str(error), error.exit_code, verbose)
     except TyperException as error:
-        code = _tell(error.format_message().rstrip("."), 2, verbose=False)
+        code = _tell(_usage(error), 2, verbose=False)
     except (KeyboardInterrupt, typer.Abort):
-        code = _tell("interrupted", 130, verbose=False)
+        code = 130
     except BrokenPipeError:
-        # The reader of our output has gone. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        mute_stdout()
         code = 3
     except OSError as error:
-        code = _tell(f"{error.filename or 'output'}: {error.strerror}", 3, verbose)
+        place = f"{error.filename}: " if error.filename else ""
+        code = _tell(f"{place}{error.strerror or error}; -v shows where", 3, verbose)
+    except SystemExit as stop:  # typer and rich end with 1 where a pipe is closed, and 1 means "a check failed"
+        code = 3 if stop.code else 0
     except Exception as error:  # whatever it is, it must read as an accident and not as a finding
         text = " ".join(str(error).split()) or "no message"
         code = _tell(f"unexpected {type(error).__name__}: {text}; -v shows where, and a report helps", 3, verbose)
     sys.exit(code or 0)
 
 
+def _prepare_streams() -> None:
+    """Make sure that both streams are there, and that no character of a result or a path stops them."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started us
+            setattr(sys, name, io.StringIO())
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _usage(error: TyperException) -> str:
+    """What typer has to say, as one sentence."""
+    context = getattr(error, "ctx", None)
+    if isinstance(error, typer.BadParameter) and isinstance(error.__cause__, ValidationError) and error.param:
+        source = context.get_parameter_source(error.param.name or "") if context is not None else None
+        return told(speaker(error.param.opts, error.param.envvar, source), error.__cause__.errors()[:1])
+    where = f"; see {context.command_path} --help" if context is not None else ""
+    return error.format_message().rstrip(".") + where
+
+
 def _tell(message: str, code: int, verbose: bool) -> int:
     if verbose:
-        traceback.print_exc()
-    typer.echo(f"error: {message}", err=True)
+        complain(traceback.format_exc().rstrip())
+    complain(f"error: {message}")
     return code

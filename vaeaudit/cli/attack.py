@@ -1,13 +1,14 @@
 """`vaeaudit attack`: how far an input must move to be encoded as another."""
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from vaeaudit.cli import options
-from vaeaudit.cli.common import Reporter, deliver, settings_of
+from vaeaudit.cli.common import Reporter, check_output, complain, deliver, settings_of
 
 _KEYS = {
     "model": "model.path",
@@ -34,17 +35,40 @@ def command(
     context: typer.Context,
     model: options.Model = None,
     mode: Annotated[
-        list[str] | None, typer.Option(help="What is attacked: latent; repeatable. [default: latent]")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="What is attacked: latent; repeatable. [default: latent]", envvar="VAEAUDIT_MODE"
+        ),
     ] = None,
-    pairs: Annotated[int | None, typer.Option(help="Source and target pairs. [default: 10]")] = None,
-    lambdas: Annotated[int | None, typer.Option(help="Values of lambda from 2^-20 to 2^20. [default: 50]")] = None,
+    pairs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Source and target pairs. [default: 10]", envvar="VAEAUDIT_PAIRS"),
+    ] = None,
+    lambdas: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Values of lambda from 2^-20 to 2^20. [default: 50]", envvar="VAEAUDIT_LAMBDAS"),
+    ] = None,
     similarity: Annotated[
         str | None,
-        typer.Option(help="kl, reverse-kl, symmetric-kl, mean, sample or wasserstein. [default: kl]"),
+        typer.Option(
+            metavar="NAME",
+            help="kl, reverse-kl, symmetric-kl, mean, sample or wasserstein. [default: kl]",
+            envvar="VAEAUDIT_SIMILARITY",
+        ),
     ] = None,
-    penalty: Annotated[str | None, typer.Option(help="l2 (the norm) or l2sq (its square). [default: l2]")] = None,
+    penalty: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="l2 (the norm) or l2sq (its square). [default: l2]", envvar="VAEAUDIT_PENALTY"
+        ),
+    ] = None,
     max_evaluations: Annotated[
-        int | None, typer.Option(help="Model evaluations for one problem and one search. [default: 300]")
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Model evaluations for one problem and one search. [default: 300]",
+            envvar="VAEAUDIT_MAX_EVALUATIONS",
+        ),
     ] = None,
     adapter: options.Adapter = None,
     option: options.AdapterOption = None,
@@ -72,14 +96,15 @@ def command(
     from vaeaudit.audit import run_attack
     from vaeaudit.cli.render import attack_text, stdout_is_terminal
     from vaeaudit.report.markdown import render
-    from vaeaudit.report.writer import check_writable, to_json, write
+    from vaeaudit.report.writer import to_json, write
     from vaeaudit.subject import prepare
 
     folder = Path(resolved.settings.run.out)
     reporter = Reporter(quiet)
+    check_output(resolved.settings.run.out, output)
     with reporter.working("opening the model and the data"):
         subject = prepare(resolved.settings)
-        check_writable(folder)
+        reporter.keeping = True
         audit = run_attack(subject, resolved, sys.argv, reporter.go_on)
         report = write(audit.report, artifacts(audit), folder)
     texts = {
@@ -88,6 +113,8 @@ def command(
         "markdown": lambda: render(report),
     }
     deliver(texts[output_format](), output)
-    if report.error is not None:
-        reporter.say(f"error: {report.error}")
+    if audit.fault is not None:
+        if verbose:
+            complain("".join(traceback.format_exception(audit.fault)).rstrip())
+        complain(f"error: {report.error}")
     return report.exit_code

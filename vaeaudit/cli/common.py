@@ -1,11 +1,11 @@
 """What every command does before and after its question: settings in, interruption, results out."""
 
-import json
+import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -14,8 +14,8 @@ import typer
 from rich.console import Console
 from rich.status import Status
 
-from vaeaudit.config import Resolved, find_config, resolve
-from vaeaudit.errors import ConfigError
+from vaeaudit.config import Resolved, find_config, resolve, strict_json
+from vaeaudit.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from vaeaudit.attacks.sweep import Progress
@@ -27,30 +27,40 @@ def settings_of(
     context: typer.Context, keys: Mapping[str, str], config: str | None, isolated: bool, options: list[str] | None
 ) -> Resolved:
     """Settings from the command's parameters; ``keys`` tells which parameter is which "section.key"."""
-    flags: dict[str, object] = {}
-    environment: dict[str, object] = {}
-    for name, key in keys.items():
-        value = context.params[name]
-        if value is None or value == ():  # an option that may be repeated and was not given
+    given: dict[str, tuple[object, str]] = {}
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        value = context.params.get(name)
+        if name not in keys or value is None or value == ():  # an option that may be repeated and was not given
             continue
-        source = context.get_parameter_source(name)
-        told = environment if source is not None and source.name == "ENVIRONMENT" else flags
-        told[key] = int(value) if name == "batch_size" and value.isdigit() else value
+        if name == "batch_size" and value.removeprefix("-").isdecimal():
+            value = int(value)
+        given[keys[name]] = (value, speaker(parameter.opts, parameter.envvar, context.get_parameter_source(name)))
     if options:
-        flags["model.options"] = dict(_option(text) for text in options)
+        given["model.options"] = (dict(_option(text) for text in options), "--option")
     if config is not None and isolated:
-        raise ConfigError("--config names a file and --isolated reads none; give one of them")
+        if speaker(["--config"], "", context.get_parameter_source("config")) == "--config":
+            raise ConfigError("--config names a file and --isolated reads none; give one of them")
+        config = None
     file = Path(config) if config is not None else None if isolated else find_config(Path.cwd())
-    return resolve(flags, environment, file)
+    return resolve(given, file)
+
+
+def speaker(spellings: Sequence[str], variable: object, source: object) -> str:
+    """Who gave a parameter its value, by what typer knows of it: VAEAUDIT_SEED, --seed, or MODEL."""
+    if getattr(source, "name", None) == "ENVIRONMENT":
+        return str(variable)
+    spelling = max(spellings, key=len)
+    return spelling if spelling.startswith("-") else "MODEL"
 
 
 def _option(text: str) -> tuple[str, object]:
     """NAME=VALUE, the value as JSON where it is JSON."""
     name, equals, value = text.partition("=")
     if not (name and equals):
-        raise ConfigError(f"--option takes NAME=VALUE, as in activation=tanh, but {text!r} came")
+        raise ConfigError(f"--option takes NAME=VALUE, as in activation=tanh, but '{text}' came")
     try:
-        return name, json.loads(value)
+        return name, strict_json(value)
     except ValueError:
         return name, value
 
@@ -58,11 +68,13 @@ def _option(text: str) -> tuple[str, object]:
 class Reporter:
     """Progress on stderr: a live line on a terminal, a plain line now and then elsewhere; and interruption.
 
-    The first Ctrl-C (or SIGTERM) asks the work to stop and keep what it has; a second one ends it at once.
+    Ctrl-C (or SIGTERM) ends the work at once, until ``keeping`` is set: then the first one asks the work to stop
+    and keep what it has, and the second one ends it.
     """
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
+        self.keeping = False
         self.interrupted = False
         self.console = Console(stderr=True)
         self._live: Status | None = None
@@ -71,7 +83,7 @@ class Reporter:
     def say(self, text: str) -> None:
         """A remark, unless quiet."""
         if not self.quiet:
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            complain(text)
 
     def go_on(self, progress: "Progress") -> bool:
         """Show how far the sweep is; False once interrupted."""
@@ -85,31 +97,70 @@ class Reporter:
 
     @contextmanager
     def working(self, text: str) -> Iterator[None]:
-        """Show ``text`` and hold interruptions back until the work has kept its results."""
+        """Show ``text``, watch for interruptions, and keep what a model prints off stdout."""
         before = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            if self.console.is_terminal and not self.quiet:
-                with self.console.status(text) as self._live:
+            with redirect_stdout(sys.stderr):
+                if sys.stderr.isatty() and self.console.is_terminal and not self.quiet:
+                    with self.console.status(text) as self._live:
+                        yield
+                else:
                     yield
-            else:
-                yield
+        except KeyboardInterrupt:
+            complain("interrupted; nothing was kept")
+            raise
         finally:
             self._live = None
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        if self.interrupted:
+        if self.interrupted or not self.keeping:
             raise KeyboardInterrupt
         self.interrupted = True
         self.say("stopping: keeping what has been found (once more to end at once)")
 
 
+def complain(text: str) -> None:
+    """A line on stderr; where nobody can read it, the exit code must still be right."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+def check_output(out: str | None, output: str | None) -> None:
+    """Make sure that results can be kept, before hours are spent on them. Raises :class:`OutputError`."""
+    from vaeaudit.report.writer import check_writable
+
+    if out is not None:
+        check_writable(Path(out), "--out")
+    if output is not None:
+        file = Path(output)
+        if not file.name or file.is_dir():
+            came = f"'{output}' is a folder" if output else "nothing came"
+            raise OutputError(f"--output must name a file, but {came}; leave it out to print the result")
+        if not file.exists():
+            check_writable(file.parent, "--output")
+
+
 def deliver(text: str, output: str | None) -> None:
     """Put the result where it was asked for: a file, or stdout."""
-    if output is None:
-        sys.stdout.write(text)
-        return
-    from vaeaudit.report.writer import write_file
+    if output is not None:
+        from vaeaudit.report.writer import write_file
 
-    write_file(Path(output), text.encode())
+        write_file(Path(output), text.encode(errors="backslashreplace"))
+        return
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough
+        mute_stdout()
+    except OSError as error:
+        mute_stdout()
+        raise OutputError(f"stdout cannot be written: {error.strerror}; give --output FILE") from error
+
+
+def mute_stdout() -> None:
+    """Let what is left for stdout go nowhere: Python would complain once more when it flushes at exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,12 +1,11 @@
 """`vaeaudit doctor`: is this the model it claims to be?"""
 
-import json
 from typing import Annotated, Literal
 
 import typer
 
 from vaeaudit.cli import options
-from vaeaudit.cli.common import Reporter, deliver, settings_of
+from vaeaudit.cli.common import Reporter, check_output, deliver, settings_of
 
 _KEYS = {
     "model": "model.path",
@@ -46,9 +45,11 @@ def command(
     resolved = settings_of(context, _KEYS, config, isolated, option)
     from vaeaudit.cli.render import doctor_text, stdout_is_terminal
     from vaeaudit.record import data_entry, model_entry, plausibility_entry
+    from vaeaudit.report.writer import dumps
     from vaeaudit.subject import prepare
 
     reporter = Reporter(quiet)
+    check_output(None, output)
     with reporter.working("trying the model on the data"):
         subject = prepare(resolved.settings)
     plausibility = plausibility_entry(subject.plausibility)
@@ -56,7 +57,7 @@ def command(
     if output_format == "json":
         entries = {"model": about, "data": on, "plausibility": plausibility}
         dumped = {name: entry.model_dump(mode="json") for name, entry in entries.items()}
-        deliver(json.dumps(dumped, indent=2, ensure_ascii=False, allow_nan=False) + "\n", output)
+        deliver(dumps(dumped), output)
     else:
         facts = [
             ("model", about.file.path),

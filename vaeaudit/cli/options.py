@@ -1,4 +1,4 @@
-"""Options that several commands share. Each may also come as VAEAUDIT_<NAME> from the environment."""
+"""Options that several commands share; those with a value may come as VAEAUDIT_<NAME> from the environment."""
 
 from typing import Annotated
 
@@ -7,13 +7,16 @@ import typer
 Model = Annotated[
     str | None,
     typer.Argument(
+        metavar="MODEL",
         help="Checkpoint (.safetensors, .pt, .pth, .ckpt) or its folder; from the configuration if left out.",
+        envvar="VAEAUDIT_MODEL",
         show_default=False,
     ),
 ]
 Adapter = Annotated[
     str | None,
     typer.Option(
+        metavar="NAME",
         help="How to open the model: an installed adapter, package.module:open or file.py:open.",
         envvar="VAEAUDIT_ADAPTER",
     ),
@@ -24,12 +27,18 @@ AdapterOption = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option(help="npz, npy, safetensors, MNIST idx(.gz), or a folder of images.", envvar="VAEAUDIT_DATA"),
+    typer.Option(
+        metavar="PATH", help="npz, npy, safetensors, MNIST idx(.gz), or a folder of images.", envvar="VAEAUDIT_DATA"
+    ),
 ]
 Range = Annotated[
     tuple[float, float] | None,
     typer.Option(
-        "--range", metavar="LO HI", help="Range of the model's inputs, if not the model's own.", show_default=False
+        "--range",
+        metavar="LO HI",
+        help="Range of the model's inputs, if not the model's own.",
+        envvar="VAEAUDIT_RANGE",
+        show_default=False,
     ),
 ]
 Resize = Annotated[
@@ -41,10 +50,16 @@ Resize = Annotated[
     ),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps. [default: auto]", envvar="VAEAUDIT_DEVICE")
+    str | None,
+    typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps. [default: auto]", envvar="VAEAUDIT_DEVICE"),
 ]
-Dtype = Annotated[str | None, typer.Option(help="float32 or float64. [default: float32]", envvar="VAEAUDIT_DTYPE")]
-Seed = Annotated[int | None, typer.Option(help="Of every random draw. [default: 0]", envvar="VAEAUDIT_SEED")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="float32 or float64. [default: float32]", envvar="VAEAUDIT_DTYPE"),
+]
+Seed = Annotated[
+    int | None, typer.Option(metavar="N", help="Of every random draw. [default: 0]", envvar="VAEAUDIT_SEED")
+]
 BatchSize = Annotated[
     str | None,
     typer.Option(
@@ -52,7 +67,8 @@ BatchSize = Annotated[
     ),
 ]
 Limit = Annotated[
-    int | None, typer.Option(help="Use only the first N items; marks the report partial.", envvar="VAEAUDIT_LIMIT")
+    int | None,
+    typer.Option(metavar="N", help="Use only the first N items; marks the report partial.", envvar="VAEAUDIT_LIMIT"),
 ]
 Out = Annotated[
     str | None,

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -55,13 +56,24 @@ def stdout_is_terminal() -> bool:
 
 def _table(table: Table, title: str, numbers_from: int | None = None) -> RichTable:
     headers, rows = table
-    drawn = RichTable(title=title, title_justify="left", title_style="bold")
+    drawn = RichTable(
+        title=title, title_justify="left", title_style="bold", box=box.HEAVY_HEAD if _has_lines() else box.ASCII
+    )
     for place, header in enumerate(headers):
         right = numbers_from is not None and place >= numbers_from
         drawn.add_column(header, justify="right" if right else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
     return drawn
+
+
+def _has_lines() -> bool:
+    """Whether stdout can show the lines of a table."""
+    try:
+        "┃━".encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _STYLES = {"pass": "green", "unsure": "yellow", "fail": "bold red"}

@@ -48,8 +48,9 @@ class Status(IntEnum):
 class Stopping:
     """A problem has converged after ``patience`` iterations in a row that each gain at most ``ftol`` * |f|.
 
-    Relative to |f| itself: with small lambda the whole objective is small, and a test against max(|f|, 1)
-    stops before the norm has been reduced. ``max_evaluations`` is per problem.
+    One more iteration, which holds the variables near their bounds too, must gain no more than that. Relative to
+    |f| itself: with small lambda the whole objective is small, and a test against max(|f|, 1) stops before the
+    norm has been reduced. ``max_evaluations`` is per problem.
     """
 
     ftol: float
@@ -174,7 +175,7 @@ def _begin(objective: Objective, x: Tensor, lower: Tensor, upper: Tensor, memory
     )
     finite = f.isfinite() & g.isfinite().all(1)
     run.status[~finite] = int(Status.NONFINITE)
-    _aim(run, finite.nonzero().squeeze(1))
+    _aim(run, finite.nonzero().squeeze(1), patience=1)
     return run
 
 
@@ -219,9 +220,9 @@ def _round(objective: Objective, run: _Running, live: Tensor, stopping: Stopping
     ended = won[~too_short]
     idle = gain[~too_short] <= stopping.ftol * run.f[ended].abs()
     run.calm[ended] = torch.where(idle, run.calm[ended] + 1, 0)
-    run.status[ended[run.calm[ended] >= stopping.patience]] = int(Status.CONVERGED)
+    run.status[ended[run.calm[ended] > stopping.patience]] = int(Status.CONVERGED)
     _remember(run, ended)
-    _aim(run, torch.cat([ended, again]))
+    _aim(run, torch.cat([ended, again]), stopping.patience)
     over = (run.evaluations >= stopping.max_evaluations) & (run.status < 0)
     run.status[over] = int(Status.LIMIT)
 
@@ -239,17 +240,18 @@ def _remember(run: _Running, rows: Tensor) -> None:
     run.pairs[rows] = (run.pairs[rows] + 1).clamp(max=memory)
 
 
-def _aim(run: _Running, rows: Tensor) -> None:
+def _aim(run: _Running, rows: Tensor, patience: int) -> None:
     """Compute the next direction and first step of the named rows; end those with no descent left."""
     if rows.numel() == 0:
         return
     x, g, lower, upper = run.x[rows], run.g[rows], run.lower[rows], run.upper[rows]
-    # A variable just short of a bound would cut the step of all others to nothing, so those nearer than `near`
-    # that the gradient pushes outward are held as well, and go to their bound by themselves. ``way`` is zero at a
-    # stationary point only, where `near` vanishes.
+    # A variable just short of a bound can cut the step of all others to nothing. So before a problem is called
+    # converged, variables nearer than ``near`` that the gradient pushes outward are held as well, and go to their
+    # bound by themselves.
     way = torch.linalg.vector_norm((x - g).clamp(lower, upper) - x, dim=1)
     width = torch.where((upper - lower).isfinite(), upper - lower, 1.0)
-    near = torch.minimum(_NEAR * width, way[:, None])
+    last = run.calm[rows] >= patience
+    near = torch.where(last[:, None], torch.minimum(_NEAR * width, way[:, None]), 0.0)
     to_lower, to_upper = (x - lower <= near) & (g > 0), (upper - x <= near) & (g < 0)
     free = ~(to_lower | to_upper)
     home = torch.where(to_lower, lower - x, torch.where(to_upper, upper - x, 0.0))
@@ -265,7 +267,7 @@ def _aim(run: _Running, rows: Tensor) -> None:
     run.anchor_x[rows], run.anchor_g[rows] = x, run.g[rows]
     run.step[rows] = 1.0
     run.backtracks[rows] = 0
-    run.status[rows[way == 0]] = int(Status.CONVERGED)
+    run.status[rows[(norm == 0) & (home == 0).all(1)]] = int(Status.CONVERGED)
 
 
 def inv_hessian_product(g: Tensor, history: Tensor, free: Tensor, newest: Tensor, pairs: Tensor) -> Tensor:

@@ -104,6 +104,7 @@ class PairEntry(_Entry):
     lam: float
     norm: float
     data_term: float
+    penalty: float
     objective: float
     target_nll: Number
     target_nll_unattacked: Number

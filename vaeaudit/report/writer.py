@@ -11,18 +11,21 @@ from vaeaudit.report.markdown import render
 from vaeaudit.report.model import Report
 
 
-def check_writable(folder: Path) -> None:
-    """Make the folder and try to write there, before hours are spent on what could not be kept.
+def check_writable(folder: Path, option: str) -> None:
+    """Try to write in a folder, making it for the trial if need be; ``option`` is what named it.
 
     Raises :class:`OutputError`.
     """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        for place in made:  # what fails later must not leave empty folders behind
+            place.rmdir()
     except OSError as error:
         raise OutputError(
-            f"the report cannot be written to {folder}: {error.strerror}; name another folder with --out"
+            f"nothing can be written to {folder}: {error.strerror}; name another place with {option}"
         ) from error
 
 
@@ -35,27 +38,34 @@ def write(report: Report, files: Mapping[str, tuple[str, bytes]], folder: Path) 
     report = report.model_copy(update={"files": named})
     for name, content in files.values():
         write_file(folder / name, content)
-    write_file(folder / "report.md", render(report).encode())
+    write_file(folder / "report.md", render(report).encode(errors="backslashreplace"))
     write_file(folder / "report.json", to_json(report).encode())
     return report
 
 
 def to_json(report: Report) -> str:
     """Strict JSON: no NaN, no Infinity."""
-    return json.dumps(report.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return dumps(report.model_dump(mode="json"))
+
+
+def dumps(value: object) -> str:
+    """Strict JSON for a file or stdout; in ASCII, which every reader and every locale takes."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file whole: into a neighbour first, which then takes its place. Raises :class:`OutputError`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if path.exists() and not path.is_file():  # /dev/stdout and its like cannot be replaced
             path.write_bytes(content)
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        target = path.resolve()  # a link stays a link
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}; name another place") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,0 +1,433 @@
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vaeaudit.checks.plausibility import Plausibility, Verdict, examine
+from vaeaudit.data import fit
+from vaeaudit.errors import ConfigError, ContractError, DataError, NonFiniteError
+from vaeaudit.formats import read
+from vaeaudit.registry import open_model
+from vaeaudit.vae import BernoulliLogits, BernoulliProbabilities, DiagonalGaussian, GaussianLikelihood
+
+SHARED = Path(__file__).parents[2] / "shared"
+TRAINED = SHARED / "checkpoints" / "disentangling-vae"
+MNIST = SHARED / "data" / "mnist" / "train_first1000_32x32.npy"
+DSPRITES = SHARED / "data" / "dsprites" / "dsprites_subset.npz"
+needs_shared = pytest.mark.skipif(
+    not (TRAINED.is_dir() and MNIST.is_file() and DSPRITES.is_file()),
+    reason="the trained checkpoints and data of ../shared are not here",
+)
+
+
+class Altered:
+    """The bundled model with its encoder or decoder wrapped: what a wrong adapter gives."""
+
+    def __init__(
+        self,
+        vae: Any,
+        *,
+        encode: Callable[[Any, Tensor], Any] | None = None,
+        decode: Callable[[Any, Tensor], Any] | None = None,
+    ) -> None:
+        self.vae, self._encode, self._decode = vae, encode, decode
+        self.input_shape, self.range, self.prior = vae.input_shape, vae.range, vae.prior
+
+    def encode(self, x: Tensor) -> Any:
+        return self._encode(self.vae, x) if self._encode else self.vae.encode(x)
+
+    def decode(self, z: Tensor) -> Any:
+        return self._decode(self.vae, z) if self._decode else self.vae.decode(z)
+
+
+def verdicts(found: Plausibility) -> dict[str, Verdict]:
+    return {finding.name: finding.verdict for finding in found.findings}
+
+
+def bad(found: Plausibility) -> set[str]:
+    return {name for name, verdict in verdicts(found).items() if verdict is not Verdict.PASS}
+
+
+FIXED = torch.tensor(0.0)  # log of a standard deviation of 1
+
+
+def test_a_healthy_model_passes_everything(bundled_model: Any, bundled_images: Tensor) -> None:
+    found = examine(bundled_model, bundled_images)
+    assert found.passed
+    assert bad(found) == set()
+    assert found.items == len(bundled_images)
+    assert len(verdicts(found)) == len(found.findings) >= 8
+    assert all(finding.message for finding in found.findings)
+
+
+@pytest.mark.parametrize("count", [6, 20])
+def test_a_healthy_model_passes_on_few_items(count: int, bundled_model: Any, bundled_images: Tensor) -> None:
+    assert examine(bundled_model, bundled_images[:count]).passed
+
+
+def test_a_healthy_model_passes_in_float64_and_for_any_batch_size(bundled_model: Any, bundled_images: Tensor) -> None:
+    single = examine(bundled_model, bundled_images, batch_size=7)
+    assert single.passed
+    double = examine(copy.deepcopy(bundled_model).double(), bundled_images.double())
+    assert double.passed
+    for name, measured in double.losses.items():
+        assert single.losses[name].value == pytest.approx(measured.value, rel=1e-5)
+
+
+def test_a_healthy_model_passes_though_the_data_repeat_their_images(bundled_model: Any, bundled_images: Tensor) -> None:
+    assert examine(bundled_model, torch.cat([bundled_images, bundled_images.flip(0)])).passed
+
+
+def test_the_losses_are_those_of_the_formulas(bundled_model: Any, bundled_images: Tensor) -> None:
+    losses = examine(bundled_model, bundled_images).losses
+    x = bundled_images
+    q = bundled_model.encode(x)
+    rec = torch.sigmoid(bundled_model.decode(q.mean).logits)
+    expected = {
+        "reconstruction": nn.functional.binary_cross_entropy(rec, x, reduction="sum") / len(x),
+        "kl": 0.5 * (q.mean**2 + q.stddev**2 - 2 * q.log_stddev - 1).sum(1).mean(),
+        "error": (rec - x).square().mean(),
+        "mean_image_error": (x - x.mean(0)).square().mean(),
+    }
+    assert set(losses) == set(expected)
+    for name, value in expected.items():
+        assert losses[name].value == pytest.approx(float(value), rel=1e-4), name
+        assert losses[name].n == len(x)
+        assert losses[name].ci is not None
+    assert (losses["kl"].unit, losses["reconstruction"].unit) == ("nats", "nats")
+
+
+# Models that load without an error and are wrong
+
+
+def split_where_interleaved(vae: Any, x: Tensor) -> DiagonalGaussian:
+    q = vae.encode(x)
+    rows = torch.stack([q.mean, 2 * q.log_stddev], dim=2).flatten(1)  # as an interleaved head gives them
+    mean, logvar = rows.chunk(2, dim=1)
+    return DiagonalGaussian(mean, 0.5 * logvar)
+
+
+def swapped(vae: Any, x: Tensor) -> DiagonalGaussian:
+    q = vae.encode(x)
+    return DiagonalGaussian(2 * q.log_stddev, 0.5 * q.mean)
+
+
+def as_images(function: Callable[[Tensor], Tensor]) -> Callable[[Any, Tensor], GaussianLikelihood]:
+    """A Gaussian likelihood whose mean is a function of the logits."""
+    return lambda vae, z: GaussianLikelihood(function(vae.decode(z).logits), FIXED)
+
+
+def noisy(vae: Any, x: Tensor) -> DiagonalGaussian:
+    q = vae.encode(x)
+    return DiagonalGaussian(q.mean + 0.01 * torch.randn(q.mean.shape), q.log_stddev)
+
+
+def clamped(low: float, high: float) -> Callable[[Any, Tensor], DiagonalGaussian]:
+    def encode(vae: Any, x: Tensor) -> DiagonalGaussian:
+        q = vae.encode(x)
+        return DiagonalGaussian(q.mean, (2 * q.log_stddev).clamp(low, high) / 2)
+
+    return encode
+
+
+WRONG: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "interleaved read as split": ({"encode": split_where_interleaved}, {"reconstruction"}),
+    "mean and log-variance swapped": ({"encode": swapped}, {"reconstruction"}),
+    "missing sigmoid, Bernoulli": (
+        {"decode": lambda vae, z: BernoulliProbabilities(vae.decode(z).logits)},
+        {"range", "reconstruction"},
+    ),
+    "missing sigmoid, Gaussian": ({"decode": as_images(lambda logits: logits)}, {"reconstruction"}),
+    "a sigmoid too many, Bernoulli": (
+        {"decode": lambda vae, z: BernoulliLogits(torch.sigmoid(vae.decode(z).logits))},
+        {"reconstruction"},
+    ),
+    "a sigmoid too many, Gaussian": (
+        {"decode": as_images(lambda logits: torch.sigmoid(torch.sigmoid(logits)))},
+        {"reconstruction"},
+    ),
+    "a model of [0, 255]": (
+        {
+            "encode": lambda vae, x: vae.encode(x / 255),
+            "decode": as_images(lambda logits: 255 * torch.sigmoid(logits)),
+        },
+        {"reconstruction"},
+    ),
+    "a model of [-1, 1]": (
+        {
+            "encode": lambda vae, x: vae.encode((x + 1) / 2),
+            "decode": as_images(lambda logits: 2 * torch.sigmoid(logits) - 1),
+        },
+        {"reconstruction"},
+    ),
+    "transposed images": (
+        {"decode": lambda vae, z: BernoulliLogits(vae.decode(z).logits.transpose(2, 3))},
+        {"reconstruction"},
+    ),
+    "random outputs": ({"encode": noisy}, {"determinism", "rows apart"}),
+    "random reconstructions": (
+        {"decode": lambda vae, z: BernoulliLogits(vae.decode(z + 0.01 * torch.randn(z.shape)).logits)},
+        {"determinism"},
+    ),
+    "detached encoder": ({"encode": lambda vae, x: vae.encode(x.detach())}, {"gradients"}),
+    "rounded inputs": ({"encode": lambda vae, x: vae.encode(x.round())}, {"gradients"}),
+    "saturated first layer": (
+        {"encode": lambda vae, x: vae.encode(torch.sigmoid(1e4 * (x - 0.50001)))},
+        {"gradients"},
+    ),
+    "batch statistics": (
+        {"encode": lambda vae, x: vae.encode(x - 0.1 * x.mean(0, keepdim=True))},
+        {"rows apart"},
+    ),
+    "decoder blind to its latents": (
+        {"decode": lambda vae, z: BernoulliLogits(vae.decode(torch.zeros_like(z)).logits)},
+        {"reconstruction", "reconstruction of a draw"},
+    ),
+    "posterior that drowns in noise": (
+        {"encode": lambda vae, x: DiagonalGaussian(vae.encode(x).mean, vae.encode(x).log_stddev + 3)},
+        {"reconstruction of a draw"},
+    ),
+    "log-variance clamped below": ({"encode": clamped(-4, 20)}, {"log-variance"}),
+    "log-variance clamped above": ({"encode": clamped(-30, -2)}, {"log-variance"}),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_model_is_caught_by_the_finding_meant_for_it(
+    name: str, bundled_model: Any, bundled_images: Tensor
+) -> None:
+    change, caught_by = WRONG[name]
+    found = examine(Altered(bundled_model, **change), bundled_images)
+    assert not found.passed
+    assert caught_by <= bad(found), verdicts(found)
+    # What depends on noise or scale may fail with it; sound parts pass.
+    allowed = {"reconstruction", "reconstruction of a draw", "range"} | caught_by
+    assert bad(found) <= allowed, verdicts(found)
+    if not name.startswith(("log-variance", "decoder blind")):
+        assert any(verdicts(found)[finding] is Verdict.FAIL for finding in caught_by)
+
+
+@pytest.mark.parametrize(
+    ("name", "finding", "words"),
+    [
+        ("missing sigmoid, Bernoulli", "range", "sigmoid"),
+        ("interleaved read as split", "reconstruction", "layout"),
+        ("random outputs", "determinism", "dropout"),
+        ("detached encoder", "gradients", "detached"),
+        ("saturated first layer", "gradients", "saturated"),
+        ("log-variance clamped below", "log-variance", "-4"),
+        ("log-variance clamped above", "log-variance", "-2"),
+    ],
+)
+def test_a_bad_finding_says_what_to_look_at(
+    name: str, finding: str, words: str, bundled_model: Any, bundled_images: Tensor
+) -> None:
+    found = examine(Altered(bundled_model, **WRONG[name][0]), bundled_images[:50])
+    (told,) = (f.message for f in found.findings if f.name == finding)
+    assert words in told
+
+
+@pytest.mark.parametrize("factor", [255.0, 1 / 255])
+def test_data_in_another_range_than_the_models_are_caught(
+    factor: float, bundled_model: Any, bundled_images: Tensor
+) -> None:
+    # What a wrong --range does: floats 0..255 for a model of [0, 1], or bytes divided by 255 twice.
+    if factor > 1:
+        found = examine(Altered(bundled_model, decode=as_images(torch.sigmoid)), bundled_images * factor)
+    else:
+        found = examine(bundled_model, bundled_images * factor)
+    assert "reconstruction" in bad(found)
+
+
+def test_data_in_minus_one_to_one_for_a_bernoulli_model_are_caught(bundled_model: Any, bundled_images: Tensor) -> None:
+    found = examine(bundled_model, 2 * bundled_images - 1)
+    assert verdicts(found)["range"] is Verdict.FAIL
+
+
+def test_a_model_left_in_training_mode_is_caught(bundled_model: Any, bundled_images: Tensor) -> None:
+    class WithDropout(nn.Module):
+        input_shape, range, prior = bundled_model.input_shape, bundled_model.range, bundled_model.prior
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.2)
+
+        def encode(self, x: Tensor) -> DiagonalGaussian:
+            return bundled_model.encode(self.drop(x))
+
+        def decode(self, z: Tensor) -> BernoulliLogits:
+            return bundled_model.decode(z)
+
+    vae = WithDropout()
+    found = examine(vae, bundled_images)
+    assert {"evaluation mode", "determinism"} <= bad(found)
+    assert "drop" in found.findings[0].message
+    assert vae.training  # examined, not changed
+    assert examine(vae.eval(), bundled_images).passed
+
+
+def test_batch_normalisation_in_training_mode_is_caught(bundled_model: Any, bundled_images: Tensor) -> None:
+    class Normalised(nn.Module):
+        input_shape, range, prior = bundled_model.input_shape, bundled_model.range, bundled_model.prior
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(10, affine=False, momentum=None)
+
+        def encode(self, x: Tensor) -> DiagonalGaussian:
+            q = bundled_model.encode(x)
+            if len(x) == 1 and self.training:  # one row has no batch statistics
+                return q
+            return DiagonalGaussian(self.norm(q.mean), q.log_stddev)
+
+        def decode(self, z: Tensor) -> BernoulliLogits:
+            scale = (self.norm.running_var + self.norm.eps).sqrt()
+            return bundled_model.decode(z * scale + self.norm.running_mean)
+
+    vae = Normalised()
+    with torch.no_grad():
+        vae.encode(bundled_images)
+    assert examine(copy.deepcopy(vae).eval(), bundled_images).passed
+    assert {"evaluation mode", "rows apart"} <= bad(examine(vae, bundled_images))
+
+
+@pytest.mark.parametrize("count", [10, 100, 192])
+def test_a_collapsed_model_never_passes_even_if_it_knows_the_mean_image_of_these_very_items(
+    count: int, bundled_model: Any, bundled_images: Tensor
+) -> None:
+    x = bundled_images[:count]
+    for mean in (x.mean(0), bundled_images.mean(0)):
+        found = examine(
+            Altered(bundled_model, decode=lambda _, z, m=mean: GaussianLikelihood(m.expand(len(z), -1, -1, -1), FIXED)),
+            x,
+        )
+        assert {"reconstruction", "reconstruction of a draw"} <= bad(found)
+
+
+def test_a_posterior_that_is_the_prior_has_no_gradient_and_never_passes(
+    bundled_model: Any, bundled_images: Tensor
+) -> None:
+    def collapsed(vae: Any, x: Tensor) -> DiagonalGaussian:
+        q = vae.encode(x)
+        return DiagonalGaussian(0 * q.mean, 0 * q.log_stddev)
+
+    found = examine(Altered(bundled_model, encode=collapsed), bundled_images)
+    assert {"gradients", "reconstruction"} <= bad(found)
+
+
+@pytest.mark.parametrize("constant", [(-30, -10), (-3, -3)])
+def test_a_constant_standard_deviation_is_no_clamp(
+    constant: tuple[float, float], bundled_model: Any, bundled_images: Tensor
+) -> None:
+    found = examine(Altered(bundled_model, encode=clamped(*constant)), bundled_images)
+    assert verdicts(found)["log-variance"] is Verdict.PASS
+
+
+def test_a_posterior_without_log_variance_passes_that_question(bundled_model: Any, bundled_images: Tensor) -> None:
+    class Other:
+        def __init__(self, q: DiagonalGaussian) -> None:
+            self.q, self.mean, self.noise_shape = q, q.mean, q.noise_shape
+
+        def sample(self, noise: Tensor) -> Tensor:
+            return self.q.sample(noise)
+
+        def kl(self, other: Any) -> Tensor:
+            return self.q.kl(getattr(other, "q", other))
+
+    assert examine(Altered(bundled_model, encode=lambda vae, x: Other(vae.encode(x))), bundled_images).passed
+
+
+# Models that cannot be judged at all
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"encode": lambda vae, x: DiagonalGaussian(vae.encode(x).mean * math.nan, FIXED)}, "posterior mean.*NaN"),
+        ({"encode": lambda vae, x: DiagonalGaussian(vae.encode(x).mean, 0 * x.flatten(1)[:, :10] + 400)}, "KL"),
+        ({"decode": lambda vae, z: BernoulliLogits(vae.decode(z).logits + math.nan)}, "decoder mean.*NaN"),
+        (
+            {"decode": lambda vae, z: GaussianLikelihood(vae.decode(z).logits / 0, FIXED)},
+            "decoder mean.*infinite for 30 of 30",
+        ),
+    ],
+)
+def test_outputs_that_are_not_finite_end_the_audit(
+    change: dict[str, Any], words: str, bundled_model: Any, bundled_images: Tensor
+) -> None:
+    with pytest.raises(NonFiniteError, match=words) as raised:
+        examine(Altered(bundled_model, **change), bundled_images[:30])
+    assert raised.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"decode": lambda vae, z: BernoulliLogits(vae.decode(z).logits.flatten(1))},
+        {"encode": lambda vae, x: vae.encode(x[:1])},
+    ],
+)
+def test_outputs_of_a_wrong_shape_break_the_contract_and_the_error_shows_the_shapes(
+    change: dict[str, Any], bundled_model: Any, bundled_images: Tensor
+) -> None:
+    with pytest.raises(ContractError, match=r"\(2, 1, 28, 28\)"):
+        examine(Altered(bundled_model, **change), bundled_images)
+
+
+def test_a_model_cannot_be_judged_on_one_image(bundled_model: Any, bundled_images: Tensor) -> None:
+    for x in (bundled_images[:1], bundled_images[:1].expand(5, -1, -1, -1)):
+        with pytest.raises(DataError, match="at least two different items"):
+            examine(bundled_model, x)
+    with pytest.raises(ConfigError, match="batch size"):
+        examine(bundled_model, bundled_images, batch_size=0)
+
+
+def test_the_examination_repeats_itself_and_leaves_the_model_alone(bundled_model: Any, bundled_images: Tensor) -> None:
+    before = {name: tensor.clone() for name, tensor in bundled_model.state_dict().items()}
+    first, second = (examine(bundled_model, bundled_images) for _ in range(2))
+    assert first == second
+    assert all(torch.equal(tensor, before[name]) for name, tensor in bundled_model.state_dict().items())
+
+
+# Published models
+
+
+def items(vae: Any, file: Path, count: int) -> Tensor:
+    data = fit(read(file), input_shape=vae.input_shape, data_range=vae.range)
+    return data.batch(np.linspace(0, len(data) - 1, count).astype(int))
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("name", "reconstruction", "kl"), [("VAE_mnist", 111.90942, 19.115902), ("btcvae_mnist", 128.75801, 9.20915)]
+)
+def test_published_mnist_models_pass_with_the_losses_their_authors_logged(
+    name: str, reconstruction: float, kl: float
+) -> None:
+    vae = open_model(TRAINED / name / "model.pt", "burgess").vae
+    found = examine(vae, items(vae, MNIST, 1000))
+    assert found.passed, [f for f in found.findings if f.verdict is not Verdict.PASS]
+    assert found.losses["reconstruction"].value == pytest.approx(reconstruction, rel=1e-5)
+    assert found.losses["kl"].value == pytest.approx(kl, rel=1e-5)
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["VAE_mnist", "btcvae_mnist"])
+def test_published_mnist_models_read_with_the_wrong_layout_are_caught(name: str) -> None:
+    vae = open_model(TRAINED / name / "model.pt", "burgess").vae
+    found = examine(Altered(vae, encode=split_where_interleaved), items(vae, MNIST, 100))
+    assert verdicts(found)["reconstruction"] is Verdict.FAIL
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["VAE_dsprites", "betaH_dsprites", "btcvae_dsprites", "betaB_dsprites"])
+def test_published_dsprites_models_pass(name: str) -> None:
+    vae = open_model(TRAINED / name / "model.pt", "burgess").vae
+    found = examine(vae, items(vae, DSPRITES, 120))
+    assert found.passed, [f for f in found.findings if f.verdict is not Verdict.PASS]
