@@ -956,7 +956,7 @@ def test_dsprites_are_read_without_their_pickled_metadata() -> None:
 def test_an_array_of_an_npz_that_holds_several_is_named_after_the_file(tmp_path: Path) -> None:
     train, test = np.zeros((3, 4, 4), np.uint8), np.full((2, 4, 4), 9, np.uint8)
     np.savez(tmp_path / "mnist.npz", x_train=train, y_train=np.arange(3), x_test=test, y_test=np.arange(2) + 5)
-    with pytest.raises(DataError, match="name the one to audit, as in mnist.npz#x_train"):
+    with pytest.raises(DataError, match=r"name the one to audit, as in mnist\.npz#x_train"):
         read(tmp_path / "mnist.npz")
     stored = read(f"{tmp_path}/mnist.npz#x_test")
     assert np.array_equal(stored.values, test)

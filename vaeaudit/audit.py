@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.sweep import GoOn, Progress
+from vaeaudit.attacks.sweep import GoOn
 from vaeaudit.checks.attack import AttackResult, attack, draw_pairs
 from vaeaudit.checks.plausibility import Verdict
 from vaeaudit.config import Resolved
@@ -39,13 +39,6 @@ def run_attack(subject: Subject, resolved: Resolved, argv: Sequence[str], go_on:
     attacks: list[AttackResult] = []
     skipped: dict[str, str] = {}
     fault: BaseException | None = None
-    interrupted = False
-
-    def asked(progress: Progress) -> bool:
-        nonlocal interrupted
-        interrupted = interrupted or not go_on(progress)
-        return not interrupted
-
     pairs: list[tuple[int, int]] = []
     failed = [f.name for f in subject.plausibility.findings if f.verdict is Verdict.FAIL]
     if failed:
@@ -57,11 +50,11 @@ def run_attack(subject: Subject, resolved: Resolved, argv: Sequence[str], go_on:
             subject.data.batch([pair[k] for pair in pairs], dtype=subject.dtype, device=subject.device) for k in (0, 1)
         )
         try:
-            attacks.extend(_attack(subject, mode, x, x_t, pairs, asked) for mode in settings.attack.modes)
+            attacks.extend(_attack(subject, mode, x, x_t, pairs, go_on) for mode in settings.attack.modes)
         except (Exception, SystemExit) as error:  # the adapter is the user's code: it must not read as a finding
             fault = error
     seconds = time.monotonic() - started
-    report = write_down(subject, resolved, argv, pairs, attacks, skipped, fault, interrupted, seconds)
+    report = write_down(subject, resolved, argv, pairs, attacks, skipped, fault, seconds)
     return Audit(report, tuple(pairs), tuple(attacks), fault)
 
 

@@ -198,8 +198,8 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
 def _unreadable(file: Path, error: Exception) -> CheckpointError | TrustError:
     """Tell a file of more than tensors from one that is damaged, or no checkpoint at all."""
     with file.open("rb") as stream:
-        start = stream.read(2)
-    known = start == b"PK" or start[:1] == b"\x80"  # a zip archive, or a pickle that begins with its protocol
+        start = stream.read(4)
+    known = start == b"PK\x03\x04" or start[:1] == b"\x80"  # a zip archive, or a pickle that begins with its protocol
     # A zip archive reaches the unpickler only if it is whole.
     refused = known and isinstance(error, pickle.UnpicklingError)
     if refused or "TorchScript" in str(error) or _is_old_pickle(file):

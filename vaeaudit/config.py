@@ -127,7 +127,7 @@ def find_config(start: Path) -> Path | None:
 def read_config(file: Path) -> dict[str, dict[str, object]]:
     """The sections of a configuration file, with paths made relative to its folder absolute.
 
-    Raises :class:`ConfigError` for what is missing, is no TOML, or has a section or key that is not known.
+    Raises :class:`ConfigError` for what is missing, is no TOML, or has a section that is not known.
     """
     if file.is_dir() or not file.exists():
         raise ConfigError(f"there is no configuration file '{file}'; expected a TOML file such as vaeaudit.toml")

@@ -40,13 +40,13 @@ def write_down(
     attacks: list[AttackResult],
     skipped: dict[str, str],
     fault: BaseException | None,
-    interrupted: bool,
     seconds: float,
 ) -> Report:
     """The report of an audit that took ``seconds``; ``fault`` is what ended it early, if anything did."""
     metrics: dict[str, MetricEntry] = {}
     for result in attacks:
         metrics |= {name: metric(value) for name, value in summarise(result).items()}
+    interrupted = any(result.interrupted for result in attacks)
     error: str | None = None
     exit_code = 0
     if isinstance(fault, VaeauditError):

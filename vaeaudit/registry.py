@@ -149,7 +149,7 @@ def _opened(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, obje
         raise AdapterError(f"adapter '{adapter.name}' could not open {checkpoint.path}: {told(error)}") from error
     if fault:
         raise ContractError(
-            f"adapter '{adapter.name}' returned an object of type {type(vae).__name__} {fault}; "
+            f"adapter '{adapter.name}' returned a {type(vae).__name__} {fault}; "
             "vaeaudit.VAE lists what a model must provide"
         )
     return vae

@@ -1,15 +1,26 @@
 """report.md: the verdict first, then tables and figures, readable by someone who never saw the tool."""
 
+import shlex
+
 from tabulate import tabulate
 
 from vaeaudit.report.model import AttackEntry, Report
-from vaeaudit.report.tables import LEGEND, Table, attack_table, ends, finding_table, metric_table
+from vaeaudit.report.tables import LEGEND, METRICS, Table, attack_table, ends, finding_table, metric_table
 
 _VERDICTS = {
     "ungated": "Ungated: measured, with no policy to pass or fail.",
     "inconclusive": "Inconclusive: the figures below support no verdict.",
     "error": "Error: the audit could not complete.",
 }
+
+_METRIC_NOTES = "\n".join(
+    [
+        "One value a pair; higher is more robust for all of them. Medians are order statistics, and their interval "
+        "needs at least six pairs.",
+        "",
+        *(f"- **{name}**: {meaning}" for name, meaning in METRICS.items()),
+    ]
+)
 
 
 def render(report: Report) -> str:
@@ -20,7 +31,7 @@ def render(report: Report) -> str:
         *(f"- {line}" for line in _asides(report)),
         "## Metrics" if report.metrics else "",
         _table(metric_table(report.metrics)) if report.metrics else "",
-        "Higher is more robust for all of them. Medians are order statistics." if report.metrics else "",
+        _METRIC_NOTES if report.metrics else "",
         *(part for attack in report.attacks for part in _attack(report, attack)),
         "## Is it the model it claims to be?",
         _table(finding_table(report.plausibility)),
@@ -48,7 +59,9 @@ def _attack(report: Report, attack: AttackEntry) -> list[str]:
         f"## Attack: {attack.mode}",
         f"Minimises {attack.similarity}(q(z|x + d), q(z|x_t)) + λ {pen} over d with {box}, for {len(attack.pairs)} "
         f"pairs and {len(attack.lambdas)} values of λ from {attack.lambdas[0]:.3g} to {attack.lambdas[-1]:.3g}; the "
-        f"data term is in {attack.unit}. An attack is a lower bound on harm: a stronger one may do more.",
+        f"data term is in {attack.unit}. Here x is the source, x_t the target, x* = x + d the adversarial input, and "
+        "rec the decoder's mean at z = the posterior's mean. An attack is a lower bound on harm: a stronger one may do "
+        "more.",
         _table(attack_table(attack)),
         "\n".join(f"- **{name}**: {meaning}" for name, meaning in LEGEND.items()),
         f"{ends(attack)}.",
@@ -72,16 +85,16 @@ def _provenance(report: Report) -> list[list[str]]:
         *([["left out of the data", "; ".join(data.skipped)]] if data.skipped else []),
         ["range", f"[{data.range[0]:g}, {data.range[1]:g}]" if data.range else "none"],
         ["seed", str(environment.seed)],
-        ["ran on", f"{environment.device}, {environment.threads} threads, {environment.dtype}"],
+        ["ran on", f"{environment.device}, threads: {environment.threads}, {environment.dtype}"],
         ["with", f"{report.tool}, torch {environment.torch}, Python {environment.python}"],
         ["at", report.created],
         ["took", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.timings.items())],
-        ["command", f"`{' '.join(report.argv)}`"],
+        ["command", f"`{shlex.join(report.argv)}`"],
         ["configuration SHA-256", f"`{report.configuration_sha256}`"],
     ]
 
 
 def _table(table: Table) -> str:
     headers, rows = table
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    escaped = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
     return tabulate(escaped, headers=headers, tablefmt="github", disable_numparse=True)

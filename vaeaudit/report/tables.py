@@ -13,7 +13,17 @@ LEGEND = {
     "Δ": "objective: data + λ pen(d)",
     "-log p": "of the target under z ~ q(z|x*), before > after the attack, in nats",
     "to target": "‖x_t - rec(x*)‖, before > after the attack (floor: what the target's own reconstruction has)",
-    "own": "‖x* - rec(x*)‖",
+    "own": "‖x* - rec(x*)‖, how badly the adversarial input itself is reconstructed",
+}
+# What the metrics of an attack mean, by the part of their name between mode and statistic.
+METRICS = {
+    "delta": "objective, data + λ pen(d), averaged over all λ",
+    "data_term": "the data term at the λ shown for the pair",
+    "distortion": "‖d‖ there",
+    "target_nll": "-log p(x_t|z) there",
+    "target_error": "‖x_t - rec(x*)‖ there",
+    "curve_area": "area under the distortion curve, as a share of the box it lies in: 0 where any touch turns the "
+    "model, near 1 where it yields only to the target itself",
 }
 
 

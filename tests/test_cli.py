@@ -1,0 +1,862 @@
+"""The command line: exit codes, messages, streams, interruption; nothing half-written, whatever comes in."""
+
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vaeaudit.cli.app import main
+
+COMMAND = Path(sys.executable).with_name("vaeaudit")
+FAST = ("--pairs", "2", "--lambdas", "3", "--max-evaluations", "20")
+REPORT = {"adversarial.safetensors", "attack-latent-curve.png", "items.json", "report.json", "report.md"}
+BASIS = torch.linalg.qr(torch.randn(16, 3, generator=torch.Generator().manual_seed(0)))[0]
+
+
+def weights() -> dict[str, Tensor]:
+    """A VAE for the adapter "mlp" that needs no training: x -> z = B'(x - 1/2) -> 1/2 + B z, through ReLUs."""
+    return {
+        "encoder.shared.0.weight": torch.eye(16),
+        "encoder.shared.0.bias": torch.zeros(16),
+        "encoder.mean.0.weight": BASIS.t().contiguous(),
+        "encoder.mean.0.bias": -0.5 * BASIS.sum(0),
+        "encoder.logvar.0.weight": torch.zeros(3, 16),
+        "encoder.logvar.0.bias": torch.full((3,), -6.0),
+        "decoder.0.weight": torch.cat([torch.eye(3), -torch.eye(3)]),
+        "decoder.0.bias": torch.zeros(6),
+        "decoder.2.weight": torch.cat([BASIS, -BASIS], 1),
+        "decoder.2.bias": torch.full((16,), 0.5),
+    }
+
+
+FACTS = {
+    "vaeaudit.adapter": "mlp",
+    "vaeaudit.likelihood": "gaussian",
+    "vaeaudit.stddev": "0.1",
+    "vaeaudit.input_shape": "[1, 4, 4]",
+    "vaeaudit.range": "[0, 1]",
+}
+# The same model as an adapter of a user's own; tests replace parts of it.
+ADAPTER = """
+import builtins, os, time
+import torch
+from torch import nn
+import vaeaudit
+
+
+class Own(nn.Module):
+    input_shape, range = (1, 4, 4), (0.0, 1.0)
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.basis = nn.Parameter(tensors["encoder.mean.0.weight"].t().contiguous())
+        self.calls = 0
+
+    @property
+    def prior(self):
+        return vaeaudit.DiagonalGaussian.standard((3,), like=self.basis)
+
+    def encode(self, x):
+        mean = (x.flatten(1) - 0.5) @ self.basis
+        return vaeaudit.DiagonalGaussian(mean, torch.full_like(mean, -3.0))
+
+    def decode(self, z):
+        return vaeaudit.GaussianLikelihood((0.5 + z @ self.basis.t()).unflatten(1, (1, 4, 4)), z.new_tensor(-2.0))
+"""
+
+
+def images() -> np.ndarray:
+    z = 0.25 * np.random.default_rng(1).normal(size=(40, 3))
+    return np.clip(0.5 + z @ BASIS.numpy().T, 0, 1).astype(np.float32).reshape(40, 1, 4, 4)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def message(self) -> str:
+        """The one sentence on stderr, once it is known to be one, free of jargon."""
+        assert self.err.startswith("error: "), self.err
+        assert self.err.count("\n") == 1, self.err
+        for jargon in ("Traceback", "Input should", "pydantic", "Value error", "unexpected", "<frozen"):
+            assert jargon not in self.err, self.err
+        return self.err.removeprefix("error: ").rstrip("\n")
+
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of its own with a model and data, outside any repository, and no variables set."""
+    for name in [*os.environ]:
+        if name.startswith("VAEAUDIT_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    save_file(weights(), "vae.safetensors", FACTS)
+    np.save("val.npy", images())
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run the command in this process: what matters is not the process."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["vaeaudit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return Outcome(ended.value.code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def attack(cli: Cli) -> Cli:
+    """A small attack; further arguments follow and win."""
+    return lambda *more, model="vae.safetensors": cli("attack", model, "--data", "val.npy", *FAST, *more)
+
+
+def installed(*arguments: object, env: Mapping[str, str] | None = None, shell: str = "") -> Outcome:
+    """Run the installed command in a process of its own, with a shell's redirections if any."""
+    command = [str(COMMAND), *map(str, arguments)]
+    if shell:
+        command = ["bash", "-c", f'"$@" {shell}', "bash", *command]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def own(body: str, name: str) -> str:
+    """Write an adapter whose class Sub and function open are ``body``; how it is named on the command line."""
+    Path(f"{name}.py").write_text(f"{ADAPTER}\n\n{textwrap.dedent(body)}")
+    return f"{name}.py:open"
+
+
+def sub(methods: str) -> str:
+    return f"class Sub(Own):\n{textwrap.indent(textwrap.dedent(methods), '    ')}\n\n" + textwrap.dedent(
+        """
+        def open(checkpoint, config):
+            return Sub(checkpoint.tensors)
+        """
+    )
+
+
+def here() -> set[str]:
+    return {path.name for path in Path().iterdir()} - {"vae.safetensors", "val.npy", "__pycache__"}
+
+
+def report(folder: str = "vaeaudit-report") -> dict[str, object]:
+    text = (Path(folder) / "report.json").read_text()
+    content: dict[str, object] = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in report.json"))
+    return content
+
+
+# ---- A sound run, help and version
+
+
+def test_an_attack_writes_its_report_and_prints_the_same_figures(attack: Cli) -> None:
+    done = attack("--format", "json")
+    assert (done.code, done.err) == (0, "")
+    assert json.loads(done.out) == report()
+    assert {path.name for path in Path("vaeaudit-report").iterdir()} == {*REPORT, "attack-latent-panel.png"}
+    assert report()["exit_code"] == 0
+
+
+def test_doctor_prints_what_it_saw_and_writes_nothing(cli: Cli) -> None:
+    done = cli("doctor", "vae.safetensors", "--data", "val.npy")
+    assert (done.code, done.err) == (0, "")
+    assert "verdict: plausible" in done.out
+    assert here() == set()
+    listed = json.loads(cli("doctor", "vae.safetensors", "--data", "val.npy", "--format", "json").out)
+    assert listed["plausibility"]["passed"] is True
+    assert listed["model"]["options"] == {
+        "likelihood": "gaussian",
+        "stddev": 0.1,
+        "input_shape": [1, 4, 4],
+        "range": [0, 1],
+    }
+
+
+def test_markdown_on_stdout_is_the_report_file(attack: Cli) -> None:
+    done = attack("--format", "markdown", "--out", "a b/ü")
+    assert done.out == Path("a b/ü/report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["attack", "--help"], ["doctor", "-h"]])
+def test_help_and_version_are_quick_and_import_no_torch(arguments: list[str]) -> None:
+    probe = (
+        "import sys, time; start = time.perf_counter(); from vaeaudit.cli.app import main; "
+        f"sys.argv = ['vaeaudit', *{arguments!r}]\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'numpy', 'scipy', 'matplotlib', 'safetensors'} & set(sys.modules)\n"
+        "print('HEAVY', sorted(heavy), time.perf_counter() - start)"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True)
+    text, _, told = done.stdout.partition("HEAVY ")
+    assert told.startswith("[]")
+    assert float(told.split()[-1]) < 2  # 0.2 s on a quiet machine; a busy one is no failure
+    assert "Usage: vaeaudit" in text or text == "vaeaudit 0.1.0\n"
+
+
+def test_the_command_alone_shows_its_help_as_usage_error(cli: Cli) -> None:
+    done = cli()
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("Usage: vaeaudit [OPTIONS] COMMAND")
+
+
+# ---- Wrong options, variables and configuration
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pairs", "0"], "--pairs must be at least 1, but 0 came"),
+        (["--pairs", "-1"], "--pairs must be at least 1, but -1 came"),
+        (["--pairs", "1e9"], "--pairs must be a valid integer, but '1e9' came"),
+        (["--pairs", ""], "--pairs must be a valid integer, but '' came"),
+        (["--pairs", "1000000000"], "40 items make 1560 pairs, fewer than the 1000000000 asked for"),
+        (["--lambdas", "0"], "--lambdas must be at least 1, but 0 came"),
+        (["--max-evaluations", "0"], "--max-evaluations must be at least 1, but 0 came"),
+        (["--seed", "x"], "--seed must be a valid integer, but 'x' came"),
+        (["--range", "1", "0"], "must be two finite numbers LO < HI, but [1, 0] came; give --range LO HI"),
+        (["--range", "nan", "1"], "--range must be two finite numbers LO HI, but (nan, 1.0) came"),
+        (["--range", "0", "inf"], "--range must be two finite numbers LO HI, but (0.0, inf) came"),
+        (["--range", "a", "b"], "--range must be a valid number, but 'a' came"),
+        (["--range", "0", "0.5"], "but the model takes [0, 0.5]; give --range or store them as uint8"),
+        (["--dtype", "float16"], "--dtype must be 'float32' or 'float64', but 'float16' came"),
+        (["--device", "nonsense"], "there is no device 'nonsense'; expected auto, cpu, cuda, cuda:N or mps"),
+        (["--device", ""], "--device must be a text that is not empty"),
+        (["--device", "cuda:4711"], "device 'cuda:4711' is not on this machine; leave --device out"),
+        (["--batch-size", "0"], "--batch-size must be at least 1 or 'auto', but 0 came"),
+        (["--batch-size", "-1"], "--batch-size must be at least 1 or 'auto', but -1 came"),
+        (["--batch-size", "x"], "--batch-size must be a valid integer or 'auto', but 'x' came"),
+        (["--batch-size", "²"], "--batch-size must be a valid integer or 'auto', but '²' came"),
+        (["--limit", "0"], "--limit must be at least 1, but 0 came"),
+        (["--limit", "1"], "--limit leaves 1 of 40 items, where at least two are needed"),
+        (["--mode", "output"], "--mode must be 'latent', but 'output' came"),
+        (["--mode", "latnt"], "but 'latnt' came (did you mean 'latent'?)"),
+        (["--similarity", "KL"], "--similarity must be 'kl', 'reverse-kl', "),
+        (["--penalty", "l1"], "--penalty must be 'l2' or 'l2sq', but 'l1' came"),
+        (
+            ["--format", "jsn"],
+            "--format must be one of 'table', 'json', 'markdown', but 'jsn' came (did you mean 'json'?)",
+        ),
+        (["--resize", "bilinea"], "(did you mean 'bilinear'?)"),
+        (["--adapter", "mpl"], "there is no adapter 'mpl' (did you mean 'mlp'?); installed are burgess, mlp"),
+        (["--adapter", ""], "--adapter must be a text that is not empty"),
+        (["--adapter", "x.py"], "there is no adapter 'x.py' (did you mean 'x.py:open'?)"),
+        (["--adapter", "x.py:open"], "there is no adapter file x.py"),
+        (["--adapter", ":open"], "there is no adapter ':open'"),
+        (["--adapter", "no.such:open"], "cannot be imported: ModuleNotFoundError: No module named 'no'"),
+        (["--adapter", "json:open"], "adapter 'json:open' defines no function 'open'"),
+        (["--adapter", "burgess"], "the checkpoint does not fit this adapter (missing: encoder.conv1.weight"),
+        (["--option", "activation"], "--option takes NAME=VALUE, as in activation=tanh, but 'activation' came"),
+        (["--option", "activaton=tanh"], "no option 'activaton' (did you mean 'activation'?)"),
+        (["--option", "activation=tan"], "adapter 'mlp' cannot take activation = 'tan'"),
+        (["--out", ""], "--out must be a text that is not empty"),
+        (["-o", ""], "--output must name a file, but nothing came"),
+        (["-o", "."], "--output must name a file, but '.' is a folder"),
+        (["-o", "val.npy/x"], "nothing can be written to val.npy: File exists; name another place with --output"),
+        (["--out", "val.npy"], "nothing can be written to val.npy: File exists; name another place with --out"),
+        (["--out", "val.npy/x"], "nothing can be written to val.npy/x: Not a directory"),
+        (["--out", "/proc/no/where"], "nothing can be written to /proc/no/where: No such file or directory"),
+        (["--config", "no.toml"], "there is no configuration file 'no.toml'; expected a TOML file"),
+        (["--config", "x", "--isolated"], "--config names a file and --isolated reads none; give one of them"),
+        (["--pair", "2"], "No such option: --pair (Possible options: --pairs); see vaeaudit attack --help"),
+        (["more"], "Got unexpected extra argument(s) (more); see vaeaudit attack --help"),
+    ],
+)
+def test_a_wrong_option_ends_with_one_sentence_and_leaves_nothing(
+    attack: Cli, arguments: list[str], message: str
+) -> None:
+    done = attack(*arguments)
+    assert (done.code, done.out) == (2, "")
+    if "unexpected extra" not in message and "cannot take" not in message:
+        assert message in done.message
+    assert message in done.err
+    assert here() == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["atack"], "No such command 'atack'. Did you mean 'attack'?; see vaeaudit --help"),
+        (["--versoin"], "No such option: --versoin (Possible options: --version); see vaeaudit --help"),
+        (["attack"], "no model is named; give one, as in `vaeaudit attack vae.safetensors --data val.npz`"),
+        (["attack", "vae.safetensors"], "no data are named; give them, as in `--data val.npz`"),
+        (["attack", ""], "MODEL must be a text that is not empty, but '' came"),
+        (["attack", "-d.safetensors"], "No such option: -d; see vaeaudit attack --help"),
+        (["doctor", "no.pt", "--data", "val.npy"], "there is no checkpoint at no.pt; give a .safetensors, .pt"),
+        (["doctor", "vae.safetensors", "--data", "no.npy"], "there are no data at no.npy"),
+    ],
+)
+def test_what_is_not_named_or_not_there_is_told(cli: Cli, arguments: list[str], message: str) -> None:
+    done = cli(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--lambdas", "1"],
+        ["--max-evaluations", "1"],
+        ["--seed", "-5"],
+        ["--seed", str(2**70)],
+        ["--batch-size", "1"],
+        ["--batch-size", "auto"],
+        ["--limit", "99999"],
+        ["--dtype", "float64"],
+        ["--range", "-1", "2"],
+        ["--mode", "latent", "--mode", "latent"],
+        ["--penalty", "l2sq", "--similarity", "wasserstein"],
+    ],
+    ids=" ".join,
+)
+def test_odd_but_possible_options_give_a_whole_report(attack: Cli, arguments: list[str]) -> None:
+    done = attack(*arguments, "--format", "json")
+    assert (done.code, done.err) == (0, "")
+    assert json.loads(done.out) == report()
+    assert len(report()["attacks"]) == 1  # type: ignore[arg-type]
+
+
+def test_a_limit_is_told_as_partial_and_two_items_support_no_verdict(attack: Cli) -> None:
+    done = attack("--limit", "2")
+    assert done.code == 5
+    assert report()["partial"] == ["only the first 2 of 40 items"]
+    assert report()["verdict"] == "inconclusive"
+    assert "partial: only the first 2 of 40 items" in done.out
+
+
+def test_flags_win_over_variables_over_the_file_over_facts(attack: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("vaeaudit.toml").write_text("[run]\nseed = 1\nlimit = 30\n[model]\noptions = { stddev = 0.2 }\n")
+    monkeypatch.setenv("VAEAUDIT_SEED", "2")
+    monkeypatch.setenv("VAEAUDIT_LIMIT", "35")
+    monkeypatch.setenv("VAEAUDIT_OUT", "")  # an empty variable says nothing
+    assert attack("--seed", "3").code == 0
+    written = report()
+    assert written["configuration"]["run"] | {"out": ""} == {  # type: ignore[index]
+        "seed": 3, "limit": 35, "batch_size": "auto", "device": "auto", "dtype": "float32", "out": ""
+    }  # fmt: skip
+    sources = written["configuration_sources"]
+    assert isinstance(sources, dict)
+    assert sources["run.seed"] == "--seed"
+    assert sources["run.limit"] == "VAEAUDIT_LIMIT"
+    assert sources["model.path"] == "MODEL"
+    assert sources["data.source"] == "--data"
+    assert sources["model.options"] == str(Path("vaeaudit.toml").resolve())
+    assert written["model"]["options"] == {  # type: ignore[index]
+        "likelihood": "gaussian", "stddev": 0.2, "input_shape": [1, 4, 4], "range": [0, 1]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("VAEAUDIT_SEED", "x", "VAEAUDIT_SEED must be a valid integer, but 'x' came"),
+        ("VAEAUDIT_PAIRS", "0", "VAEAUDIT_PAIRS must be at least 1, but 0 came"),
+        ("VAEAUDIT_RANGE", "0", "VAEAUDIT_RANGE must be 2 numbers, but ['0'] came"),
+        ("VAEAUDIT_DTYPE", "half", "VAEAUDIT_DTYPE must be 'float32' or 'float64', but 'half' came"),
+        ("VAEAUDIT_CONFIG", "no.toml", "there is no configuration file 'no.toml'"),
+    ],
+)
+def test_a_wrong_variable_is_named(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    done = cli("attack", "vae.safetensors", "--data", "val.npy")
+    assert done.code == 2
+    assert message in done.message
+
+
+def test_the_file_of_the_repository_is_found_below_it_and_its_paths_are_from_there(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Path(".git").mkdir()
+    Path("sub/folder").mkdir(parents=True)
+    Path("vaeaudit.toml").write_text("[model]\npath = 'vae.safetensors'\n[data]\nsource = 'val.npy'\n")
+    monkeypatch.chdir("sub/folder")
+    assert cli("doctor").code == 0
+    assert cli("doctor", "--isolated").message.startswith("no model is named")
+    monkeypatch.setenv("VAEAUDIT_CONFIG", str(tmp_path / "vaeaudit.toml"))
+    assert cli("doctor", "--isolated").message.startswith("no model is named")
+    monkeypatch.chdir("/")
+    assert cli("doctor").code == 0
+
+
+def test_odd_file_names_are_taken_as_they_are(cli: Cli) -> None:
+    for name in ("a b é:λ.safetensors", "-d.safetensors"):
+        save_file(weights(), name, FACTS)
+    assert "a b é:λ.safetensors" in cli("doctor", "a b é:λ.safetensors", "--data", "val.npy").out
+    assert cli("doctor", "--data", "val.npy", "--", "-d.safetensors").code == 0
+    assert cli("doctor", "./-d.safetensors", "--data", "val.npy").code == 0
+
+
+# ---- Wrong models and data
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        (lambda t: t.pop("decoder.2.bias"), 2, "(missing: decoder.2.bias)"),
+        (lambda t: t.update(extra=torch.zeros(2)), 2, "(not expected: extra)"),
+        (lambda t: t.update({"decoder.2.bias": torch.zeros(3)}), 2, "decoder.2.bias (expected 16, came 3)"),
+        (lambda t: t.update({"decoder.0.bias": torch.zeros(0)}), 2, "decoder.0.bias (expected 6, came 0)"),
+        (lambda t: t["decoder.2.bias"].fill_(float("nan")), 3, "decoder.2.bias holds 16 NaN or infinite values of 16"),
+        (lambda t: t["decoder.2.bias"].mul_(float("inf")), 3, "decoder.2.bias holds 16 NaN or infinite values of 16"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_told_by_name(
+    attack: Cli, change: Callable[[dict[str, Tensor]], object], code: int, message: str
+) -> None:
+    tensors = weights()
+    change(tensors)
+    save_file(tensors, "vae.safetensors", FACTS)
+    done = attack()
+    assert (done.code, done.out) == (code, "")
+    assert message in done.message
+    assert here() == set()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_checkpoints_of_other_precision_are_audited_in_the_precision_asked_for(attack: Cli, dtype: torch.dtype) -> None:
+    save_file({name: tensor.to(dtype) for name, tensor in weights().items()}, "vae.safetensors", FACTS)
+    assert attack().code == 0
+    assert report()["environment"]["dtype"] == "float32"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "message"),
+    [
+        (images()[:, :, :3], 2, "items are 1x3x4 but the model takes 1x4x4; --resize bilinear resizes them"),
+        (images() * 3, 2, "but the model takes [0, 1]; give --range or store them as uint8"),
+        (images()[:1], 2, "val.npy holds 1 item, where at least two are needed"),
+        (images()[:0], 2, "holds no items"),
+        (np.repeat(images()[:1], 9, 0), 2, "at least two different items are needed to try the model"),
+        (np.full_like(images(), np.nan), 2, "NaN or infinite values of 640"),
+    ],
+    ids=["shape", "range", "one", "none", "all equal", "nan"],
+)
+def test_data_that_do_not_fit_are_told(attack: Cli, data: np.ndarray, code: int, message: str) -> None:
+    np.save("val.npy", data)
+    done = attack()
+    assert (done.code, done.out) == (code, "")
+    assert message in done.message
+    assert here() == set()
+
+
+class Evil:
+    """Touches a file when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch canary",)
+
+
+def test_pickled_objects_are_left_out_or_refused_and_never_run(cli: Cli) -> None:
+    objects = np.empty(2, object)
+    objects[:] = [Evil(), Evil()]
+    np.savez("both.npz", imgs=images(), metadata=objects)
+    done = cli("doctor", "vae.safetensors", "--data", "both.npz")
+    assert done.code == 0
+    assert "metadata: pickled objects are not loaded" in done.out
+    np.savez("only.npz", imgs=objects)
+    Path("bare.npz").write_bytes(pickle.dumps(Evil()))
+    np.save("list.npy", objects, allow_pickle=True)
+    for data in ("only.npz", "bare.npz", "list.npy"):
+        done = cli("doctor", "vae.safetensors", "--data", data)
+        assert done.code == 4
+        assert "could run code" in done.message
+    torch.save({"state_dict": weights(), "callback": Evil()}, "vae.pt")
+    done = cli("attack", "vae.pt", "--data", "val.npy", "--adapter", "mlp")
+    assert done.code == 4
+    assert "could run code, so it was not loaded" in done.message
+    assert not Path("canary").exists()
+
+
+def test_a_pickle_that_runs_code_is_refused_by_the_installed_command() -> None:
+    for number, protocol in enumerate((0, 2, 4)):
+        Path(f"vae{number}.pt").write_bytes(pickle.dumps({"a": Evil()}, protocol=protocol))
+    torch.save(Evil(), "vae0.pt")
+    for number in range(3):
+        done = installed("doctor", f"vae{number}.pt", "--data", "val.npy", "--adapter", "mlp")
+        assert (done.code, done.out) == (4, "")
+        assert "could run code" in done.message
+    assert not Path("canary").exists()
+
+
+def save_odd(shape: tuple[int, ...], latents: int, **facts: str | None) -> None:
+    """The linear model and its data for another shape of input."""
+    size = int(np.prod(shape))
+    basis = torch.linalg.qr(torch.randn(size, latents, generator=torch.Generator().manual_seed(0)))[0]
+    sides = torch.cat([torch.eye(latents), -torch.eye(latents)])
+    tensors = {
+        "encoder.shared.0.weight": torch.eye(size),
+        "encoder.shared.0.bias": torch.zeros(size),
+        "encoder.mean.0.weight": basis.t().contiguous(),
+        "encoder.mean.0.bias": -0.5 * basis.sum(0),
+        "encoder.logvar.0.weight": torch.zeros(latents, size),
+        "encoder.logvar.0.bias": torch.full((latents,), -6.0),
+        "decoder.0.weight": sides,
+        "decoder.0.bias": torch.zeros(2 * latents),
+        "decoder.2.weight": basis @ sides.t(),
+        "decoder.2.bias": torch.full((size,), 0.5),
+    }
+    stated = {**FACTS, "vaeaudit.input_shape": str(list(shape)), **{f"vaeaudit.{k}": v for k, v in facts.items()}}
+    save_file(tensors, "vae.safetensors", {k: v for k, v in stated.items() if v is not None})
+    z = np.random.default_rng(1).uniform(-0.4, 0.4, (40, latents)) / latents**0.5
+    np.save("val.npy", np.clip(0.5 + z @ basis.numpy().T, 0, 1).astype(np.float32).reshape(40, *shape))
+
+
+@pytest.mark.parametrize(
+    ("shape", "latents", "facts", "drawn"),
+    [
+        ((7,), 3, {}, False),
+        ((1, 4, 4), 1, {}, True),
+        ((3, 4, 4), 3, {}, True),
+        ((1, 3, 6), 2, {}, True),
+        ((2, 4, 4), 2, {}, False),
+        ((1, 2, 3, 2), 2, {}, False),
+        ((7,), 3, {"range": None}, False),
+        ((1,), 1, {}, False),
+        ((1, 4, 4), 3, {"stddev": "1e-30"}, True),
+    ],
+    ids=[
+        "vector",
+        "one latent",
+        "rgb",
+        "not square",
+        "two channels",
+        "volume",
+        "no range",
+        "one number",
+        "infinite nll",
+    ],
+)
+def test_odd_models_are_audited_and_drawn_where_they_are_images(
+    attack: Cli, shape: tuple[int, ...], latents: int, facts: dict[str, str | None], drawn: bool
+) -> None:
+    save_odd(shape, latents, **facts)
+    done = attack()
+    assert (done.code, done.err) == (0, "")
+    assert {path.name for path in Path("vaeaudit-report").iterdir()} == REPORT | (
+        {"attack-latent-panel.png"} if drawn else set()
+    )
+    files = report()["files"]
+    assert isinstance(files, dict)
+    assert ("latent panel" in files) is drawn
+    (entry,) = report()["attacks"]  # type: ignore[misc]
+    assert entry["box"] == (None if "range" in facts else [0, 1])
+
+
+# ---- Adapters of the user's own
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        ("raise ValueError('boom\\nline two')", 2, r"cannot be imported: ValueError: boom line two \(own0.py, line \d+\)"),
+        ("def :", 2, r"cannot be imported: SyntaxError: invalid syntax \(own1.py, line \d+\)$"),
+        ("import sys; sys.exit(0)", 2, r"cannot be imported: SystemExit: 0 \(own2.py, line \d+\)"),
+        ("def open(c, o): raise RuntimeError('bad')", 2, r"could not open vae.safetensors: RuntimeError: bad \(own3"),
+        ("def open(c, o): raise SystemExit(1)", 2, r"could not open vae.safetensors: SystemExit: 1 \(own4"),
+        ("def open(): pass", 2, r"TypeError: open\(\) takes 0 positional arguments but 2 were given$"),
+        ("def open(c, o): return None", 3, "returned a NoneType without input_shape, range, prior, encode, decode"),
+        ("open = 3", 2, "defines no function 'open'"),
+        (sub("input_shape = None"), 3, r"whose input_shape is None, where positive integers"),
+        (sub("input_shape = (1, -4, 4)"), 3, r"whose input_shape is \(1, -4, 4\)"),
+        (sub("range = (1, 0)"), 3, r"whose range is \(1, 0\), where two finite numbers lo < hi, or None"),
+        (sub("range = 'ab'"), 3, "whose range is 'ab'"),
+        (sub("prior = 3"), 3, "the model's prior gave an object of type int, where a posterior"),
+        (sub("def encode(self, x): return (x, x)"), 3, "the model's encode gave an object of type tuple"),
+        (sub("def decode(self, z): return z"), 3, "the model's decode gave an object of type Tensor, where a likelihood"),
+        (sub("def encode(self, x): raise IndexError('no')"), 3, r"the model raised IndexError: no \(own15.py, line \d+\) when"),
+        (sub("def encode(self, x): raise SystemExit(0)"), 3, r"the model raised SystemExit: 0 \(own16"),
+        (sub("def decode(self, z): return vaeaudit.GaussianLikelihood(z, z.new_tensor(0.0))"), 3, "a decoder mean"),
+        (
+            sub("def encode(self, x): return vaeaudit.DiagonalGaussian(x.flatten(1)[:, :3] * torch.inf, x.flatten(1)[:, :3])"),
+            3,
+            "the posterior mean is NaN or infinite for 40 of 40 items",
+        ),
+    ],
+)  # fmt: skip
+def test_an_adapter_that_raises_or_returns_nonsense_is_told(
+    attack: Cli, request: pytest.FixtureRequest, body: str, code: int, message: str
+) -> None:
+    number = re.search(r"own(\d+)", message)
+    name = number[0] if number else f"own_{request.node.callspec.id.encode().hex()[-12:]}"
+    done = attack("--adapter", own(body, name))
+    assert (done.code, done.out) == (code, "")
+    assert re.search(message, done.message)
+    assert here() == {f"{name}.py"}
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("constant", "def encode(self, x): z = x.new_zeros(len(x), 3); return vaeaudit.DiagonalGaussian(z, z)"),
+        ("detached", "def encode(self, x): return super().encode(x.detach())"),
+        ("noisy", "def encode(self, x): return super().encode(x + 0.1 * torch.rand_like(x))"),
+        ("training", "def encode(self, x): self.train(); return super().encode(x)"),
+    ],
+)
+def test_a_model_that_is_not_plausible_gets_no_verdict_and_no_attack(attack: Cli, name: str, body: str) -> None:
+    done = attack("--adapter", own(sub(body), f"implausible_{name}"))
+    assert (done.code, done.err) == (5, "")
+    assert report()["verdict"] == "inconclusive"
+    assert report()["attacks"] == []
+    assert "attack.latent" in report()["skipped"]  # type: ignore[operator]
+    assert {path.name for path in Path("vaeaudit-report").iterdir()} == {"report.json", "report.md"}
+
+
+LATE = """
+def {method}(self, x):
+    self.calls += 1
+    if self.calls > {after}:
+        {deed}
+    return super().{method}(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "deed", "message"),
+    [
+        ("encode", "raise RuntimeError('late')", "the model raised RuntimeError: late (late_0.py, line "),
+        ("decode", "raise RuntimeError('late')", "the model raised RuntimeError: late (late_1.py, line "),
+        ("encode", "raise SystemExit(0)", "the model raised SystemExit: 0 (late_2.py, line "),
+        ("encode", "raise BrokenPipeError", "the model raised BrokenPipeError (late_3.py, line "),
+        ("encode", "raise MemoryError", "the model raised MemoryError (late_4.py, line "),
+        ("encode", "raise torch.OutOfMemoryError('x')", "not even one row of the model fits into memory"),
+        ("encode", "return super().encode(x * torch.nan)", "the sweep's result is not finite"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("quiet", [True, False])
+def test_an_error_in_the_middle_ends_with_3_and_a_report_that_says_so(
+    attack: Cli, method: str, deed: str, message: str, quiet: bool, request: pytest.FixtureRequest
+) -> None:
+    number = re.search(r"late_\d", message)
+    name = number[0] if number else f"late_{len(message)}"
+    after = 40 if method == "encode" else 20
+    adapter = own(sub(LATE.format(method=method, deed=deed, after=after)), name)
+    done = attack("--adapter", adapter, *(["-q"] if quiet else []))
+    assert done.code == 3
+    assert message in done.message
+    assert "verdict: error" in done.out
+    written = report()
+    assert (written["status"], written["verdict"], written["exit_code"]) == ("error", "error", 3)
+    assert message in str(written["error"])
+    assert {path.name for path in Path("vaeaudit-report").iterdir()} == {"report.json", "report.md"}
+
+
+def test_verbose_shows_where_and_without_it_no_traceback_is_shown(attack: Cli) -> None:
+    adapter = own(sub(LATE.format(method="encode", deed="raise RuntimeError('late')", after=40)), "verbose_late")
+    done = attack("--adapter", adapter, "-v")
+    assert done.code == 3
+    assert "Traceback (most recent call last):" in done.err
+    assert done.err.splitlines()[-1].startswith("error: the model raised RuntimeError: late")
+    done = attack("-v", model="no.safetensors")
+    assert "Traceback" in done.err
+    assert done.err.splitlines()[-1].startswith("error: there is no checkpoint at no.safetensors")
+
+
+def test_an_adapter_finds_the_code_beside_it_and_may_use_dataclasses(cli: Cli, tmp_path: Path) -> None:
+    place = Path("elsewhere")
+    place.mkdir()
+    (place / "beside_the_adapter.py").write_text(ADAPTER)
+    (place / "with_neighbour.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom beside_the_adapter import Own\n"
+        "@dataclass\nclass Options:\n    size: int = 4\n"
+        "def open(checkpoint, config):\n    Options()\n    return Own(checkpoint.tensors)\n"
+    )
+    done = cli("doctor", "vae.safetensors", "--data", "val.npy", "--adapter", "elsewhere/with_neighbour.py:open")
+    assert (done.code, done.err) == (0, "")
+
+
+def test_a_module_meant_as_a_file_is_suggested(attack: Cli) -> None:
+    own(sub("pass"), "not_a_module_here")
+    done = attack("--adapter", "not_a_module_here:open")
+    assert "(did you mean 'not_a_module_here.py:open'?)" in done.message
+
+
+def test_facts_meant_for_another_adapter_do_not_reach_the_one_that_is_named(attack: Cli) -> None:
+    body = "def open(checkpoint, config):\n    assert dict(config) == {'a': [1]}, config\n    return Own(checkpoint.tensors)"
+    assert attack("--adapter", own(body, "wants_options"), "--option", "a=[1]").code == 0
+    assert report()["model"]["options"] == {"a": [1]}  # type: ignore[index]
+
+
+def test_a_model_that_is_no_module_is_audited(attack: Cli) -> None:
+    body = """
+    class Plain:
+        input_shape, range = [1, 4, 4], [0, 1]
+
+        def __init__(self, vae):
+            self.vae, self.prior = vae, vae.prior
+            self.encode, self.decode = vae.encode, vae.decode
+
+    def open(checkpoint, config):
+        return Plain(Own(checkpoint.tensors).requires_grad_(False))
+    """
+    done = attack("--adapter", own(body, "plain_object"))
+    assert (done.code, done.err) == (0, "")
+    assert report()["model"]["parameters"] is None  # type: ignore[index]
+
+
+# ---- Streams
+
+
+def test_json_on_stdout_is_nothing_but_json_whatever_the_model_prints() -> None:
+    chatty = """
+    def encode(self, x):
+        import warnings
+        print("chatter", flush=True)
+        warnings.warn("careful")
+        return super().encode(x)
+    """
+    adapter = own(sub(chatty), "chatty")
+    done = installed("attack", "vae.safetensors", "--data", "val.npy", *FAST, "--adapter", adapter, "--format", "json")
+    assert done.code == 0
+    assert json.loads(done.out) == report()
+    assert "chatter" in done.err
+    assert "UserWarning: careful" in done.err
+
+
+def test_a_reader_who_leaves_early_changes_no_exit_code() -> None:
+    many = ("--pairs", "150", "--lambdas", "2", "--max-evaluations", "2", "--format", "json")
+    done = installed("attack", "vae.safetensors", "--data", "val.npy", *many, shell="| true; echo ${PIPESTATUS[0]}")
+    assert (done.out, done.err) == ("0\n", "")
+    assert len(json.dumps(report())) > 70_000  # more than a pipe holds
+
+
+def test_a_full_stdout_is_told_and_the_report_is_kept() -> None:
+    done = installed("attack", "vae.safetensors", "--data", "val.npy", *FAST, shell=">/dev/full")
+    assert done.code == 2
+    assert done.message == "stdout cannot be written: No space left on device; give --output FILE"
+    assert report()["status"] == "complete"
+
+
+def test_a_full_output_file_is_told_and_dev_null_takes_everything(attack: Cli) -> None:
+    done = attack("-o", "/dev/full")
+    assert (done.code, done.out) == (2, "")
+    assert done.message == "/dev/full cannot be written: No space left on device; name another place"
+    assert attack("-o", "/dev/null") == Outcome(0, "", "")
+
+
+def test_the_result_goes_whole_to_a_file_or_through_a_link(attack: Cli) -> None:
+    assert attack("-o", "new/result.json", "--format", "json") == Outcome(0, "", "")
+    assert json.loads(Path("new/result.json").read_text()) == report()
+    Path("target.md").write_text("old")
+    Path("link.md").symlink_to("target.md")
+    assert attack("-o", "link.md", "--format", "markdown").code == 0
+    assert Path("link.md").is_symlink()
+    assert Path("target.md").read_text(encoding="utf-8").startswith("# Audit of `vae.safetensors`")
+    assert {path.name for path in Path("new").iterdir()} == {"result.json"}
+
+
+def test_exit_codes_hold_where_stderr_is_full_or_all_streams_are_closed() -> None:
+    assert installed("doctor", "no.pt", "--data", "val.npy", shell="2>/dev/full").code == 2
+    assert installed("doctor", "no.pt", "--data", "val.npy", shell=">&- 2>&- <&-").code == 2
+    assert installed("doctor", "vae.safetensors", "--data", "val.npy", shell=">&-").code == 0
+
+
+def test_an_ascii_terminal_gets_ascii_tables_and_valid_json() -> None:
+    ascii_only = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    arguments = ("attack", "vae.safetensors", "--data", "val.npy", *FAST, "--out", "ré")
+    done = installed(*arguments, env=ascii_only)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.isascii()
+    assert "+---" in done.out
+    assert "verdict: ungated" in done.out
+    done = installed(*arguments, "--format", "json", env=ascii_only)
+    assert json.loads(done.out) == report("ré")
+    assert json.loads(done.out)["configuration"]["run"]["out"] == "ré"
+
+
+@pytest.mark.parametrize("variable", ["NO_COLOR", "FORCE_COLOR", "COLUMNS"])
+def test_colour_and_width_of_a_terminal_do_not_reach_a_pipe(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    plain = cli("doctor", "vae.safetensors", "--data", "val.npy")
+    monkeypatch.setenv(variable, "20")
+    assert cli("doctor", "vae.safetensors", "--data", "val.npy") == plain
+    assert "\x1b" not in plain.out + plain.err
+
+
+# ---- Interruption
+
+SLOW = """
+def encode(self, x):
+    self.calls += 1
+    time.sleep(0.02)
+    if self.calls == 1:
+        builtins.open("loading", "w").close()
+    if self.calls == 60:
+        builtins.open("sweeping", "w").close()
+    return super().encode(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "stage", "times"),
+    [
+        (signal.SIGINT, "sweeping", 1),
+        (signal.SIGTERM, "sweeping", 1),
+        (signal.SIGINT, "sweeping", 2),
+        (signal.SIGTERM, "loading", 1),
+    ],
+)
+def test_an_interruption_ends_with_130_and_keeps_what_there_is(number: signal.Signals, stage: str, times: int) -> None:
+    adapter = own(sub(SLOW), "slow")
+    arguments = ["--pairs", "4", "--lambdas", "20", "--max-evaluations", "500", "--adapter", adapter]
+    running = subprocess.Popen(
+        [COMMAND, "attack", "vae.safetensors", "--data", "val.npy", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 50
+    while not Path(stage).exists() and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for _ in range(times):
+        running.send_signal(number)
+        time.sleep(0.005)
+    out, err = running.communicate(timeout=50)
+    assert running.returncode == 130, err
+    assert "Traceback" not in err
+    if stage == "sweeping" and times == 1:
+        assert err == "stopping: keeping what has been found (once more to end at once)\n"
+        written = report()
+        assert (written["status"], written["verdict"], written["exit_code"]) == ("interrupted", "inconclusive", 130)
+        assert written["partial"]
+        assert "verdict: inconclusive" in out
+        assert {path.name for path in Path("vaeaudit-report").iterdir()} == {*REPORT, "attack-latent-panel.png"}
+    else:
+        assert err.endswith("interrupted; nothing was kept\n")
+        assert out == ""
+        assert not Path("vaeaudit-report").exists()

@@ -1,0 +1,173 @@
+"""Settings: who wins, where the file is looked for, and what each mistake is told."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vaeaudit.config import Settings, find_config, read_config, resolve
+from vaeaudit.errors import ConfigError
+
+SEED = "[run]\nseed = {}\n"
+
+
+def told(call: Callable[[], object]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        call()
+    text = str(caught.value)
+    assert caught.value.exit_code == 2
+    for jargon in ("\n", "Input should", "pydantic", "validation", "Value error"):
+        assert jargon not in text
+    return text
+
+
+def written(file: Path, text: str | bytes) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return file
+
+
+def test_without_anything_said_the_defaults_hold() -> None:
+    resolved = resolve({}, None)
+    assert resolved.settings == Settings()
+    assert resolved.sources == {}
+
+
+def test_what_is_given_wins_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    file = written(tmp_path / "vaeaudit.toml", "[run]\nseed = 4\nlimit = 9\n[attack]\npairs = 3\n")
+    resolved = resolve({"run.seed": (5, "--seed"), "attack.pairs": (6, "VAEAUDIT_PAIRS")}, file)
+    assert (resolved.settings.run.seed, resolved.settings.attack.pairs, resolved.settings.run.limit) == (5, 6, 9)
+    assert resolved.settings.attack.lambdas == 50
+    assert resolved.sources == {"run.seed": "--seed", "attack.pairs": "VAEAUDIT_PAIRS", "run.limit": str(file)}
+
+
+def test_the_hash_is_of_the_values_whoever_said_them(tmp_path: Path) -> None:
+    file = written(tmp_path / "vaeaudit.toml", SEED.format(5))
+    by_flag = resolve({"run.seed": (5, "--seed")}, None)
+    assert resolve({}, file).sha256 == by_flag.sha256 != resolve({}, None).sha256
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("[attack]\npairs =", "is not valid TOML (Invalid value (at end of document)); correct it there"),
+        (b"\xff\xfe", "is not valid TOML ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte)"),
+        ("[atack]\npairs = 1", "unknown section [atack] (did you mean 'attack'?); known are model, data, run, attack"),
+        ("[attack]\npair = 1", "unknown key 'pair' in [attack] (did you mean 'pairs'?); known are modes, pairs"),
+        ("[checks.x]\nmin = 1", "unknown section [checks]"),
+        ("attack = 3", "'attack' must be a section [attack], but 3 came"),
+        ("[[attack]]\npairs = 1", "'attack' must be a section [attack], but [{'pairs': 1}] came"),
+        ("[attack]\npairs = 0", "attack.pairs must be at least 1, but 0 came"),
+        ("[attack]\npairs = '2'", "attack.pairs must be a valid integer, but '2' came"),
+        ("[attack]\npairs = true", "attack.pairs must be a valid integer, but True came"),
+        ("[attack]\npairs = 2.5", "attack.pairs must be a valid integer, but 2.5 came"),
+        ("[attack]\nmodes = 'latent'", "attack.modes must be a list, but 'latent' came"),
+        ("[attack]\nmodes = []", "attack.modes must be a list of at least one mode, but [] came"),
+        ("[attack]\nmodes = ['latnt']", "attack.modes must be 'latent', but 'latnt' came (did you mean 'latent'?)"),
+        ("[attack]\npenalty = 'l3'", "attack.penalty must be 'l2' or 'l2sq', but 'l3' came (did you mean 'l2'?)"),
+        ("[data]\nrange = [0]", "data.range must be two finite numbers LO HI, but [0] came"),
+        ("[data]\nrange = [0, 1, 2]", "data.range must be two finite numbers LO HI, but [0, 1, 2] came"),
+        ("[data]\nrange = ['0', '1']", "data.range must be two finite numbers LO HI, but ['0', '1'] came"),
+        ("[data]\nrange = [0, true]", "data.range must be two finite numbers LO HI, but [0, True] came"),
+        ("[data]\nrange = [0, nan]", "data.range must be two finite numbers LO HI, but [0, nan] came"),
+        ("[data]\nrange = 5", "data.range must be two finite numbers LO HI, but 5 came"),
+        ("[model]\npath = 3", "model.path must be a valid string, but 3 came"),
+        ("[model]\npath = ''", "model.path must be a text that is not empty, but '' came"),
+        ("[model]\noptions = 'x'", "model.options must be a valid dictionary, but 'x' came"),
+        ("[model]\noptions = { x = nan }", "model.options.x must be a finite number, but nan came"),
+        ("[model]\noptions = { x = 2026-01-01 }", "model.options.x must be texts, finite numbers, booleans"),
+        ("[run]\nseed = 1e3", "run.seed must be a valid integer, but 1000.0 came"),
+        ("[run]\ndtype = 'float16'", "run.dtype must be 'float32' or 'float64', but 'float16' came"),
+        ("[run]\nbatch_size = 0", "run.batch_size must be at least 1 or 'auto', but 0 came"),
+        ("[run]\nbatch_size = 'aut'", "run.batch_size must be a valid integer or 'auto', but 'aut' came (did you mean"),
+        ("[run]\nlimit = -1", "run.limit must be at least 1, but -1 came"),
+    ],
+)
+def test_each_mistake_in_a_file_is_named_with_what_was_expected(
+    tmp_path: Path, toml: str | bytes, message: str
+) -> None:
+    file = written(tmp_path / "vaeaudit.toml", toml)
+    text = told(lambda: resolve({}, file))
+    assert text.startswith(str(file))
+    assert message in text
+
+
+@pytest.mark.parametrize("who", ["--pairs", "VAEAUDIT_PAIRS"])
+def test_a_flag_or_variable_is_named_as_its_user_knows_it(who: str) -> None:
+    assert told(lambda: resolve({"attack.pairs": (-1, who)}, None)) == f"{who} must be at least 1, but -1 came"
+
+
+def test_a_mode_named_twice_counts_once() -> None:
+    assert resolve({"attack.modes": (["latent", "latent"], "--mode")}, None).settings.attack.modes == ("latent",)
+
+
+def test_a_missing_file_or_a_folder_is_no_configuration(tmp_path: Path) -> None:
+    for name in (tmp_path / "no.toml", tmp_path):
+        assert f"there is no configuration file '{name}'" in told(lambda file=name: resolve({}, file))
+
+
+def test_pyproject_counts_only_with_its_section(tmp_path: Path) -> None:
+    file = written(tmp_path / "pyproject.toml", "[project]\nname = 'x'\n")
+    assert find_config(tmp_path) is None
+    assert "holds no table [tool.vaeaudit]" in told(lambda: read_config(file))
+    for other in ("tool = 3\n", "[tool]\nruff = 1\n"):
+        written(file, other)
+        assert find_config(tmp_path) is None
+    written(file, "[tool]\nvaeaudit = 3\n")
+    assert "holds no table [tool.vaeaudit]" in told(lambda: read_config(file))
+    written(file, "[tool.vaeaudit.run]\nseed = 7\n")
+    assert find_config(tmp_path) == file
+    assert resolve({}, file).settings.run.seed == 7
+    written(file, "[tool.vaeaudit.run]\nsed = 7\n")
+    assert "unknown key 'sed' in [run] (did you mean 'seed'?)" in told(lambda: resolve({}, file))
+
+
+def test_vaeaudit_toml_wins_over_pyproject_beside_it_and_files_are_not_merged(tmp_path: Path) -> None:
+    written(tmp_path / "pyproject.toml", "[tool.vaeaudit.run]\nseed = 7\n")
+    own = written(tmp_path / "vaeaudit.toml", "[run]\nlimit = 3\n")
+    assert find_config(tmp_path) == own
+    assert resolve({}, own).settings.run.seed == 0
+    written(tmp_path / "pyproject.toml", "this is no TOML")
+    assert find_config(tmp_path) == own
+
+
+def test_the_nearest_file_up_to_the_repository_root_counts(tmp_path: Path) -> None:
+    outside = written(tmp_path / "vaeaudit.toml", SEED.format(1))
+    (tmp_path / "repo" / ".git").mkdir(parents=True)
+    deep = tmp_path / "repo" / "a" / "b"
+    deep.mkdir(parents=True)
+    assert find_config(deep) is None  # not beyond the root
+    root = written(tmp_path / "repo" / "vaeaudit.toml", SEED.format(2))
+    assert find_config(deep) == root
+    near = written(tmp_path / "repo" / "a" / "vaeaudit.toml", SEED.format(3))
+    assert find_config(deep) == near
+    assert find_config(tmp_path) == outside
+
+
+def test_a_worktree_whose_git_is_a_file_is_a_repository_too(tmp_path: Path) -> None:
+    written(tmp_path / ".git", "gitdir: elsewhere\n")
+    file = written(tmp_path / "vaeaudit.toml", SEED.format(1))
+    (tmp_path / "a").mkdir()
+    assert find_config(tmp_path / "a") == file
+
+
+def test_outside_a_repository_a_file_planted_above_is_not_taken(tmp_path: Path) -> None:
+    written(tmp_path / "vaeaudit.toml", "[model]\nadapter = 'evil.py:open'\n")
+    (tmp_path / "a").mkdir()
+    assert find_config(tmp_path / "a") is None
+
+
+def test_paths_are_meant_from_the_folder_of_the_file(tmp_path: Path) -> None:
+    text = "[model]\npath = 'm/vae.pt'\nadapter = 'own.py:open'\n[data]\nsource = 'val.npz'\n[run]\nout = 'r'\n"
+    settings = resolve({}, written(tmp_path / "vaeaudit.toml", text)).settings
+    assert settings.model.path == str(tmp_path / "m" / "vae.pt")
+    assert settings.model.adapter == f"{tmp_path / 'own.py'}:open"
+    assert settings.data.source == str(tmp_path / "val.npz")
+    assert settings.run.out == str(tmp_path / "r")
+
+
+def test_names_that_are_no_paths_stay_as_they_are(tmp_path: Path) -> None:
+    text = "[model]\npath = '/abs/vae.pt'\nadapter = 'package.module:open'\n[data]\nsource = 'hf:repo@rev#split'\n"
+    settings = resolve({}, written(tmp_path / "vaeaudit.toml", text)).settings
+    assert (settings.model.path, settings.model.adapter) == ("/abs/vae.pt", "package.module:open")
+    assert settings.data.source == "hf:repo@rev#split"
