@@ -1,5 +1,6 @@
 """The command line: exit codes, messages, streams, interruption; nothing half-written, whatever comes in."""
 
+import io
 import json
 import os
 import pickle
@@ -130,8 +131,11 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture
-def attack(cli: Cli) -> Cli:
-    """A small attack; further arguments follow and win."""
+def attack(cli: Cli, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """A small attack; further arguments follow and win. Figures cost most of its time: only odd models draw them."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("vaeaudit.artifacts.attack_panel", lambda *_: b"png")
+        monkeypatch.setattr("vaeaudit.artifacts.distortion_curves", lambda *_: b"png")
     return lambda *more, model="vae.safetensors": cli("attack", model, "--data", "val.npy", *FAST, *more)
 
 
@@ -164,6 +168,9 @@ def sub(methods: str) -> str:
             return Sub(checkpoint.tensors)
         """
     )
+
+
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 
 
 def here() -> set[str]:
@@ -500,13 +507,11 @@ def test_pickled_objects_are_left_out_or_refused_and_never_run(cli: Cli) -> None
 
 
 def test_a_pickle_that_runs_code_is_refused_by_the_installed_command() -> None:
-    for number, protocol in enumerate((0, 2, 4)):
-        Path(f"vae{number}.pt").write_bytes(pickle.dumps({"a": Evil()}, protocol=protocol))
-    torch.save(Evil(), "vae0.pt")
-    for number in range(3):
-        done = installed("doctor", f"vae{number}.pt", "--data", "val.npy", "--adapter", "mlp")
-        assert (done.code, done.out) == (4, "")
-        assert "could run code" in done.message
+    torch.save({"state_dict": weights(), "callback": Evil()}, "vae.pt")
+    done = installed("attack", "vae.pt", "--data", "val.npy", "--adapter", "mlp")
+    assert (done.code, done.out) == (4, "")
+    assert "could run code" in done.message
+    assert here() == {"vae.pt"}
     assert not Path("canary").exists()
 
 
@@ -580,7 +585,7 @@ def test_odd_models_are_audited_and_drawn_where_they_are_images(
 @pytest.mark.parametrize(
     ("body", "code", "message"),
     [
-        ("raise ValueError('boom\\nline two')", 2, r"cannot be imported: ValueError: boom line two \(own0.py, line \d+\)"),
+        ("raise ValueError('boom\\nline two')", 2, r"imported: ValueError: boom line two \(own0.py, line \d+\)"),
         ("def :", 2, r"cannot be imported: SyntaxError: invalid syntax \(own1.py, line \d+\)$"),
         ("import sys; sys.exit(0)", 2, r"cannot be imported: SystemExit: 0 \(own2.py, line \d+\)"),
         ("def open(c, o): raise RuntimeError('bad')", 2, r"could not open vae.safetensors: RuntimeError: bad \(own3"),
@@ -594,12 +599,12 @@ def test_odd_models_are_audited_and_drawn_where_they_are_images(
         (sub("range = 'ab'"), 3, "whose range is 'ab'"),
         (sub("prior = 3"), 3, "the model's prior gave an object of type int, where a posterior"),
         (sub("def encode(self, x): return (x, x)"), 3, "the model's encode gave an object of type tuple"),
-        (sub("def decode(self, z): return z"), 3, "the model's decode gave an object of type Tensor, where a likelihood"),
-        (sub("def encode(self, x): raise IndexError('no')"), 3, r"the model raised IndexError: no \(own15.py, line \d+\) when"),
+        (sub("def decode(self, z): return z"), 3, "decode gave an object of type Tensor, where a likelihood"),
+        (sub("def encode(self, x): raise IndexError('no')"), 3, r"raised IndexError: no \(own15.py, line \d+\) when"),
         (sub("def encode(self, x): raise SystemExit(0)"), 3, r"the model raised SystemExit: 0 \(own16"),
         (sub("def decode(self, z): return vaeaudit.GaussianLikelihood(z, z.new_tensor(0.0))"), 3, "a decoder mean"),
         (
-            sub("def encode(self, x): return vaeaudit.DiagonalGaussian(x.flatten(1)[:, :3] * torch.inf, x.flatten(1)[:, :3])"),
+            sub("def encode(self, x): z = x.flatten(1)[:, :3]; return vaeaudit.DiagonalGaussian(z * torch.inf, z)"),
             3,
             "the posterior mean is NaN or infinite for 40 of 40 items",
         ),
@@ -657,7 +662,7 @@ def {method}(self, x):
 )  # fmt: skip
 @pytest.mark.parametrize("quiet", [True, False])
 def test_an_error_in_the_middle_ends_with_3_and_a_report_that_says_so(
-    attack: Cli, method: str, deed: str, message: str, quiet: bool, request: pytest.FixtureRequest
+    attack: Cli, method: str, deed: str, message: str, quiet: bool
 ) -> None:
     number = re.search(r"late_\d", message)
     name = number[0] if number else f"late_{len(message)}"
@@ -684,7 +689,7 @@ def test_verbose_shows_where_and_without_it_no_traceback_is_shown(attack: Cli) -
     assert done.err.splitlines()[-1].startswith("error: there is no checkpoint at no.safetensors")
 
 
-def test_an_adapter_finds_the_code_beside_it_and_may_use_dataclasses(cli: Cli, tmp_path: Path) -> None:
+def test_an_adapter_finds_the_code_beside_it_and_may_use_dataclasses(cli: Cli) -> None:
     place = Path("elsewhere")
     place.mkdir()
     (place / "beside_the_adapter.py").write_text(ADAPTER)
@@ -704,7 +709,11 @@ def test_a_module_meant_as_a_file_is_suggested(attack: Cli) -> None:
 
 
 def test_facts_meant_for_another_adapter_do_not_reach_the_one_that_is_named(attack: Cli) -> None:
-    body = "def open(checkpoint, config):\n    assert dict(config) == {'a': [1]}, config\n    return Own(checkpoint.tensors)"
+    body = """
+    def open(checkpoint, config):
+        assert dict(config) == {"a": [1]}, config
+        return Own(checkpoint.tensors)
+    """
     assert attack("--adapter", own(body, "wants_options"), "--option", "a=[1]").code == 0
     assert report()["model"]["options"] == {"a": [1]}  # type: ignore[index]
 
@@ -745,20 +754,28 @@ def test_json_on_stdout_is_nothing_but_json_whatever_the_model_prints() -> None:
     assert "UserWarning: careful" in done.err
 
 
-def test_a_reader_who_leaves_early_changes_no_exit_code() -> None:
-    many = ("--pairs", "150", "--lambdas", "2", "--max-evaluations", "2", "--format", "json")
-    done = installed("attack", "vae.safetensors", "--data", "val.npy", *many, shell="| true; echo ${PIPESTATUS[0]}")
-    assert (done.out, done.err) == ("0\n", "")
-    assert len(json.dumps(report())) > 70_000  # more than a pipe holds
+def test_a_reader_who_leaves_early_changes_no_exit_code(attack: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert attack("--format", "json") == Outcome(0, "", "")
+    assert report()["status"] == "complete"
+    done = installed("attack", "--help", shell="| head -1; echo ${PIPESTATUS[0]}")
+    assert (done.out, done.err) == ("Usage: vaeaudit attack [OPTIONS] [MODEL]\n0\n", "")
 
 
-def test_a_full_stdout_is_told_and_the_report_is_kept() -> None:
-    done = installed("attack", "vae.safetensors", "--data", "val.npy", *FAST, shell=">/dev/full")
+@needs_full
+def test_a_full_stdout_is_told_and_the_report_is_kept(attack: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        done = attack()
     assert done.code == 2
     assert done.message == "stdout cannot be written: No space left on device; give --output FILE"
     assert report()["status"] == "complete"
 
 
+@needs_full
 def test_a_full_output_file_is_told_and_dev_null_takes_everything(attack: Cli) -> None:
     done = attack("-o", "/dev/full")
     assert (done.code, done.out) == (2, "")
@@ -777,23 +794,26 @@ def test_the_result_goes_whole_to_a_file_or_through_a_link(attack: Cli) -> None:
     assert {path.name for path in Path("new").iterdir()} == {"result.json"}
 
 
-def test_exit_codes_hold_where_stderr_is_full_or_all_streams_are_closed() -> None:
-    assert installed("doctor", "no.pt", "--data", "val.npy", shell="2>/dev/full").code == 2
-    assert installed("doctor", "no.pt", "--data", "val.npy", shell=">&- 2>&- <&-").code == 2
-    assert installed("doctor", "vae.safetensors", "--data", "val.npy", shell=">&-").code == 0
+@needs_full
+def test_exit_codes_hold_where_streams_are_full_or_closed(attack: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    for shell in ("2>/dev/full", ">&- 2>&- <&-", "2>&1 | true; exit ${PIPESTATUS[0]}"):
+        assert installed("attack", "--pairs", "0", shell=shell).code == 2
+    monkeypatch.setattr(sys, "stdout", None)  # what Python makes of a closed one
+    assert attack().code == 0
 
 
-def test_an_ascii_terminal_gets_ascii_tables_and_valid_json() -> None:
-    ascii_only = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
-    arguments = ("attack", "vae.safetensors", "--data", "val.npy", *FAST, "--out", "ré")
-    done = installed(*arguments, env=ascii_only)
-    assert (done.code, done.err) == (0, "")
-    assert done.out.isascii()
-    assert "+---" in done.out
-    assert "verdict: ungated" in done.out
-    done = installed(*arguments, "--format", "json", env=ascii_only)
-    assert json.loads(done.out) == report("ré")
-    assert json.loads(done.out)["configuration"]["run"]["out"] == "ré"
+def test_an_ascii_terminal_gets_ascii_tables_and_valid_json(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("val.npy").rename("ré.npy")
+    printed = []
+    for form in ("table", "json"):
+        stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert cli("doctor", "vae.safetensors", "--data", "ré.npy", "--format", form) == Outcome(0, "", "")
+        assert isinstance(stdout.buffer, io.BytesIO)
+        printed.append(stdout.buffer.getvalue().decode("ascii"))
+    assert "+---" in printed[0]
+    assert "r\\xe9.npy, 40 items" in printed[0]
+    assert json.loads(printed[1])["data"]["source"] == "ré.npy"
 
 
 @pytest.mark.parametrize("variable", ["NO_COLOR", "FORCE_COLOR", "COLUMNS"])
@@ -811,10 +831,10 @@ def test_colour_and_width_of_a_terminal_do_not_reach_a_pipe(
 SLOW = """
 def encode(self, x):
     self.calls += 1
-    time.sleep(0.02)
+    time.sleep(0.005)
     if self.calls == 1:
         builtins.open("loading", "w").close()
-    if self.calls == 60:
+    if self.calls == 50:
         builtins.open("sweeping", "w").close()
     return super().encode(x)
 """

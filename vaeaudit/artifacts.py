@@ -10,7 +10,7 @@ from torch import Tensor
 from vaeaudit.audit import Audit
 from vaeaudit.checks.attack import AttackResult
 from vaeaudit.optim.lbfgsb import Status
-from vaeaudit.report.figures import attack_panel, distortion_curves, is_image
+from vaeaudit.report.figures import PANEL_ROWS, attack_panel, distortion_curves, is_image
 
 Files = dict[str, tuple[str, bytes]]  # purpose -> file name, content
 
@@ -32,7 +32,7 @@ def artifacts(audit: Audit) -> Files:
                 result.at_chosen(result.reconstruction),
                 result.target,
             ]
-            panel = attack_panel([_array(column) for column in columns], labels, entry.box)
+            panel = attack_panel([_array(column[:PANEL_ROWS]) for column in columns], labels[:PANEL_ROWS], entry.box)
             files[f"{result.mode} panel"] = (f"attack-{result.mode}-panel.png", panel)
         curve = distortion_curves(
             _array(result.sweep.norm),
@@ -81,18 +81,19 @@ def _rows(audit: Audit, result: AttackResult) -> list[dict[str, object]]:
 
 
 def _adversarial(audit: Audit) -> bytes:
-    """Tensors "<mode>.adversarial" and "<mode>.distortion", (pairs, lambdas, *shape); the numbering as metadata."""
+    """Tensors "<mode>.adversarial" and "<mode>.distortion", (pairs, lambdas, *shape); "audit" in the metadata."""
     tensors: dict[str, Tensor] = {}
     for result in audit.attacks:
         tensors[f"{result.mode}.adversarial"] = result.sweep.adversarial.contiguous().cpu()
         tensors[f"{result.mode}.distortion"] = result.sweep.distortion.contiguous().cpu()
-    metadata = {
-        "pairs": json.dumps(audit.pairs),
-        "lambdas": json.dumps(audit.attacks[0].sweep.lambdas.tolist()),
-        "seed": str(audit.report.environment.seed),
+    about = {
+        "pairs": audit.pairs,
+        "lambdas": audit.attacks[0].sweep.lambdas.tolist(),
+        "seed": audit.report.environment.seed,
         "model_sha256": audit.report.model.file.sha256,
     }
-    return save(tensors, metadata)
+    # One entry, since safetensors writes several in random order, and the same audit gives the same bytes.
+    return save(tensors, {"audit": json.dumps(about)})
 
 
 def _finite(value: float) -> float | None:

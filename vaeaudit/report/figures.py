@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+PANEL_ROWS = 20  # most pairs that a panel shows; a figure of hundreds can neither be drawn nor read
 PANEL_COLUMNS = ("input", "reconstruction", "adversarial", "distortion", "its reconstruction", "target")
 
 

@@ -28,7 +28,7 @@ def render(report: Report) -> str:
     parts = [
         f"# Audit of `{report.model.file.path}`",
         f"**{_VERDICTS[report.verdict]}**" + (f" {report.error}." if report.error else ""),
-        *(f"- {line}" for line in _asides(report)),
+        "\n".join(f"- {line}" for line in _asides(report)),
         "## Metrics" if report.metrics else "",
         _table(metric_table(report.metrics)) if report.metrics else "",
         _METRIC_NOTES if report.metrics else "",
@@ -57,15 +57,16 @@ def _attack(report: Report, attack: AttackEntry) -> list[str]:
     pen = "‖d‖" if attack.penalty == "l2" else "‖d‖²"
     return [
         f"## Attack: {attack.mode}",
-        f"Minimises {attack.similarity}(q(z|x + d), q(z|x_t)) + λ {pen} over d with {box}, for {len(attack.pairs)} "
-        f"pairs and {len(attack.lambdas)} values of λ from {attack.lambdas[0]:.3g} to {attack.lambdas[-1]:.3g}; the "
-        f"data term is in {attack.unit}. Here x is the source, x_t the target, x* = x + d the adversarial input, and "
-        "rec the decoder's mean at z = the posterior's mean. An attack is a lower bound on harm: a stronger one may do "
-        "more.",
+        f"Minimises {attack.similarity}(q(z|x + d), q(z|x_t)) + λ {pen} over d with {box}; pairs: "
+        f"{len(attack.pairs)}, values of λ: {len(attack.lambdas)}, from {attack.lambdas[0]:.3g} to "
+        f"{attack.lambdas[-1]:.3g}; the data term is in {attack.unit}. Here x is the source, x_t the target, "
+        "x* = x + d the adversarial input, and rec the decoder's mean at z = the posterior's mean. An attack is a "
+        "lower bound on harm: a stronger one may do more.",
         _table(attack_table(attack)),
         "\n".join(f"- **{name}**: {meaning}" for name, meaning in LEGEND.items()),
         f"{ends(attack)}.",
-        f"![Attack panel: input, reconstruction, adversarial, distortion, its reconstruction, target]({panel})"
+        "![Attack panel of the first pairs: input, reconstruction, adversarial, distortion, its reconstruction, "
+        f"target]({panel})"
         if panel
         else "",
         f"![Distortion curves: distance to the target over the norm of the distortion]({curve})" if curve else "",

@@ -1,0 +1,171 @@
+"""What README says is so: its options exist and its examples run as they stand."""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+import vaeaudit
+from vaeaudit import errors
+from vaeaudit.cli.app import main
+from vaeaudit.config import resolve
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+INTERFACE = ROOT.parent / "shared" / "INTERFACE.md"
+SHAPES = ROOT / "examples" / "shapes.npz"
+# Named by INTERFACE.md for commands and policies that are still to come.
+TO_COME = {"--resume", "--exit-zero", "--trust-code", "--against", "--r", "--sigma", "--nproc-per-node"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def options(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
+
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["vaeaudit", *arguments])
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def offered(run: Run) -> dict[str, set[str]]:
+    """The options that each command's help names."""
+    return {name: options(run(name, "--help")[1]) for name in ("attack", "doctor")}
+
+
+def test_every_option_that_the_readme_names_exists(offered: dict[str, set[str]]) -> None:
+    assert options(README)
+    assert options(README) <= offered["attack"]
+    for line in re.findall(r"^vaeaudit (?:attack|doctor) .*", "\n".join(blocks("sh")), re.MULTILINE):
+        command, *arguments = shlex.split(line, comments=True)[1:]
+        assert options(" ".join(arguments)) <= offered[command]
+
+
+@pytest.mark.skipif(not INTERFACE.is_file(), reason="the interface page of ../shared is not here")
+def test_every_option_that_the_interface_names_exists_or_is_to_come(offered: dict[str, set[str]]) -> None:
+    named = options(INTERFACE.read_text(encoding="utf-8")) - {"--help", "--version"} - TO_COME
+    assert named <= offered["attack"]
+
+
+def test_both_commands_share_their_common_options(offered: dict[str, set[str]]) -> None:
+    own = {"--mode", "--pairs", "--lambdas", "--similarity", "--penalty", "--max-evaluations", "--out"}
+    assert offered["attack"] - offered["doctor"] == own
+    assert offered["doctor"] <= offered["attack"]
+
+
+def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
+    told = set(map(int, re.findall(r"^\| (\d+) \|", README, re.MULTILINE)))
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    assert told == {0, 2, 3, 4, 5, 130}
+    assert {kind.exit_code for kind in kinds} <= told
+
+
+def test_the_adapters_of_the_readme_are_the_installed_ones() -> None:
+    from vaeaudit.registry import adapter_names
+
+    assert set(adapter_names()) == set(re.findall(r"^\| `(\w+)` \| ", README, re.MULTILINE)) - {"figures"}
+
+
+def test_the_configuration_of_the_readme_is_valid(tmp_path: Path) -> None:
+    (text,) = blocks("toml")
+    (tmp_path / "vaeaudit.toml").write_text(text, encoding="utf-8")
+    settings = resolve({}, tmp_path / "vaeaudit.toml").settings
+    assert settings.model.options == {"activation": "tanh"}
+    assert settings.model.path == str(tmp_path / "vae.safetensors")
+    assert settings.data.resize == "bilinear"
+    assert settings.attack.similarity == "kl"
+    (listed,) = re.findall(r'similarity = "kl"   # or (.*)', text)
+    for name in listed.split(", "):
+        assert resolve({"attack.similarity": (name, "README")}, None).settings.attack.similarity == name
+
+
+def trained(source: str) -> torch.nn.Module:
+    """The README's own model, trained for a second on the bundled images."""
+    namespace: dict[str, object] = {}
+    exec(compile(source, "my_adapter.py", "exec"), namespace)
+    kind = namespace["MyVAE"]
+    assert isinstance(kind, type)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae: torch.nn.Module = kind()
+        x = torch.from_numpy(np.load(SHAPES)["imgs"]).float().div(255).flatten(1)
+        adam = torch.optim.Adam(vae.parameters(), lr=3e-3)
+        for _ in range(300):
+            q = vae.encode(x)  # type: ignore[operator]
+            logits = vae.decode(q.sample(torch.randn_like(q.mean))).logits  # type: ignore[operator]
+            loss = F.binary_cross_entropy_with_logits(logits, x, reduction="sum") + q.kl(vae.prior).sum()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+    return vae
+
+
+def test_the_adapter_of_the_readme_audits_a_model_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    source = next(block for block in blocks("python") if block.startswith("# my_adapter.py"))
+    monkeypatch.chdir(tmp_path)
+    Path("my_adapter.py").write_text(source, encoding="utf-8")
+    Path("val.npz").write_bytes(SHAPES.read_bytes())
+    vae = trained(source)
+    save_file(vae.state_dict(), "vae.safetensors")
+    (line,) = [line for block in blocks("sh") for line in block.splitlines() if "my_adapter.py:open" in line]
+    _, *arguments = shlex.split(line)
+    code, out = run(*arguments, "--pairs", "2", "--lambdas", "3", "--max-evaluations", "20", "--format", "json")
+    report = json.loads(out)
+    assert (code, report["verdict"]) == (0, "ungated")
+    assert report["model"]["adapter"]["source"] == "file my_adapter.py"
+    for name in ("report.json", *report["files"].values()):
+        assert name in README
+
+    torch.manual_seed(0)
+    save_file(type(vae)().state_dict(), "vae.safetensors")  # untrained: not the model that it claims to be
+    code, out = run(*arguments)
+    assert code == 5
+    assert "verdict: inconclusive" in out
+
+
+def test_the_python_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = next(block for block in blocks("python") if "vaeaudit.load(" in block)
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"encoder.shared.0": (5, 4), "encoder.mean.0": (2, 5), "encoder.logvar.0": (2, 5), "decoder.0": (5, 2)}
+    tensors = {}
+    for name, (outputs, inputs) in {**sizes, "decoder.2": (4, 5)}.items():
+        tensors[f"{name}.weight"] = torch.randn(outputs, inputs, generator=generator)
+        tensors[f"{name}.bias"] = torch.randn(outputs, generator=generator)
+    monkeypatch.chdir(tmp_path)
+    save_file(tensors, "vae.safetensors")
+    x, x_t = torch.rand(2, 3, 4, generator=generator)
+    namespace: dict[str, object] = {"x": x, "x_t": x_t}
+    exec(source, namespace)
+    result = namespace["result"]
+    assert isinstance(result, vaeaudit.AttackResult)
+    assert result.sweep.norm.shape == result.target_error.shape == (3, 50)
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists()

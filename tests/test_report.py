@@ -1,0 +1,313 @@
+"""A report says what was found, is valid for its schema, repeats to the byte, and is enough to find it again."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from vaeaudit.artifacts import artifacts
+from vaeaudit.attacks.similarity import SIMILARITIES
+from vaeaudit.audit import Audit, run_attack
+from vaeaudit.config import Resolved, resolve
+from vaeaudit.data import fit
+from vaeaudit.errors import OutputError
+from vaeaudit.formats import read
+from vaeaudit.registry import open_model
+from vaeaudit.report import model as entries
+from vaeaudit.report.figures import PANEL_ROWS
+from vaeaudit.report.markdown import render
+from vaeaudit.report.model import Report, json_schema
+from vaeaudit.report.tables import LEGEND, attack_table, ends, interval, metric_table, number
+from vaeaudit.report.writer import check_writable, to_json, write, write_file
+from vaeaudit.subject import Subject, prepare
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+SCHEMA = json.loads((ROOT / "vaeaudit" / "report" / "report.schema.json").read_text(encoding="utf-8"))
+
+
+def asked(**values: object) -> Resolved:
+    given: dict[str, object] = {
+        "model.path": str(EXAMPLES / "shapes-beta1.safetensors"),
+        "data.source": str(EXAMPLES / "shapes.npz"),
+        "run.device": "cpu",
+        "run.limit": 100,
+        "attack.pairs": 2,
+        "attack.lambdas": 4,
+        "attack.max_evaluations": 15,
+        **{name.replace("__", "."): value for name, value in values.items()},
+    }
+    return resolve({name: (value, "test") for name, value in given.items()}, None)
+
+
+def audited(resolved: Resolved, folder: Path, go_on: Callable[[object], bool] = lambda _: True) -> Report:
+    audit = run_attack(prepare(resolved.settings), resolved, ["vaeaudit", "a test"], go_on)
+    return write(audit.report, artifacts(audit), folder)
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folders of one audit done two times."""
+    folders = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("second")
+    for folder in folders:
+        audited(asked(), folder)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def first(twice: tuple[Path, Path]) -> Path:
+    return twice[0]
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return prepare(asked().settings)
+
+
+def strict(text: str) -> Any:
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+# ---- The schema and the files
+
+
+def test_the_schema_beside_the_report_is_the_one_of_the_model_and_is_a_schema() -> None:
+    assert json_schema() == SCHEMA
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_a_report_is_strict_json_and_valid_for_the_schema(first: Path) -> None:
+    content = strict((first / "report.json").read_text(encoding="utf-8"))
+    jsonschema.validate(content, SCHEMA)
+    assert Report.model_validate(content).model_dump(mode="json") == content
+    assert content["partial"] == ["only the first 100 of 576 items"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**content, "more": 1}, SCHEMA)
+
+
+def test_an_interrupted_and_a_failed_audit_are_valid_reports_too(tmp_path: Path) -> None:
+    calls: list[object] = []
+
+    def soon(progress: object) -> bool:
+        calls.append(progress)
+        return len(calls) < 4
+
+    def fault(_: object) -> bool:
+        raise ZeroDivisionError("late")
+
+    stopped, failed = audited(asked(), tmp_path / "stopped", soon), audited(asked(), tmp_path / "failed", fault)
+    for report in (stopped, failed):
+        jsonschema.validate(strict(to_json(report)), SCHEMA)
+    assert (stopped.status, stopped.verdict, stopped.exit_code) == ("interrupted", "inconclusive", 130)
+    assert len(stopped.attacks[0].pairs) == 2
+    assert (failed.status, failed.verdict, failed.exit_code) == ("error", "error", 3)
+    assert str(failed.error).startswith("the model raised ZeroDivisionError: late (test_report.py, line ")
+    assert {path.name for path in (tmp_path / "failed").iterdir()} == {"report.json", "report.md"}
+
+
+def test_every_file_is_named_in_the_report_and_lies_beside_it(first: Path) -> None:
+    files = strict((first / "report.json").read_text(encoding="utf-8"))["files"]
+    assert {path.name for path in first.iterdir()} == {"report.json", *files.values()}
+
+
+def test_the_same_audit_gives_the_same_report_and_the_same_bytes(twice: tuple[Path, Path]) -> None:
+    one, other = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in twice)
+    assert set(one) == set(other)
+    reports = [strict(files.pop("report.json").decode()) for files in (one, other)]
+    for report in reports:
+        del report["created"], report["timings"]
+    assert reports[0] == reports[1]
+    texts = [
+        [row for row in files.pop("report.md").decode().splitlines() if not row.startswith(("| at ", "| took "))]
+        for files in (one, other)
+    ]
+    assert texts[0] == texts[1]
+    assert {name for name in one if one[name] != other[name]} == set()
+
+
+# ---- What was found can be found again
+
+
+def test_adversarial_inputs_are_source_plus_distortion_to_the_bit_and_in_range(first: Path, subject: Subject) -> None:
+    items = strict((first / "items.json").read_text(encoding="utf-8"))["attack.latent"]
+    with safe_open(first / "adversarial.safetensors", framework="pt") as handle:
+        found, d = handle.get_tensor("latent.adversarial"), handle.get_tensor("latent.distortion")
+        about = strict(handle.metadata()["audit"])
+    pairs, lambdas = about["pairs"], about["lambdas"]
+    assert about["model_sha256"] == subject.model.checkpoint.sha256
+    assert found.shape == d.shape == (len(pairs), len(lambdas), 1, 28, 28)
+    x = subject.data.batch([source for source, _ in pairs])
+    assert torch.equal(x[:, None] + d, found)
+    assert float(found.min()) >= 0
+    assert float(found.max()) <= 1
+    assert [(row["source"], row["target"]) for row in items[:: len(lambdas)]] == [tuple(pair) for pair in pairs]
+    assert [row["lam"] for row in items] == lambdas * len(pairs)
+    norms = torch.linalg.vector_norm(d.flatten(2), dim=2).flatten()
+    torch.testing.assert_close(norms, torch.tensor([row["norm"] for row in items]))
+    assert sum(row["chosen"] for row in items) == len(pairs)
+
+
+def test_the_data_term_can_be_recomputed_from_the_report_alone(first: Path) -> None:
+    report = Report.model_validate_json((first / "report.json").read_text(encoding="utf-8"))
+    about, on = report.model, report.data
+    model = open_model(about.file.path, about.adapter.name, about.options)
+    assert model.checkpoint.sha256 == about.file.sha256
+    assert model.adapter.sha256 == about.adapter.sha256
+    data = fit(read(on.source), input_shape=tuple(about.input_shape), data_range=on.range)
+    assert data.sha256 == on.sha256
+    items = strict((first / report.files["items"]).read_text(encoding="utf-8"))["attack.latent"]
+    with safe_open(first / report.files["adversarial inputs"], framework="pt") as handle:
+        found = handle.get_tensor("latent.adversarial").flatten(0, 1)
+    x_t = data.batch([row["target"] for row in items])
+    vae = model.vae
+    with torch.no_grad():
+        term = SIMILARITIES[report.attacks[0].similarity](vae.encode(found), vae.encode(x_t), torch.empty(0))
+        error = torch.linalg.vector_norm((x_t - vae.decode(vae.encode(found).mean).mean).flatten(1), dim=1)
+    torch.testing.assert_close(term, torch.tensor([row["data_term"] for row in items]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(error, torch.tensor([row["target_error"] for row in items]), rtol=1e-4, atol=1e-4)
+    for row in items:
+        assert row["objective"] == pytest.approx(row["data_term"] + row["lam"] * row["norm"], rel=1e-5)
+
+
+def test_the_chosen_rows_of_the_items_are_the_pairs_of_the_report(first: Path) -> None:
+    report = Report.model_validate_json((first / "report.json").read_text(encoding="utf-8"))
+    items = strict((first / "items.json").read_text(encoding="utf-8"))["attack.latent"]
+    chosen = [row for row in items if row["chosen"]]
+    shared = ("source", "target", "lam", "norm", "data_term", "objective", "target_nll", "target_error", "status")
+    for row, pair in zip(chosen, report.attacks[0].pairs, strict=True):
+        assert {name: row[name] for name in shared} == {name: getattr(pair, name) for name in shared}
+
+
+def test_a_panel_of_many_pairs_shows_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def panel(columns: list[np.ndarray], labels: list[str], _box: object) -> bytes:
+        assert {len(column) for column in columns} == {len(labels)}
+        drawn.append(len(labels))
+        return b""
+
+    monkeypatch.setattr("vaeaudit.artifacts.attack_panel", panel)
+    resolved = asked(attack__pairs=PANEL_ROWS + 5, attack__lambdas=1, attack__max_evaluations=1)
+    audit: Audit = run_attack(prepare(resolved.settings), resolved, [], lambda _: True)
+    artifacts(audit)
+    assert drawn == [PANEL_ROWS]
+
+
+# ---- Writing
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_file(tmp_path / "new" / "a.txt", b"one")
+    write_file(tmp_path / "new" / "a.txt", b"two")
+    assert (tmp_path / "new" / "a.txt").read_bytes() == b"two"
+    for place in (tmp_path / "new", tmp_path / "new" / "a.txt" / "b"):
+        with pytest.raises(OutputError, match=r"cannot be written: .*; name another place"):
+            write_file(place, b"three")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_trying_whether_a_folder_can_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b", "--out")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match=r"nothing can be written to .*file: File exists; name another place with -o"):
+        check_writable(tmp_path / "file", "-o")
+
+
+# ---- Exact texts
+
+
+def measured(value: float | None, ci: tuple[float, float] | None, **more: Any) -> entries.MetricEntry:
+    given = {"level": 0.95, "n": 2, "nonfinite": 0, "unit": "nats", "direction": "higher", "estimator": "median"}
+    return entries.MetricEntry(value=value, ci=ci, **(given | more))
+
+
+@pytest.fixture
+def small() -> Report:
+    """A report made by hand, with an odd path, a lost figure, and everything that a table must survive."""
+    pair = entries.PairEntry(
+        source=3, target=14, lam=0.125, norm=1.5, data_term=0.25, penalty=0.1875, objective=0.4375, target_nll=None,
+        target_nll_unattacked=1234567.0, target_error=0.5, target_error_unattacked=9.87654, target_error_floor=0.25,
+        own_error=1e-7, status="converged",
+    )  # fmt: skip
+    return Report(
+        tool="vaeaudit 9.9",
+        created="2026-01-02T03:04:05+00:00",
+        argv=["/bin/vaeaudit", "attack", "my vae.pt", "--pairs", "1"],
+        configuration={},
+        configuration_sources={},
+        configuration_sha256="c0ffee",
+        model=entries.ModelEntry(
+            file=entries.FileHash(path="my vae.pt", sha256="ab"),
+            adapter=entries.AdapterEntry(name="mlp", source="entry point x:open", sha256=None),
+            options={}, input_shape=[1, 2, 2], range=(0, 1), likelihood="Bernoulli from logits", parameters=7,
+        ),
+        data=entries.DataEntry(
+            source="val.npz", sha256="cd", n=4, range=(0, 1), stored="uint8 2x2", skipped=["a|b: not an array"]
+        ),
+        environment=entries.Environment(
+            python="3.11", torch="2", cuda=None, platform="p", device="cpu", threads=1, dtype="float32", seed=5,
+            deterministic=True,
+        ),
+        plausibility=entries.PlausibilityEntry(
+            passed=True, items=4,
+            findings=[entries.FindingEntry(name="range", verdict="pass", message="data in [0, 1]\nand | so on")],
+            losses={"kl": measured(1.0, (0.5, 1.5), n=4)},
+        ),
+        attacks=[
+            entries.AttackEntry(
+                mode="latent", similarity="kl", unit="nats", penalty="l2", box=(0, 1), lambdas=[0.125, 8.0],
+                pairs=[pair], statuses={"converged": 1, "evaluation limit reached": 1}, evaluations=12345,
+                zero_optimal=1,
+            )
+        ],
+        metrics={
+            "attack.latent.delta.median": measured(2.0, None),
+            "attack.latent.target_nll.median": measured(None, None, n=0, nonfinite=2),
+            "attack.latent.delta.mean": measured(2.5, (1.25, 3.75)),
+        },
+        checks=[], baseline=None, partial=["only the first 4 of 9 items"], skipped={"attack.output": "not asked"},
+        warnings=["beware"], status="complete", error=None, verdict="ungated", exit_code=0,
+        timings={"attack": 1.25}, files={"latent panel": "panel.png"},
+    )  # fmt: skip
+
+
+def test_markdown_says_exactly_this(small: Report) -> None:
+    assert render(small) == (Path(__file__).parent / "report.md").read_text(encoding="utf-8")
+
+
+def test_verdicts_and_errors_come_first(small: Report) -> None:
+    failed = small.model_copy(update={"verdict": "error", "error": "the model raised X", "attacks": [], "metrics": {}})
+    lines = render(failed).splitlines()
+    assert lines[2] == "**Error: the audit could not complete.** the model raised X."
+    assert "## Metrics" not in lines
+    unsure = small.model_copy(update={"verdict": "inconclusive"})
+    assert render(unsure).splitlines()[2] == "**Inconclusive: the figures below support no verdict.**"
+
+
+def test_tables_show_what_is_not_finite_and_what_is_too_small(small: Report) -> None:
+    assert [number(v) for v in (None, 0.0, 1234.5678, 1e-12, -2.0)] == ["n/a", "0", "1235", "1e-12", "-2"]
+    assert interval(measured(1.0, None)) == "n too small"
+    assert interval(measured(1.0, (0.123456, 2.0))) == "[0.1235, 2]"
+    headers, rows = metric_table(small.metrics)
+    assert headers == ["metric", "value", "95% interval", "unit", "n"]
+    assert rows[1] == ["attack.latent.target_nll.median", "n/a", "n too small", "nats", "0 (2 not finite)"]
+    headers, rows = attack_table(small.attacks[0])
+    assert headers == list(LEGEND)
+    assert rows == [["3 > 14", "0.125", "1.5", "0.25", "0.4375", "1.235e+06 > n/a", "9.877 > 0.5 (0.25)", "1e-07"]]
+    assert ends(small.attacks[0]) == (
+        "2 problems: 1 converged, 1 evaluation limit reached; d = 0 is the best found for 1; 12,345 evaluations"
+    )
+
+
+def test_json_of_a_report_is_ascii_and_keeps_odd_paths(small: Report) -> None:
+    odd = small.model_copy(update={"argv": ["é", "λ", "\U0001f600"]})
+    assert to_json(odd).isascii()
+    assert strict(to_json(odd))["argv"] == ["é", "λ", "\U0001f600"]
