@@ -48,7 +48,7 @@ def main() -> None:
     verbose = any(argument in ("-v", "--verbose") for argument in sys.argv[1:])
     _prepare_streams()
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="vaeaudit")
         sys.stdout.flush()
     except VaeauditError as error:
         code = _tell(str(error), error.exit_code, verbose)
