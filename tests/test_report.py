@@ -297,11 +297,13 @@ def test_tables_show_what_is_not_finite_and_what_is_too_small(small: Report) -> 
     assert interval(measured(1.0, None)) == "n too small"
     assert interval(measured(1.0, (0.123456, 2.0))) == "[0.1235, 2]"
     headers, rows = metric_table(small.metrics)
-    assert headers == ["metric", "value", "95% interval", "unit", "n"]
-    assert rows[1] == ["attack.latent.target_nll.median", "n/a", "n too small", "nats", "0 (2 not finite)"]
+    assert headers == ["metric", "value", "95% interval", "unit", "more robust", "n"]
+    assert rows[1] == ["attack.latent.target_nll.median", "n/a", "n too small", "nats", "higher", "0 (2 not finite)"]
     headers, rows = attack_table(small.attacks[0])
     assert headers == list(LEGEND)
-    assert rows == [["3 > 14", "0.125", "1.5", "0.25", "0.4375", "1.235e+06 > n/a", "9.877 > 0.5 (0.25)", "1e-07"]]
+    assert rows == [
+        ["3 → 14", "0.125", "1.5", "0.25", "0.1875", "0.4375", "1.235e+06 → n/a", "9.877 → 0.5 (0.25)", "1e-07"]
+    ]
     assert ends(small.attacks[0]) == (
         "2 problems: 1 converged, 1 evaluation limit reached; d = 0 is the best found for 1; 12,345 evaluations"
     )

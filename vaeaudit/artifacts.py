@@ -22,7 +22,7 @@ def artifacts(audit: Audit) -> Files:
         files["items"] = ("items.json", _items(audit))
         files["adversarial inputs"] = ("adversarial.safetensors", _adversarial(audit))
     for entry, result in zip(audit.report.attacks, audit.attacks, strict=True):
-        labels = [f"{pair.source} > {pair.target}\nλ = {pair.lam:.3g}\n‖d‖ = {pair.norm:.3g}" for pair in entry.pairs]
+        labels = [f"{pair.source} → {pair.target}\nλ = {pair.lam:.3g}\n‖d‖ = {pair.norm:.3g}" for pair in entry.pairs]
         if is_image(tuple(result.source.shape[1:])):
             columns = [
                 result.source,
@@ -38,7 +38,7 @@ def artifacts(audit: Audit) -> Files:
             _array(result.sweep.norm),
             _array(result.target_error),
             result.sweep.chosen.tolist(),
-            [f"{pair.source} > {pair.target}" for pair in entry.pairs],
+            [f"{pair.source} → {pair.target}" for pair in entry.pairs],
             _array(result.source_error),
             _array(result.target_floor),
             _array(result.gap),

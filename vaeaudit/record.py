@@ -93,10 +93,10 @@ def _warnings(subject: Subject, attacks: list[AttackResult]) -> list[str]:
     told = list(subject.data.warnings)
     for result in attacks:
         status = result.sweep.status
-        limited = int((status == int(Status.LIMIT)).sum())
+        limited = int(((status == int(Status.LIMIT)) | (status == int(Status.STALLED))).sum())
         if limited:
             told.append(
-                f"{limited} of {status.numel()} {result.mode} problems stopped at the evaluation limit; "
+                f"{limited} of {status.numel()} {result.mode} problems stopped at the evaluation limit or got stuck; "
                 "their objectives are upper bounds that a higher --max-evaluations may lower"
             )
     return told

@@ -5,7 +5,8 @@ All values are in nats. A batch has one row per item; ``*latent`` and ``*shape``
 
 How other families fit: a categorical (Concrete) or a joint posterior is a class with the methods of
 :class:`Posterior`; so is a deterministic encoder, whose ``kl`` raises :class:`UnsupportedError`; a chain of
-stochastic layers is a posterior whose ``sample`` runs the chain. None of the checks looks inside.
+stochastic layers is a posterior whose ``sample`` runs the chain and whose ``kl`` is that of its first layer. What only
+some families have, such as the coupled terms of upper layers, which take noise, belongs to protocols of their own.
 """
 
 import math
@@ -66,6 +67,11 @@ class Likelihood(Protocol):
     @property
     def route(self) -> str:
         """How log p is computed, in words; figures of different routes are never compared."""
+        ...
+
+    @property
+    def support(self) -> tuple[float, float] | None:
+        """[lo, hi] in which x and its mean must lie, None for all reals."""
         ...
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -163,6 +169,7 @@ class BernoulliLogits:
 
     logits: Tensor
     route = "Bernoulli from logits"
+    support = (0.0, 1.0)
 
     @property
     def mean(self) -> Tensor:
@@ -171,7 +178,11 @@ class BernoulliLogits:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Sum of x log p + (1 - x) log(1 - p), (batch,); x in [0, 1]."""
-        return -F.binary_cross_entropy_with_logits(self.logits, x, reduction="none").flatten(1).sum(1)
+        return (
+            -F.binary_cross_entropy_with_logits(self.logits, x.expand_as(self.logits), reduction="none")
+            .flatten(1)
+            .sum(1)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +195,7 @@ class BernoulliProbabilities:
 
     probabilities: Tensor
     route = "Bernoulli from probabilities, log clamped at -100"
+    support = (0.0, 1.0)
 
     @property
     def mean(self) -> Tensor:
@@ -214,6 +226,7 @@ class GaussianLikelihood:
 
     mean: Tensor
     log_stddev: Tensor
+    support = None
 
     @property
     def route(self) -> str:

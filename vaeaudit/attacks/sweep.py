@@ -2,8 +2,8 @@
 
 The problems of one pair share more than their model. A distortion found for one lambda is a candidate for all
 others at no cost (the table J_i + lambda_j pen(d_i)), and two candidates need no search at all: d = 0, which
-is optimal for large lambda, and d = x_t - x, which matches exactly. The sweep searches from both ends, lets
-each problem take the best candidate of its pair, refines, and repeats while that helps.
+is optimal for large lambda, and d = x_t - x, which reaches the target's own posterior. The sweep searches from
+both ends, lets each problem take the best candidate of its pair, refines, and repeats while that helps.
 """
 
 from collections.abc import Callable
@@ -179,6 +179,9 @@ class _Search:
         bound = self.target_data[self.pair] + self.lam * gap[self.pair]
         rows = (bound <= _REACHABLE * self.objective).nonzero().squeeze(1)
         self._search("from the target", rows, self.x_t[self.pair[rows]])
+        # With small lambda the search can be stuck at x_t itself: it settles where it started, far from the best.
+        stuck = (self.norm > 0) & (self.objective >= (1 - _WORTHWHILE) * bound) & (self.status != int(Status.STOPPED))
+        self.status[stuck] = int(Status.STALLED)
 
     def exchange(self) -> bool:
         """Give each problem the best candidate of its pair; search again where that helps. False when done."""

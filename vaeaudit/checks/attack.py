@@ -69,20 +69,24 @@ class AttackResult:
 
     @property
     def curve_area(self) -> Tensor:
-        """Area under the distortion curve of each pair, (P,), as a share of the box it lies in.
+        """Area under the distortion curve of each pair, (P,), as a share of the box between its two free ends.
 
-        The curve is ||x_t - rec(x*)|| / ||x_t - rec(x)|| over ||d|| / ||x_t - x||, through all lambda and the two
-        free ends d = 0 and d = x_t - x, by trapezoids: 0 for a model that any touch turns, near 1 for one that
-        yields only to the target itself. Points beyond d = x_t - x are left out.
+        The ends are d = 0 with error s = ||x_t - rec(x)|| and d = x_t - x with the floor f = ||x_t - rec(x_t)||. The
+        curve is (||x_t - rec(x*)|| - f) / (s - f) over ||d|| / ||x_t - x||, through both ends and all lambda, by
+        trapezoids: 0 for a model that any touch turns, near 1 for one that yields only to the target itself.
+        Without the floor a blurred decoder would read as a robust one. Points beyond d = x_t - x are left out; NaN
+        where s <= f, that is where the source is reconstructed as near the target as the target itself is.
         """
         pairs = len(self.gap)
         ends = torch.tensor([0.0, 1.0], dtype=self.gap.dtype, device=self.gap.device).expand(pairs, 2)
         x = torch.cat([self.sweep.norm / self.gap[:, None], ends], 1)
-        last = (self.target_floor / self.source_error)[:, None]
-        y = torch.cat([self.target_error / self.source_error[:, None], torch.ones_like(last), last], 1)
-        x, y = x.clamp(max=1), torch.where(x > 1, last, y)  # a point beyond the end becomes the end
+        floor, reach = self.target_floor[:, None], (self.source_error - self.target_floor)[:, None]
+        start, end = torch.ones_like(reach), torch.zeros_like(reach)
+        y = torch.cat([(self.target_error - floor) / reach, start, end], 1)
+        x, y = x.clamp(max=1), torch.where(x > 1, end, y)  # a point beyond the end becomes the end
         order = x.argsort(dim=1, stable=True)
-        return torch.trapezoid(y.gather(1, order), x.gather(1, order), dim=1)
+        area = torch.trapezoid(y.gather(1, order), x.gather(1, order), dim=1)
+        return torch.where(reach.squeeze(1) > 0, area, torch.nan)
 
     def at_chosen(self, values: Tensor) -> Tensor:
         """``values`` (P, L, ...) at each pair's chosen lambda, (P, ...)."""
@@ -201,21 +205,25 @@ def _measure(
 
 
 def summarise(result: AttackResult) -> dict[str, Measurement]:
-    """The metrics of an attack, over its pairs, by name. Higher is more robust throughout."""
+    """The metrics of an attack, over its pairs, by name.
+
+    Higher is more robust for ``delta`` and ``curve_area``. The others are read at the chosen lambda, where a longer
+    d and a smaller data term stand for each other, so that neither way is more robust.
+    """
     unit = result.unit
     chosen = result.at_chosen
     summaries = {
-        "delta": (result.delta, unit),
-        "data_term": (chosen(result.sweep.data_term), unit),
-        "distortion": (chosen(result.sweep.norm), "input units"),
-        "target_nll": (chosen(result.target_nll), "nats"),
-        "target_error": (chosen(result.target_error), "input units"),
-        "curve_area": (result.curve_area, "share"),
+        "delta": (result.delta, unit, "higher"),
+        "curve_area": (result.curve_area, "share", "higher"),
+        "data_term": (chosen(result.sweep.data_term), unit, "none"),
+        "distortion": (chosen(result.sweep.norm), "input units", "none"),
+        "target_nll": (chosen(result.target_nll), "nats", "none"),
+        "target_error": (chosen(result.target_error), "input units", "none"),
     }
     prefix = f"attack.{result.mode}"
     metrics = {
-        f"{prefix}.{name}.median": stats.median(values.tolist(), unit=of, direction="higher")
-        for name, (values, of) in summaries.items()
+        f"{prefix}.{name}.median": stats.median(values.tolist(), unit=of, direction=direction)
+        for name, (values, of, direction) in summaries.items()
     }
     metrics[f"{prefix}.delta.mean"] = stats.mean(result.delta.tolist(), unit=unit, direction="higher")
     return metrics

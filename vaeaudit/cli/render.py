@@ -23,10 +23,10 @@ def attack_text(report: Report, folder: Path, to_terminal: bool) -> str:
     if not report.plausibility.passed:
         parts += [_table(finding_table(report.plausibility), "Is it the model it claims to be?")]
     for attack in report.attacks:
-        title = f"{attack.mode} attack, {attack.similarity} in {attack.unit}; values before > after the attack"
+        title = f"{attack.mode} attack, {attack.similarity} in {attack.unit}; values before → after the attack"
         parts += [_table(attack_table(attack), title, numbers_from=1), Text(f"{ends(attack)}."), Text()]
     if report.metrics:
-        parts += [_table(metric_table(report.metrics), "over pairs; higher is more robust", numbers_from=1)]
+        parts += [_table(metric_table(report.metrics), "over pairs", numbers_from=1)]
     parts += [Text(f"partial: {reason}") for reason in report.partial]
     parts += [Text(f"skipped {name}: {reason}") for name, reason in report.skipped.items()]
     parts += [Text(f"warning: {warning}") for warning in report.warnings]

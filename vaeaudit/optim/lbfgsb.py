@@ -36,8 +36,8 @@ class Status(IntEnum):
     def message(self) -> str:
         """The status in words."""
         return {
-            Status.CONVERGED: "converged",
-            Status.STALLED: "no further decrease at this precision",
+            Status.CONVERGED: "settled, no gain above the tolerance",
+            Status.STALLED: "stuck, no decrease found",
             Status.LIMIT: "evaluation limit reached",
             Status.STOPPED: "interrupted",
             Status.NONFINITE: "objective not finite at the start",
@@ -59,8 +59,8 @@ class Stopping:
 
     @classmethod
     def for_dtype(cls, dtype: torch.dtype, max_evaluations: int = 500) -> "Stopping":
-        """Tolerance for a precision: 1e-10 in float64, 1e-5 in float32."""
-        return cls(ftol=1e-10 if dtype == torch.float64 else 1e-5, max_evaluations=max_evaluations)
+        """Tolerance for a precision: 1e-10 in float64, 1e-6 in float32."""
+        return cls(ftol=1e-10 if dtype == torch.float64 else 1e-6, max_evaluations=max_evaluations)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,8 +159,8 @@ def _begin(objective: Objective, x: Tensor, lower: Tensor, upper: Tensor, memory
         lower=lower,
         upper=upper,
         x=x,
-        f=f,
-        g=g,
+        f=f.clone(),  # the state is written in place, and these may be views of the objective's own
+        g=g.clone(),
         anchor_x=x.clone(),
         anchor_g=g.clone(),
         direction=torch.zeros_like(x),
@@ -259,7 +259,7 @@ def _aim(run: _Running, rows: Tensor, patience: int) -> None:
     direction = -inv_hessian_product(g, run.history.index_select(0, rows), free, run.newest[rows], run.pairs[rows])
     slope = (direction * g).sum(1)
     norm = torch.linalg.vector_norm(g, dim=1)
-    # Without a usable history: steepest descent with a step of length at most 1, as L-BFGS-B starts.
+    # Without a usable history: steepest descent with a step of length at most 1.
     steepest = (run.pairs[rows] == 0) | ((slope >= 0) & (norm > 0)) | ~slope.isfinite()
     scaled = -g / norm.clamp(min=1.0)[:, None]
     run.direction[rows] = torch.where(steepest[:, None], scaled, direction) + home

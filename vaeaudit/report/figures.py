@@ -21,7 +21,7 @@ def attack_panel(columns: list[Array], labels: list[str], box: tuple[float, floa
     """One row a pair, one column for each of ``PANEL_COLUMNS``; each column is (pairs, channels, height, width).
 
     Images share one grey scale, the box where there is one. Distortions are drawn around zero, each on its own
-    scale, which is written above it: blue lowers a pixel, red raises it.
+    scale, which is written below it: blue lowers a pixel, red raises it.
     """
     rows = len(labels)
     images = np.concatenate([column for place, column in enumerate(columns) if place != 3])

@@ -15,8 +15,7 @@ _VERDICTS = {
 
 _METRIC_NOTES = "\n".join(
     [
-        "One value a pair; higher is more robust for all of them. Medians are order statistics, and their interval "
-        "needs at least six pairs.",
+        "One value a pair. Medians are order statistics, and their interval needs at least six pairs.",
         "",
         *(f"- **{name}**: {meaning}" for name, meaning in METRICS.items()),
     ]
