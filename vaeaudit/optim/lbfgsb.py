@@ -36,8 +36,8 @@ class Status(IntEnum):
     def message(self) -> str:
         """The status in words."""
         return {
-            Status.CONVERGED: "settled, no gain above the tolerance",
-            Status.STALLED: "stuck, no decrease found",
+            Status.CONVERGED: "settled (no gain above the tolerance)",
+            Status.STALLED: "stuck (no decrease found)",
             Status.LIMIT: "evaluation limit reached",
             Status.STOPPED: "interrupted",
             Status.NONFINITE: "objective not finite at the start",
