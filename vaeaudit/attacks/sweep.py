@@ -3,7 +3,8 @@
 The problems of one pair share more than their model. A distortion found for one lambda is a candidate for all
 others at no cost (the table J_i + lambda_j pen(d_i)), and two candidates need no search at all: d = 0, which
 is optimal for large lambda, and d = x_t - x, which reaches the target's own posterior. The sweep searches from
-both ends, lets each problem take the best candidate of its pair, refines, and repeats while that helps.
+both ends and from between them, lets each problem take the best candidate of its pair, refines, and repeats while
+that helps.
 """
 
 from collections.abc import Callable
@@ -117,6 +118,7 @@ def sweep(
     search = _Search(data_term, x, x_t, box, lambdas, penalty, stopping, rows, go_on)
     search.from_zero()
     search.from_target()
+    search.from_between()
     while search.exchange():
         pass
     return search.result()
@@ -182,6 +184,12 @@ class _Search:
         # With small lambda the search can be stuck at x_t itself: it settles where it started, far from the best.
         stuck = (self.norm > 0) & (self.objective >= (1 - _WORTHWHILE) * bound) & (self.status != int(Status.STOPPED))
         self.status[stuck] = int(Status.STALLED)
+
+    def from_between(self) -> None:
+        """Search from halfway between source and target, which often lies in another valley than both ends."""
+        rows = torch.arange(self.lam.numel(), device=self.lam.device)
+        middle = (self.x + self.x_t) / 2
+        self._search("from between", rows, middle[self.pair])
 
     def exchange(self) -> bool:
         """Give each problem the best candidate of its pair; search again where that helps. False when done."""
