@@ -10,7 +10,7 @@ from typer.exceptions import TyperException
 
 from vaeaudit import __version__
 from vaeaudit.cli import attack, doctor
-from vaeaudit.cli.common import complain, mute_stdout, speaker
+from vaeaudit.cli.common import complain, mute, speaker
 from vaeaudit.config import told
 from vaeaudit.errors import VaeauditError
 
@@ -57,7 +57,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except BrokenPipeError:
-        mute_stdout()
+        mute(sys.stdout)
         code = 3
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import typer
 from rich.console import Console
@@ -123,9 +123,11 @@ class Reporter:
 
 def complain(text: str) -> None:
     """A line on stderr; where nobody can read it, the exit code must still be right."""
-    with suppress(OSError, ValueError):
+    try:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
+    except (OSError, ValueError):
+        mute(sys.stderr)
 
 
 def check_output(out: str | None, output: str | None) -> None:
@@ -154,13 +156,13 @@ def deliver(text: str, output: str | None) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough
-        mute_stdout()
+        mute(sys.stdout)
     except OSError as error:
-        mute_stdout()
+        mute(sys.stdout)
         raise OutputError(f"stdout cannot be written: {error.strerror}; give --output FILE") from error
 
 
-def mute_stdout() -> None:
-    """Let what is left for stdout go nowhere: Python would complain once more when it flushes at exit."""
+def mute(stream: TextIO) -> None:
+    """Let what is left for a stream go nowhere: Python flushes at exit, and a failure there would be exit code 120."""
     with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
