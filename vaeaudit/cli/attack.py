@@ -8,19 +8,9 @@ from typing import Annotated, Literal
 import typer
 
 from vaeaudit.cli import options
-from vaeaudit.cli.common import Reporter, check_output, complain, deliver, settings_of
+from vaeaudit.cli.common import SHARED_KEYS, Reporter, check_output, complain, deliver, settings_of
 
-_KEYS = {
-    "model": "model.path",
-    "adapter": "model.adapter",
-    "data": "data.source",
-    "data_range": "data.range",
-    "resize": "data.resize",
-    "seed": "run.seed",
-    "device": "run.device",
-    "dtype": "run.dtype",
-    "batch_size": "run.batch_size",
-    "limit": "run.limit",
+_KEYS = SHARED_KEYS | {
     "out": "run.out",
     "mode": "attack.modes",
     "pairs": "attack.pairs",

@@ -20,6 +20,19 @@ from vaeaudit.errors import ConfigError, OutputError
 if TYPE_CHECKING:
     from vaeaudit.attacks.sweep import Progress
 
+# Parameters that every command on a model has, with the settings that they give.
+SHARED_KEYS = {
+    "model": "model.path",
+    "adapter": "model.adapter",
+    "data": "data.source",
+    "data_range": "data.range",
+    "resize": "data.resize",
+    "seed": "run.seed",
+    "device": "run.device",
+    "dtype": "run.dtype",
+    "batch_size": "run.batch_size",
+    "limit": "run.limit",
+}
 _LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 

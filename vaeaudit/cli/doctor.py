@@ -5,20 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from vaeaudit.cli import options
-from vaeaudit.cli.common import Reporter, check_output, deliver, settings_of
-
-_KEYS = {
-    "model": "model.path",
-    "adapter": "model.adapter",
-    "data": "data.source",
-    "data_range": "data.range",
-    "resize": "data.resize",
-    "seed": "run.seed",
-    "device": "run.device",
-    "dtype": "run.dtype",
-    "batch_size": "run.batch_size",
-    "limit": "run.limit",
-}
+from vaeaudit.cli.common import SHARED_KEYS, Reporter, check_output, deliver, settings_of
 
 
 def command(
@@ -42,7 +29,7 @@ def command(
     verbose: options.Verbose = False,
 ) -> int:
     """Try the model on real data before any check: reconstruction, gradients, determinism, range, clamping."""
-    resolved = settings_of(context, _KEYS, config, isolated, option)
+    resolved = settings_of(context, SHARED_KEYS, config, isolated, option)
     from vaeaudit.cli.render import doctor_text, stdout_is_terminal
     from vaeaudit.record import data_entry, model_entry, plausibility_entry
     from vaeaudit.report.writer import dumps
