@@ -203,7 +203,10 @@ class _Search:
         self.exchanges += 1
         again = (offer < before - _WORTHWHILE * before.abs()) | (self.status == int(Status.LIMIT))
         again &= self.norm > 0  # d = 0 was searched from in from_zero
-        if self.stopped or self.exchanges > _MAX_EXCHANGES or not again.any():
+        if self.stopped or not again.any():
+            return False
+        if self.exchanges > _MAX_EXCHANGES:
+            self.status[again] = int(Status.LIMIT)  # what they took from another lambda was not searched for theirs
             return False
         rows = again.nonzero().squeeze(1)
         self._search(f"exchange {self.exchanges}", rows, self.best[rows])
