@@ -6,7 +6,7 @@ All values are in nats. A batch has one row per item; ``*latent`` and ``*shape``
 How other families fit: a categorical (Concrete) or a joint posterior is a class with the methods of
 :class:`Posterior`; so is a deterministic encoder, whose ``kl`` raises :class:`UnsupportedError`; a chain of
 stochastic layers is a posterior whose ``sample`` runs the chain and whose ``kl`` is that of its first layer. What only
-some families have, such as the coupled terms of upper layers, which take noise, belongs to protocols of their own.
+some families have is in protocols of their own: the layers of a :class:`Chain`, the parts of a :class:`Recombinable`.
 """
 
 import math
@@ -52,6 +52,37 @@ class Posterior(Protocol):
 
     def rows(self, index: Tensor) -> Self:
         """The rows named by ``index`` (integers), repeated or left out as it says."""
+        ...
+
+
+@runtime_checkable
+class Recombinable(Posterior, Protocol):
+    """A posterior with a mean and a spread around it, each of which can be taken from another of its family."""
+
+    def with_mean_of(self, other: Self) -> Self:
+        """The spread of ``self`` around the mean of ``other``, which has as many rows."""
+        ...
+
+
+@runtime_checkable
+class Chain(Posterior, Protocol):
+    """q(z^1|x) q(z^2|z^1) ...: a posterior of several stochastic layers.
+
+    As a posterior it is that of all layers, one after another along the last axis; its ``kl`` is that of the first
+    layer alone, which has a closed form.
+    """
+
+    @property
+    def layers(self) -> int:
+        """How many stochastic layers there are."""
+        ...
+
+    def conditionals(self, noise: Tensor) -> tuple[Posterior, ...]:
+        """q(z^i|z^(i-1)) of each layer where the chain is run with ``noise`` (draws, batch, *noise_shape).
+
+        The first is q(z^1|x), (batch,) rows; those above have draws * batch rows, all items of a draw together. Two
+        chains run with the same noise are coupled: where their first layers match, so do all.
+        """
         ...
 
 
@@ -161,6 +192,10 @@ class DiagonalGaussian:
     def rows(self, index: Tensor) -> Self:
         """The rows named by ``index``."""
         return type(self)(self.mean[index], self.log_stddev[index])
+
+    def with_mean_of(self, other: Self) -> Self:
+        """N(other's mean, own standard deviation)."""
+        return type(self)(other.mean, self.log_stddev)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,16 +1,16 @@
-"""How unlike the target's posterior an adversarial posterior is: the data term of the latent attack.
+"""How unlike another posterior an adversarial posterior is: the data term of the latent attacks.
 
 The adversarial posterior comes first and the target second (Willetts et al., section 4, prints q(z|x) where
 the target's is meant). Each function takes posteriors of as many rows and the noise set of
 :func:`sample_distance`, (draws, batch, *noise_shape), and returns (batch,): zero at a perfect match.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from vaeaudit.vae import Posterior
+from vaeaudit.vae import Chain, Posterior
 
 Similarity = Callable[[Posterior, Posterior, Tensor], Tensor]
 
@@ -60,3 +60,25 @@ SIMILARITIES: dict[str, Similarity] = {
     "sample": sample_distance,
     "wasserstein": wasserstein,
 }
+
+# Those that draw from the posteriors; the others leave their noise set alone.
+DRAWING = frozenset({"sample"})
+# Those that compare a chain layer by layer: of each layer, given the draws of the one below.
+LAYERWISE = frozenset({"kl", "reverse-kl", "symmetric-kl"})
+
+
+def layer_terms(q: Chain, target: Chain, noise: Tensor, similarity: str = "kl") -> Tensor:
+    """The similarity of each layer of two chains run with ``noise`` (draws, batch, *noise_shape), (layers, batch).
+
+    The first is exact; those above are means over the draws. The noise couples the chains, so that all terms are 0 at
+    a perfect match, where independent noise would leave a floor, and each bounds the marginal KL of its layer from
+    above (KL is jointly convex). ``similarity`` is one of :data:`LAYERWISE`.
+    """
+    return coupled_terms(q.conditionals(noise), target.conditionals(noise), noise, similarity)
+
+
+def coupled_terms(q: Sequence[Posterior], target: Sequence[Posterior], noise: Tensor, similarity: str) -> Tensor:
+    """:func:`layer_terms` from the layers' conditionals, for a target whose conditionals are already known."""
+    measure, batch = SIMILARITIES[similarity], noise.shape[1]
+    terms = [measure(of_q, of_target, noise) for of_q, of_target in zip(q, target, strict=True)]
+    return torch.stack([term.reshape(-1, batch).mean(0) for term in terms])
