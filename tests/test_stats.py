@@ -1,6 +1,8 @@
 import math
 from dataclasses import FrozenInstanceError
 from fractions import Fraction
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,3 +143,87 @@ def test_a_measurement_says_what_it_is_and_does_not_change() -> None:
     assert "t interval" in mean([1, 2]).estimator
     with pytest.raises(FrozenInstanceError):
         measured.value = 0.0  # type: ignore[misc]
+
+
+# Proportions
+
+
+def proportion(successes: int, n: int, level: float = 0.95) -> Measurement:
+    return stats.proportion(successes, n, unit="share", direction="lower", level=level)
+
+
+def test_clopper_pearson_bounds_agree_with_the_oracle(oracle: dict[str, Any]) -> None:
+    section = oracle["clopper_pearson"]
+    for case in section["cases"]:
+        low, high = stats.clopper_pearson(case["k"], case["n"], case["alpha"])
+        assert low == pytest.approx(case["lower"], abs=section["tol"])
+        assert high == pytest.approx(case["upper"], abs=section["tol"])
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (0, 7), (3, 7), (7, 7), (41, 100)])
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.999])
+def test_the_interval_of_a_proportion_is_scipys_exact_one(k: int, n: int, level: float) -> None:
+    expected = reference.binomtest(k, n).proportion_ci(level, "exact")
+    measured = proportion(k, n, level)
+    assert measured.value == k / n
+    assert measured.n == n
+    assert measured.ci == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_clopper_pearson_covers_every_probability_often_enough() -> None:
+    n, level = 12, 0.95
+    intervals = [proportion(k, n, level).ci for k in range(n + 1)]
+    for p in np.linspace(0.001, 0.999, 333):
+        covered = sum(
+            reference.binom.pmf(k, n, p) for k, ci in enumerate(intervals) if ci is not None and ci[0] <= p <= ci[1]
+        )
+        assert covered >= level
+
+
+@pytest.mark.parametrize(("k", "n"), [(-1, 3), (4, 3), (0, 0)])
+def test_counts_that_cannot_be_are_an_error(k: int, n: int) -> None:
+    with pytest.raises(ValueError, match=rf"{k} of {n}"):
+        stats.clopper_pearson(k, n, 0.025)
+
+
+def test_no_trials_give_no_proportion_rather_than_0_or_1() -> None:
+    measured = proportion(0, 0)
+    assert (measured.value, measured.ci, measured.n) == (None, None, 0)
+
+
+def mean_proportion(successes: list[int], n: list[int], level: float = 0.95) -> Measurement:
+    return stats.mean_proportion(successes, n, unit="share", direction="lower", level=level)
+
+
+def test_the_mean_of_proportions_weighs_each_group_alike() -> None:
+    measured = mean_proportion([1, 9], [1, 90])
+    assert measured.value == pytest.approx((1 + 0.1) / 2)
+    assert measured.n == 91
+    assert "Hoeffding" in measured.estimator
+
+
+def test_with_as_many_trials_in_each_group_it_is_the_proportion_of_all() -> None:
+    measured, pooled = mean_proportion([1, 4, 0], [5, 5, 5]), proportion(5, 15)
+    assert (measured.value, measured.ci, measured.n) == (pooled.value, pooled.ci, pooled.n)
+
+
+@pytest.mark.parametrize(("successes", "n"), [([], []), ([0], [0]), ([1, 0], [3, 0])])
+def test_a_group_without_trials_leaves_the_mean_of_proportions_without_value(
+    successes: list[int], n: list[int]
+) -> None:
+    measured = mean_proportion(successes, n)
+    assert (measured.value, measured.ci, measured.n) == (None, None, sum(n))
+
+
+@pytest.mark.parametrize("n", [[6, 6, 6], [2, 5, 11]])
+@pytest.mark.parametrize("p", [[0.5, 0.5, 0.5], [0.05, 0.5, 0.95], [0.02, 0.02, 0.1]])
+def test_the_interval_of_the_mean_of_proportions_covers_often_enough(n: list[int], p: list[float]) -> None:
+    # All outcomes with their exact probabilities.
+    covered = 0.0
+    for outcome in product(*(range(count + 1) for count in n)):
+        ci = mean_proportion(list(outcome), n).ci
+        assert ci is not None
+        assert 0 <= ci[0] <= ci[1] <= 1
+        chance = math.prod(float(reference.binom.pmf(*each)) for each in zip(outcome, n, p, strict=True))
+        covered += chance * (ci[0] <= sum(p) / len(p) <= ci[1])
+    assert covered >= 0.95

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -75,4 +75,63 @@ def mean(values: Sequence[float], *, unit: str, direction: str, level: float = 0
         unit=unit,
         direction=direction,
         estimator="mean, Student t interval over items",
+    )
+
+
+def clopper_pearson(successes: int, n: int, tail: float) -> tuple[float, float]:
+    """Lower and upper confidence bound of a probability, each wrong with probability at most ``tail``.
+
+    Exact for every n and probability (Clopper & Pearson 1934); together they cover 1 - 2 ``tail``. Raises ValueError
+    unless 0 <= ``successes`` <= ``n`` and ``n`` >= 1.
+    """
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"expected 0 <= successes <= n and n >= 1, but {successes} of {n} came")
+    low = float(stats.beta.ppf(tail, successes, n - successes + 1)) if successes else 0.0
+    high = float(stats.beta.isf(tail, successes + 1, n - successes)) if successes < n else 1.0
+    return low, high
+
+
+def proportion(successes: int, n: int, *, unit: str, direction: str, level: float = 0.95) -> Measurement:
+    """Share of successes with the Clopper-Pearson interval; without trials there is neither value nor interval."""
+    return Measurement(
+        value=successes / n if n else None,
+        ci=clopper_pearson(successes, n, (1 - level) / 2) if n else None,
+        level=level,
+        n=n,
+        nonfinite=0,
+        unit=unit,
+        direction=direction,
+        estimator="proportion, Clopper-Pearson interval",
+    )
+
+
+def mean_proportion(
+    successes: Sequence[int], n: Sequence[int], *, unit: str, direction: str, level: float = 0.95
+) -> Measurement:
+    """Unweighted mean of the proportions of several groups; None where a group is empty or there is no group.
+
+    With as many trials in each group that mean is the proportion of all, and the interval is Clopper-Pearson's, which
+    groups of unequal probability make wider than needed, since their variance is below the binomial's. Otherwise it is
+    Hoeffding's (1963, theorem 2) for the weighted sum: value +- sqrt(log(2 / (1 - level)) / 2 * sum of squared
+    weights), cut to [0, 1]; it holds whatever the probabilities.
+    """
+    total = sum(n)
+    if n and min(n) == max(n) > 0:
+        pooled = proportion(sum(successes), total, unit=unit, direction=direction, level=level)
+        return replace(pooled, estimator="unweighted mean of proportions, Clopper-Pearson interval")
+    value, interval = None, None
+    if n and min(n) > 0:
+        value = float(np.mean(np.divide(successes, n)))
+        squared_weights = sum(1 / count for count in n) / len(n) ** 2
+        half = math.sqrt(math.log(2 / (1 - level)) / 2 * squared_weights)
+        interval = (max(0.0, value - half), min(1.0, value + half))
+    return Measurement(
+        value=value,
+        ci=interval,
+        level=level,
+        n=total,
+        nonfinite=0,
+        unit=unit,
+        direction=direction,
+        estimator="unweighted mean of proportions, Hoeffding interval",
     )
