@@ -271,6 +271,7 @@ def test_only_the_points_run_through_the_model_each_in_one_call(objective: Objec
     vae.encoded, vae.decoded = [], []
     data_term(points[:2], torch.tensor([2, 1]))
     assert vae.encoded == ([] if objective.mode == "latent-side" else [2])
+    assert objective.decodes == (vae.decoded == [2 * DRAWS])
     assert vae.decoded == {"output": [2 * DRAWS], "damage": [2 * DRAWS], "latent-side": [2]}.get(objective.mode, [])
 
 

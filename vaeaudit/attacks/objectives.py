@@ -51,6 +51,11 @@ class Objective:
         return self.mode in ("latent", "output")
 
     @property
+    def decodes(self) -> bool:
+        """Whether a point runs through the decoder once for each draw: batches want to be smaller by that factor."""
+        return self.mode in ("output", "damage")
+
+    @property
     def nonnegative(self) -> bool:
         """Whether the data term is never below 0, and 0 at a perfect match; otherwise it may be any real number."""
         return self.mode == "latent"
