@@ -1,0 +1,304 @@
+"""Looking at a finished attack with a few rows of the model: values, gradients, and points that cost no search.
+
+:mod:`vaeaudit.attacks.signs` turns these measurements into failure signs. Random points keep to the box: a direction
+is lengthened, and what the box cuts off is left to the other elements, until d has the wanted norm or is in a corner;
+under a linf cap they are corners of the cap, cut at the box.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from scipy import stats as distributions
+from torch import Tensor
+
+from vaeaudit.attacks.sweep import DataTerm
+from vaeaudit.batches import RowBatches
+from vaeaudit.vae import Chain, DiagonalGaussian, Posterior
+
+# fresh(points, item) -> (b, draws): the data term of each of several draws that no search has seen
+DrawTerm = Callable[[Tensor, Tensor], Tensor]
+
+_LOOKED = 4  # problems of an item whose found points are looked at, spread over their norms
+_SLOPES = 6  # directions whose slopes are compared with differences: the gradient's and random ones
+_FLAT = 1e-4  # an element with a gradient below this share of the largest counts as having none
+_STEPS = (1e-3, 1e-4)  # of those differences, as shares of the length of d; kinks spoil long, rounding short ones
+_MARGIN = 5e-2  # how far from the edges of the box, as a share of its width, differences are taken
+_LEVEL = 0.999  # of the test on fresh noise
+_OFF_ZERO = 1e-2  # a little off d = 0, as a share of the length of d
+_FAR = 0.1  # how far from x a far point lies without a target: this share of the width, in each element
+_ROUNDING = 1e3  # units in the last place by which rounding may change a value
+_CLEAR = 0.1  # differences of values are compared where they exceed this share of it
+_LENGTHENINGS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What an attack found for P items and K problems each: values of lambda, or caps.
+
+    (P, K, *shape): ``adversarial``. (P, K): ``value`` of the data term; ``penalty`` added to it, 0 under a cap;
+    ``radius``, the cap, or the norm found where there is none; ``status`` (:class:`Status`). ``zero_value`` (P,) is
+    the data term at d = 0. ``lambdas`` (K,) are those of a sweep, None under caps. ``recent`` (P, K) is how far the
+    objective fell in the last half of its evaluations, None where that is not known. ``floor`` bounds the data term
+    from below where that is known: 0 for a similarity.
+    """
+
+    adversarial: Tensor
+    value: Tensor
+    penalty: Tensor
+    radius: Tensor
+    status: Tensor
+    zero_value: Tensor
+    lambdas: Tensor | None = None
+    recent: Tensor | None = None
+    floor: float | None = None
+
+
+class Probes:
+    """Measurements of one attack on P items of n elements, M of the problems of each looked at; each is (P,)."""
+
+    def __init__(
+        self,
+        data_term: DataTerm,
+        x: Tensor,
+        x_t: Tensor | None,
+        found: Found,
+        directions: Tensor,
+        box: tuple[float, float] | None,
+        norm: str,
+        rows: RowBatches,
+    ) -> None:
+        self.data_term, self.found, self.norm, self.rows = data_term, found, norm, rows
+        self.shape = tuple(x.shape[1:])
+        self.low, self.high = box or (-torch.inf, torch.inf)
+        self.x, self.random = x.flatten(1), directions.flatten(2)  # (P, n), (R, P, n)
+        items, n = self.x.shape
+        self.item = torch.arange(items, device=x.device)
+
+        # Problems looked at: spread over the norms found, largest first.
+        problems = found.radius.shape[1]
+        moved = (found.radius > 0).sum(1, keepdim=True)
+        spread = torch.linspace(0, 1, min(_LOOKED, problems), dtype=x.dtype, device=x.device)
+        rank = ((moved - 1).clamp(min=0) * spread).round().long()
+        self.looked = found.radius.argsort(dim=1, descending=True, stable=True).gather(1, rank)  # (P, M)
+        self.radius = found.radius.gather(1, self.looked)
+        chosen = found.adversarial.flatten(2)[self.item[:, None], self.looked]
+        self.points = torch.cat([self.x[:, None], chosen], 1)  # (P, 1 + M, n), the first is d = 0
+
+        # A point far from x, and a length of d that matters: the largest found, or that of the far point.
+        width = self.high - self.low if box else 1.0
+        away = torch.full_like(self.x[:, 0], _FAR * width * n**0.5)
+        self.far = self._step(self.x, self.random[0], away, "l2") if x_t is None else x_t.flatten(1)
+        length = found.radius.amax(1) * (n**0.5 if norm == "linf" else 1)
+        self.length = torch.where(length > 0, length, _length(self.far - self.x))
+        # Between the two, off the edges of the box, the gradient is compared with differences.
+        middle = (self.x + self.far) / 2
+        self.margin = _MARGIN * width if box else torch.inf
+        self.middle = middle.clamp(self.low + self.margin, self.high - self.margin) if box else middle
+
+        self.once, self.again = (self._on_grid(self._looked_at, 1 + spread.numel()) for _ in range(2))  # (P, 1 + M)
+        # A little off d = 0, because an untargeted data term has no gradient at it; and where random elements moved.
+        off = [self._step(self.x, self.random[-1], share * self.length, "l2") for share in (_OFF_ZERO, 1)]
+        slopes = self._gradient(torch.cat([self.points, torch.stack([*off, self.middle], 1)], 1))  # (P, 1 + M + 3, n)
+        self.finite = slopes.isfinite().flatten(1)
+        self.slopes = slopes.nan_to_num(0, 0, 0)
+        self.value, self.size = self._unsearched()  # (P, T)
+        self.zero = self.once[:, 0]
+        at_far = self._on_grid(lambda item, _: self.far[item], 1)
+        seen = torch.cat([found.value, self.once, self.value, at_far], 1)
+        self.lowest = torch.where(seen.isfinite(), seen, torch.inf).amin(1)
+        self.span = self.zero - self.lowest
+        self.rounding = _rounding(torch.stack([self.zero, self.lowest]), 0)
+
+    def share(self, amount: Tensor) -> Tensor:
+        """``amount`` (P,) as a share of the span; what rounding can explain counts as none."""
+        return torch.where(amount <= self.rounding, 0.0, amount / self.span)
+
+    def not_finite(self) -> Tensor:
+        """Share of the values and gradient elements that are NaN or infinite."""
+        finite = torch.cat([self.found.value.isfinite(), self.once.isfinite(), self.finite], 1)
+        return (~finite).to(self.x.dtype).mean(1)
+
+    def zero_gradient(self) -> Tensor:
+        """What moving only the elements without a gradient changes; how high points lie that have none at all.
+
+        An element has one if it has at any of the points: units that are off at one input are on at another.
+        """
+        slope = self.slopes.abs()
+        unseen = (slope <= _FLAT * slope.amax(2, keepdim=True)).all(1)
+        random = [self._step(self.x, sign * unseen * self.random[0], self.length, "l2") for sign in (1, -1)]
+        moved = torch.stack([*random, torch.where(unseen, self.far, self.x)], 1)
+        change = (self._on_grid(lambda item, which: moved[item, which], 3) - self.zero[:, None]).abs().amax(1)
+        # None at all: to first order the whole length of d changes the value by less than it can resolve.
+        foreseen = _length(self.slopes) * self.length[:, None]
+        value = torch.cat([self.once, self.zero[:, None]], 1)
+        flat = foreseen[:, : value.shape[1]] <= torch.finfo(value.dtype).eps * value.abs()
+        stuck = torch.where(flat[:, :-1], self.once - self.lowest[:, None], 0.0)
+        stuck[:, 0] *= flat[:, -1]  # a little off d = 0 as well
+        constant = (self.span <= self.rounding) & (change <= self.rounding)
+        return torch.where(constant, torch.nan, self.share(torch.maximum(change, stuck.amax(1))))
+
+    def wrong_gradient(self) -> Tensor:
+        """Products of the gradient, with itself and with random directions, against central differences."""
+        slope = self.slopes[:, -1]
+        along = torch.cat([slope[None], self.random[: _SLOPES - 1]])  # (S, P, n)
+        along = along * _inverse(_length(along))[:, :, None]
+        shares = torch.tensor(_STEPS, dtype=along.dtype, device=along.device)
+        step = torch.minimum(shares[:, None, None] * self.length, self.margin / along.abs().amax(2))  # (H, S, P)
+        foreseen = (2 * step * (along * slope).sum(2)).permute(2, 0, 1)  # (P, H, S)
+        ends = torch.tensor([1.0, -1.0], dtype=along.dtype, device=along.device)
+
+        def beside(item: Tensor, size: Tensor, way: Tensor, end: Tensor) -> Tensor:
+            return self.middle[item] + (ends[end] * step[size, way, item])[:, None] * along[way, item]
+
+        value = self._on_grid(beside, *step.shape[:2], 2)  # (P, H, S, 2)
+        rise = value[..., 0] - value[..., 1]
+        told = []
+        for ways in (slice(0, 1), slice(1, None)):  # the gradient's own, which would drown the random ones, and those
+            seen, said = rise[..., ways], foreseen[..., ways]
+            scale = torch.maximum(_length(seen), _length(said))  # (P, H)
+            clear = scale > _CLEAR * _rounding(value.flatten(2), 2)
+            error = torch.where(clear, _length(seen - said) / scale, torch.inf).amin(1)
+            told.append(torch.where(clear.any(1), error, 0.0))
+        return torch.maximum(*told)
+
+    def clamped(self, encode: Callable[[Tensor], Posterior]) -> Tensor:
+        """Share of log-variances at the item's least or greatest, where that is the edge of a clamp.
+
+        It is one where two units have exactly that value at one point, or where x and the far point both have it. A
+        log-variance that never changes counts where others do; where none ever changes, the model has them constant.
+        """
+
+        @torch.no_grad()
+        def run(part: Tensor) -> tuple[Tensor, Tensor]:
+            parts = _gaussians(encode(part.reshape(-1, *self.shape)))
+            none = part[:, :0]
+            return (
+                torch.cat([none, *(q.mean.flatten(1) for q in parts)], 1),
+                torch.cat([none, *(q.log_stddev.flatten(1) for q in parts)], 1),
+            )
+
+        points = torch.stack([self.x, self.far, self.points[:, 1]], 1)  # (P, 3, n)
+        means, values = (each.reshape(*points.shape[:2], -1) for each in self.rows.map(run, points.flatten(0, 1)))
+        idle = ((means == means[:1, :1]) & (values == values[:1, :1])).all(0).all(0)  # collapsed, not clamped
+        values = values[:, :, ~idle]
+        if not values.numel() or bool((values == values[:1, :1]).all()):
+            return torch.zeros_like(self.zero)
+        shares = []
+        for edge in (values.amin((1, 2), keepdim=True), values.amax((1, 2), keepdim=True)):
+            at = values == edge
+            clamp = (at.sum(2) > 1).any(1) | (at[:, 0].any(1) & at[:, 1].any(1))
+            shares.append(torch.where(clamp, at.to(values.dtype).mean((1, 2)), 0.0))
+        return torch.maximum(*shares)
+
+    def random_search(self) -> Tensor:
+        """Share that each problem missed of the gain of the best point within its radius that costs no search."""
+        radius = self.found.radius  # (P, K)
+        within = self.size[:, None, :] <= (1 + _FLAT) * radius[:, :, None]
+        value = torch.where(within & self.value[:, None, :].isfinite(), self.value[:, None, :], torch.inf).amin(2)
+        gain, missed = self.zero[:, None] - value, self.found.value - value
+        beaten = (missed > self.rounding[:, None]) & (gain > self.rounding[:, None])
+        return torch.where(beaten, missed / gain, 0.0).amax(1)
+
+    def above_zero(self, fresh: DrawTerm | None) -> Tensor:
+        """Excess over d = 0 as handed out, as computed again, and on fresh draws beyond their standard error."""
+        penalty = self.found.penalty.gather(1, self.looked)
+        excess = [
+            self.found.value + self.found.penalty - self.found.zero_value[:, None],
+            self.once[:, 1:] + penalty - self.zero[:, None],
+        ]
+        if fresh is not None:
+            draws = self._on_grid(self._looked_at, self.points.shape[1], term=fresh)  # (P, 1 + M, D)
+            more = draws[:, 1:] - draws[:, :1] + penalty[:, :, None]
+            count = more.shape[2]
+            quantile = float(distributions.t.ppf(_LEVEL, count - 1))
+            excess.append(more.mean(2) - quantile * more.std(2) / count**0.5)
+        return self.share(torch.cat(excess, 1).amax(1))
+
+    def change(self) -> Tensor:
+        """Change of the values at d = 0 and at found points when they are computed again."""
+        handed = torch.cat([self.found.zero_value[:, None], self.found.value.gather(1, self.looked)], 1)
+        change = torch.maximum((self.once - self.again).abs(), (self.once - handed).abs())
+        scale = torch.maximum(self.once.abs().amax(1), handed.abs().amax(1)).clamp(min=torch.finfo(change.dtype).tiny)
+        return change.amax(1) / scale
+
+    def _looked_at(self, item: Tensor, which: Tensor) -> Tensor:
+        return self.points[item, which]
+
+    def _unsearched(self) -> tuple[Tensor, Tensor]:
+        """Data term and norm (P, T) of points that cost no search, at the radii of the problems looked at.
+
+        They lie along the random directions both ways, the descent at d = 0, and towards the far point.
+        """
+        free = torch.stack([-self.slopes[:, 0], self.far - self.x])
+        ways = torch.cat([self.random, -self.random, free])  # (W, P, n)
+
+        def point(item: Tensor, way: Tensor, which: Tensor) -> Tensor:
+            return self._step(self.x[item], ways[way, item], self.radius[item, which], self.norm)
+
+        def norm(points: Tensor, item: Tensor) -> Tensor:
+            d = points.flatten(1) - self.x[item]
+            return d.abs().amax(1) if self.norm == "linf" else _length(d)
+
+        sizes = (len(ways), self.looked.shape[1])
+        return self._on_grid(point, *sizes).flatten(1), self._on_grid(point, *sizes, term=norm).flatten(1)
+
+    def _step(self, x: Tensor, direction: Tensor, radius: Tensor, norm: str) -> Tensor:
+        """x + d in the box, d as near ``radius`` (b,) along ``direction`` (b, n) as it allows, and no longer."""
+        if norm == "linf":
+            return (x + radius[:, None] * direction.sign()).clamp(self.low, self.high)
+        point, scale = x, radius * _inverse(_length(direction))
+        for _ in range(_LENGTHENINGS):  # what the box cuts off goes to the others; the norm rises and stays below
+            point = (x + scale[:, None] * direction).clamp(self.low, self.high)
+            scale = scale * radius * _inverse(_length(point - x))
+        return point
+
+    def _on_grid(self, point: Callable[..., Tensor], *sizes: int, term: DataTerm | None = None) -> Tensor:
+        """``term`` of point(item, i, j, ...), (P, *sizes, ...); points are made as they are needed."""
+        index = torch.cartesian_prod(self.item, *(torch.arange(size, device=self.item.device) for size in sizes))
+        of = term or self.data_term
+
+        @torch.no_grad()
+        def run(part: Tensor) -> tuple[Tensor]:
+            item, *which = part.unbind(1)
+            return (of(point(item, *which).reshape(-1, *self.shape), item),)
+
+        value = self.rows.map(run, index)[0]
+        return value.reshape(len(self.item), *sizes, *value.shape[1:])
+
+    def _gradient(self, points: Tensor) -> Tensor:
+        """Gradient of the data term at ``points`` (P, G, n); 0 where the model is cut off from its input."""
+
+        @torch.enable_grad()  # a notebook may stand under no_grad
+        def run(part: Tensor, item: Tensor) -> tuple[Tensor]:
+            leaf = part.detach().requires_grad_(True)
+            value = self.data_term(leaf.reshape(-1, *self.shape), item)
+            if not value.requires_grad:
+                return (torch.zeros_like(part),)
+            return (torch.autograd.grad(value.sum(), leaf, allow_unused=True, materialize_grads=True)[0],)
+
+        every = self.item.repeat_interleave(points.shape[1])
+        return self.rows.map(run, points.flatten(0, 1), every)[0].reshape(points.shape)
+
+
+def _gaussians(q: Posterior) -> list[DiagonalGaussian]:
+    """The Gaussian layers of a posterior: itself, those of a chain run without noise, or none."""
+    layers: tuple[Posterior, ...] = (q,)
+    if isinstance(q, Chain):
+        layers = q.conditionals(torch.zeros((1, len(q.mean), *q.noise_shape), dtype=q.mean.dtype, device=q.mean.device))
+    return [layer for layer in layers if isinstance(layer, DiagonalGaussian)]
+
+
+def _length(d: Tensor) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(d, dim=-1)
+    return length
+
+
+def _inverse(length: Tensor) -> Tensor:
+    """1 / length, 0 for a length of 0."""
+    return torch.where(length > 0, 1 / length, 0.0)
+
+
+def _rounding(values: Tensor, dim: int) -> Tensor:
+    """A difference of values that rounding alone may explain."""
+    return _ROUNDING * torch.finfo(values.dtype).eps * values.abs().amax(dim)
