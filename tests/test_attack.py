@@ -9,19 +9,20 @@ import torch
 from scipy.optimize import lsq_linear, minimize_scalar
 from torch import Tensor
 
+from vaeaudit.attacks.search import Effort
 from vaeaudit.attacks.similarity import SIMILARITIES
 from vaeaudit.attacks.sweep import (
     PENALTIES,
-    Progress,
     Sweep,
     geometric_lambdas,
     just_better_than_mean,
     sweep,
 )
+from vaeaudit.attacks.term import Progress
 from vaeaudit.batches import RowBatches
 from vaeaudit.checks.attack import AttackResult, attack, draw_pairs, summarise
 from vaeaudit.draws import noise_set
-from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError
+from vaeaudit.errors import ConfigError, DataError, VaeauditError
 from vaeaudit.optim.lbfgsb import Status, Stopping
 from vaeaudit.vae import DiagonalGaussian
 
@@ -66,7 +67,8 @@ def solve(vae: Any, case: dict[str, Any], x: Tensor, x_t: Tensor) -> Sweep:
         box,
         torch.tensor(lambdas, dtype=x.dtype),
         penalty=penalty,
-        stopping=Stopping.for_dtype(x.dtype),
+        floor=None if case["kind"] == "output" else 0.0,
+        effort=Effort(Stopping.for_dtype(x.dtype)),
         rows=RowBatches(100),
     )
 
@@ -85,8 +87,11 @@ def test_the_sweep_finds_the_oracles_optima(
     deviation = (objective - exact) / np.maximum(1, np.abs(exact))
     assert deviation.max() <= (1e-6 if dtype == torch.float64 else 1e-3)
     assert deviation.min() >= -1e-6
-    # Also relative to the optimum itself, which for small lambda is far below 1.
-    assert np.abs(objective / exact - 1).max() <= (1e-7 if dtype == torch.float64 else 1e-4)
+    # Also relative to the optimum itself, which for small lambda is far below 1. In float32 the gradient of a match is
+    # rounded by 1e-6, more than all that a lambda of 2^-20 adds to it.
+    relative = np.abs(objective / exact - 1)
+    assert relative.max() <= (1e-7 if dtype == torch.float64 else 1e-2)
+    assert relative[np.array(case["lam"]) > 1e-5].max() <= (1e-7 if dtype == torch.float64 else 1e-4)
     # Strictly convex in the directions that the penalty sees, so the optimum is unique; float64 can tell it.
     if dtype == torch.float64:
         tolerance = oracle["attacks"]["tol_d"]
@@ -409,6 +414,7 @@ def result_of(norm: list[float], error: list[float], *, gap: float, source: floa
         objective=2 * torch.arange(count).float()[None],
         status=torch.zeros(1, count).long(),
         evaluations=nothing.long(),
+        recent=nothing,
         zero_data_term=torch.zeros(1),
         interrupted=False,
     )
@@ -581,7 +587,7 @@ def test_an_interrupted_attack_returns_the_best_it_has_and_says_so(allowed: int,
     result = attack(vae, x, x_t, lambdas=LAMBDAS, go_on=go_on)
     assert len(asked) == allowed + 1  # asked no more after the first no
     assert asked[0].problems == 9
-    assert 0 < asked[0].running <= 9
+    assert 0 < asked[0].running <= 2 * 9  # from two points
     assert asked[0].stage
     assert result.interrupted
     found = result.sweep
@@ -619,7 +625,7 @@ def test_a_search_that_finds_nothing_better_than_d_0_is_not_called_interrupted()
         x_t,
         (0.0, 1.0),
         torch.tensor([0.01, 0.1], dtype=x.dtype),
-        stopping=Stopping.for_dtype(x.dtype, 50),
+        effort=Effort(Stopping.for_dtype(x.dtype, 50)),
         rows=RowBatches(8),
     )
     assert (found.distortion == 0).all()
@@ -801,7 +807,7 @@ def test_a_pair_of_equal_images_is_an_error_that_names_it(small_vae: Any) -> Non
         attack(small_vae(), x, x_t, lambdas=2)
 
 
-def test_a_model_cut_off_from_its_input_cannot_be_attacked_and_the_error_says_why(small_vae: Any) -> None:
+def test_a_model_cut_off_from_its_input_gives_the_best_free_candidate(small_vae: Any) -> None:
     class Detached(small_vae):  # type: ignore[misc]
         def encode(self, points: Tensor) -> DiagonalGaussian:
             return super().encode(points.detach())
@@ -809,8 +815,9 @@ def test_a_model_cut_off_from_its_input_cannot_be_attacked_and_the_error_says_wh
     x, x_t = pairs_of(1)
     for trainable in (False, True):  # with trainable weights the output has a gradient, but not by the input
         vae = Detached().requires_grad_(trainable)
-        with pytest.raises(ContractError, match="cut off from its input"):
-            attack(vae, x, x_t, lambdas=2)
+        found = attack(vae, x, x_t, lambdas=2).sweep  # no gradient to follow: the failure signs say so
+        gap = torch.linalg.vector_norm((x_t - x).flatten(1), dim=1)[:, None]
+        assert (found.objective <= torch.minimum(found.zero_data_term[:, None], found.lambdas * gap) + 1e-12).all()
 
 
 def test_a_model_that_is_not_finite_at_the_source_gives_an_error_and_no_figures(small_vae: Any) -> None:

@@ -12,13 +12,13 @@ import vaeaudit
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    0: {"errors", "vae"},
-    1: {"optim", "stats", "draws", "batches"},
+    0: {"errors", "vae", "chain"},
+    1: {"optim", "stats", "draws", "batches", "likeness"},
     2: {"attacks", "certify"},
     3: {"checks"},
     4: {
         *("data", "formats", "archives", "checkpoints", "registry", "config", "report"),
-        *("artifacts", "audit", "record", "subject"),
+        *("artifacts", "audit", "pairs", "record", "subject"),
     },
     5: {"cli", "__main__"},
 }

@@ -6,7 +6,8 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
-from vaeaudit.optim.lbfgsb import Status, Stopping, inv_hessian_product, minimise
+from vaeaudit.optim.history import inv_hessian_product
+from vaeaudit.optim.lbfgsb import Status, Stopping, minimise
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 TIGHT = Stopping(ftol=1e-14, patience=3, max_evaluations=2_000)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vaeaudit.attacks.probes import Found
+from vaeaudit.attacks.search import Effort
 from vaeaudit.attacks.signs import DIRECTIONS, Sign, Signs, left_to_gain, signs_of
 from vaeaudit.attacks.sweep import geometric_lambdas, sweep
 from vaeaudit.batches import RowBatches
@@ -100,7 +101,7 @@ def swept(vae: Any, x: Tensor, x_t: Tensor, *, evaluations: int = 80, penalty: s
         (0.0, 1.0),
         torch.tensor(geometric_lambdas(count), dtype=x.dtype),
         penalty=penalty,
-        stopping=Stopping.for_dtype(x.dtype, evaluations),
+        effort=Effort(Stopping.for_dtype(x.dtype, evaluations)),
         rows=RowBatches(256),
     )
     return Found(

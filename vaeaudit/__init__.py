@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from vaeaudit.chain import GaussianChain as GaussianChain
     from vaeaudit.checkpoints import Checkpoint as Checkpoint
     from vaeaudit.checkpoints import load_state as load_state
     from vaeaudit.checks.attack import AttackResult as AttackResult
@@ -33,6 +34,7 @@ _HOME = {
     "BernoulliLogits": "vae",
     "BernoulliProbabilities": "vae",
     "DiagonalGaussian": "vae",
+    "GaussianChain": "chain",
     "GaussianLikelihood": "vae",
     "Likelihood": "vae",
     "Posterior": "vae",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.sweep import GoOn
+from vaeaudit.attacks.term import GoOn
 from vaeaudit.checks.attack import AttackResult, attack, draw_pairs
 from vaeaudit.checks.plausibility import Verdict
 from vaeaudit.config import Resolved

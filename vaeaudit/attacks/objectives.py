@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.attacks.similarity import DRAWING, LAYERWISE, SIMILARITIES, coupled_terms
-from vaeaudit.attacks.sweep import DataTerm
+from vaeaudit.attacks.term import DataTerm
 from vaeaudit.batches import RowBatches
 from vaeaudit.errors import ConfigError, UnsupportedError, nearest
 from vaeaudit.vae import VAE, Chain, Posterior, Recombinable, reconstruct

@@ -12,7 +12,7 @@ import torch
 from scipy import stats as distributions
 from torch import Tensor
 
-from vaeaudit.attacks.sweep import DataTerm
+from vaeaudit.attacks.term import DataTerm
 from vaeaudit.batches import RowBatches
 from vaeaudit.vae import Chain, DiagonalGaussian, Posterior
 

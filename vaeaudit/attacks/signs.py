@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.attacks.probes import DrawTerm, Found, Probes
-from vaeaudit.attacks.sweep import DataTerm
+from vaeaudit.attacks.term import DataTerm
 from vaeaudit.batches import RowBatches
 from vaeaudit.optim.lbfgsb import Status
 from vaeaudit.vae import Posterior

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from vaeaudit import stats
+from vaeaudit.attacks.search import Effort
 from vaeaudit.attacks.similarity import SIMILARITIES
-from vaeaudit.attacks.sweep import PENALTIES, GoOn, Sweep, always, geometric_lambdas, sweep
+from vaeaudit.attacks.sweep import PENALTIES, Sweep, geometric_lambdas, sweep
+from vaeaudit.attacks.term import GoOn, always
 from vaeaudit.batches import RowBatches
 from vaeaudit.draws import noise_set, uniform
 from vaeaudit.errors import ConfigError, DataError, nearest
@@ -104,7 +106,7 @@ def attack(
     penalty: str = "l2",
     data_range: tuple[float, float] | None = None,
     seed: int = 0,
-    max_evaluations: int = 300,
+    max_evaluations: int = 600,
     batch_size: int | None = None,
     items: Sequence[int] | None = None,
     go_on: GoOn = always,
@@ -154,7 +156,7 @@ def attack(
         return measure(vae.encode(x_adv), target.rows(pair), noise[:, pair])
 
     stopping = Stopping.for_dtype(x.dtype, max_evaluations)
-    found = sweep(data_term, x, x_t, box, values, penalty=penalty, stopping=stopping, rows=rows, go_on=go_on)
+    found = sweep(data_term, x, x_t, box, values, penalty=penalty, effort=Effort(stopping), rows=rows, go_on=go_on)
     fresh = noise_set(target.noise_shape, draws=_DRAWS, items=keys, seed=seed, check=f"attack.{mode}.fresh", like=x)
     return _measure(vae, x, x_t, mode, similarity, seed, found, fresh, rows)
 

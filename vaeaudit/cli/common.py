@@ -18,7 +18,7 @@ from vaeaudit.config import Resolved, find_config, resolve, strict_json
 from vaeaudit.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
-    from vaeaudit.attacks.sweep import Progress
+    from vaeaudit.attacks.term import Progress
 
 # Parameters that every command on a model has, with the settings that they give.
 SHARED_KEYS = {

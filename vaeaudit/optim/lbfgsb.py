@@ -10,9 +10,12 @@ ones, and the step is searched along the path bent at the bounds.
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
+from typing import Self
 
 import torch
 from torch import Tensor
+
+from vaeaudit.optim.history import inv_hessian_product
 
 # objective(x, problem) -> (values, gradients): x (b, n), problem (b,) integers -> (b,), (b, n)
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -78,8 +81,6 @@ class _Running:
     """State of the problems still running; every tensor has one row each."""
 
     problem: Tensor  # (a,) number of the problem in the whole batch
-    lower: Tensor  # (a, n)
-    upper: Tensor
     x: Tensor  # (a, n) current iterate
     f: Tensor  # (a,)
     g: Tensor  # (a, n)
@@ -92,11 +93,14 @@ class _Running:
     newest: Tensor  # (a,) place of the newest pair
     pairs: Tensor  # (a,) how many places hold a pair
     calm: Tensor  # (a,) iterations in a row with no worthwhile gain
-    evaluations: Tensor  # (a,)
     status: Tensor  # (a,) -1 while running
 
-    def rows(self, keep: Tensor) -> "_Running":
+    def rows(self, keep: Tensor) -> Self:
         return replace(self, **{field.name: getattr(self, field.name)[keep] for field in fields(self)})
+
+    def beside(self, other: Self) -> Self:
+        both = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
+        return replace(self, **{name: torch.cat(parts) for name, parts in both.items()})
 
 
 def minimise(
@@ -109,122 +113,212 @@ def minimise(
     memory: int = 5,
     go_on: Callable[[int], bool] = lambda _: True,
 ) -> Minima:
-    """Minimise ``objective`` for each row of ``start`` (B, n) within [lower, upper] (B, n; may be infinite).
+    """Minimise ``objective`` for each row of ``start`` (B, n) within [lower, upper] (B or 1, n; may be infinite).
 
     ``go_on`` is asked before each round with the number of problems running; on False all that run end as
     STOPPED with the best point they have. Values never rise: each returned value is at most the start's.
     """
-    count = start.shape[0]
-    x = start.clamp(lower, upper)
-    best = Minima(
-        x.clone(),
-        torch.full((count,), torch.inf, dtype=x.dtype, device=x.device),
-        torch.full((count,), int(Status.STOPPED), device=x.device),
-        torch.zeros(count, dtype=torch.long, device=x.device),
-    )
-    if count == 0 or not go_on(count):
-        return best
-    run = _begin(objective, x, lower, upper, memory)
-    run.status[(run.status < 0) & (run.evaluations >= stopping.max_evaluations)] = int(Status.LIMIT)
-    while run.problem.numel():
-        done = run.status >= 0
-        # Dropping rows copies the history, so it waits until an eighth of the batch has finished.
-        if done.any() and int(done.sum()) * 8 >= done.numel():
-            _record(best, run, done)
-            run = run.rows(~done)
-            continue
-        if not go_on(int((~done).sum())):
-            run.status[~done] = int(Status.STOPPED)
-            break
-        _round(objective, run, (~done).nonzero().squeeze(1), stopping)
-    _record(best, run, torch.ones_like(run.status, dtype=torch.bool))
-    return best
+    if not len(start) or not go_on(len(start)):
+        return Minima(
+            start.clamp(lower, upper),
+            start.new_full((len(start),), torch.inf),
+            torch.full((len(start),), int(Status.STOPPED), device=start.device),
+            torch.zeros(len(start), dtype=torch.long, device=start.device),
+        )
+    descent = Descent(objective, start, lower, upper, stopping, memory)
+    while descent.running and go_on(descent.running):
+        descent.advance(1)
+    return descent.minima()
 
 
-def _record(best: Minima, run: _Running, done: Tensor) -> None:
-    problem = run.problem[done]
-    best.x[problem] = run.x[done]
-    best.value[problem] = run.f[done]
-    best.status[problem] = run.status[done]
-    best.evaluations[problem] = run.evaluations[done]
+class Descent:
+    """A minimisation that can be looked at, and moved, while it runs.
 
+    ``start``, ``lower`` and ``upper`` as for :func:`minimise`. :meth:`advance` makes rounds, :meth:`move` puts
+    problems somewhere else, and :meth:`minima` gives what has been reached. Only the problems ``begin`` start at once
+    (all where None); the others wait to be moved.
+    """
 
-def _begin(objective: Objective, x: Tensor, lower: Tensor, upper: Tensor, memory: int) -> _Running:
-    count, n = x.shape
-    problem = torch.arange(count, device=x.device)
-    f, g = objective(x, problem)
-    zeros = torch.zeros(count, dtype=torch.long, device=x.device)
-    run = _Running(
-        problem=problem,
-        lower=lower,
-        upper=upper,
-        x=x,
-        f=f.clone(),  # the state is written in place, and these may be views of the objective's own
-        g=g.clone(),
-        anchor_x=x.clone(),
-        anchor_g=g.clone(),
-        direction=torch.zeros_like(x),
-        step=torch.ones_like(f),
-        backtracks=zeros.clone(),
-        history=x.new_zeros((count, 2, memory, n)),
-        newest=zeros.clone() + memory - 1,
-        pairs=zeros.clone(),
-        calm=zeros.clone(),
-        evaluations=zeros + 1,
-        status=zeros - 1,
-    )
-    finite = f.isfinite() & g.isfinite().all(1)
-    run.status[~finite] = int(Status.NONFINITE)
-    _aim(run, finite.nonzero().squeeze(1), patience=1)
-    return run
+    def __init__(
+        self,
+        objective: Objective,
+        start: Tensor,
+        lower: Tensor,
+        upper: Tensor,
+        stopping: Stopping,
+        memory: int = 5,
+        begin: Tensor | None = None,
+    ) -> None:
+        self._objective, self._lower, self._upper = objective, lower, upper
+        self._stopping, self._memory = stopping, memory
+        count = len(start)
+        self._best = Minima(
+            start.clone(),
+            start.new_full((count,), torch.inf),
+            torch.full((count,), int(Status.STOPPED), device=start.device),
+            torch.zeros(count, dtype=torch.long, device=start.device),
+        )
+        begin = torch.arange(count, device=start.device) if begin is None else begin
+        self._run = self._begin(begin, start[begin])
 
+    @property
+    def running(self) -> int:
+        """How many problems have not ended."""
+        return int((self._run.status < 0).sum())
 
-def _round(objective: Objective, run: _Running, live: Tensor, stopping: Stopping) -> None:
-    """Evaluate one trial point of each live problem and advance its search."""
-    x, f, g = run.x[live], run.f[live], run.g[live]
-    trial = x + run.step[live, None] * run.direction[live]
-    trial = trial.clamp(run.lower[live], run.upper[live])
-    f_trial, g_trial = objective(trial, run.problem[live])
-    run.evaluations[live] += 1
+    def advance(self, rounds: int) -> None:
+        """Evaluate a trial point of each running problem, ``rounds`` times or until none is left."""
+        for _ in range(rounds):
+            done = self._run.status >= 0
+            # Dropping rows copies the history, so it waits until an eighth of the batch has finished.
+            if done.any() and int(done.sum()) * 8 >= done.numel():
+                self._record()
+                self._run = self._run.rows(~done)
+                done = self._run.status >= 0
+            if done.all():
+                return
+            self._round((~done).nonzero().squeeze(1))
 
-    moved = trial - x
-    foreseen = (g * moved).sum(1)  # first-order change along the bent path
-    # Rounding of f hides small decreases; Hager & Zhang (2005) accept within that error.
-    rounding = 4 * torch.finfo(f.dtype).eps * f.abs()
-    finite = f_trial.isfinite() & g_trial.isfinite().all(1)
-    accepted = finite & (f_trial <= f + _ARMIJO * foreseen + rounding) & (f_trial <= f)
+    def move(self, problem: Tensor, x: Tensor, like: Tensor) -> None:
+        """Put problems (b,) at ``x`` (b, n) and let them run, with the history of the problems ``like`` (b,).
 
-    # Accepted: move there. If the slope along the direction is still steep, go on along it with twice the step.
-    won = live[accepted]
-    gain = (f - f_trial)[accepted]
-    run.x[won], run.f[won], run.g[won] = trial[accepted], f_trial[accepted], g_trial[accepted]
-    slope = (g_trial * moved).sum(1)[accepted]
-    too_short = (slope < _CURVATURE * foreseen[accepted]) & (gain > stopping.ftol * f_trial[accepted].abs())
-    run.step[won[too_short]] *= 2
-    run.backtracks[won[too_short]] = 0
+        Problems that differ little share their curvature; -1, or a problem that has ended, gives no history.
+        """
+        self._record()
+        fresh = self._begin(problem, x)
+        place = torch.full_like(self._best.evaluations, -1)
+        place[self._run.problem] = torch.arange(len(self._run.problem), device=place.device)
+        at = torch.where(like >= 0, place[like.clamp(min=0)], -1)
+        known = (at >= 0).nonzero().squeeze(1)
+        for name in ("history", "newest", "pairs"):
+            getattr(fresh, name)[known] = getattr(self._run, name)[at[known]]
+        self._aim(fresh, known[fresh.status[known] < 0])
+        self._run = self._run.rows(~torch.isin(self._run.problem, problem)).beside(fresh)
 
-    # Rejected: shorten by the minimiser of the quadratic through f, its slope and f_trial.
-    lost = live[~accepted]
-    curvature = (f_trial - f - foreseen)[~accepted]
-    shrink = -foreseen[~accepted] / (2 * curvature)
-    shrink = torch.where(shrink.isfinite(), shrink, 0.1).clamp(0.1, 0.5)
-    run.step[lost] *= shrink
-    run.backtracks[lost] += 1
+    def minima(self) -> Minima:
+        """What each problem has reached; a problem still running is STOPPED."""
+        self._record()
+        return self._best
 
-    # A search that failed starts again from steepest descent, once; without a history it has stalled.
-    failed = lost[run.backtracks[lost] >= _MAX_BACKTRACKS]
-    run.status[failed[run.pairs[failed] == 0]] = int(Status.STALLED)
-    again = failed[run.pairs[failed] > 0]
-    run.pairs[again] = 0
+    def _record(self) -> None:
+        run, best = self._run, self._best
+        best.x[run.problem], best.value[run.problem] = run.x, run.f
+        best.status[run.problem] = torch.where(run.status >= 0, run.status, int(Status.STOPPED))
 
-    ended = won[~too_short]
-    idle = gain[~too_short] <= stopping.ftol * run.f[ended].abs()
-    run.calm[ended] = torch.where(idle, run.calm[ended] + 1, 0)
-    run.status[ended[run.calm[ended] > stopping.patience]] = int(Status.CONVERGED)
-    _remember(run, ended)
-    _aim(run, torch.cat([ended, again]), stopping.patience)
-    over = (run.evaluations >= stopping.max_evaluations) & (run.status < 0)
-    run.status[over] = int(Status.LIMIT)
+    def _bounds(self, problem: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds of the named problems, (b, n), or (1, n) where all share them."""
+        one = len(self._lower) == 1
+        return (self._lower, self._upper) if one else (self._lower[problem], self._upper[problem])
+
+    def _begin(self, problem: Tensor, start: Tensor) -> _Running:
+        x = start.clamp(*self._bounds(problem))
+        f, g = self._objective(x, problem)
+        self._best.evaluations[problem] += 1
+        zeros = torch.zeros_like(problem)
+        run = _Running(
+            problem=problem,
+            x=x,
+            f=f.clone(),  # the state is written in place, and these may be views of the objective's own
+            g=g.clone(),
+            anchor_x=x.clone(),
+            anchor_g=g.clone(),
+            direction=torch.zeros_like(x),
+            step=torch.ones_like(f),
+            backtracks=zeros.clone(),
+            history=x.new_zeros((len(x), 2, self._memory, x.shape[1])),
+            newest=zeros + self._memory - 1,
+            pairs=zeros.clone(),
+            calm=zeros.clone(),
+            status=zeros - 1,
+        )
+        finite = f.isfinite() & g.isfinite().all(1)
+        run.status[~finite] = int(Status.NONFINITE)
+        self._aim(run, finite.nonzero().squeeze(1), patience=1)
+        self._limit(run)
+        return run
+
+    def _limit(self, run: _Running) -> None:
+        over = (self._best.evaluations[run.problem] >= self._stopping.max_evaluations) & (run.status < 0)
+        run.status[over] = int(Status.LIMIT)
+
+    def _round(self, live: Tensor) -> None:
+        """Evaluate one trial point of each live problem and advance its search."""
+        run, stopping = self._run, self._stopping
+        problem = run.problem[live]
+        x, f, g = run.x[live], run.f[live], run.g[live]
+        trial = (x + run.step[live, None] * run.direction[live]).clamp(*self._bounds(problem))
+        f_trial, g_trial = self._objective(trial, problem)
+        self._best.evaluations[problem] += 1
+
+        moved = trial - x
+        foreseen = (g * moved).sum(1)  # first-order change along the bent path
+        # Rounding of f hides small decreases; Hager & Zhang (2005) accept within that error.
+        rounding = 4 * torch.finfo(f.dtype).eps * f.abs()
+        finite = f_trial.isfinite() & g_trial.isfinite().all(1)
+        accepted = finite & (f_trial <= f + _ARMIJO * foreseen + rounding) & (f_trial <= f)
+
+        # Accepted: move there. If the slope along the direction is still steep, go on along it with twice the step.
+        won = live[accepted]
+        gain = (f - f_trial)[accepted]
+        run.x[won], run.f[won], run.g[won] = trial[accepted], f_trial[accepted], g_trial[accepted]
+        slope = (g_trial * moved).sum(1)[accepted]
+        too_short = (slope < _CURVATURE * foreseen[accepted]) & (gain > stopping.ftol * f_trial[accepted].abs())
+        run.step[won[too_short]] *= 2
+        run.backtracks[won[too_short]] = 0
+
+        # Rejected: shorten by the minimiser of the quadratic through f, its slope and f_trial.
+        lost = live[~accepted]
+        curvature = (f_trial - f - foreseen)[~accepted]
+        shrink = -foreseen[~accepted] / (2 * curvature)
+        shrink = torch.where(shrink.isfinite(), shrink, 0.1).clamp(0.1, 0.5)
+        run.step[lost] *= shrink
+        run.backtracks[lost] += 1
+
+        # A search that failed starts again from steepest descent, once; without a history it has stalled.
+        failed = lost[run.backtracks[lost] >= _MAX_BACKTRACKS]
+        run.status[failed[run.pairs[failed] == 0]] = int(Status.STALLED)
+        again = failed[run.pairs[failed] > 0]
+        run.pairs[again] = 0
+
+        ended = won[~too_short]
+        idle = gain[~too_short] <= stopping.ftol * run.f[ended].abs()
+        run.calm[ended] = torch.where(idle, run.calm[ended] + 1, 0)
+        run.status[ended[run.calm[ended] > stopping.patience]] = int(Status.CONVERGED)
+        _remember(run, ended)
+        self._aim(run, torch.cat([ended, again]))
+        self._limit(run)
+
+    def _aim(self, run: _Running, rows: Tensor, patience: int | None = None) -> None:
+        """Compute the next direction and first step of the named rows; end those with no descent left."""
+        if rows.numel() == 0:
+            return
+        x, g = run.x[rows], run.g[rows]
+        lower, upper = self._bounds(run.problem[rows])
+        # A variable just short of a bound can cut the step of all others to nothing. So before a problem is called
+        # converged, variables nearer than ``near`` that the gradient pushes outward are held as well, and go to their
+        # bound by themselves.
+        last = run.calm[rows] >= (self._stopping.patience if patience is None else patience)
+        near = torch.zeros_like(x[:, :1])
+        if last.any():
+            way = torch.linalg.vector_norm((x - g).clamp(lower, upper) - x, dim=1)
+            width = torch.where((upper - lower).isfinite(), upper - lower, 1.0)
+            near = torch.where(last[:, None], torch.minimum(_NEAR * width, way[:, None]), 0.0)
+        to_lower, to_upper = (x - lower <= near) & (g > 0), (upper - x <= near) & (g < 0)
+        free = ~(to_lower | to_upper)
+        home = torch.where(to_lower, lower - x, torch.where(to_upper, upper - x, 0.0))
+        g = g * free
+        direction = -inv_hessian_product(g, run.history.index_select(0, rows), free, run.newest[rows], run.pairs[rows])
+        slope = (direction * g).sum(1)
+        norm = torch.linalg.vector_norm(g, dim=1)
+        # Without a usable history: steepest descent with a step of length at most 1.
+        steepest = (run.pairs[rows] == 0) | ((slope >= 0) & (norm > 0)) | ~slope.isfinite()
+        scaled = -g / norm.clamp(min=1.0)[:, None]
+        run.direction[rows] = torch.where(steepest[:, None], scaled, direction) + home
+        run.pairs[rows[steepest]] = 0
+        run.anchor_x[rows], run.anchor_g[rows] = x, run.g[rows]
+        run.step[rows] = 1.0
+        run.backtracks[rows] = 0
+        run.status[rows[(norm == 0) & (home == 0).all(1)]] = int(Status.CONVERGED)
 
 
 def _remember(run: _Running, rows: Tensor) -> None:
@@ -238,71 +332,3 @@ def _remember(run: _Running, rows: Tensor) -> None:
     run.history[rows, 0, run.newest[rows]] = s
     run.history[rows, 1, run.newest[rows]] = y
     run.pairs[rows] = (run.pairs[rows] + 1).clamp(max=memory)
-
-
-def _aim(run: _Running, rows: Tensor, patience: int) -> None:
-    """Compute the next direction and first step of the named rows; end those with no descent left."""
-    if rows.numel() == 0:
-        return
-    x, g, lower, upper = run.x[rows], run.g[rows], run.lower[rows], run.upper[rows]
-    # A variable just short of a bound can cut the step of all others to nothing. So before a problem is called
-    # converged, variables nearer than ``near`` that the gradient pushes outward are held as well, and go to their
-    # bound by themselves.
-    way = torch.linalg.vector_norm((x - g).clamp(lower, upper) - x, dim=1)
-    width = torch.where((upper - lower).isfinite(), upper - lower, 1.0)
-    last = run.calm[rows] >= patience
-    near = torch.where(last[:, None], torch.minimum(_NEAR * width, way[:, None]), 0.0)
-    to_lower, to_upper = (x - lower <= near) & (g > 0), (upper - x <= near) & (g < 0)
-    free = ~(to_lower | to_upper)
-    home = torch.where(to_lower, lower - x, torch.where(to_upper, upper - x, 0.0))
-    g = g * free
-    direction = -inv_hessian_product(g, run.history.index_select(0, rows), free, run.newest[rows], run.pairs[rows])
-    slope = (direction * g).sum(1)
-    norm = torch.linalg.vector_norm(g, dim=1)
-    # Without a usable history: steepest descent with a step of length at most 1.
-    steepest = (run.pairs[rows] == 0) | ((slope >= 0) & (norm > 0)) | ~slope.isfinite()
-    scaled = -g / norm.clamp(min=1.0)[:, None]
-    run.direction[rows] = torch.where(steepest[:, None], scaled, direction) + home
-    run.pairs[rows[steepest]] = 0
-    run.anchor_x[rows], run.anchor_g[rows] = x, run.g[rows]
-    run.step[rows] = 1.0
-    run.backtracks[rows] = 0
-    run.status[rows[(norm == 0) & (home == 0).all(1)]] = int(Status.CONVERGED)
-
-
-def inv_hessian_product(g: Tensor, history: Tensor, free: Tensor, newest: Tensor, pairs: Tensor) -> Tensor:
-    """H g in the free variables, (a, n), by the compact form of L-BFGS (Byrd, Nocedal & Schnabel 1994, eq. 3.1).
-
-    ``history`` (a, 2, m, n) holds s and y; ``free`` (a, n) masks both, because a held variable left in a pair
-    spoils the curvature of the others. The long vectors are touched twice only; the rest is m x m.
-    """
-    count, _, m, n = history.shape
-    w = (history * free[:, None, None]).reshape(count, 2 * m, n)
-    gram = w @ w.transpose(1, 2)  # (a, 2m, 2m)
-    wg = (g[:, None] @ w.transpose(1, 2)).squeeze(1)  # (a, 2m); six times faster than w @ g here
-
-    # From storage to the order of time, oldest first.
-    place = (newest[:, None] + 1 + torch.arange(m, device=g.device)) % m  # (a, m)
-    both = torch.cat([place, place + m], dim=1)  # (a, 2m)
-    gram = gram.gather(1, both[:, :, None].expand_as(gram)).gather(2, both[:, None, :].expand_as(gram))
-    wg = wg.gather(1, both)
-    curvature = gram[:, :m, m:].diagonal(dim1=1, dim2=2)  # (a, m): s.y
-    y_square = gram[:, m:, m:].diagonal(dim1=1, dim2=2)
-    present = torch.arange(m, device=g.device) >= m - pairs[:, None]
-    usable = present & (curvature > torch.finfo(g.dtype).eps * y_square)
-    # gamma = s.y / y.y of the newest usable pair, Nocedal & Wright eq. 7.20
-    last = torch.where(usable, torch.arange(m, device=g.device), -1).argmax(1, keepdim=True)
-    gamma = torch.where(usable.any(1), (curvature / y_square).gather(1, last).squeeze(1), 1.0)[:, None]
-
-    # Pairs that are not usable become empty: a unit diagonal in R and zeros elsewhere.
-    together = usable[:, :, None] & usable[:, None, :]
-    r = torch.where(together, gram[:, :m, m:].triu(), torch.diag_embed((~usable).to(g.dtype)))
-    yy = torch.where(together, gram[:, m:, m:], 0.0)
-    sg, yg = torch.where(usable, wg[:, :m], 0.0), torch.where(usable, wg[:, m:], 0.0)
-    u = torch.linalg.solve_triangular(r, sg[:, :, None], upper=True)  # R^-1 S'g, (a, m, 1)
-    right = torch.where(usable, curvature, 0.0)[:, :, None] * u + gamma[:, :, None] * (yy @ u - yg[:, :, None])
-    on_s = torch.linalg.solve_triangular(r.transpose(1, 2), right, upper=False).squeeze(2)
-    on_y = -gamma * u.squeeze(2)
-
-    coefficients = torch.empty_like(wg).scatter_(1, both, torch.cat([on_s, on_y], dim=1))  # back to storage
-    return gamma * g + (coefficients[:, None] @ w).squeeze(1)

@@ -1,0 +1,245 @@
+"""The search of a lambda sweep: all problems of all pairs at once, learning from each other.
+
+The problems of one pair share all but their lambda. A distortion found for one is a candidate for all others at no
+cost (the table J_i + lambda_j pen(d_i)), and two candidates need no search at all: d = 0, which is optimal for large
+lambda, and d = x_t - x, which reaches the target's own posterior. The search first looks from several points, for
+the lambda at which the way to the target is weighed against its length: with a larger one d = 0 is optimal, and with
+a much smaller one a search from afar crawls. Then all problems are refined from the best candidate of their pair,
+and every few rounds those that another's distortion serves better move there.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vaeaudit.attacks.term import GoOn, Progress, Term
+from vaeaudit.optim.lbfgsb import Descent, Status, Stopping
+
+_OFF_ZERO = 1e-2  # length of the first step off d = 0, as a share of ||x_t - x||
+_EXPLORED = 2.0**-13  # least lambda that is explored, as a share of the least for which d = 0 could be optimal
+_EXPLORING = 4  # exploring takes this part of a problem's evaluations, from each start
+_ROUNDS = 50  # rounds between two exchanges
+_WORTHWHILE = 1e-3  # relative gain for which a problem moves to another's distortion
+
+
+def penalise(norm: Tensor, penalty: str) -> Tensor:
+    """pen(d) of ||d||_2: itself (`l2`) or its square (`l2sq`)."""
+    return norm if penalty == "l2" else norm.square()
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long is searched: when a problem has settled, and from how many points the search begins."""
+
+    stopping: Stopping
+    starts: int = 2
+
+
+class Search:
+    """The problems of a sweep and the best that is known of each; problem k is pair k // L, lambda k % L.
+
+    ``x`` and ``x_t`` are (P, n), ``lambdas`` (L,); ``floor`` is a lower bound of the data term, None where there
+    is none.
+    """
+
+    def __init__(
+        self,
+        term: Term,
+        x: Tensor,
+        x_t: Tensor,
+        box: tuple[float, float] | None,
+        lambdas: Tensor,
+        penalty: str,
+        floor: float | None,
+        effort: Effort,
+        go_on: GoOn,
+    ) -> None:
+        self.term, self.x, self.x_t, self.lambdas, self.penalty = term, x, x_t, lambdas, penalty
+        self.effort, self.go_on, self.stopped = effort, go_on, False
+        low, high = box if box else (-torch.inf, torch.inf)
+        self.low, self.high = x.new_full((1, x.shape[1]), low), x.new_full((1, x.shape[1]), high)
+        pairs, count = len(x), len(lambdas)
+        every = torch.arange(pairs, device=x.device)
+        self.pair = every.repeat_interleave(count)  # (K,), K = P L
+        self.lam = lambdas.repeat(pairs)  # (K,)
+        self.gap = torch.linalg.vector_norm(x_t - x, dim=1)  # (P,)
+        # The two candidates that need no search: d = 0 and d = x_t - x.
+        self.zero_data, gradient = term.gradient(x, every)
+        self.target_data = term.value(x_t, every)
+        self.floor = (
+            torch.minimum(self.zero_data, self.target_data) if floor is None else torch.full_like(x[:, 0], floor)
+        )
+        self.rising = floor is None  # the lowest data term known is the floor until a lower one is found
+        blocked = ((x <= low) & (gradient > 0)) | ((x >= high) & (gradient < 0))
+        self.descent = torch.where(blocked, 0.0, -gradient)  # (P, n) feasible descent at d = 0
+        self.steepness = torch.linalg.vector_norm(self.descent, dim=1)  # (P,)
+        # d = 0 is stationary where, with `l2`, the feasible gradient of the data term is no longer than lambda.
+        self.stationary = self.steepness[self.pair] <= (self.lam if penalty == "l2" else 0)
+        # Every problem starts with d = 0.
+        self.best = x[self.pair].clone()  # (K, n) best adversarial input
+        self.data = self.zero_data[self.pair]  # (K,) its data term
+        self.norm = torch.zeros_like(self.data)  # (K,) its ||d||_2
+        self.status = torch.where(self.stationary, int(Status.CONVERGED), int(Status.STOPPED))
+        self.evaluations = torch.ones_like(self.pair)
+        self.history: list[tuple[Tensor, Tensor]] = []  # evaluations and objective after each exchange
+
+    def run(self) -> None:
+        """Explore, then refine."""
+        self._explore()
+        self._refine()
+
+    @property
+    def objective(self) -> Tensor:
+        """Best objective of each problem, (K,)."""
+        return self.data + self.lam * penalise(self.norm, self.penalty)
+
+    @property
+    def recent(self) -> Tensor:
+        """What the objective has gained since half of a problem's evaluations, (K,)."""
+        final, before = self.objective, torch.full_like(self.data, torch.inf)
+        for evaluations, objective in self.history:
+            before = torch.where(2 * evaluations <= self.evaluations, objective, before)
+        zero = self.zero_data[self.pair]
+        return (torch.minimum(before, zero) - final).clamp(min=0)
+
+    def candidates(self) -> tuple[Tensor, Tensor]:
+        """Data term and ||d||_2 of each pair's candidates, (P, L + 2): its problems' best, d = 0, d = x_t - x."""
+        shape = (len(self.x), len(self.lambdas))
+        data = torch.stack([self.zero_data, self.target_data], 1)
+        norm = torch.stack([torch.zeros_like(self.gap), self.gap], 1)
+        return torch.cat([self.data.reshape(shape), data], 1), torch.cat([self.norm.reshape(shape), norm], 1)
+
+    def _explore(self) -> None:
+        """Search from a small step off d = 0, from halfway to the target, and from further points between."""
+        towards = (self.zero_data - self.target_data) / self.gap
+        top = torch.maximum(self.steepness, towards) / (1 if self.penalty == "l2" else self.gap)
+        below = self.lam < top[self.pair]
+        explored = (below & (self.lam >= _EXPLORED * top[self.pair])).reshape(len(self.x), -1)
+        # Where the lambda asked for leave that range out, the largest below it.
+        nearest = torch.where(below, self.lam, -torch.inf).reshape(explored.shape)
+        largest = (nearest == nearest.max(1, keepdim=True).values) & nearest.isfinite()
+        problem = torch.where(explored.any(1, keepdim=True), explored, largest).flatten().nonzero().squeeze(1)
+        if not problem.numel():
+            return
+        pair = self.pair[problem]
+        points = [self._off_zero(pair)]
+        points += [torch.lerp(self.x[pair], self.x_t[pair], _between(start)) for start in range(1, self.effort.starts)]
+        most = -(-self.effort.stopping.max_evaluations // _EXPLORING)
+        several = problem.repeat(len(points))
+        search = self._descent(several, torch.cat(points), most, None)
+        self._advance(search, most, f"exploring from {len(points)} points")
+        self._harvest(search, several)
+        self.evaluations = self.evaluations.index_add(0, several, search.minima().evaluations)
+
+    def _refine(self) -> None:
+        """Search from the best candidate of each problem's pair, moving to better ones as they are found."""
+        problem = torch.arange(len(self.lam), device=self.lam.device)
+        self._adopt()
+        start = torch.where((self.norm > 0)[:, None], self.best, self._off_zero(self.pair))
+        begin = ((self.norm > 0) | ~self.stationary).nonzero().squeeze(1)
+        search = self._descent(problem, start, self.effort.stopping.max_evaluations, begin)
+        used = self.evaluations
+        begun = torch.zeros_like(self.stationary)
+        begun[begin] = True
+        while not self.stopped:
+            self._advance(search, _ROUNDS, "refining")
+            self._harvest(search, problem)
+            found = search.minima()
+            self.evaluations = used + found.evaluations
+            self.history.append((self.evaluations, self.objective))
+            worthwhile, source = self._adopt()
+            over = found.evaluations >= self.effort.stopping.max_evaluations
+            moving = worthwhile & ~over & (self.norm > 0)
+            begun |= moving
+            self.status = torch.where(begun, found.status, self.status)
+            # What came from another lambda and is not searched for its own has not settled.
+            self.status[worthwhile & over] = int(Status.LIMIT)
+            rows = moving.nonzero().squeeze(1)
+            if self.stopped or not (search.running or rows.numel()):
+                break
+            if rows.numel():
+                search.move(rows, self.best[rows], source[rows])
+        # The search can be stuck at x_t itself: it settles where it started, far from the best.
+        bound = self.target_data[self.pair] + self.lam * penalise(self.gap, self.penalty)[self.pair]
+        saved = self._excess(bound) - self._excess(self.objective)
+        stuck = (self.norm > 0) & (saved <= _WORTHWHILE * self._excess(bound)) & (self.status != int(Status.STOPPED))
+        self.status[stuck] = int(Status.STALLED)
+
+    def _excess(self, objective: Tensor) -> Tensor:
+        """How far an objective (K,) lies above the floor of its pair's data term: the scale of relative gains."""
+        above: Tensor = objective - self.floor[self.pair]
+        return above
+
+    def _adopt(self) -> tuple[Tensor, Tensor]:
+        """Give each problem the best candidate of its pair.
+
+        Returns whether that gained enough to search from it, (K,), and the problem it came from, (K,), -1 for none.
+        """
+        data, norm = self.candidates()
+        count = data.shape[1] - 2
+        table = data[:, None, :] + self.lambdas[:, None] * penalise(norm, self.penalty)[:, None, :]
+        offer, which = table.flatten(0, 1).min(1)  # (K,) over the candidates of the pair
+        before = self.objective
+        if self.rising:
+            self.floor = data.min(1).values
+        worthwhile = before - offer > _WORTHWHILE * self._excess(before)
+        source = torch.where(which < count, self.pair * count + which, -1)
+        better = (offer < before).nonzero().squeeze(1)
+        pair, place = self.pair[better], which[better]
+        free = torch.where((place == count)[:, None], self.x[pair], self.x_t[pair])
+        own = source[better].clamp(min=0)
+        self.best[better] = torch.where((place < count)[:, None], self.best[own], free)
+        self.data[better], self.norm[better] = data[pair, place], norm[pair, place]
+        return worthwhile, source
+
+    def _off_zero(self, pair: Tensor) -> Tensor:
+        """A small step off d = 0, along the feasible descent or, where that is flat, towards the target."""
+        steep = self.steepness[pair][:, None]
+        way = torch.where(steep > 0, self.descent[pair] / steep, (self.x_t - self.x)[pair] / self.gap[pair][:, None])
+        point: Tensor = self.x[pair] + _OFF_ZERO * self.gap[pair][:, None] * way
+        return point
+
+    def _descent(self, problem: Tensor, start: Tensor, most: int, begin: Tensor | None) -> Descent:
+        """A minimisation of the named problems, with at most ``most`` evaluations of each."""
+
+        def objective(points: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+            k = problem[row]
+            pair, lam = self.pair[k], self.lam[k]
+            data, gradient = self.term.gradient(points, pair)
+            d = points - self.x.index_select(0, pair)
+            norm = torch.linalg.vector_norm(d, dim=1)
+            # `l2` has no gradient at d = 0; what is left out there is 0, not NaN.
+            slope = torch.where(norm > 0, 1 / norm, 0.0) if self.penalty == "l2" else 2.0
+            return data + lam * penalise(norm, self.penalty), gradient.addcmul_((lam * slope)[:, None], d)
+
+        asked = self.effort.stopping
+        stopping = Stopping(asked.ftol, asked.patience, most)
+        return Descent(objective, start, self.low, self.high, stopping, begin=begin)
+
+    def _advance(self, search: Descent, rounds: int, stage: str) -> None:
+        for _ in range(rounds):
+            running = search.running
+            if not running or self.stopped:
+                return
+            self.stopped = not self.go_on(Progress(stage, running, len(self.lam)))
+            if not self.stopped:
+                search.advance(1)
+
+    def _harvest(self, search: Descent, problem: Tensor) -> None:
+        """Keep what is better than the best known; ``problem`` (b,) names the problem of each row of the search."""
+        found = search.minima()
+        value = torch.full_like(self.data, torch.inf).scatter_reduce(0, problem, found.value, "amin")
+        wins = (found.value == value[problem]) & (found.value < self.objective[problem])
+        rows = wins.nonzero().squeeze(1)
+        if rows.numel():
+            k = problem[rows]
+            # The data term is computed anew: taking the penalty off the value would cancel with large lambda.
+            data = self.term.value(found.x[rows], self.pair[k])
+            norm = torch.linalg.vector_norm(found.x[rows] - self.x[self.pair[k]], dim=1)
+            self.best[k], self.data[k], self.norm[k] = found.x[rows], data, norm
+
+
+def _between(number: int) -> float:
+    """The ``number``-th point of the van der Corput sequence: 1/2, 1/4, 3/4, 1/8, ..."""
+    return sum(2.0**~place for place, bit in enumerate(f"{number:b}"[::-1]) if bit == "1")
