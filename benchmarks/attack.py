@@ -17,9 +17,9 @@ from tabulate import tabulate
 from torch import Tensor
 
 import vaeaudit
-from vaeaudit.checks.attack import draw_pairs
 from vaeaudit.data import fit
 from vaeaudit.formats import read
+from vaeaudit.pairs import at_random
 from vaeaudit.registry import open_model
 from vaeaudit.vae import VAE, Posterior
 
@@ -39,8 +39,8 @@ def main() -> None:
     vae = open_model(given.model, given.adapter).vae
     shape = tuple(vae.input_shape)
     data = fit(read(given.data), input_shape=shape, data_range=vae.range, resize=given.resize)
-    pairs = draw_pairs(given.pairs, len(data), lambda i, j: torch.equal(*data.batch([i, j])), seed=0)
-    x, x_t = (data.batch([pair[k] for pair in pairs]) for k in (0, 1))
+    pairs = at_random(data, given.pairs, seed=0)
+    x, x_t = data.batch(pairs.sources), data.batch(pairs.targets)
 
     started = time.perf_counter()
     ours = vaeaudit.attack(vae, x, x_t, lambdas=given.lambdas)

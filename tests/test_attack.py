@@ -9,7 +9,9 @@ import torch
 from scipy.optimize import lsq_linear, minimize_scalar
 from torch import Tensor
 
+from vaeaudit.attacks.objectives import Objective
 from vaeaudit.attacks.search import Effort
+from vaeaudit.attacks.signs import Sign, Signs
 from vaeaudit.attacks.similarity import SIMILARITIES
 from vaeaudit.attacks.sweep import (
     PENALTIES,
@@ -20,7 +22,7 @@ from vaeaudit.attacks.sweep import (
 )
 from vaeaudit.attacks.term import Progress
 from vaeaudit.batches import RowBatches
-from vaeaudit.checks.attack import AttackResult, attack, draw_pairs, summarise
+from vaeaudit.checks.attack import AttackResult, attack, summarise
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, DataError, VaeauditError
 from vaeaudit.optim.lbfgsb import Status, Stopping
@@ -420,14 +422,16 @@ def result_of(norm: list[float], error: list[float], *, gap: float, source: floa
     )
     one = torch.zeros(1, 1)
     return AttackResult(
-        mode="latent",
-        similarity="kl",
+        objective=Objective("latent"),
         seed=0,
         sweep=found,
+        signs=Signs(torch.zeros(len(Sign), 1)),
         source=one,
         source_reconstruction=one,
         target=one,
+        target_reconstruction=one,
         reconstruction=blank,
+        fresh_data_term=None,
         target_nll=nothing,
         target_error=torch.tensor([error]),
         own_error=nothing,
@@ -713,54 +717,6 @@ def test_an_automatic_batch_has_at_least_one_row_and_more_on_a_gpu(shape: tuple[
     size = RowBatches.automatic(shape, torch.device(device)).size
     assert size >= 1
     assert RowBatches.automatic(shape, torch.device("cuda")).size >= size
-
-
-# Pairs
-
-
-def never(_a: int, _b: int) -> bool:
-    return False
-
-
-def test_the_first_pairs_do_not_depend_on_how_many_are_drawn() -> None:
-    many = draw_pairs(40, 30, never, seed=2)
-    for count in (1, 7, 39):
-        assert draw_pairs(count, 30, never, seed=2) == many[:count]
-    assert draw_pairs(40, 30, never, seed=3) != many
-
-
-def test_pairs_are_different_and_never_of_an_item_with_itself() -> None:
-    pairs = draw_pairs(200, 20, never, seed=0)
-    assert len(set(pairs)) == len(pairs) == 200
-    assert all(0 <= s < 20 and 0 <= t < 20 and s != t for s, t in pairs)
-    assert set(range(20)) == {s for s, _ in pairs} == {t for _, t in pairs}
-
-
-@pytest.mark.parametrize("items", [2, 5, 40])
-def test_all_pairs_there_are_can_be_drawn(items: int) -> None:
-    count = items * (items - 1)
-    assert len(set(draw_pairs(count, items, never, seed=0))) == count
-
-
-def test_pairs_of_equal_images_are_passed_over() -> None:
-    pairs = draw_pairs(10, 8, lambda a, b: a % 4 == b % 4, seed=0)
-    assert all(s % 4 != t % 4 for s, t in pairs)
-
-
-@pytest.mark.parametrize(
-    ("count", "items", "same", "words"),
-    [
-        (1, 1, never, "at least two items"),
-        (1, 0, never, "at least two items"),
-        (7, 3, never, "6 pairs.*7"),
-        (2, 50, lambda _a, _b: True, "0 of 2 pairs.*50 items.*repeat"),
-    ],
-)
-def test_pairs_that_cannot_be_drawn_are_an_error_that_says_why(
-    count: int, items: int, same: Callable[[int, int], bool], words: str
-) -> None:
-    with pytest.raises(DataError, match=words):
-        draw_pairs(count, items, same, seed=0)
 
 
 # Bad input

@@ -23,7 +23,7 @@ from torch import Tensor
 from vaeaudit.cli.app import main
 
 COMMAND = Path(sys.executable).with_name("vaeaudit")
-FAST = ("--pairs", "2", "--lambdas", "3", "--max-evaluations", "20")
+FAST = ("--pairs", "2", "--lambdas", "3", "--max-evaluations", "400")
 REPORT = {"adversarial.safetensors", "attack-latent-curve.png", "items.json", "report.json", "report.md"}
 BASIS = torch.linalg.qr(torch.randn(16, 3, generator=torch.Generator().manual_seed(0)))[0]
 
@@ -266,7 +266,7 @@ def test_the_command_alone_shows_its_help_as_usage_error(cli: Cli) -> None:
         (["--batch-size", "²"], "--batch-size must be a valid integer or 'auto', but '²' came"),
         (["--limit", "0"], "--limit must be at least 1, but 0 came"),
         (["--limit", "1"], "--limit leaves 1 of 40 items, where at least two are needed"),
-        (["--mode", "output"], "--mode must be 'latent', but 'output' came"),
+        (["--mode", "outptu"], "--mode must be 'latent' or 'output', but 'outptu' came (did you mean 'output'?)"),
         (["--mode", "latnt"], "but 'latnt' came (did you mean 'latent'?)"),
         (["--similarity", "KL"], "--similarity must be 'kl', 'reverse-kl', "),
         (["--penalty", "l1"], "--penalty must be 'l2' or 'l2sq', but 'l1' came"),
@@ -295,7 +295,8 @@ def test_the_command_alone_shows_its_help_as_usage_error(cli: Cli) -> None:
         (["--out", "/proc/no/where"], "nothing can be written to /proc/no/where: No such file or directory"),
         (["--config", "no.toml"], "there is no configuration file 'no.toml'; expected a TOML file"),
         (["--config", "x", "--isolated"], "--config names a file and --isolated reads none; give one of them"),
-        (["--pair", "2"], "No such option: --pair (Possible options: --pairs); see vaeaudit attack --help"),
+        (["--par", "2"], "No such option: --par"),
+        (["--pair", "2"], "'2' names a source without a target; write it as in 3:7"),
         (["more"], "Got unexpected extra argument(s) (more); see vaeaudit attack --help"),
     ],
 )
@@ -348,7 +349,9 @@ def test_what_is_not_named_or_not_there_is_told(cli: Cli, arguments: list[str], 
 )
 def test_odd_but_possible_options_give_a_whole_report(attack: Cli, arguments: list[str]) -> None:
     done = attack(*arguments, "--format", "json")
-    assert (done.code, done.err) == (0, "")
+    # A norm-like similarity has a crease at the match; where the search sticks in it, the failure signs say so.
+    verdict = report()["verdict"]
+    assert (done.code, done.err) == (5 if verdict == "inconclusive" and "wasserstein" in arguments else 0, "")
     assert json.loads(done.out) == report()
     assert len(report()["attacks"]) == 1  # type: ignore[arg-type]
 

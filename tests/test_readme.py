@@ -71,7 +71,8 @@ def test_every_option_that_the_interface_names_exists_or_is_to_come(offered: dic
 
 
 def test_both_commands_share_their_common_options(offered: dict[str, set[str]]) -> None:
-    own = {"--mode", "--pairs", "--lambdas", "--similarity", "--penalty", "--max-evaluations", "--out"}
+    own = {"--mode", "--pairs", "--pairing", "--vary", "--pair", "--lambdas", "--similarity", "--on", "--layers"}
+    own |= {"--penalty", "--restarts", "--max-evaluations", "--out"}
     assert offered["attack"] - offered["doctor"] == own
     assert offered["doctor"] <= offered["attack"]
 
@@ -134,7 +135,7 @@ def test_the_adapter_of_the_readme_audits_a_model_as_it_stands(
     save_file(vae.state_dict(), "vae.safetensors")
     (line,) = [line for block in blocks("sh") for line in block.splitlines() if "my_adapter.py:open" in line]
     _, *arguments = shlex.split(line)
-    code, out = run(*arguments, "--pairs", "2", "--lambdas", "3", "--max-evaluations", "20", "--format", "json")
+    code, out = run(*arguments, "--pairs", "2", "--lambdas", "3", "--format", "json")
     report = json.loads(out)
     assert (code, report["verdict"]) == (0, "ungated")
     assert report["model"]["adapter"]["source"] == "file my_adapter.py"

@@ -235,7 +235,7 @@ def small() -> Report:
     pair = entries.PairEntry(
         source=3, target=14, lam=0.125, norm=1.5, data_term=0.25, penalty=0.1875, objective=0.4375, target_nll=None,
         target_nll_unattacked=1234567.0, target_error=0.5, target_error_unattacked=9.87654, target_error_floor=0.25,
-        own_error=1e-7, status="converged",
+        own_error=1e-7, fresh_data_term=None, status="converged", signs=["not converged: it could gain"],
     )  # fmt: skip
     return Report(
         tool="vaeaudit 9.9",
@@ -263,8 +263,13 @@ def small() -> Report:
         ),
         attacks=[
             entries.AttackEntry(
-                mode="latent", similarity="kl", unit="nats", penalty="l2", box=(0, 1), lambdas=[0.125, 8.0],
-                pairs=[pair], statuses={"converged": 1, "evaluation limit reached": 1}, evaluations=12345,
+                mode="latent", similarity="kl", on="both", layers=None, unit="nats", penalty="l2", box=(0, 1),
+                lambdas=[0.125, 8.0], restarts=1, chosen="as given", pairs=[pair], signs={"not converged": 1},
+                classes=entries.ClassTableEntry(
+                    classifier="a coin", classes=[3, 7], attacked=[[0, 1], [2, 0]], valid=[[0, 1], [0, 0]],
+                    left=[[0, 1], [0, 0]], reached=[[0, 0], [0, 0]],
+                ),
+                statuses={"converged": 1, "evaluation limit reached": 1}, evaluations=12345,
                 zero_optimal=1,
             )
         ],
@@ -302,8 +307,9 @@ def test_tables_show_what_is_not_finite_and_what_is_too_small(small: Report) -> 
     headers, rows = attack_table(small.attacks[0])
     assert headers == list(LEGEND)
     assert rows == [
-        ["3 → 14", "0.125", "1.5", "0.25", "0.1875", "0.4375", "1.235e+06 → n/a", "9.877 → 0.5 (0.25)", "1e-07"]
-    ]
+        ["3 → 14", "0.125", "1.5", "0.25", "0.1875", "0.4375", "1.235e+06 → n/a", "9.877 → 0.5 (0.25)", "1e-07",
+         "not converged"]
+    ]  # fmt: skip
     assert ends(small.attacks[0]) == (
         "2 problems: 1 converged, 1 evaluation limit reached; d = 0 is the best found for 1; 12,345 evaluations"
     )

@@ -60,6 +60,7 @@ def _rows(audit: Audit, result: AttackResult) -> list[dict[str, object]]:
         "data_term": found.data_term.tolist(),
         "penalty": found.penalty_term.tolist(),
         "objective": found.objective.tolist(),
+        **({} if result.fresh_data_term is None else {"fresh_data_term": result.fresh_data_term.tolist()}),
         "target_nll": result.target_nll.tolist(),
         "target_error": result.target_error.tolist(),
         "own_error": result.own_error.tolist(),
@@ -87,7 +88,7 @@ def _adversarial(audit: Audit) -> bytes:
         tensors[f"{result.mode}.adversarial"] = result.sweep.adversarial.contiguous().cpu()
         tensors[f"{result.mode}.distortion"] = result.sweep.distortion.contiguous().cpu()
     about = {
-        "pairs": audit.pairs,
+        "pairs": list(audit.pairs),
         "lambdas": audit.attacks[0].sweep.lambdas.tolist(),
         "seed": audit.report.environment.seed,
         "model_sha256": audit.report.model.file.sha256,

@@ -7,14 +7,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from vaeaudit import pairs as choice
 from vaeaudit.attacks.term import GoOn
-from vaeaudit.checks.attack import AttackResult, attack, draw_pairs
+from vaeaudit.checks.attack import AttackResult, attack
+from vaeaudit.checks.classifier import Judge, judge
 from vaeaudit.checks.plausibility import Verdict
+from vaeaudit.checks.success import class_success, factor_success, summarise_classes, summarise_factor
 from vaeaudit.config import Resolved
-from vaeaudit.record import write_down
+from vaeaudit.pairs import Pairs
+from vaeaudit.record import Outcome, write_down
 from vaeaudit.report.model import Report
 from vaeaudit.subject import Subject
 
@@ -24,7 +27,7 @@ class Audit:
     """A report with the tensors it speaks of, pairs of item numbers included; ``fault`` is what ended it early."""
 
     report: Report
-    pairs: tuple[tuple[int, int], ...]
+    pairs: Pairs
     attacks: tuple[AttackResult, ...]
     fault: BaseException | None
 
@@ -36,31 +39,30 @@ def run_attack(subject: Subject, resolved: Resolved, argv: Sequence[str], go_on:
     """
     started = time.monotonic()
     settings = subject.settings
-    attacks: list[AttackResult] = []
+    outcomes: list[Outcome] = []
     skipped: dict[str, str] = {}
     fault: BaseException | None = None
-    pairs: list[tuple[int, int]] = []
+    pairs = Pairs((), (), "none")
     failed = [f.name for f in subject.plausibility.findings if f.verdict is Verdict.FAIL]
     if failed:
         reason = f"the model did not pass: {', '.join(failed)}"
         skipped = {f"attack.{mode}": reason for mode in settings.attack.modes}
     else:
         pairs = _pairs(subject)
-        x, x_t = (
-            subject.data.batch([pair[k] for pair in pairs], dtype=subject.dtype, device=subject.device) for k in (0, 1)
-        )
+        x, x_t = subject.images(pairs.sources), subject.images(pairs.targets)
         try:
-            attacks.extend(_attack(subject, mode, x, x_t, pairs, go_on) for mode in settings.attack.modes)
+            judged = _judge(subject, pairs)
+            for mode in settings.attack.modes:
+                result = _attack(subject, mode, x, x_t, pairs, go_on)
+                outcomes.append(_outcome(subject, pairs, result, judged))
         except (Exception, SystemExit) as error:  # the adapter is the user's code: it must not read as a finding
             fault = error
     seconds = time.monotonic() - started
-    report = write_down(subject, resolved, argv, pairs, attacks, skipped, fault, seconds)
-    return Audit(report, tuple(pairs), tuple(attacks), fault)
+    report = write_down(subject, resolved, argv, pairs, outcomes, skipped, fault, seconds)
+    return Audit(report, pairs, tuple(outcome.result for outcome in outcomes), fault)
 
 
-def _attack(
-    subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: list[tuple[int, int]], go_on: GoOn
-) -> AttackResult:
+def _attack(subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: Pairs, go_on: GoOn) -> AttackResult:
     chosen = subject.settings.attack
     size = subject.settings.run.batch_size
     return attack(
@@ -70,19 +72,65 @@ def _attack(
         mode,
         lambdas=chosen.lambdas,
         similarity=chosen.similarity,
+        on=chosen.on,
+        layers=chosen.layers or None,
         penalty=chosen.penalty,
+        restarts=chosen.restarts,
         data_range=subject.data.range,
         seed=subject.settings.run.seed,
         max_evaluations=chosen.max_evaluations,
         batch_size=size if isinstance(size, int) else None,
-        items=[source for source, _ in pairs],
+        items=pairs.sources,
         go_on=go_on,
     )
 
 
-def _pairs(subject: Subject) -> list[tuple[int, int]]:
-    def same(source: int, target: int) -> bool:
-        images = subject.data.batch([source, target])
-        return torch.equal(images[0], images[1])
+def _pairs(subject: Subject) -> Pairs:
+    """The pairs that the settings ask for."""
+    asked, seed = subject.settings.attack, subject.settings.run.seed
+    if asked.pair:
+        return choice.given(subject.data, [choice.parse(text) for text in asked.pair], n=subject.n)
+    if asked.vary is not None:
+        return choice.by_factor(subject.data, asked.vary, asked.pairs, n=subject.n, seed=seed)
+    choose = choice.by_label if asked.pairing == "label" else choice.at_random
+    return choose(subject.data, asked.pairs, n=subject.n, seed=seed)
 
-    return draw_pairs(subject.settings.attack.pairs, subject.n, same, seed=subject.settings.run.seed)
+
+def _judge(subject: Subject, pairs: Pairs) -> Judge | None:
+    """What names the classes of reconstructions, where pairs were chosen by them."""
+    labels = subject.data.labels
+    if subject.settings.attack.pairing != "label" or labels is None:
+        return None
+    size = subject.settings.run.batch_size
+    return judge(
+        subject.model.vae,
+        subject.images,
+        labels[: subject.n],
+        attacked={*pairs.sources, *pairs.targets},
+        seed=subject.settings.run.seed,
+        batch_size=size if isinstance(size, int) else None,
+    )
+
+
+def _outcome(subject: Subject, pairs: Pairs, result: AttackResult, judged: Judge | None) -> Outcome:
+    """An attack with whether it succeeded, at each pair's chosen lambda."""
+    reconstruction, prefix = result.at_chosen(result.reconstruction), f"attack.{result.mode}"
+    data = subject.data
+    if judged is not None and data.labels is not None:
+        sources, targets = data.labels[list(pairs.sources)], data.labels[list(pairs.targets)]
+        classes = class_success(judged.classifier, reconstruction, result.source_reconstruction, sources, targets)
+        faults = (judged.fault,) if judged.fault else ()
+        metrics = summarise_classes(classes, judged, prefix=prefix)
+        return Outcome(result, metrics, (*judged.warnings, *faults), classes.table, judged.how)
+    if pairs.factor is not None and data.factors is not None:
+        success = factor_success(
+            reconstruction,
+            result.source_reconstruction,
+            result.target_reconstruction,
+            result.target,
+            pairs.targets,
+            subject.images,
+            data.factors.classes[: subject.n],
+        )
+        return Outcome(result, summarise_factor(success, prefix=prefix), (success.fault,) if success.fault else ())
+    return Outcome(result)

@@ -16,7 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import ErrorDetails
 
 from vaeaudit.errors import ConfigError, nearest
@@ -31,6 +40,7 @@ def _two_numbers(value: object) -> object:
 
 Whole = Annotated[int, Field(strict=True)]
 Positive = Annotated[int, Field(strict=True, ge=1)]
+Count = Annotated[int, Field(strict=True, ge=0)]
 Name = Annotated[str, Field(min_length=1)]
 Range = Annotated[tuple[float, float], BeforeValidator(_two_numbers)]
 
@@ -71,21 +81,41 @@ class RunSettings(_Section):
 class AttackSettings(_Section):
     """The attack check."""
 
-    modes: tuple[Literal["latent"], ...] = Field(("latent",), description="Attack modes.")
+    modes: tuple[Literal["latent", "output"], ...] = Field(("latent",), description="Attack modes: latent, output.")
     pairs: Positive = Field(10, description="Source and target pairs.")
+    pairing: Literal["random", "label"] = Field("random", description="Pairs at random, or of different labels.")
+    vary: Name | None = Field(None, description="Pairs that differ in this one factor of the data.")
+    pair: tuple[Name, ...] = Field((), description='Pairs themselves, as item numbers "SOURCE:TARGET".')
     lambdas: Positive = Field(50, description="Values of lambda, geometric from 2^-20 to 2^20.")
     similarity: Literal["kl", "reverse-kl", "symmetric-kl", "mean", "sample", "wasserstein"] = Field(
         "kl", description="What the latent attack minimises between the two posteriors."
     )
+    on: Literal["both", "mean", "std"] = Field("both", description="What of the posterior the perturbation reaches.")
+    layers: tuple[Positive, ...] = Field((), description="Layers of a chain that are compared, from 1; all if empty.")
     penalty: Literal["l2", "l2sq"] = Field("l2", description="||d||_2 or its square.")
-    max_evaluations: Positive = Field(300, description="Model evaluations for one problem and one search.")
+    restarts: Count = Field(1, description="Points between source and target from which is searched besides.")
+    max_evaluations: Positive = Field(600, description="Model evaluations for refining one problem.")
 
     @field_validator("modes")
     @classmethod
-    def _each_once(cls, value: tuple[Literal["latent"], ...]) -> tuple[Literal["latent"], ...]:
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("a list of at least one mode")
         return tuple(dict.fromkeys(value))
+
+    @field_validator("pair")
+    @classmethod
+    def _pairs_alone(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if value and (info.data.get("vary") or info.data.get("pairing") == "label"):
+            raise ValueError("left out where vary or pairing chooses the pairs")
+        return value
+
+    @field_validator("vary")
+    @classmethod
+    def _one_choice(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and info.data.get("pairing") == "label":
+            raise ValueError("left out where pairing is label")
+        return value
 
 
 class Settings(_Section):

@@ -2,22 +2,26 @@
 
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
 import torch
 from torch import Tensor, nn
 
 import vaeaudit
+from vaeaudit.attacks.signs import Sign
 from vaeaudit.checks.attack import AttackResult, summarise
 from vaeaudit.checks.plausibility import Plausibility
+from vaeaudit.checks.success import ClassTable
 from vaeaudit.config import Resolved
 from vaeaudit.errors import VaeauditError
 from vaeaudit.optim.lbfgsb import Status
+from vaeaudit.pairs import Pairs
 from vaeaudit.registry import told
 from vaeaudit.report.model import (
     AdapterEntry,
     AttackEntry,
+    ClassTableEntry,
     DataEntry,
     Environment,
     FileHash,
@@ -32,21 +36,37 @@ from vaeaudit.stats import Measurement
 from vaeaudit.subject import Subject
 
 
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """An attack with whether it succeeded: further metrics, what is wrong with them, and the classes it led to.
+
+    ``classifier`` tells in words what named those classes.
+    """
+
+    result: AttackResult
+    metrics: dict[str, Measurement] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    classes: ClassTable | None = None
+    classifier: str = ""
+
+
 def write_down(
     subject: Subject,
     resolved: Resolved,
     argv: Sequence[str],
-    pairs: list[tuple[int, int]],
-    attacks: list[AttackResult],
+    pairs: Pairs,
+    outcomes: list[Outcome],
     skipped: dict[str, str],
     fault: BaseException | None,
     seconds: float,
 ) -> Report:
     """The report of an audit that took ``seconds``; ``fault`` is what ended it early, if anything did."""
     metrics: dict[str, MetricEntry] = {}
-    for result in attacks:
-        metrics |= {name: metric(value) for name, value in summarise(result).items()}
-    interrupted = any(result.interrupted for result in attacks)
+    for outcome in outcomes:
+        measured = {**summarise(outcome.result), **outcome.metrics}
+        metrics |= {name: metric(value) for name, value in measured.items()}
+    interrupted = any(outcome.result.interrupted for outcome in outcomes)
+    signs = any(bool(outcome.result.signs.any.any()) for outcome in outcomes)
     error: str | None = None
     exit_code = 0
     if isinstance(fault, VaeauditError):
@@ -55,7 +75,7 @@ def write_down(
         status, verdict, exit_code, error = "error", "error", 3, f"the model raised {told(fault)}"
     elif interrupted:
         status, verdict, exit_code = "interrupted", "inconclusive", 130
-    elif subject.plausibility.passed:
+    elif subject.plausibility.passed and not signs:
         status, verdict = "complete", "ungated"
     else:
         status, verdict, exit_code = "complete", "inconclusive", 5
@@ -73,13 +93,13 @@ def write_down(
         data=data_entry(subject),
         environment=_environment(subject),
         plausibility=plausibility_entry(subject.plausibility),
-        attacks=[_attack_entry(subject, result, pairs) for result in attacks],
+        attacks=[_attack_entry(subject, outcome, pairs) for outcome in outcomes],
         metrics=metrics,
         checks=[],
         baseline=None,
         partial=partial,
         skipped=skipped,
-        warnings=_warnings(subject, attacks),
+        warnings=_warnings(subject, outcomes),
         status=status,
         error=error,
         verdict=verdict,
@@ -89,9 +109,18 @@ def write_down(
     )
 
 
-def _warnings(subject: Subject, attacks: list[AttackResult]) -> list[str]:
+def _warnings(subject: Subject, outcomes: list[Outcome]) -> list[str]:
     told = list(subject.data.warnings)
-    for result in attacks:
+    for outcome in outcomes:
+        result = outcome.result
+        told += outcome.warnings
+        pairs = len(result.gap)
+        for sign, count in _signs(result).items():
+            first = int(result.signs.fired[list(Sign).index(Sign(sign))].nonzero()[0])
+            told.append(
+                f"failure sign '{sign}' in {count} of {pairs} {result.mode} pairs, so that they support no verdict; "
+                f"of pair {first + 1}: {result.signs.message(Sign(sign), first)}"
+            )
         status = result.sweep.status
         limited = int(((status == int(Status.LIMIT)) | (status == int(Status.STALLED))).sum())
         if limited:
@@ -100,6 +129,12 @@ def _warnings(subject: Subject, attacks: list[AttackResult]) -> list[str]:
                 "their objectives are upper bounds that a higher --max-evaluations may lower"
             )
     return told
+
+
+def _signs(result: AttackResult) -> dict[str, int]:
+    """The failure signs of an attack: sign -> pairs that show it."""
+    counts = result.signs.fired.sum(1).tolist()
+    return {str(sign): count for sign, count in zip(Sign, counts, strict=True) if count}
 
 
 def metric(measurement: Measurement) -> MetricEntry:
@@ -160,16 +195,21 @@ def _environment(subject: Subject) -> Environment:
     )
 
 
-def _attack_entry(subject: Subject, result: AttackResult, pairs: list[tuple[int, int]]) -> AttackEntry:
-    found = result.sweep
+def _attack_entry(subject: Subject, outcome: Outcome, pairs: Pairs) -> AttackEntry:
+    result = outcome.result
+    found, objective, signs = result.sweep, result.objective, result.signs
     chosen = found.chosen.tolist()
     return AttackEntry(
         mode=result.mode,
-        similarity=result.similarity,
+        similarity=objective.similarity if result.mode == "latent" else None,
+        on=objective.on,
+        layers=None if objective.layers is None else list(objective.layers),
         unit=result.unit,
         penalty=found.penalty,
         box=subject.data.range,
         lambdas=found.lambdas.tolist(),
+        restarts=subject.settings.attack.restarts,
+        chosen=pairs.how,
         pairs=[
             PairEntry(
                 source=source,
@@ -185,13 +225,31 @@ def _attack_entry(subject: Subject, result: AttackResult, pairs: list[tuple[int,
                 target_error_unattacked=_number(result.source_error[p]),
                 target_error_floor=_number(result.target_floor[p]),
                 own_error=_number(result.own_error[p, k]),
+                fresh_data_term=None if result.fresh_data_term is None else _number(result.fresh_data_term[p, k]),
                 status=Status(int(found.status[p, k])).message,
+                signs=[f"{sign}: {signs.message(sign, p)}" for sign in signs.of(p)],
             )
             for p, (k, (source, target)) in enumerate(zip(chosen, pairs, strict=True))
         ],
+        signs=_signs(result),
+        classes=_classes(outcome),
         statuses={s.message: count for s in Status if (count := int((found.status == int(s)).sum()))},
         evaluations=int(found.evaluations.sum()),
         zero_optimal=int((found.norm == 0).sum()),
+    )
+
+
+def _classes(outcome: Outcome) -> ClassTableEntry | None:
+    table = outcome.classes
+    if table is None:
+        return None
+    return ClassTableEntry(
+        classifier=outcome.classifier,
+        classes=list(table.classes),
+        attacked=table.attacked.tolist(),
+        valid=table.valid.tolist(),
+        left=table.left.tolist(),
+        reached=table.reached.tolist(),
     )
 
 

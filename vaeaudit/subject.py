@@ -1,5 +1,6 @@
 """What is audited: a model, its data, and whether they go together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,10 @@ class Subject:
     n: int
     plausibility: Plausibility
     likelihood: str
+
+    def images(self, items: Sequence[int]) -> Tensor:
+        """The named items as the model takes them, (len(items), *input_shape)."""
+        return self.data.batch(items, dtype=self.dtype, device=self.device)
 
 
 def prepare(settings: Settings) -> Subject:

@@ -140,6 +140,7 @@ class Search:
         begin = ((self.norm > 0) | ~self.stationary).nonzero().squeeze(1)
         search = self._descent(problem, start, self.effort.stopping.max_evaluations, begin)
         used = self.evaluations
+        self.history.append((used, self.objective))
         begun = torch.zeros_like(self.stationary)
         begun[begin] = True
         while not self.stopped:

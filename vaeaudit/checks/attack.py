@@ -3,49 +3,55 @@
 Runs the lambda sweep of one mode on given pairs, and measures what the papers report for every result.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, product
 
 import torch
 from torch import Tensor, nn
 
 from vaeaudit import stats
+from vaeaudit.attacks.objectives import Objective
+from vaeaudit.attacks.probes import DrawTerm, Found
 from vaeaudit.attacks.search import Effort
-from vaeaudit.attacks.similarity import SIMILARITIES
+from vaeaudit.attacks.signs import DIRECTIONS, Signs, signs_of
+from vaeaudit.attacks.similarity import DRAWING
 from vaeaudit.attacks.sweep import PENALTIES, Sweep, geometric_lambdas, sweep
-from vaeaudit.attacks.term import GoOn, always
+from vaeaudit.attacks.term import DataTerm, GoOn, Term, always
 from vaeaudit.batches import RowBatches
-from vaeaudit.draws import noise_set, uniform
+from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, DataError, nearest
 from vaeaudit.optim.lbfgsb import Stopping
 from vaeaudit.stats import Measurement
-from vaeaudit.vae import VAE
+from vaeaudit.vae import VAE, Chain
 
-MODES = ("latent",)
+MODES = ("latent", "output")
 _DRAWS = 16  # reparameterisation draws of one item, where an expectation over z has no closed form
-_PAIR_ATTEMPTS = 1000
 
 
 @dataclass(frozen=True, eq=False)
 class AttackResult:
     """A sweep with what it does to reconstructions: P pairs, L lambda, figures at z = the mean unless stated.
 
-    (P, L): ``target_nll`` is -log p(x_t|z) in nats, the mean over draws z ~ q(z|x*) on noise that the search
-    never saw; ``target_error`` ||x_t - rec(x*)||; ``own_error`` ||x* - rec(x*)||.
+    ``objective`` is what was minimised, ``signs`` are its failure signs, one column a pair.
+    (P, L): ``fresh_data_term`` is the data term on noise that the search never saw, None where it takes no noise;
+    ``target_nll`` is -log p(x_t|z) in nats, the mean over draws z ~ q(z|x*) on that noise; ``target_error``
+    ||x_t - rec(x*)||; ``own_error`` ||x* - rec(x*)||.
     (P,): ``source_nll`` is ``target_nll`` at d = 0; ``target_floor`` ||x_t - rec(x_t)||, what a perfect match
     reaches; ``source_error`` ||x_t - rec(x)||, where the attack starts; ``gap`` ||x_t - x||.
-    (P, *shape): ``source``, ``source_reconstruction``, ``target``; (P, L, *shape): ``reconstruction`` rec(x*).
+    (P, *shape): ``source`` and ``target`` with ``source_reconstruction`` and ``target_reconstruction``;
+    (P, L, *shape): ``reconstruction`` rec(x*).
     """
 
-    mode: str
-    similarity: str
+    objective: Objective
     seed: int
     sweep: Sweep
+    signs: Signs
     source: Tensor
     source_reconstruction: Tensor
     target: Tensor
+    target_reconstruction: Tensor
     reconstruction: Tensor
+    fresh_data_term: Tensor | None
     target_nll: Tensor
     target_error: Tensor
     own_error: Tensor
@@ -55,9 +61,14 @@ class AttackResult:
     gap: Tensor
 
     @property
+    def mode(self) -> str:
+        """Name of the attack mode."""
+        return self.objective.mode
+
+    @property
     def unit(self) -> str:
         """Unit of the data term and the objective."""
-        return "nats" if self.similarity.endswith("kl") else "latent units"
+        return self.objective.unit
 
     @property
     def interrupted(self) -> bool:
@@ -103,7 +114,10 @@ def attack(
     *,
     lambdas: int | Sequence[float] = 50,
     similarity: str = "kl",
+    on: str = "both",
+    layers: Sequence[int] | None = None,
     penalty: str = "l2",
+    restarts: int = 1,
     data_range: tuple[float, float] | None = None,
     seed: int = 0,
     max_evaluations: int = 600,
@@ -117,58 +131,107 @@ def attack(
         vae: any object that keeps the contract :class:`vaeaudit.VAE`.
         x: sources, (P, *input_shape), in the model's range; their dtype and device are used throughout.
         x_t: targets, likewise.
-        mode: "latent" minimises similarity(q(z|x + d), q(z|x_t)) + lambda pen(d).
+        mode: "latent" minimises similarity(q(z|x + d), q(z|x_t)) + lambda pen(d), "output"
+            -E_q(z|x + d) log p(x_t|z) + KL(q(z|x + d) || p(z)) + lambda pen(d).
         lambdas: how many, geometric from 2^-20 to 2^20; or the values themselves.
-        similarity: a name of :data:`vaeaudit.attacks.similarity.SIMILARITIES`.
+        similarity: of the latent attack, a name of :data:`vaeaudit.attacks.similarity.SIMILARITIES`.
+        on: what of the posterior the perturbation reaches: "mean", "std" or "both"; the rest stays that of x.
+        layers: of a chain of stochastic layers, counted from 1, that the latent attack compares; all where None.
         penalty: "l2", ||d||_2, or "l2sq", ||d||_2^2.
+        restarts: points between source and target from which is searched besides the source, at least 0.
         data_range: box for x + d; the model's own range where None, no box where it has none either.
         seed: of every random draw.
-        max_evaluations: of the objective, for one problem and one search.
+        max_evaluations: of the objective, for refining one problem; exploring takes up to a quarter of them a start.
         batch_size: most rows that the model is given at once; chosen by size where None.
         items: numbers that key the draws of each source; 0, 1, ... where None.
         go_on: asked regularly; on False the sweep ends with the best it has.
 
     Raises:
-        ConfigError: unknown mode, similarity or penalty; lambda not positive and finite.
+        ConfigError: unknown mode, similarity, penalty, on or layer; lambda not positive and finite; restarts below 0.
+        UnsupportedError: the model's posterior does not give what is asked.
         DataError: shapes or types that do not fit, values outside the range, no pair, or a pair of equal images.
     """
-    for what, name, known in (
-        ("mode", mode, MODES),
-        ("similarity", similarity, tuple(SIMILARITIES)),
-        ("penalty", penalty, PENALTIES),
-    ):
+    for what, name, known in (("mode", mode, MODES), ("penalty", penalty, PENALTIES)):
         if name not in known:
             raise ConfigError(f"there is no attack {what} '{name}'{nearest(name, known)}; there are {', '.join(known)}")
+    if restarts < 0:
+        raise ConfigError(f"an attack cannot have {restarts} restarts; give 0 or more")
+    objective = Objective(mode, similarity, on, layers=None if layers is None else tuple(layers))
     box = data_range or vae.range
     _check_pairs(vae, x, x_t, box)
     values = torch.tensor(_lambdas(lambdas), dtype=x.dtype, device=x.device)
     keys = list(range(len(x))) if items is None else list(items)
     if len(keys) != len(x):
         raise DataError(f"each of the {len(x)} sources needs an item number, but {len(keys)} came; give one each")
-    rows = RowBatches.automatic(vae.input_shape, x.device) if batch_size is None else RowBatches(batch_size)
-
     with torch.no_grad():
-        target = vae.encode(x_t)
-    noise = noise_set(target.noise_shape, draws=_DRAWS, items=keys, seed=seed, check=f"attack.{mode}", like=x)
-    measure = SIMILARITIES[similarity]
+        posterior = vae.encode(x_t[:1])
+    shape = posterior.noise_shape
 
-    def data_term(x_adv: Tensor, pair: Tensor) -> Tensor:
-        return measure(vae.encode(x_adv), target.rows(pair), noise[:, pair])
+    def noise(name: str, of: tuple[int, ...] = shape, draws: int = _DRAWS) -> Tensor:
+        return noise_set(of, draws=draws, items=keys, seed=seed, check=f"attack.{mode}{name}", like=x)
 
-    stopping = Stopping.for_dtype(x.dtype, max_evaluations)
-    found = sweep(data_term, x, x_t, box, values, penalty=penalty, effort=Effort(stopping), rows=rows, go_on=go_on)
-    fresh = noise_set(target.noise_shape, draws=_DRAWS, items=keys, seed=seed, check=f"attack.{mode}.fresh", like=x)
-    return _measure(vae, x, x_t, mode, similarity, seed, found, fresh, rows)
+    rows = RowBatches.automatic(vae.input_shape, x.device) if batch_size is None else RowBatches(batch_size)
+    searched = RowBatches(max(1, rows.size // _DRAWS)) if objective.decodes else rows
+    found = sweep(
+        objective.data_term(vae, x, x_t, noise("")),
+        x,
+        x_t,
+        box,
+        values,
+        penalty=penalty,
+        floor=0.0 if objective.nonnegative else None,
+        effort=Effort(Stopping.for_dtype(x.dtype, max_evaluations), starts=1 + restarts),
+        rows=searched,
+        go_on=go_on,
+    )
+    fresh = noise(".fresh")
+    drawing = objective.decodes or similarity in DRAWING or isinstance(posterior, Chain)
+    terms = [objective.data_term(vae, x, x_t, fresh[draw : draw + 1]) for draw in range(_DRAWS if drawing else 0)]
+    signs = signs_of(
+        objective.data_term(vae, x, x_t, noise("")),
+        vae.encode,
+        x,
+        x_t,
+        _found(found, 0.0 if objective.nonnegative else None),
+        noise(".directions", tuple(x.shape[1:]), DIRECTIONS),
+        box=box,
+        norm="l2",
+        rows=searched,
+        fresh=_each(terms) if drawing else None,
+    )
+    again = objective.data_term(vae, x, x_t, fresh) if drawing else None
+    return _measure(vae, x, x_t, objective, seed, found, signs, again, fresh, searched)
+
+
+def _each(terms: Sequence[DataTerm]) -> DrawTerm:
+    """The data terms of single draws as one function, (b, draws)."""
+    return lambda points, item: torch.stack([term(points, item) for term in terms], 1)
+
+
+def _found(found: Sweep, floor: float | None) -> Found:
+    """A sweep as the failure signs look at it."""
+    return Found(
+        adversarial=found.adversarial,
+        value=found.data_term,
+        penalty=found.penalty_term,
+        radius=found.norm,
+        status=found.status,
+        zero_value=found.zero_data_term,
+        lambdas=found.lambdas,
+        recent=found.recent,
+        floor=floor,
+    )
 
 
 def _measure(
     vae: VAE,
     x: Tensor,
     x_t: Tensor,
-    mode: str,
-    similarity: str,
+    objective: Objective,
     seed: int,
     found: Sweep,
+    signs: Signs,
+    fresh_term: DataTerm | None,
     noise: Tensor,
     rows: RowBatches,
 ) -> AttackResult:
@@ -182,20 +245,25 @@ def _measure(
         nll = torch.stack([-vae.decode(z).log_prob(x_t[of]) for z in posterior.sample(noise[:, of])])
         return vae.decode(posterior.mean).mean, nll.mean(0)
 
-    every = pair.repeat_interleave(count)
-    reconstruction, target_nll = rows.map(look, found.adversarial.flatten(0, 1), every)
+    every, points = pair.repeat_interleave(count), found.adversarial.flatten(0, 1)
+    reconstruction, target_nll = rows.map(look, points, every)
     source_reconstruction, source_nll = rows.map(look, x, pair)
     target_reconstruction, _ = rows.map(look, x_t, pair)
     reconstruction = reconstruction.reshape(found.adversarial.shape)
+    shape = tuple(x.shape[1:])
     return AttackResult(
-        mode=mode,
-        similarity=similarity,
+        objective=objective,
         seed=seed,
         sweep=found,
+        signs=signs,
         source=x,
         source_reconstruction=source_reconstruction,
         target=x_t,
+        target_reconstruction=target_reconstruction,
         reconstruction=reconstruction,
+        fresh_data_term=Term(fresh_term, shape, rows).value(points.flatten(1), every).reshape(pairs, count)
+        if fresh_term
+        else None,
         target_nll=target_nll.reshape(pairs, count),
         target_error=_distance(x_t[:, None], reconstruction, 2),
         own_error=_distance(found.adversarial, reconstruction, 2),
@@ -229,34 +297,6 @@ def summarise(result: AttackResult) -> dict[str, Measurement]:
     }
     metrics[f"{prefix}.delta.mean"] = stats.mean(result.delta.tolist(), unit=unit, direction="higher")
     return metrics
-
-
-def draw_pairs(count: int, items: int, same: Callable[[int, int], bool], *, seed: int) -> list[tuple[int, int]]:
-    """``count`` different (source, target) pairs of items whose images differ; the first k do not depend on count.
-
-    Raises :class:`DataError` with fewer than two items, or where no such pairs are found.
-    """
-    if items < 2:
-        raise DataError(f"an attack needs at least two items, a source and a target, but the data hold {items}")
-    if count > items * (items - 1):
-        raise DataError(f"{items} items make {items * (items - 1)} pairs, fewer than the {count} asked for")
-    pairs: list[tuple[int, int]] = []
-    taken: set[tuple[int, int]] = set()
-    for number in range(count):
-        draws = (uniform(2 * _PAIR_ATTEMPTS, seed=seed, check="attack.pairs", item=number) * items).astype(int)
-        # Few items may have nearly all their pairs taken: go through them before giving up.
-        rest = product(range(items), repeat=2) if items <= _PAIR_ATTEMPTS else ()
-        for source, target in chain(draws.reshape(-1, 2).tolist(), rest):
-            if source != target and (source, target) not in taken and not same(source, target):
-                taken.add((source, target))
-                pairs.append((source, target))
-                break
-        else:
-            raise DataError(
-                f"only {len(pairs)} of {count} pairs of different images were found among {items} items; "
-                "the data seem to repeat one image, so there is nothing to attack"
-            )
-    return pairs
 
 
 def _lambdas(lambdas: int | Sequence[float]) -> tuple[float, ...]:

@@ -15,8 +15,14 @@ _KEYS = SHARED_KEYS | {
     "mode": "attack.modes",
     "pairs": "attack.pairs",
     "lambdas": "attack.lambdas",
+    "pairing": "attack.pairing",
+    "vary": "attack.vary",
+    "pair": "attack.pair",
     "similarity": "attack.similarity",
+    "on": "attack.on",
+    "layers": "attack.layers",
     "penalty": "attack.penalty",
+    "restarts": "attack.restarts",
     "max_evaluations": "attack.max_evaluations",
 }
 
@@ -27,12 +33,34 @@ def command(
     mode: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="What is attacked: latent; repeatable. [default: latent]", envvar="VAEAUDIT_MODE"
+            metavar="NAME",
+            help="What is attacked: latent or output; repeatable. [default: latent]",
+            envvar="VAEAUDIT_MODE",
         ),
     ] = None,
     pairs: Annotated[
         int | None,
         typer.Option(metavar="N", help="Source and target pairs. [default: 10]", envvar="VAEAUDIT_PAIRS"),
+    ] = None,
+    pairing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Pairs at random, or of different label, with success rates. [default: random]",
+            envvar="VAEAUDIT_PAIRING",
+        ),
+    ] = None,
+    vary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FACTOR",
+            help="Pairs that differ in this one factor of the data, with success and progress.",
+            envvar="VAEAUDIT_VARY",
+        ),
+    ] = None,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SOURCE:TARGET", help="A pair itself, by item numbers; repeatable."),
     ] = None,
     lambdas: Annotated[
         int | None,
@@ -46,17 +74,39 @@ def command(
             envvar="VAEAUDIT_SIMILARITY",
         ),
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What of the posterior the perturbation reaches: mean, std or both. [default: both]",
+            envvar="VAEAUDIT_ON",
+        ),
+    ] = None,
+    layers: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N", help="Layer of a hierarchical posterior to compare, from 1; repeatable. [default: all]"
+        ),
+    ] = None,
     penalty: Annotated[
         str | None,
         typer.Option(
             metavar="NAME", help="l2 (the norm) or l2sq (its square). [default: l2]", envvar="VAEAUDIT_PENALTY"
         ),
     ] = None,
+    restarts: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Points between source and target to search from besides the source. [default: 1]",
+            envvar="VAEAUDIT_RESTARTS",
+        ),
+    ] = None,
     max_evaluations: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Model evaluations for one problem and one search. [default: 300]",
+            help="Model evaluations for refining one problem. [default: 600]",
             envvar="VAEAUDIT_MAX_EVALUATIONS",
         ),
     ] = None,
@@ -80,7 +130,7 @@ def command(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
-    """Minimise similarity(q(z|x + d), q(z|x_t)) + lambda ||d|| for every pair and lambda, and report."""
+    """Minimise what tells x + d from the target, plus lambda ||d||, for every pair and lambda, and report."""
     resolved = settings_of(context, _KEYS, config, isolated, option)
     from vaeaudit.artifacts import artifacts
     from vaeaudit.audit import run_attack

@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from vaeaudit.report.model import PlausibilityEntry, Report
-from vaeaudit.report.tables import Table, attack_table, ends, finding_table, metric_table
+from vaeaudit.report.tables import Table, attack_table, class_table, ends, finding_table, metric_table, minimised
 
 _PLAIN_WIDTH = 140  # where there is no terminal whose width would count
 
@@ -23,8 +23,11 @@ def attack_text(report: Report, folder: Path, to_terminal: bool) -> str:
     if not report.plausibility.passed:
         parts += [_table(finding_table(report.plausibility), "Is it the model it claims to be?")]
     for attack in report.attacks:
-        title = f"{attack.mode} attack, {attack.similarity} in {attack.unit}; values before → after the attack"
+        title = f"{attack.mode} attack, {minimised(attack)}, in {attack.unit}; values before → after the attack"
         parts += [_table(attack_table(attack), title, numbers_from=1), Text(f"{ends(attack)}."), Text()]
+        if attack.classes:
+            title = "reached, left / valid attacks by class of source and target"
+            parts += [_table(class_table(attack.classes), title, numbers_from=1)]
     if report.metrics:
         parts += [_table(metric_table(report.metrics), "over pairs", numbers_from=1)]
     parts += [Text(f"partial: {reason}") for reason in report.partial]

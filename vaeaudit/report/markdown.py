@@ -4,8 +4,18 @@ import shlex
 
 from tabulate import tabulate
 
-from vaeaudit.report.model import AttackEntry, Report
-from vaeaudit.report.tables import LEGEND, METRICS, Table, attack_table, ends, finding_table, metric_table
+from vaeaudit.report.model import AttackEntry, ClassTableEntry, Report
+from vaeaudit.report.tables import (
+    LEGEND,
+    METRICS,
+    Table,
+    attack_table,
+    class_table,
+    ends,
+    finding_table,
+    metric_table,
+    minimised,
+)
 
 _VERDICTS = {
     "ungated": "Ungated: measured, with no policy to pass or fail.",
@@ -13,13 +23,7 @@ _VERDICTS = {
     "error": "Error: the audit could not complete.",
 }
 
-_METRIC_NOTES = "\n".join(
-    [
-        "One value a pair. Medians are order statistics, and their interval needs at least six pairs.",
-        "",
-        *(f"- **{name}**: {meaning}" for name, meaning in METRICS.items()),
-    ]
-)
+_METRIC_NOTES = "One value a pair. Medians are order statistics, and their interval needs at least six pairs."
 
 
 def render(report: Report) -> str:
@@ -31,6 +35,7 @@ def render(report: Report) -> str:
         "## Metrics" if report.metrics else "",
         _table(metric_table(report.metrics)) if report.metrics else "",
         _METRIC_NOTES if report.metrics else "",
+        _meanings(report),
         *(part for attack in report.attacks for part in _attack(report, attack)),
         "## Is it the model it claims to be?",
         _table(finding_table(report.plausibility)),
@@ -50,25 +55,43 @@ def _asides(report: Report) -> list[str]:
     ]
 
 
+def _meanings(report: Report) -> str:
+    """What the metrics of this report mean, a line each."""
+    names = [name.split(".", 2)[2] for name in report.metrics]
+    told = (f"- **{part}**: {meaning}" for part, meaning in METRICS.items() if _names(part, names))
+    return "\n".join(told)
+
+
+def _names(part: str, names: list[str]) -> bool:
+    return any(name in (part, f"{part}.median", f"{part}.mean") for name in names)
+
+
 def _attack(report: Report, attack: AttackEntry) -> list[str]:
     box = f"x + d in [{attack.box[0]:g}, {attack.box[1]:g}]" if attack.box else "no box"
     panel, curve = (report.files.get(f"{attack.mode} {name}") for name in ("panel", "curve"))
-    pen = "‖d‖" if attack.penalty == "l2" else "‖d‖²"
     return [
         f"## Attack: {attack.mode}",
-        f"Minimises {attack.similarity}(q(z|x + d), q(z|x_t)) + λ {pen} over d with {box}; pairs: "
-        f"{len(attack.pairs)}, values of λ: {len(attack.lambdas)}, from {attack.lambdas[0]:.3g} to "
-        f"{attack.lambdas[-1]:.3g}; the data term is in {attack.unit}. Here x is the source, x_t the target, "
-        "x* = x + d the adversarial input, and rec the decoder's mean at z = the posterior's mean. An attack is a "
-        "lower bound on harm: a stronger one may do more.",
+        f"Minimises {minimised(attack)} over d with {box}; pairs: {len(attack.pairs)}, {attack.chosen}; values of λ: "
+        f"{len(attack.lambdas)}, from {attack.lambdas[0]:.3g} to {attack.lambdas[-1]:.3g}; the data term is in "
+        f"{attack.unit}. Here x is the source, x_t the target, x* = x + d the adversarial input, and rec the decoder's "
+        "mean at z = the posterior's mean. An attack is a lower bound on harm: a stronger one may do more.",
         _table(attack_table(attack)),
         "\n".join(f"- **{name}**: {meaning}" for name, meaning in LEGEND.items()),
         f"{ends(attack)}.",
+        *(_classes(attack.classes) if attack.classes else ()),
         "![Attack panel of the first pairs: input, reconstruction, adversarial, distortion, its reconstruction, "
         f"target]({panel})"
         if panel
         else "",
         f"![Distortion curves: distance to the target over the norm of the distortion]({curve})" if curve else "",
+    ]
+
+
+def _classes(classes: ClassTableEntry) -> list[str]:
+    return [
+        f"Classes by {classes.classifier}; reached, left / valid: of the attacks whose clean reconstruction has the "
+        "source's class, how many end in the target's class, and in any other than the source's.",
+        _table(class_table(classes)),
     ]
 
 

@@ -112,19 +112,38 @@ class PairEntry(_Entry):
     target_error_unattacked: Number
     target_error_floor: Number
     own_error: Number
+    fresh_data_term: Number = Field(description="On noise that the search never saw; null where none is taken.")
     status: str
+    signs: list[str] = Field(description="Failure signs in words; with one, the pair's figures support no verdict.")
+
+
+class ClassTableEntry(_Entry):
+    """Attacks by class of source (row) and target (column)."""
+
+    classifier: str
+    classes: list[int]
+    attacked: list[list[int]]
+    valid: list[list[int]] = Field(description="Their clean reconstruction has the source's class.")
+    left: list[list[int]] = Field(description="Valid, and the adversarial reconstruction has another class.")
+    reached: list[list[int]] = Field(description="Valid, and the adversarial reconstruction has the target's class.")
 
 
 class AttackEntry(_Entry):
     """One attack mode over all pairs and lambda."""
 
     mode: str
-    similarity: str
+    similarity: str | None = Field(description="What the latent attack compares posteriors by.")
+    on: str = Field(description="What of the posterior the perturbation reaches: mean, std or both.")
+    layers: list[int] | None = Field(description="Layers of a chain that are compared; null for all.")
     unit: str
     penalty: str
     box: tuple[float, float] | None
     lambdas: list[float]
+    restarts: int
+    chosen: str = Field(description="How the pairs were chosen.")
     pairs: list[PairEntry]
+    signs: dict[str, int] = Field(description="Failure signs that were seen: sign -> pairs.")
+    classes: ClassTableEntry | None
     statuses: dict[str, int] = Field(description="How the problems ended: message -> count.")
     evaluations: int
     zero_optimal: int = Field(description="Problems whose best distortion is d = 0.")

@@ -1,6 +1,6 @@
 """The rows of a report's tables, shared by the terminal and Markdown so that they cannot disagree."""
 
-from vaeaudit.report.model import AttackEntry, MetricEntry, PlausibilityEntry
+from vaeaudit.report.model import AttackEntry, ClassTableEntry, MetricEntry, PlausibilityEntry
 
 Table = tuple[list[str], list[list[str]]]  # headers, rows
 
@@ -9,12 +9,13 @@ LEGEND = {
     "pair": "source → target, as item numbers of the data",
     "λ": "weight of the distortion, chosen so that the data term is just better than its mean over all λ",
     "‖d‖": "length of the distortion that was found",
-    "data": "how unlike the target's posterior the adversarial posterior still is",
+    "data": "the data term: what the attack minimises besides the length",
     "penalty": "λ pen(d)",
     "total": "data + penalty, the objective",
     "-log p": "of the target under z ~ q(z|x*), before → after the attack, in nats",
     "to target": "‖x_t - rec(x*)‖, before → after the attack (floor: what the target's own reconstruction has)",
     "own": "‖x* - rec(x*)‖, how badly the adversarial input itself is reconstructed",
+    "signs": "failure signs: the figures of a pair with one support no verdict",
 }
 # What the metrics of an attack mean, by the part of their name between mode and statistic.
 METRICS = {
@@ -25,6 +26,14 @@ METRICS = {
     "target_error": "‖x_t - rec(x*)‖ there",
     "curve_area": "area under the distortion curve between its ends d = 0 and d = x_t - x, as a share: "
     "0 where any touch turns the model, near 1 where it yields only to the target itself",
+    "success.target": "of the pairs whose rec(x) has the source's class, the share whose rec(x*) has the target's",
+    "success.ignore_target": "share of those whose rec(x*) has any other class than the source's",
+    "success.classifier_accuracy": "share of held-out reconstructions that the classifier names rightly",
+    "success.factor": "share of pairs where the image of the data nearest to rec(x*) has the target's value of the "
+    "varied factor and the source's of all others",
+    "success.factor_at_source": "the same at rec(x), without an attack",
+    "success.factor_at_target": "the same at rec(x_t), after a perfect one",
+    "progress": "1 - ‖rec(x*) - x_t‖ / ‖rec(x) - x_t‖: 0 where nothing changes, 1 at the target",
 }
 
 
@@ -51,6 +60,7 @@ def attack_table(attack: AttackEntry) -> Table:
             f"{number(pair.target_nll_unattacked)} → {number(pair.target_nll)}",
             f"{number(pair.target_error_unattacked)} → {number(pair.target_error)} ({number(pair.target_error_floor)})",
             number(pair.own_error),
+            "; ".join(sign.split(":")[0] for sign in pair.signs) or "none",
         ]
         for pair in attack.pairs
     ]
@@ -78,6 +88,34 @@ def metric_table(metrics: dict[str, MetricEntry], digits: int = 4) -> Table:
 def finding_table(plausibility: PlausibilityEntry) -> Table:
     """One row a finding."""
     return ["question", "answer", "seen"], [[f.name, f.verdict, f.message] for f in plausibility.findings]
+
+
+def class_table(classes: ClassTableEntry) -> Table:
+    """One row a class of source: of each class of target "reached, left / valid" attacks."""
+    rows = [
+        [
+            str(name),
+            *(
+                f"{reached}, {left} / {valid}" if attacked else "-"
+                for reached, left, valid, attacked in zip(*(counts[i] for counts in of), strict=True)
+            ),
+        ]
+        for of in [(classes.reached, classes.left, classes.valid, classes.attacked)]
+        for i, name in enumerate(classes.classes)
+    ]
+    return ["source \\ target", *map(str, classes.classes)], rows
+
+
+def minimised(attack: AttackEntry) -> str:
+    """The objective of an attack as a formula."""
+    pen = "‖d‖" if attack.penalty == "l2" else "‖d‖²"
+    reached = {"both": "", "mean": " (its mean alone)", "std": " (its standard deviation alone)"}[attack.on]
+    layers = f", layers {', '.join(map(str, attack.layers))}" if attack.layers else ""
+    terms = {
+        "latent": f"{attack.similarity}(q(z|x + d){reached}, q(z|x_t)){layers}",
+        "output": f"-E log p(x_t|z) + KL(q(z|x + d) || p(z)), z ~ q(z|x + d){reached},",
+    }
+    return f"{terms[attack.mode]} + λ {pen}"
 
 
 def ends(attack: AttackEntry) -> str:
