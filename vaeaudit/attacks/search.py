@@ -230,7 +230,9 @@ class Search:
     def _harvest(self, search: Descent, problem: Tensor) -> None:
         """Keep what is better than the best known; ``problem`` (b,) names the problem of each row of the search."""
         found = search.minima()
-        value = torch.full_like(self.data, torch.inf).scatter_reduce(0, problem, found.value, "amin")
+        # Where one start of a problem is NaN, what its others found still counts.
+        known = torch.where(found.value.isnan(), torch.inf, found.value)
+        value = torch.full_like(self.data, torch.inf).scatter_reduce(0, problem, known, "amin")
         wins = (found.value == value[problem]) & (found.value < self.objective[problem])
         rows = wins.nonzero().squeeze(1)
         if rows.numel():
