@@ -22,7 +22,8 @@ from vaeaudit.attacks.sweep import (
 )
 from vaeaudit.attacks.term import Progress
 from vaeaudit.batches import RowBatches
-from vaeaudit.checks.attack import AttackResult, attack, summarise
+from vaeaudit.checks.attack import AttackResult, attack
+from vaeaudit.checks.summary import summarise
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, DataError, VaeauditError
 from vaeaudit.optim.lbfgsb import Status, Stopping

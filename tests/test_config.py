@@ -67,7 +67,7 @@ def test_the_hash_is_of_the_values_whoever_said_them(tmp_path: Path) -> None:
         ("[attack]\npairs = 2.5", "attack.pairs must be a valid integer, but 2.5 came"),
         ("[attack]\nmodes = 'latent'", "attack.modes must be a list, but 'latent' came"),
         ("[attack]\nmodes = []", "attack.modes must be a list of at least one mode, but [] came"),
-        ("[attack]\nmodes = ['latnt']", "attack.modes must be 'latent' or 'output', but 'latnt' came"),
+        ("[attack]\nmodes = ['latnt']", "or 'worst', but 'latnt' came (did you mean 'latent'?)"),
         ("[attack]\npenalty = 'l3'", "attack.penalty must be 'l2' or 'l2sq', but 'l3' came (did you mean 'l2'?)"),
         ("[data]\nrange = [0]", "data.range must be two finite numbers LO HI, but [0] came"),
         ("[data]\nrange = [0, 1, 2]", "data.range must be two finite numbers LO HI, but [0, 1, 2] came"),

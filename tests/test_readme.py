@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 
 import vaeaudit
 from vaeaudit import errors
+from vaeaudit.checks.attack import MODES
+from vaeaudit.checks.capped import CAPPED_MODES
 from vaeaudit.cli.app import main
 from vaeaudit.config import resolve
 
@@ -72,7 +74,7 @@ def test_every_option_that_the_interface_names_exists_or_is_to_come(offered: dic
 
 def test_both_commands_share_their_common_options(offered: dict[str, set[str]]) -> None:
     own = {"--mode", "--pairs", "--pairing", "--vary", "--pair", "--lambdas", "--similarity", "--on", "--layers"}
-    own |= {"--penalty", "--restarts", "--max-evaluations", "--out"}
+    own |= {"--penalty", "--restarts", "--cap", "--norm", "--ref", "--max-evaluations", "--out"}
     assert offered["attack"] - offered["doctor"] == own
     assert offered["doctor"] <= offered["attack"]
 
@@ -87,7 +89,13 @@ def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
 def test_the_adapters_of_the_readme_are_the_installed_ones() -> None:
     from vaeaudit.registry import adapter_names
 
-    assert set(adapter_names()) == set(re.findall(r"^\| `(\w+)` \| ", README, re.MULTILINE)) - {"figures"}
+    listed = README[README.index("| adapter | family |") :].split("\n\n")[0]
+    assert set(adapter_names()) == set(re.findall(r"^\| `(\w+)` \| ", listed, re.MULTILINE))
+
+
+def test_the_modes_of_the_readme_are_those_there_are() -> None:
+    listed = README[README.index("| `--mode` | asks |") :].split("\n\n")[0]
+    assert re.findall(r"^\| `(\w[\w-]*)` \| ", listed, re.MULTILINE) == [*MODES, *CAPPED_MODES]
 
 
 def test_the_configuration_of_the_readme_is_valid(tmp_path: Path) -> None:
@@ -164,6 +172,9 @@ def test_the_python_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pyte
     exec(source, namespace)
     result = namespace["result"]
     assert isinstance(result, vaeaudit.AttackResult)
+    capped = namespace["capped"]
+    assert isinstance(capped, vaeaudit.CappedResult)
+    assert capped.damage.shape == (3, 2)
     assert result.sweep.norm.shape == result.target_error.shape == (3, 50)
 
 

@@ -187,8 +187,8 @@ def test_the_chosen_rows_of_the_items_are_the_pairs_of_the_report(first: Path) -
 def test_a_panel_of_many_pairs_shows_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
 
-    def panel(columns: list[np.ndarray], labels: list[str], _box: object) -> bytes:
-        assert {len(column) for column in columns} == {len(labels)}
+    def panel(columns: dict[str, np.ndarray], labels: list[str], _box: object) -> bytes:
+        assert {len(column) for column in columns.values()} == {len(labels)}
         drawn.append(len(labels))
         return b""
 
@@ -278,6 +278,18 @@ def small() -> Report:
             "attack.latent.target_nll.median": measured(None, None, n=0, nonfinite=2),
             "attack.latent.delta.mean": measured(2.5, (1.25, 3.75)),
         },
+        capped=[
+            entries.CappedEntry(
+                mode="worst", members=["damage", "random"], similarity=None, on="both", ref="reconstruction", norm="l2",
+                box=None, signs={}, evaluations=505,
+                items=[
+                    entries.CappedItemEntry(
+                        item=3, target=14, damage_unattacked=0.5, nll_unattacked=80.25, signs=[],
+                        caps=[entries.CapEntry(cap=1.0, norm=0.99, damage=None, nll=100.5, by="random", status="s")],
+                    )
+                ],
+            )
+        ],
         checks=[], baseline=None, partial=["only the first 4 of 9 items"], skipped={"attack.output": "not asked"},
         warnings=["beware"], status="complete", error=None, verdict="ungated", exit_code=0,
         timings={"attack": 1.25}, files={"latent panel": "panel.png"},

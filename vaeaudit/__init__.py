@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from vaeaudit.checkpoints import load_state as load_state
     from vaeaudit.checks.attack import AttackResult as AttackResult
     from vaeaudit.checks.attack import attack as attack
+    from vaeaudit.checks.capped import CappedResult as CappedResult
+    from vaeaudit.checks.capped import capped_attack as capped_attack
     from vaeaudit.registry import load as load
     from vaeaudit.vae import VAE as VAE
     from vaeaudit.vae import BernoulliLogits as BernoulliLogits
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 _HOME = {
     "AttackResult": "checks.attack",
     "attack": "checks.attack",
+    "CappedResult": "checks.capped",
+    "capped_attack": "checks.capped",
     "Checkpoint": "checkpoints",
     "load_state": "checkpoints",
     "load": "registry",

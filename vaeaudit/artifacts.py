@@ -9,8 +9,10 @@ from torch import Tensor
 
 from vaeaudit.audit import Audit
 from vaeaudit.checks.attack import AttackResult
+from vaeaudit.checks.capped import CappedResult
 from vaeaudit.optim.lbfgsb import Status
-from vaeaudit.report.figures import PANEL_ROWS, attack_panel, distortion_curves, is_image
+from vaeaudit.report.figures import PANEL_ROWS, attack_panel, damage_curves, distortion_curves, is_image
+from vaeaudit.report.model import CappedEntry
 
 Files = dict[str, tuple[str, bytes]]  # purpose -> file name, content
 
@@ -18,21 +20,22 @@ Files = dict[str, tuple[str, bytes]]  # purpose -> file name, content
 def artifacts(audit: Audit) -> Files:
     """The files of an audit that go beside its report; empty where no check ran."""
     files: Files = {}
-    if audit.attacks:
+    if audit.attacks or audit.capped:
         files["items"] = ("items.json", _items(audit))
         files["adversarial inputs"] = ("adversarial.safetensors", _adversarial(audit))
     for entry, result in zip(audit.report.attacks, audit.attacks, strict=True):
         labels = [f"{pair.source} → {pair.target}\nλ = {pair.lam:.3g}\n‖d‖ = {pair.norm:.3g}" for pair in entry.pairs]
         if is_image(tuple(result.source.shape[1:])):
-            columns = [
-                result.source,
-                result.source_reconstruction,
-                result.at_chosen(result.sweep.adversarial),
-                result.at_chosen(result.sweep.distortion),
-                result.at_chosen(result.reconstruction),
-                result.target,
-            ]
-            panel = attack_panel([_array(column[:PANEL_ROWS]) for column in columns], labels[:PANEL_ROWS], entry.box)
+            columns = {
+                "input": result.source,
+                "reconstruction": result.source_reconstruction,
+                "adversarial": result.at_chosen(result.sweep.adversarial),
+                "distortion": result.at_chosen(result.sweep.distortion),
+                "its reconstruction": result.at_chosen(result.reconstruction),
+                "target": result.target,
+            }
+            arrays = {name: _array(column[:PANEL_ROWS]) for name, column in columns.items()}
+            panel = attack_panel(arrays, labels[:PANEL_ROWS], entry.box)
             files[f"{result.mode} panel"] = (f"attack-{result.mode}-panel.png", panel)
         curve = distortion_curves(
             _array(result.sweep.norm),
@@ -44,12 +47,56 @@ def artifacts(audit: Audit) -> Files:
             _array(result.gap),
         )
         files[f"{result.mode} curve"] = (f"attack-{result.mode}-curve.png", curve)
+    for capped_entry, capped in zip(audit.report.capped, audit.capped, strict=True):
+        if is_image(tuple(capped.source.shape[1:])):
+            files[f"{capped.mode} panel"] = (f"attack-{capped.mode}-panel.png", _capped_panel(capped_entry, capped))
+        curve = damage_curves(
+            capped.found.caps.tolist(),
+            _array(capped.damage),
+            _array(capped.zero_damage),
+            [str(item.item) for item in capped_entry.items],
+        )
+        files[f"{capped.mode} curve"] = (f"attack-{capped.mode}-curve.png", curve)
     return files
+
+
+def _capped_panel(entry: CappedEntry, result: CappedResult) -> bytes:
+    """Items under their largest cap; what is perturbed is drawn where it is an image."""
+    largest = int(result.found.caps.argmax())
+    columns = {"input": result.source, "reconstruction": result.source_reconstruction}
+    if result.mode != "latent-side":
+        columns["adversarial"] = result.found.adversarial[:, largest]
+        columns["distortion"] = result.found.distortion[:, largest]
+    columns["its reconstruction"] = result.reconstruction[:, largest]
+    labels = [f"{item.item}\n‖d‖ = {item.caps[largest].norm:.3g}\n{item.caps[largest].by}" for item in entry.items]
+    arrays = {name: _array(column[:PANEL_ROWS]) for name, column in columns.items()}
+    return attack_panel(arrays, labels[:PANEL_ROWS], entry.box)
+
+
+def _capped_rows(audit: Audit, result: CappedResult) -> list[dict[str, object]]:
+    found = result.found
+    return [
+        {
+            "item": item,
+            "cap": cap,
+            "norm": _finite(float(found.norm_of[p, k])),
+            "data_term": _finite(float(found.value[p, k])),
+            "damage": _finite(float(result.damage[p, k])),
+            "target_nll": _finite(float(result.nll[p, k])),
+            "by": result.members[int(result.member[p, k])],
+            "members": {name: _finite(float(result.member_damage[m, p, k])) for m, name in enumerate(result.members)},
+            "evaluations": int(found.evaluations[p, k]),
+            "status": Status(int(found.status[p, k])).message,
+        }
+        for p, item in enumerate(audit.pairs.sources)
+        for k, cap in enumerate(found.caps.tolist())
+    ]
 
 
 def _items(audit: Audit) -> bytes:
     """One list of rows for each mode: every pair and lambda."""
     rows = {f"attack.{result.mode}": _rows(audit, result) for result in audit.attacks}
+    rows |= {f"attack.{capped.mode}": _capped_rows(audit, capped) for capped in audit.capped}
     return (json.dumps(rows, indent=1, allow_nan=False) + "\n").encode()
 
 
@@ -82,14 +129,18 @@ def _rows(audit: Audit, result: AttackResult) -> list[dict[str, object]]:
 
 
 def _adversarial(audit: Audit) -> bytes:
-    """Tensors "<mode>.adversarial" and "<mode>.distortion", (pairs, lambdas, *shape); "audit" in the metadata."""
+    """Tensors "<mode>.adversarial" and "<mode>.distortion", (pairs, lambdas or caps, *shape); metadata "audit"."""
     tensors: dict[str, Tensor] = {}
     for result in audit.attacks:
         tensors[f"{result.mode}.adversarial"] = result.sweep.adversarial.contiguous().cpu()
         tensors[f"{result.mode}.distortion"] = result.sweep.distortion.contiguous().cpu()
+    for capped in audit.capped:
+        tensors[f"{capped.mode}.adversarial"] = capped.found.adversarial.contiguous().cpu()
+        tensors[f"{capped.mode}.distortion"] = capped.found.distortion.contiguous().cpu()
     about = {
         "pairs": list(audit.pairs),
-        "lambdas": audit.attacks[0].sweep.lambdas.tolist(),
+        "lambdas": audit.attacks[0].sweep.lambdas.tolist() if audit.attacks else [],
+        "caps": audit.capped[0].found.caps.tolist() if audit.capped else [],
         "seed": audit.report.environment.seed,
         "model_sha256": audit.report.model.file.sha256,
     }

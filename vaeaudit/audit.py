@@ -12,6 +12,7 @@ from torch import Tensor
 from vaeaudit import pairs as choice
 from vaeaudit.attacks.term import GoOn
 from vaeaudit.checks.attack import AttackResult, attack
+from vaeaudit.checks.capped import CAPPED_MODES, CappedResult, capped_attack
 from vaeaudit.checks.classifier import Judge, judge
 from vaeaudit.checks.plausibility import Verdict
 from vaeaudit.checks.success import class_success, factor_success, summarise_classes, summarise_factor
@@ -21,6 +22,9 @@ from vaeaudit.record import Outcome, write_down
 from vaeaudit.report.model import Report
 from vaeaudit.subject import Subject
 
+_L2_CAPS = (0.5, 1.0, 2.0)
+_LINF_CAPS = (2 / 255, 8 / 255, 16 / 255)  # of the range; the budgets of attacks on latent-diffusion encoders
+
 
 @dataclass(frozen=True, eq=False)
 class Audit:
@@ -29,6 +33,7 @@ class Audit:
     report: Report
     pairs: Pairs
     attacks: tuple[AttackResult, ...]
+    capped: tuple[CappedResult, ...]
     fault: BaseException | None
 
 
@@ -40,6 +45,7 @@ def run_attack(subject: Subject, resolved: Resolved, argv: Sequence[str], go_on:
     started = time.monotonic()
     settings = subject.settings
     outcomes: list[Outcome] = []
+    capped: list[CappedResult] = []
     skipped: dict[str, str] = {}
     fault: BaseException | None = None
     pairs = Pairs((), (), "none")
@@ -53,13 +59,16 @@ def run_attack(subject: Subject, resolved: Resolved, argv: Sequence[str], go_on:
         try:
             judged = _judge(subject, pairs)
             for mode in settings.attack.modes:
+                if mode in CAPPED_MODES:
+                    capped.append(_capped(subject, mode, x, x_t, pairs, go_on))
+                    continue
                 result = _attack(subject, mode, x, x_t, pairs, go_on)
                 outcomes.append(_outcome(subject, pairs, result, judged))
         except (Exception, SystemExit) as error:  # the adapter is the user's code: it must not read as a finding
             fault = error
     seconds = time.monotonic() - started
-    report = write_down(subject, resolved, argv, pairs, outcomes, skipped, fault, seconds)
-    return Audit(report, pairs, tuple(outcome.result for outcome in outcomes), fault)
+    report = write_down(subject, resolved, argv, pairs, outcomes, capped, skipped, fault, seconds)
+    return Audit(report, pairs, tuple(outcome.result for outcome in outcomes), tuple(capped), fault)
 
 
 def _attack(subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: Pairs, go_on: GoOn) -> AttackResult:
@@ -76,6 +85,30 @@ def _attack(subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: Pairs, g
         layers=chosen.layers or None,
         penalty=chosen.penalty,
         restarts=chosen.restarts,
+        data_range=subject.data.range,
+        seed=subject.settings.run.seed,
+        max_evaluations=chosen.max_evaluations,
+        batch_size=size if isinstance(size, int) else None,
+        items=pairs.sources,
+        go_on=go_on,
+    )
+
+
+def _capped(subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: Pairs, go_on: GoOn) -> CappedResult:
+    """The sources of the pairs attacked under caps, with their targets where the mode has any."""
+    chosen, size = subject.settings.attack, subject.settings.run.batch_size
+    low, high = subject.data.range or (0.0, 1.0)
+    usual = _L2_CAPS if chosen.norm == "l2" else tuple((high - low) * cap for cap in _LINF_CAPS)
+    return capped_attack(
+        subject.model.vae,
+        x,
+        mode,
+        x_t if mode == "worst" else None,
+        caps=chosen.caps or usual,
+        norm=chosen.norm,
+        similarity=chosen.similarity,
+        on=chosen.on,
+        ref=chosen.ref,
         data_range=subject.data.range,
         seed=subject.settings.run.seed,
         max_evaluations=chosen.max_evaluations,

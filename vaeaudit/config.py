@@ -41,6 +41,8 @@ def _two_numbers(value: object) -> object:
 Whole = Annotated[int, Field(strict=True)]
 Positive = Annotated[int, Field(strict=True, ge=1)]
 Count = Annotated[int, Field(strict=True, ge=0)]
+Length = Annotated[float, Field(gt=0)]
+Mode = Literal["latent", "output", "damage", "untargeted", "latent-side", "worst"]
 Name = Annotated[str, Field(min_length=1)]
 Range = Annotated[tuple[float, float], BeforeValidator(_two_numbers)]
 
@@ -81,7 +83,7 @@ class RunSettings(_Section):
 class AttackSettings(_Section):
     """The attack check."""
 
-    modes: tuple[Literal["latent", "output"], ...] = Field(("latent",), description="Attack modes: latent, output.")
+    modes: tuple[Mode, ...] = Field(("latent",), description="What is attacked.")
     pairs: Positive = Field(10, description="Source and target pairs.")
     pairing: Literal["random", "label"] = Field("random", description="Pairs at random, or of different labels.")
     vary: Name | None = Field(None, description="Pairs that differ in this one factor of the data.")
@@ -93,8 +95,11 @@ class AttackSettings(_Section):
     on: Literal["both", "mean", "std"] = Field("both", description="What of the posterior the perturbation reaches.")
     layers: tuple[Positive, ...] = Field((), description="Layers of a chain that are compared, from 1; all if empty.")
     penalty: Literal["l2", "l2sq"] = Field("l2", description="||d||_2 or its square.")
+    caps: tuple[Length, ...] = Field((), description="Largest norms of a distortion under a cap; by norm if empty.")
+    norm: Literal["l2", "linf"] = Field("l2", description="Norm of the cap.")
+    ref: Literal["reconstruction", "input"] = Field("reconstruction", description="What damage is measured from.")
     restarts: Count = Field(1, description="Points between source and target from which is searched besides.")
-    max_evaluations: Positive = Field(600, description="Model evaluations for refining one problem.")
+    max_evaluations: Positive = Field(600, description="Model evaluations for one problem.")
 
     @field_validator("modes")
     @classmethod
@@ -275,4 +280,5 @@ def _wanted(fault: ErrorDetails) -> str:
     if fault["type"] in _WORDS:
         return _WORDS[fault["type"]]
     text = re.sub(r"^(\d+) values are required, .*", r"\1 numbers", text)
-    return text.replace("greater than or equal to", "at least").replace("valid tuple", "list").rstrip(".")
+    text = text.replace("greater than or equal to", "at least").replace("greater than", "more than")
+    return text.replace("valid tuple", "list").rstrip(".")

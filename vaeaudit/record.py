@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 import vaeaudit
 from vaeaudit.attacks.signs import Sign
-from vaeaudit.checks.attack import AttackResult, summarise
+from vaeaudit.checks.attack import AttackResult
+from vaeaudit.checks.capped import CappedResult
 from vaeaudit.checks.plausibility import Plausibility
 from vaeaudit.checks.success import ClassTable
+from vaeaudit.checks.summary import summarise, summarise_capped, summarise_likeness
 from vaeaudit.config import Resolved
 from vaeaudit.errors import VaeauditError
 from vaeaudit.optim.lbfgsb import Status
@@ -21,6 +23,9 @@ from vaeaudit.registry import told
 from vaeaudit.report.model import (
     AdapterEntry,
     AttackEntry,
+    CapEntry,
+    CappedEntry,
+    CappedItemEntry,
     ClassTableEntry,
     DataEntry,
     Environment,
@@ -56,6 +61,7 @@ def write_down(
     argv: Sequence[str],
     pairs: Pairs,
     outcomes: list[Outcome],
+    capped: list[CappedResult],
     skipped: dict[str, str],
     fault: BaseException | None,
     seconds: float,
@@ -65,8 +71,15 @@ def write_down(
     for outcome in outcomes:
         measured = {**summarise(outcome.result), **outcome.metrics}
         metrics |= {name: metric(value) for name, value in measured.items()}
-    interrupted = any(outcome.result.interrupted for outcome in outcomes)
-    signs = any(bool(outcome.result.signs.any.any()) for outcome in outcomes)
+    for of_cap in capped:
+        metrics |= {name: metric(value) for name, value in summarise_capped(of_cap).items()}
+    for of_cap in capped:
+        likeness, left_out = _likeness(subject, of_cap)
+        metrics |= {name: metric(value) for name, value in likeness.items()}
+        skipped = skipped | left_out
+    results: list[AttackResult | CappedResult] = [*(outcome.result for outcome in outcomes), *capped]
+    interrupted = any(result.interrupted for result in results)
+    signs = any(bool(result.signs.any.any()) for result in results)
     error: str | None = None
     exit_code = 0
     if isinstance(fault, VaeauditError):
@@ -94,12 +107,13 @@ def write_down(
         environment=_environment(subject),
         plausibility=plausibility_entry(subject.plausibility),
         attacks=[_attack_entry(subject, outcome, pairs) for outcome in outcomes],
+        capped=[_capped_entry(subject, result, pairs) for result in capped],
         metrics=metrics,
         checks=[],
         baseline=None,
         partial=partial,
         skipped=skipped,
-        warnings=_warnings(subject, outcomes),
+        warnings=_warnings(subject, outcomes, capped),
         status=status,
         error=error,
         verdict=verdict,
@@ -109,30 +123,41 @@ def write_down(
     )
 
 
-def _warnings(subject: Subject, outcomes: list[Outcome]) -> list[str]:
+def _warnings(subject: Subject, outcomes: list[Outcome], capped: list[CappedResult]) -> list[str]:
     told = list(subject.data.warnings)
-    for outcome in outcomes:
-        result = outcome.result
-        told += outcome.warnings
-        pairs = len(result.gap)
+    results: list[AttackResult | CappedResult] = [*(outcome.result for outcome in outcomes), *capped]
+    for result in results:
+        items, what = len(result.source), "pairs" if isinstance(result, AttackResult) else "items"
         for sign, count in _signs(result).items():
             first = int(result.signs.fired[list(Sign).index(Sign(sign))].nonzero()[0])
             told.append(
-                f"failure sign '{sign}' in {count} of {pairs} {result.mode} pairs, so that they support no verdict; "
-                f"of pair {first + 1}: {result.signs.message(Sign(sign), first)}"
+                f"failure sign '{sign}' in {count} of {items} {result.mode} {what}, so that they support no verdict; "
+                f"of the {first + 1}. of them: {result.signs.message(Sign(sign), first)}"
             )
-        status = result.sweep.status
+    for outcome in outcomes:
+        told += outcome.warnings
+        status, mode = outcome.result.sweep.status, outcome.result.mode
         limited = int(((status == int(Status.LIMIT)) | (status == int(Status.STALLED))).sum())
         if limited:
             told.append(
-                f"{limited} of {status.numel()} {result.mode} problems stopped at the evaluation limit or got stuck; "
+                f"{limited} of {status.numel()} {mode} problems stopped at the evaluation limit or got stuck; "
                 "their objectives are upper bounds that a higher --max-evaluations may lower"
             )
     return told
 
 
-def _signs(result: AttackResult) -> dict[str, int]:
-    """The failure signs of an attack: sign -> pairs that show it."""
+def _likeness(subject: Subject, result: CappedResult) -> tuple[dict[str, Measurement], dict[str, str]]:
+    """MS-SSIM of an untargeted attack on images, or why there is none."""
+    if result.mode != "untargeted" or len(subject.model.vae.input_shape) != 3 or subject.data.range is None:
+        return {}, {}
+    try:
+        return summarise_likeness(result, subject.data.range), {}
+    except VaeauditError as error:
+        return {}, {"attack.untargeted.ms_ssim": str(error)}
+
+
+def _signs(result: AttackResult | CappedResult) -> dict[str, int]:
+    """The failure signs of an attack: sign -> pairs or items that show it."""
     counts = result.signs.fired.sum(1).tolist()
     return {str(sign): count for sign, count in zip(Sign, counts, strict=True) if count}
 
@@ -236,6 +261,42 @@ def _attack_entry(subject: Subject, outcome: Outcome, pairs: Pairs) -> AttackEnt
         statuses={s.message: count for s in Status if (count := int((found.status == int(s)).sum()))},
         evaluations=int(found.evaluations.sum()),
         zero_optimal=int((found.norm == 0).sum()),
+    )
+
+
+def _capped_entry(subject: Subject, result: CappedResult, pairs: Pairs) -> CappedEntry:
+    found, objective, signs = result.found, result.objective, result.signs
+    return CappedEntry(
+        mode=result.mode,
+        members=list(result.members),
+        similarity=objective.similarity if result.mode == "untargeted" else None,
+        on=objective.on,
+        ref=objective.ref,
+        norm=found.norm,
+        box=None if result.mode == "latent-side" else subject.data.range,
+        items=[
+            CappedItemEntry(
+                item=source,
+                target=target if result.mode == "worst" else None,
+                damage_unattacked=_number(result.zero_damage[p]),
+                nll_unattacked=_number(result.zero_nll[p]),
+                caps=[
+                    CapEntry(
+                        cap=cap,
+                        norm=float(found.norm_of[p, k]),
+                        damage=_number(result.damage[p, k]),
+                        nll=_number(result.nll[p, k]),
+                        by=result.members[int(result.member[p, k])],
+                        status=Status(int(found.status[p, k])).message,
+                    )
+                    for k, cap in enumerate(found.caps.tolist())
+                ],
+                signs=[f"{sign}: {signs.message(sign, p)}" for sign in signs.of(p)],
+            )
+            for p, (source, target) in enumerate(pairs)
+        ],
+        signs=_signs(result),
+        evaluations=int(found.evaluations.sum()),
     )
 
 

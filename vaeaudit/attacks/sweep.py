@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.attacks.search import Effort, Search, penalise
-from vaeaudit.attacks.term import DataTerm, GoOn, Term, always
+from vaeaudit.attacks.term import DataTerm, GoOn, Term, always, inside
 from vaeaudit.batches import RowBatches
 from vaeaudit.errors import VaeauditError
 
@@ -109,7 +109,7 @@ def _result(search: Search, shape: tuple[int, ...]) -> Sweep:
     pairs, count = len(x), len(lambdas)
     ends = torch.stack([x, search.x_t], 1)
     point = torch.cat([search.best.reshape(pairs, count, -1), ends], 1)  # (P, L + 2, n)
-    d = _inside(x[:, None], point, search.low, search.high)
+    d = inside(x[:, None], point, search.low, search.high)
     point = x[:, None] + d
     every = torch.arange(pairs, device=x.device).repeat_interleave(count + 2)
     data = search.term.value(point.flatten(0, 1), every).reshape(pairs, -1)
@@ -140,17 +140,6 @@ def _join(parts: list[Sweep]) -> Sweep:
     return Sweep(
         lambdas=parts[0].lambdas, penalty=parts[0].penalty, interrupted=any(p.interrupted for p in parts), **joined
     )
-
-
-def _inside(x: Tensor, point: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """d with x + d = ``point`` up to rounding, and x + d inside [low, high] to the bit."""
-    d = point.clamp(low, high) - x
-    zero = torch.zeros_like(d)
-    while True:
-        outside = (x + d < low) | (x + d > high)  # rounding of x + (point - x) can step over the edge
-        if not outside.any():
-            return d
-        d = torch.where(outside, torch.nextafter(d, zero), d)
 
 
 def _verify(found: Sweep, box: tuple[float, float] | None) -> None:

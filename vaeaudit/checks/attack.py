@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vaeaudit import stats
 from vaeaudit.attacks.objectives import Objective
 from vaeaudit.attacks.probes import DrawTerm, Found
 from vaeaudit.attacks.search import Effort
@@ -18,10 +17,10 @@ from vaeaudit.attacks.similarity import DRAWING
 from vaeaudit.attacks.sweep import PENALTIES, Sweep, geometric_lambdas, sweep
 from vaeaudit.attacks.term import DataTerm, GoOn, Term, always
 from vaeaudit.batches import RowBatches
+from vaeaudit.checks.inputs import check_pairs
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, DataError, nearest
 from vaeaudit.optim.lbfgsb import Stopping
-from vaeaudit.stats import Measurement
 from vaeaudit.vae import VAE, Chain
 
 MODES = ("latent", "output")
@@ -158,7 +157,7 @@ def attack(
         raise ConfigError(f"an attack cannot have {restarts} restarts; give 0 or more")
     objective = Objective(mode, similarity, on, layers=None if layers is None else tuple(layers))
     box = data_range or vae.range
-    _check_pairs(vae, x, x_t, box)
+    check_pairs(vae, x, x_t, box)
     values = torch.tensor(_lambdas(lambdas), dtype=x.dtype, device=x.device)
     keys = list(range(len(x))) if items is None else list(items)
     if len(keys) != len(x):
@@ -274,31 +273,6 @@ def _measure(
     )
 
 
-def summarise(result: AttackResult) -> dict[str, Measurement]:
-    """The metrics of an attack, over its pairs, by name.
-
-    Higher is more robust for ``delta`` and ``curve_area``. The others are read at the chosen lambda, where a longer
-    d and a smaller data term stand for each other, so that neither way is more robust.
-    """
-    unit = result.unit
-    chosen = result.at_chosen
-    summaries = {
-        "delta": (result.delta, unit, "higher"),
-        "curve_area": (result.curve_area, "share", "higher"),
-        "data_term": (chosen(result.sweep.data_term), unit, "none"),
-        "distortion": (chosen(result.sweep.norm), "input units", "none"),
-        "target_nll": (chosen(result.target_nll), "nats", "none"),
-        "target_error": (chosen(result.target_error), "input units", "none"),
-    }
-    prefix = f"attack.{result.mode}"
-    metrics = {
-        f"{prefix}.{name}.median": stats.median(values.tolist(), unit=of, direction=direction)
-        for name, (values, of, direction) in summaries.items()
-    }
-    metrics[f"{prefix}.delta.mean"] = stats.mean(result.delta.tolist(), unit=unit, direction="higher")
-    return metrics
-
-
 def _lambdas(lambdas: int | Sequence[float]) -> tuple[float, ...]:
     if isinstance(lambdas, int):
         if lambdas < 1:
@@ -308,36 +282,6 @@ def _lambdas(lambdas: int | Sequence[float]) -> tuple[float, ...]:
     if not values or not all(0 < value < float("inf") for value in values):
         raise ConfigError(f"lambda must be positive and finite, but {list(values)} was given")
     return values
-
-
-def _check_pairs(vae: VAE, x: Tensor, x_t: Tensor, box: tuple[float, float] | None) -> None:
-    shape = tuple(vae.input_shape)
-    if tuple(x.shape[1:]) != shape or x.shape != x_t.shape:
-        raise DataError(
-            f"sources and targets must both be (pairs, {', '.join(map(str, shape))}), "
-            f"but are {tuple(x.shape)} and {tuple(x_t.shape)}"
-        )
-    if not x.is_floating_point() or x.dtype != x_t.dtype or x.device != x_t.device:
-        raise DataError(
-            f"sources and targets must be of one floating-point type on one device, but are {x.dtype} on {x.device} "
-            f"and {x_t.dtype} on {x_t.device}"
-        )
-    if len(x) == 0:
-        raise DataError("an attack needs at least one pair of a source and a target, but none was given")
-    weight = next(vae.parameters(), None) if isinstance(vae, nn.Module) else None
-    if weight is not None and (weight.dtype, weight.device) != (x.dtype, x.device):
-        raise DataError(
-            f"sources are {x.dtype} on {x.device}, but the model is {weight.dtype} on {weight.device}; convert one"
-        )
-    low, high = box or (-torch.inf, torch.inf)
-    for name, values in (("sources", x), ("targets", x_t)):
-        if not bool(((values >= low) & (values <= high)).all()):
-            span = f"[{float(values.min()):.4g}, {float(values.max()):.4g}]"
-            raise DataError(f"the {name} must lie in the range [{low}, {high}] but span {span}; rescale them")
-    equal = (x == x_t).flatten(1).all(1)
-    if equal.any():
-        which = equal.nonzero().squeeze(1).tolist()
-        raise DataError(f"source and target are the same image in pair {which[0]}; there is nothing to attack")
 
 
 def _distance(a: Tensor, b: Tensor, start: int) -> Tensor:

@@ -22,6 +22,9 @@ _KEYS = SHARED_KEYS | {
     "on": "attack.on",
     "layers": "attack.layers",
     "penalty": "attack.penalty",
+    "cap": "attack.caps",
+    "norm": "attack.norm",
+    "ref": "attack.ref",
     "restarts": "attack.restarts",
     "max_evaluations": "attack.max_evaluations",
 }
@@ -34,7 +37,8 @@ def command(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="What is attacked: latent or output; repeatable. [default: latent]",
+            help="What is attacked: latent, output, damage, untargeted, latent-side or worst; repeatable. "
+            "[default: latent]",
             envvar="VAEAUDIT_MODE",
         ),
     ] = None,
@@ -94,6 +98,26 @@ def command(
             metavar="NAME", help="l2 (the norm) or l2sq (its square). [default: l2]", envvar="VAEAUDIT_PENALTY"
         ),
     ] = None,
+    cap: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="C",
+            help="Largest norm of the distortion in damage, untargeted, latent-side and worst; repeatable. "
+            "[default: 0.5 1 2; for linf 2/255, 8/255, 16/255 of the range]",
+        ),
+    ] = None,
+    norm: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Norm of the cap: l2 or linf. [default: l2]", envvar="VAEAUDIT_NORM"),
+    ] = None,
+    ref: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What damage is measured from: reconstruction or input. [default: reconstruction]",
+            envvar="VAEAUDIT_REF",
+        ),
+    ] = None,
     restarts: Annotated[
         int | None,
         typer.Option(
@@ -106,7 +130,7 @@ def command(
         int | None,
         typer.Option(
             metavar="N",
-            help="Model evaluations for refining one problem. [default: 600]",
+            help="Model evaluations for one problem: refining one lambda, or one item and cap. [default: 600]",
             envvar="VAEAUDIT_MAX_EVALUATIONS",
         ),
     ] = None,
@@ -130,7 +154,7 @@ def command(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
-    """Minimise what tells x + d from the target, plus lambda ||d||, for every pair and lambda, and report."""
+    """Attack every pair for all lambda, or every item under caps, and report what it took and what it did."""
     resolved = settings_of(context, _KEYS, config, isolated, option)
     from vaeaudit.artifacts import artifacts
     from vaeaudit.audit import run_attack

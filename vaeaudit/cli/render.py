@@ -12,7 +12,17 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from vaeaudit.report.model import PlausibilityEntry, Report
-from vaeaudit.report.tables import Table, attack_table, class_table, ends, finding_table, metric_table, minimised
+from vaeaudit.report.tables import (
+    Table,
+    attack_table,
+    capped_table,
+    class_table,
+    ends,
+    finding_table,
+    maximised,
+    metric_table,
+    minimised,
+)
 
 _PLAIN_WIDTH = 140  # where there is no terminal whose width would count
 
@@ -28,6 +38,8 @@ def attack_text(report: Report, folder: Path, to_terminal: bool) -> str:
         if attack.classes:
             title = "reached, left / valid attacks by class of source and target"
             parts += [_table(class_table(attack.classes), title, numbers_from=1)]
+    for capped in report.capped:
+        parts += [_table(capped_table(capped), f"{capped.mode} attack: {maximised(capped)}", numbers_from=1), Text()]
     if report.metrics:
         parts += [_table(metric_table(report.metrics), "over pairs", numbers_from=1)]
     parts += [Text(f"partial: {reason}") for reason in report.partial]

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 PANEL_ROWS = 20  # most pairs that a panel shows; a figure of hundreds can neither be drawn nor read
-PANEL_COLUMNS = ("input", "reconstruction", "adversarial", "distortion", "its reconstruction", "target")
 
 
 def is_image(shape: tuple[int, ...]) -> bool:
@@ -17,24 +16,24 @@ def is_image(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and shape[0] in (1, 3)
 
 
-def attack_panel(columns: list[Array], labels: list[str], box: tuple[float, float] | None) -> bytes:
-    """One row a pair, one column for each of ``PANEL_COLUMNS``; each column is (pairs, channels, height, width).
+def attack_panel(columns: dict[str, Array], labels: list[str], box: tuple[float, float] | None) -> bytes:
+    """One row a pair, each of ``columns`` (pairs, channels, height, width) under its name.
 
-    Images share one grey scale, the box where there is one. Distortions are drawn around zero, each on its own
+    Images share one grey scale, the box where there is one. A column "distortion" is drawn around zero, each on its own
     scale, which is written below it: blue lowers a pixel, red raises it.
     """
     rows = len(labels)
-    images = np.concatenate([column for place, column in enumerate(columns) if place != 3])
+    images = np.concatenate([column for name, column in columns.items() if name != "distortion"])
     low, high = box or (float(images.min()), float(images.max()))
     figure = Figure(figsize=(1.5 * len(columns) + 1.6, 1.62 * rows + 0.5), layout="constrained")
     axes = figure.subplots(rows, len(columns), squeeze=False)
     for row in range(rows):
-        for place, column in enumerate(columns):
+        for place, (name, column) in enumerate(columns.items()):
             axis = axes[row, place]
             axis.set_xticks([])
             axis.set_yticks([])
             item = column[row]
-            if place == 3:
+            if name == "distortion":
                 reach = float(np.abs(item).max())
                 signed = item.sum(0) if len(item) == 1 else np.take_along_axis(item, np.abs(item).argmax(0)[None], 0)[0]
                 axis.imshow(signed, cmap="RdBu_r", vmin=-(reach or 1), vmax=reach or 1, interpolation="nearest")
@@ -45,7 +44,7 @@ def attack_panel(columns: list[Array], labels: list[str], box: tuple[float, floa
                 scaled = (item.transpose(1, 2, 0) - low) / (high - low or 1)
                 axis.imshow(scaled.clip(0, 1), interpolation="nearest")
             if row == 0:
-                axis.set_title(PANEL_COLUMNS[place], fontsize=10)
+                axis.set_title(name, fontsize=10)
         axes[row, 0].set_ylabel(labels[row], fontsize=8, rotation=0, ha="right", va="center")
     return _png(figure)
 
@@ -75,6 +74,26 @@ def distortion_curves(
     axis.grid(alpha=0.3)
     if len(norm) <= 20:
         axis.legend(fontsize=8, ncols=2)
+    return _png(figure)
+
+
+def damage_curves(caps: list[float], damage: Array, start: Array, labels: list[str]) -> bytes:
+    """Damage (items, caps) over the cap, one line an item from its damage at d = 0, ``start`` (items,)."""
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    axis = figure.subplots()
+    x = np.concatenate([[0.0], caps])
+    order = np.argsort(x, kind="stable")
+    for item in range(len(damage)):
+        y = np.concatenate([[start[item]], damage[item]])
+        axis.plot(x[order], y[order], "o-", color=f"C{item % 10}", linewidth=1.3, alpha=0.8, label=labels[item])
+    axis.set_xlabel("cap on the norm of the distortion")
+    axis.set_ylabel("damage, E ‖g(z) - ref‖")
+    axis.set_xlim(left=0)
+    axis.set_ylim(bottom=0)
+    axis.set_title("Damage under each cap, from that of the draws alone at d = 0; one line an item", fontsize=10)
+    axis.grid(alpha=0.3)
+    if len(damage) <= 20:
+        axis.legend(fontsize=8, ncols=2, title="item", title_fontsize=8)
     return _png(figure)
 
 

@@ -4,15 +4,18 @@ import shlex
 
 from tabulate import tabulate
 
-from vaeaudit.report.model import AttackEntry, ClassTableEntry, Report
+from vaeaudit.report.model import AttackEntry, CappedEntry, ClassTableEntry, Report
 from vaeaudit.report.tables import (
+    CAPPED_LEGEND,
     LEGEND,
     METRICS,
     Table,
     attack_table,
+    capped_table,
     class_table,
     ends,
     finding_table,
+    maximised,
     metric_table,
     minimised,
 )
@@ -37,6 +40,7 @@ def render(report: Report) -> str:
         _METRIC_NOTES if report.metrics else "",
         _meanings(report),
         *(part for attack in report.attacks for part in _attack(report, attack)),
+        *(part for capped in report.capped for part in _capped(report, capped)),
         "## Is it the model it claims to be?",
         _table(finding_table(report.plausibility)),
         f"Tried on {report.plausibility.items} items. Losses at z = the mean, with Student t intervals over items:",
@@ -63,7 +67,7 @@ def _meanings(report: Report) -> str:
 
 
 def _names(part: str, names: list[str]) -> bool:
-    return any(name in (part, f"{part}.median", f"{part}.mean") for name in names)
+    return any(f".{name}".removesuffix(".median").removesuffix(".mean").endswith(f".{part}") for name in names)
 
 
 def _attack(report: Report, attack: AttackEntry) -> list[str]:
@@ -84,6 +88,22 @@ def _attack(report: Report, attack: AttackEntry) -> list[str]:
         if panel
         else "",
         f"![Distortion curves: distance to the target over the norm of the distortion]({curve})" if curve else "",
+    ]
+
+
+def _capped(report: Report, attack: CappedEntry) -> list[str]:
+    box = f"x + d in [{attack.box[0]:g}, {attack.box[1]:g}]" if attack.box else "no box"
+    norm = "‖d‖₂" if attack.norm == "l2" else "‖d‖∞"
+    panel, curve = (report.files.get(f"{attack.mode} {name}") for name in ("panel", "curve"))
+    return [
+        f"## Attack under a cap: {attack.mode}",
+        f"Maximises {maximised(attack)}, over d with {norm} at most the cap and {box}; items: {len(attack.items)}, "
+        f"{attack.evaluations:,} evaluations of the first attack. Damage is in input units. An attack is a lower bound "
+        "on harm: a stronger one may do more.",
+        _table(capped_table(attack)),
+        "\n".join(f"- **{name}**: {meaning}" for name, meaning in CAPPED_LEGEND.items()),
+        f"![Panel of the first items under the largest cap]({panel})" if panel else "",
+        f"![Damage over the cap]({curve})" if curve else "",
     ]
 
 

@@ -149,6 +149,43 @@ class AttackEntry(_Entry):
     zero_optimal: int = Field(description="Problems whose best distortion is d = 0.")
 
 
+class CapEntry(_Entry):
+    """One item under one cap."""
+
+    cap: float
+    norm: float
+    damage: Number
+    nll: Number = Field(description="-log p(x|z*) in nats.")
+    by: str = Field(description="The attack that found it.")
+    status: str
+
+
+class CappedItemEntry(_Entry):
+    """One attacked item."""
+
+    item: int
+    target: int | None
+    damage_unattacked: Number
+    nll_unattacked: Number
+    caps: list[CapEntry]
+    signs: list[str] = Field(description="Failure signs in words; with one, the item's figures support no verdict.")
+
+
+class CappedEntry(_Entry):
+    """One attack mode under caps."""
+
+    mode: str
+    members: list[str] = Field(description="The attacks of which the worst was taken.")
+    similarity: str | None
+    on: str
+    ref: str
+    norm: str
+    box: tuple[float, float] | None
+    items: list[CappedItemEntry]
+    signs: dict[str, int] = Field(description="Failure signs that were seen: sign -> items.")
+    evaluations: int
+
+
 class Report(_Entry):
     """An audit."""
 
@@ -164,6 +201,7 @@ class Report(_Entry):
     environment: Environment
     plausibility: PlausibilityEntry
     attacks: list[AttackEntry]
+    capped: list[CappedEntry]
     metrics: dict[str, MetricEntry]
     checks: list[JsonValue] = Field(description="Thresholds with their outcome; none can be set yet.")
     baseline: None = Field(description="The report compared with; none can be set yet.")

@@ -1,6 +1,6 @@
 """The rows of a report's tables, shared by the terminal and Markdown so that they cannot disagree."""
 
-from vaeaudit.report.model import AttackEntry, ClassTableEntry, MetricEntry, PlausibilityEntry
+from vaeaudit.report.model import AttackEntry, CappedEntry, ClassTableEntry, MetricEntry, PlausibilityEntry
 
 Table = tuple[list[str], list[list[str]]]  # headers, rows
 
@@ -16,6 +16,16 @@ LEGEND = {
     "to target": "‖x_t - rec(x*)‖, before → after the attack (floor: what the target's own reconstruction has)",
     "own": "‖x* - rec(x*)‖, how badly the adversarial input itself is reconstructed",
     "signs": "failure signs: the figures of a pair with one support no verdict",
+}
+# What the columns of the table of an attack under caps mean.
+CAPPED_LEGEND = {
+    "item": "number of the item in the data (of its target, where an attack has one)",
+    "cap": "largest norm that the distortion may have",
+    "‖d‖": "norm of the distortion that was found",
+    "damage": "E ‖g(z) - ref‖ over draws that no search has seen, at d = 0 → under attack",
+    "-log p": "-log p(x|z*) of the clean input over the same draws, in nats, at d = 0 → under attack",
+    "by": "the attack that found it",
+    "signs": "failure signs: the figures of an item with one support no verdict",
 }
 # What the metrics of an attack mean, by the part of their name between mode and statistic.
 METRICS = {
@@ -33,6 +43,11 @@ METRICS = {
     "varied factor and the source's of all others",
     "success.factor_at_source": "the same at rec(x), without an attack",
     "success.factor_at_target": "the same at rec(x_t), after a perfect one",
+    "damage": "E ‖g(z) - ref‖ under the named cap, over draws that no search has seen",
+    "degradation": "log p(x|z) - log p(x|z*) there, in nats",
+    "relative_degradation": "the same as a share of |log p(x|z)|, which depends on the likelihood's constants",
+    "ms_ssim_input": "multi-scale structural similarity of x and x*: 1 where the attack cannot be seen",
+    "ms_ssim_reconstruction": "that of rec(x) and rec(x*): 1 where the attack changes nothing",
     "progress": "1 - ‖rec(x*) - x_t‖ / ‖rec(x) - x_t‖: 0 where nothing changes, 1 at the target",
 }
 
@@ -88,6 +103,37 @@ def metric_table(metrics: dict[str, MetricEntry], digits: int = 4) -> Table:
 def finding_table(plausibility: PlausibilityEntry) -> Table:
     """One row a finding."""
     return ["question", "answer", "seen"], [[f.name, f.verdict, f.message] for f in plausibility.findings]
+
+
+def capped_table(attack: CappedEntry) -> Table:
+    """One row an item and cap."""
+    rows = [
+        [
+            str(item.item) + ("" if item.target is None else f" ({item.target})"),
+            number(cap.cap),
+            number(cap.norm),
+            f"{number(item.damage_unattacked)} → {number(cap.damage)}",
+            f"{number(item.nll_unattacked)} → {number(cap.nll)}",
+            cap.by,
+            "; ".join(sign.split(":")[0] for sign in item.signs) or "none",
+        ]
+        for item in attack.items
+        for cap in item.caps
+    ]
+    return list(CAPPED_LEGEND), rows
+
+
+def maximised(attack: CappedEntry) -> str:
+    """What an attack under a cap makes as large as it can, as a formula."""
+    reached = {"both": "", "mean": " (through its mean alone)", "std": " (through its standard deviation alone)"}
+    ref = "g(mu(x))" if attack.ref == "reconstruction" else "x"
+    damage = f"E ‖g(z) - {ref}‖, z ~ q(z|x + d){reached[attack.on]}"
+    return {
+        "damage": damage,
+        "untargeted": f"{attack.similarity}(q(z|x + d), q(z|x)){reached[attack.on]}",
+        "latent-side": "‖g(mu(x) + d) - g(mu(x))‖",
+        "worst": f"{damage}, the worst of {', '.join(attack.members)}",
+    }[attack.mode]
 
 
 def class_table(classes: ClassTableEntry) -> Table:

@@ -1,0 +1,160 @@
+"""Attacks under a cap, from tensors to report: each mode keeps the contract, and what it reports is what it did."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vaeaudit.checks.capped import CAPPED_MODES, CappedResult, capped_attack
+from vaeaudit.checks.summary import summarise_capped, summarise_likeness
+from vaeaudit.errors import ConfigError, DataError, VaeauditError
+
+CAPS = [0.3, 0.1]  # in any order
+BOTH_NORMS = pytest.mark.parametrize("norm", ["l2", "linf"])
+EVERY = pytest.mark.parametrize("mode", CAPPED_MODES)
+
+
+def items_of(count: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    x, x_t = (torch.rand(2, 5, 2, 3, generator=generator, dtype=torch.float64) * 1.4 - 0.2).clamp(0, 1).to(dtype)
+    return x[:count], x_t[:count]
+
+
+def attacked(vae: Any, mode: str, count: int = 3, **options: Any) -> CappedResult:
+    x, x_t = items_of(count)
+    given = {"caps": CAPS, "max_evaluations": 150, **options}
+    return capped_attack(vae, x, mode, x_t if mode == "worst" else None, **given)
+
+
+@EVERY
+@BOTH_NORMS
+def test_a_distortion_keeps_to_its_cap_and_its_box_and_is_what_was_added(mode: str, norm: str, small_vae: Any) -> None:
+    result = attacked(small_vae(), mode, norm=norm)
+    found = result.found
+    order = 2 if norm == "l2" else torch.inf
+    size = torch.linalg.vector_norm(found.distortion.flatten(2), ord=order, dim=2)
+    assert torch.equal(size, found.norm_of)
+    assert (size <= torch.tensor(CAPS)).all()
+    if mode == "latent-side":
+        start = small_vae().encode(result.source).mean
+    else:
+        start = result.source
+        assert ((found.adversarial >= 0) & (found.adversarial <= 1)).all()
+    assert torch.equal(found.adversarial, start[:, None] + found.distortion)
+    assert (found.value <= found.zero_value[:, None] + 1e-12).all()
+
+
+@EVERY
+def test_a_larger_cap_is_never_worse_and_the_same_seed_gives_the_same_bits(mode: str, small_vae: Any) -> None:
+    first, second = attacked(small_vae(), mode), attacked(small_vae(), mode)
+    assert torch.equal(first.found.adversarial, second.found.adversarial)
+    assert torch.equal(first.damage, second.damage)
+    wide, narrow = first.found.value[:, 0], first.found.value[:, 1]
+    assert (wide <= narrow + 1e-12).all()
+
+
+@EVERY
+def test_items_are_attacked_apart(mode: str, small_vae: Any) -> None:
+    together = attacked(small_vae(), mode, count=3)
+    alone = attacked(small_vae(), mode, count=1)
+    torch.testing.assert_close(alone.damage, together.damage[:1], rtol=1e-6, atol=1e-9)
+
+
+@EVERY
+def test_what_is_reported_is_what_the_distortion_does(mode: str, small_vae: Any) -> None:
+    vae, result = small_vae(), attacked(small_vae(), mode, draws=0)
+    points = result.found.adversarial
+    z = points if mode == "latent-side" else torch.stack([vae.encode(points[:, k]).mean for k in range(2)], 1)
+    ref = vae.decode(vae.encode(result.source).mean).mean
+    for k in range(2):
+        likelihood = vae.decode(z[:, k])
+        gap = torch.linalg.vector_norm((likelihood.mean - ref).flatten(1), dim=1)
+        torch.testing.assert_close(result.damage[:, k], gap)
+        torch.testing.assert_close(result.nll[:, k], -likelihood.log_prob(result.source))
+        torch.testing.assert_close(result.reconstruction[:, k], likelihood.mean)
+    assert (result.zero_damage == 0).all()
+
+
+def test_worst_is_the_largest_damage_of_all_its_members(small_vae: Any) -> None:
+    result = attacked(small_vae(), "worst")
+    best = result.member_damage.amax(0)  # (I, C); the caps fall, so the first admits both
+    best[:, 0] = best.amax(1)
+    torch.testing.assert_close(-result.found.value, best)
+    assert result.members == ("damage", "latent kl", "latent reverse-kl", "output", "pull-back", "random")
+    assert (attacked(small_vae(), "worst").damage >= 0).all()
+
+
+def test_damage_meets_the_oracle(oracle: dict[str, Any], linear_gaussian: Any) -> None:
+    for case in oracle["max_damage"]["cases"]:
+        numbers = oracle["models"][case["model"]]
+        x = torch.tensor([numbers["x"]], dtype=torch.float64)
+        for ref, name in (("reconstruction", "ref_recon_value"), ("input", "ref_x_value")):
+            result = capped_attack(linear_gaussian(numbers), x, "damage", caps=[case["cap"]], ref=ref, draws=0)
+            value = float(result.damage)
+            assert value == pytest.approx(case[name], rel=1e-3)
+            assert value <= case[name] * (1 + 1e-9)
+
+
+def test_the_summary_names_mode_norm_cap_and_figure(small_vae: Any) -> None:
+    result = attacked(small_vae(), "damage")
+    metrics = summarise_capped(result)
+    assert set(metrics) == {
+        f"attack.damage.l2-{cap}.{figure}"
+        for cap in ("0.3", "0.1")
+        for figure in ("damage.median", "damage.mean", "degradation.median", "relative_degradation.median")
+    }
+    assert metrics["attack.damage.l2-0.1.damage.mean"].value == pytest.approx(float(result.damage[:, 1].mean()))
+    lost = (result.nll - result.zero_nll[:, None])[:, 0]
+    assert metrics["attack.damage.l2-0.3.degradation.median"].value == pytest.approx(float(lost.median()))
+
+
+def test_an_attack_on_images_tells_how_alike_they_look(bundled_model: Any, bundled_images: Tensor) -> None:
+    pytest.importorskip("torchmetrics")
+    result = capped_attack(bundled_model, bundled_images[:2], "untargeted", caps=[2.0], max_evaluations=60)
+    metrics = summarise_likeness(result, (0.0, 1.0))
+    seen, changed = (metrics[f"attack.untargeted.l2-2.ms_ssim_{side}.median"] for side in ("input", "reconstruction"))
+    assert seen.value is not None
+    assert changed.value is not None
+    assert 0 <= changed.value < seen.value < 1
+    assert seen.estimator.startswith("MS-SSIM, 2 of 5 scales")
+
+
+def test_a_healthy_model_shows_no_sign(bundled_model: Any, bundled_images: Tensor) -> None:
+    x, x_t = bundled_images[:2], bundled_images[2:4]
+    for mode in CAPPED_MODES:
+        result = capped_attack(bundled_model, x, mode, x_t if mode == "worst" else None, caps=[1.0])
+        assert not result.signs.any.any(), (mode, result.signs.of(0), result.signs.of(1))
+
+
+@EVERY
+def test_an_interrupted_attack_hands_out_what_it_has(mode: str, small_vae: Any) -> None:
+    result = attacked(small_vae(), mode, go_on=lambda _: False)
+    assert result.interrupted
+    assert result.damage.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"mode": "damge"}, ConfigError, "'damge' .did you mean 'damage'"),
+        ({"norm": "l1"}, ConfigError, "norm 'l1'"),
+        ({"caps": []}, ConfigError, "cap"),
+        ({"caps": [0.0]}, ConfigError, "cap"),
+        ({"caps": [-1.0]}, ConfigError, "cap"),
+        ({"caps": [float("inf")]}, ConfigError, "cap"),
+        ({"caps": [float("nan")]}, ConfigError, "cap"),
+        ({"mode": "worst"}, ConfigError, "needs a target"),
+        ({"ref": "itself"}, ConfigError, "ref 'itself'"),
+        ({"on": "std", "draws": 0}, ConfigError, "standard deviation alone"),
+        ({"x": torch.zeros(0, 2, 3)}, DataError, "at least one"),
+        ({"x": torch.zeros(1, 3, 2, dtype=torch.float64)}, DataError, "floating-point numbers"),
+        ({"x": torch.full((1, 2, 3), 2.0, dtype=torch.float64)}, DataError, "range"),
+        ({"max_evaluations": 3}, VaeauditError, "evaluations"),
+    ],
+)
+def test_bad_input_is_one_clear_sentence(options: dict[str, Any], error: type, words: str, small_vae: Any) -> None:
+    given = {"x": items_of(1)[0], "mode": "damage", "caps": [1.0], **options}
+    with pytest.raises(error, match=words) as caught:
+        capped_attack(small_vae(), given.pop("x"), given.pop("mode"), **given)
+    assert "\n" not in str(caught.value)

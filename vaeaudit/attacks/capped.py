@@ -1,0 +1,345 @@
+"""Attacks under a norm cap: the least data term over ||d||_p <= cap with x + d in the box, for items and caps at once.
+
+First-order steps with momentum over the exact intersection of ball and box, which has a closed form: both the
+projection and the longest point along a direction are clip(t v), and t is found in a few rounds. Damage has many
+local maxima under a small cap and fewer under a large one, so every chain starts in a ball of twice the cap that
+shrinks while the chain moves (a homotopy in the cap, as Croce & Hein 2021, "Mind the box", section 3.2, do for L1).
+The best chain, perhaps one that another cap found, is then followed to its end.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from vaeaudit.attacks.term import DataTerm, GoOn, Progress, Term, always
+from vaeaudit.batches import RowBatches
+from vaeaudit.errors import ConfigError, NonFiniteError, VaeauditError, nearest
+from vaeaudit.optim.lbfgsb import Descent, Status, Stopping
+
+NORMS = ("l2", "linf")
+
+_WIDE = 2.0  # radius of the ball in which a chain starts, as a multiple of the cap
+_SHRUNK = 0.8  # share of exploring after which the ball has shrunk to the cap
+_EXPLORING = 0.8  # share of the evaluations spent on exploring chains
+_CHAIN = 27  # evaluations that an exploring chain needs at least
+_MOMENTUM = 0.75
+_FEWEST = 10  # evaluations below which there is no search worth the name
+_STEPS = (1.0, 0.1)  # length of a chain's first and last step, as shares of the radius
+_OUTSIDE = 1e-2  # how far outside the sphere following starts, as a share of the cap
+_VECTORS = 12  # vectors of n elements that one chain holds at a time
+_MEMORY = 2**33  # bytes that the chains of a group of items may take
+
+
+@dataclass(frozen=True, eq=False)
+class Capped:
+    """Best distortion of each item (I) under each cap (C).
+
+    ``distortion`` and ``adversarial`` are (I, C, *shape): ``adversarial`` is x + d to the bit, inside the box, and
+    ||d|| is at most the cap, computed in its own precision and in float64. (I, C): ``value``, the data term there, at
+    most that at d = 0 and at most that under any smaller cap; ``norm_of`` ||d||; ``status`` (:class:`Status`);
+    ``evaluations``, rows of the model; ``recent``, what the best chain gained in the last half of the time that it was
+    followed. ``zero_value`` (I,) is the data term at d = 0. ``interrupted`` tells that the search was told to stop.
+    """
+
+    caps: Tensor
+    norm: str
+    distortion: Tensor
+    adversarial: Tensor
+    value: Tensor
+    norm_of: Tensor
+    zero_value: Tensor
+    status: Tensor
+    evaluations: Tensor
+    recent: Tensor
+    interrupted: bool
+
+
+def capped(
+    data_term: DataTerm,
+    x: Tensor,
+    box: tuple[float, float] | None,
+    caps: Tensor,
+    *,
+    norm: str = "l2",
+    directions: Tensor,
+    max_evaluations: int = 505,
+    rows: RowBatches,
+    go_on: GoOn = always,
+) -> Capped:
+    """Minimise data_term(x + d) over ||d|| <= cap with x + d in ``box``, for items (I, *shape) and ``caps`` (C,).
+
+    Args:
+        data_term: what is minimised; the negative of a damage.
+        x: the items, inside the box; their dtype and device are used throughout.
+        box: [lo, hi] of x + d, None for all reals.
+        caps: in the units of x, in any order.
+        norm: "l2" or "linf".
+        directions: (R, I, *shape), where the chains start: each is lengthened to the cap. Keyed noise of
+            :func:`vaeaudit.draws.noise_set`, or what :mod:`vaeaudit.attacks.directions` makes of it, which is
+            stronger; more than one per 27 evaluations are left out.
+        max_evaluations: rows of the model for one item and one cap, forward and backward together counted as one.
+        rows: bounds how many rows the model is given at once.
+        go_on: asked before each round; on False the search ends with the best it has.
+
+    Raises:
+        ConfigError: a cap that is not positive and finite, an unknown norm, no direction, too few evaluations.
+        NonFiniteError: the data term is NaN or infinite at d = 0.
+    """
+    _check(caps, norm, directions, max_evaluations)
+    caps = caps.to(x)
+    of_item = len(directions) * len(caps) * x[0].numel() * x.element_size() * _VECTORS
+    size = max(1, _MEMORY // of_item)
+    parts = []
+    for first in range(0, len(x), size):
+
+        def of_group(points: Tensor, item: Tensor, first: int = first) -> Tensor:
+            return data_term(points, item + first)
+
+        group = slice(first, first + size)
+        term = Term(of_group, tuple(x.shape[1:]), rows)
+        search = _Search(term, x[group].flatten(1), box, caps, norm, max_evaluations, go_on)
+        parts.append(search.run(directions[:, group].flatten(2)))
+    apart = ("caps", "norm", "interrupted")
+    joined = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Capped) if f.name not in apart}
+    for name in ("distortion", "adversarial"):
+        joined[name] = joined[name].reshape(len(x), len(caps), *x.shape[1:])
+    return Capped(caps=caps, norm=norm, interrupted=any(part.interrupted for part in parts), **joined)
+
+
+def furthest(v: Tensor, low: Tensor, high: Tensor, radius: Tensor, norm: str = "l2", most: float = torch.inf) -> Tensor:
+    """clip(t v, low, high) with the greatest t <= ``most`` whose norm is at most ``radius``, (b, n).
+
+    ``v``, ``low`` <= 0 and ``high`` >= 0 are (b, n), infinite where there is no bound; ``radius`` (b,). With ``most``
+    = 1 it is the projection of v on ball and box, in L2; without, the point of both that goes furthest along v, which
+    maximises <v, d>. Both by the Karush-Kuhn-Tucker conditions.
+    """
+    if norm == "linf":  # the ball is a box
+        low, high = torch.maximum(low, -radius[:, None]), torch.minimum(high, radius[:, None])
+        radius = torch.full_like(radius, torch.inf)
+    size, reach = v.abs(), torch.where(v < 0, -low, high)
+    t = torch.zeros_like(radius)
+    # From below, as ever more elements are cut off: those cut off at a smaller t are among those cut off at the
+    # solution. So it ends, at the solution itself, after at most as many rounds as there are elements; a few, in fact.
+    while True:
+        cut = t[:, None] * size >= reach  # inf * 0 is NaN: not cut, and adds nothing below
+        free = torch.where(cut, 0.0, size.square()).sum(1)
+        left = radius.square() - torch.where(cut, reach.square(), 0.0).sum(1)
+        longer = torch.where(free > 0, (left.clamp(min=0) / free).sqrt(), t)
+        if not bool((longer > t).any()):
+            break
+        t = torch.maximum(t, longer)
+    d = torch.where(size > 0, t.clamp(max=most)[:, None] * v, 0.0)
+    return torch.maximum(torch.minimum(d, high), low)
+
+
+class _Search:
+    """The problems of a group of items; problem k is item k // C, cap k % C."""
+
+    def __init__(
+        self,
+        term: Term,
+        x: Tensor,
+        box: tuple[float, float] | None,
+        caps: Tensor,
+        norm: str,
+        max_evaluations: int,
+        go_on: GoOn,
+    ) -> None:
+        self.term, self.x, self.caps, self.norm = term, x, caps, norm
+        self.max_evaluations, self.go_on = max_evaluations, go_on
+        self.low, self.high = box or (-torch.inf, torch.inf)
+        self.item = torch.arange(len(x), device=x.device).repeat_interleave(len(caps))  # (K,)
+        self.cap = caps.repeat(len(x))  # (K,)
+        self.evaluations = torch.ones_like(self.item)  # (K,)
+        self.stopped = False
+
+    def run(self, directions: Tensor) -> Capped:
+        """Explore from ``directions`` (R, I, n), follow the best, and hand it out."""
+        zero = self.term.value(self.x, torch.arange(len(self.x), device=self.x.device))
+        if not bool(zero.isfinite().all()):
+            item = int((~zero.isfinite()).nonzero()[0, 0])
+            raise NonFiniteError(
+                f"the data term of item {item} is {float(zero[item])} before any distortion, so there is nothing to "
+                "compare an attack with; run doctor on the model and look at its data"
+            )
+        budget = self.max_evaluations - len(self.caps) - 1  # the rest: d = 0, the other caps' best, and the result
+        chains = max(1, min(len(directions), round(_EXPLORING * budget / _CHAIN)))
+        rounds = max(1, int(_EXPLORING * budget) // chains)
+        value, d = self._explore(directions[:chains], rounds)
+        value, d = self._exchange(value, d)
+        end, end_d, half, status = self._follow(d, budget - rounds * chains)
+        d = torch.where((end < value)[:, None], end_d, d)
+        seen = torch.minimum(value, end)
+        recent = torch.where(seen.isfinite(), torch.minimum(value, half) - seen, torch.inf)
+        status = torch.where(seen.isfinite() | (status == int(Status.STOPPED)), status, int(Status.NONFINITE))
+        return self._result(zero, d, recent, status)
+
+    def _explore(self, directions: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
+        """The least value (K,) that chains from ``directions`` (R, I, n) see within the cap, and its d (K, n)."""
+        chains, count = len(directions), len(self.item)
+        item, cap = self.item.repeat(chains), self.cap.repeat(chains)
+        x = self.x[item]
+        low, high = self.low - x, self.high - x
+        before = d = self._furthest(directions[:, self.item].flatten(0, 1), low, high, _WIDE * cap)
+        best, best_d = torch.full_like(cap, torch.inf), self._furthest(d, low, high, cap, most=1.0)
+        for done in range(rounds):
+            if not self._go_on("exploring", count):
+                break
+            share = done / rounds
+            radius = cap * (1 + (_WIDE - 1) * max(0.0, 1 - share / _SHRUNK))
+            d = self._furthest(d, low, high, radius, most=1.0)
+            value, gradient = self.term.gradient((x + d).clamp(self.low, self.high), item)
+            self.evaluations += chains
+            if share >= _SHRUNK:
+                better = value < best  # NaN is never better
+                best, best_d = torch.where(better, value, best), torch.where(better[:, None], d, best_d)
+            step = _STEPS[0] * (_STEPS[1] / _STEPS[0]) ** share * radius
+            before, d = d, d - step[:, None] * self._steepest(gradient, d, low, high) + _MOMENTUM * (d - before)
+        best, which = best.reshape(chains, count).min(0)
+        return best, best_d.reshape(chains, count, d.shape[1])[which, torch.arange(count, device=d.device)]
+
+    def _follow(self, start: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Descend from ``start`` (K, n) by L-BFGS: values, d, values after half of the rounds, and how it ended.
+
+        The variable is v in the box, and d = v min(1, cap / ||v||): all of ball and box, with no other constraint. A
+        start on the sphere is put a little outside, where the gradient has no radial part to spoil the curvature.
+        """
+        x = self.x[self.item]
+        low, high = self.low - x, self.high - x
+        cap = self.cap
+        if self.norm == "linf":  # the ball is a box
+            low, high = torch.maximum(low, -cap[:, None]), torch.minimum(high, cap[:, None])
+            cap = torch.full_like(cap, torch.inf)
+        length = _norm(start, "l2")
+        v = torch.where((length > (1 - _OUTSIDE) * cap)[:, None], (1 + _OUTSIDE) * start, start)
+
+        def objective(v: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+            length = _norm(v, "l2")
+            scale = (cap[k] / length).clamp(max=1)[:, None]
+            value, gradient = self.term.gradient((x[k] + scale * v).clamp(self.low, self.high), self.item[k])
+            radial = (v * gradient).sum(1, keepdim=True) / length.square()[:, None]
+            return value, torch.where(scale < 1, scale * (gradient - radial * v), gradient)
+
+        if not self._go_on("following", len(v)):
+            none = torch.full_like(cap, torch.inf)
+            return none, start, none, torch.full_like(self.item, int(Status.STOPPED))
+        descent = Descent(objective, v, low, high, Stopping.for_dtype(x.dtype, most))
+        half = descent.minima().value.clone()
+        for done in range(1, most):
+            if not descent.running or not self._go_on("following", descent.running):
+                break
+            descent.advance(1)
+            half = descent.minima().value.clone() if 2 * done < most else half
+        found = descent.minima()
+        self.evaluations += found.evaluations
+        scale = (cap / _norm(found.x, "l2")).clamp(max=1)[:, None]
+        return found.value, scale * found.x, half, found.status
+
+    def _go_on(self, stage: str, running: int) -> bool:
+        self.stopped = self.stopped or not self.go_on(Progress(stage, running, len(self.item)))
+        return not self.stopped
+
+    def _steepest(self, gradient: Tensor, d: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The direction of norm 1 in which the value rises most, among those elements that the box lets move."""
+        held = ((d <= low) & (gradient > 0)) | ((d >= high) & (gradient < 0)) | ~gradient.isfinite()
+        slope = torch.where(held, 0.0, gradient)
+        if self.norm == "linf":
+            return slope.sign()
+        slope = slope / slope.abs().amax(1, keepdim=True)  # first, because squares of small gradients underflow
+        steepest: Tensor = (slope / torch.linalg.vector_norm(slope, dim=1, keepdim=True)).nan_to_num(0.0)
+        return steepest
+
+    def _furthest(self, v: Tensor, low: Tensor, high: Tensor, radius: Tensor, most: float = torch.inf) -> Tensor:
+        return furthest(v, low, high, radius, self.norm, most)
+
+    def _exchange(self, value: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        """The best of each problem's d (K, n) and of those of the item's other caps, brought to its own."""
+        x, own = self.x[self.item], d.reshape(len(self.x), len(self.caps), -1)
+        for shift in range(1, len(self.caps) if not self.stopped else 0):
+            other = self._furthest(own.roll(shift, 1).flatten(0, 1), self.low - x, self.high - x, self.cap)
+            offer = self.term.value((x + other).clamp(self.low, self.high), self.item)
+            self.evaluations += 1
+            better = offer < value
+            value, d = torch.where(better, offer, value), torch.where(better[:, None], other, d)
+        return value, d
+
+    def _result(self, zero: Tensor, d: Tensor, recent: Tensor, status: Tensor) -> Capped:
+        """The best of each problem's d (K, n), those of the item's smaller caps and d = 0, as they are handed out."""
+        table = (len(self.x), len(self.caps))
+        d = self._settle(d)
+        value = self.term.value(self.x[self.item] + d, self.item)
+        gains = value < zero[self.item]  # NaN does not
+        value = torch.where(gains, value, zero[self.item]).reshape(table)
+        d = torch.where(gains[:, None], d, 0.0).reshape(*table, -1)
+        order = self.caps.argsort()
+        value, which = value[:, order].cummin(1)
+        rank = order.argsort()
+        value, which = value[:, rank], order[which[:, rank]]
+        d = d[torch.arange(len(d), device=d.device)[:, None], which]
+        found = Capped(
+            caps=self.caps,
+            norm=self.norm,
+            distortion=d,
+            adversarial=self.x[:, None] + d,
+            value=value,
+            norm_of=_norm(d, self.norm),
+            zero_value=zero,
+            status=status.reshape(table),
+            evaluations=self.evaluations.reshape(table) + 1,
+            recent=recent.reshape(table),
+            interrupted=self.stopped,
+        )
+        self._verify(found)
+        return found
+
+    def _settle(self, d: Tensor) -> Tensor:
+        """``d`` (K, n), shortened where rounding takes x + d out of the box or ||d|| over the cap."""
+        x = self.x[self.item]
+        while True:
+            outside = (x + d < self.low) | (x + d > self.high)
+            over = _exceeds(d, self.cap, self.norm)
+            if not bool(outside.any() | over.any()):
+                return d
+            d = torch.where(outside, torch.nextafter(d, torch.zeros_like(d)), d)
+            d = torch.where(over[:, None], d * (1 - torch.finfo(d.dtype).eps), d)
+
+    def _verify(self, found: Capped) -> None:
+        """Check what is handed out, whatever the search did."""
+        inside = (found.adversarial >= self.low) & (found.adversarial <= self.high)
+        sound = bool(
+            inside.all()
+            and not _exceeds(found.distortion, self.caps, self.norm).any()
+            and found.value.isfinite().all()
+            and (found.value <= found.zero_value[:, None]).all()
+        )
+        if not sound:
+            raise VaeauditError(
+                "the result of the attack under a cap leaves the box or the cap or is worse than d = 0: "
+                "this is a fault of vaeaudit; please report it"
+            )
+
+
+def _norm(d: Tensor, norm: str, dtype: torch.dtype | None = None) -> Tensor:
+    """||d|| of (..., n), (...)."""
+    length: Tensor = torch.linalg.vector_norm(d, torch.inf if norm == "linf" else 2, dim=-1, dtype=dtype)
+    return length
+
+
+def _exceeds(d: Tensor, caps: Tensor, norm: str) -> Tensor:
+    """Where ||d|| is above the cap, in its own precision or in float64."""
+    return (_norm(d, norm) > caps) | (_norm(d, norm, torch.float64) > caps)
+
+
+def _check(caps: Tensor, norm: str, directions: Tensor, max_evaluations: int) -> None:
+    if norm not in NORMS:
+        raise ConfigError(f"there is no norm '{norm}' for a cap{nearest(norm, NORMS)}; there are {', '.join(NORMS)}")
+    if not caps.numel() or not bool((caps.isfinite() & (caps > 0)).all()):
+        raise ConfigError(f"caps must be positive and finite, at least one, but {caps.tolist()} was given")
+    if not len(directions):
+        raise ConfigError("an attack under a cap needs a direction to start in, but none was given; draw at least one")
+    fewest = len(caps) + _FEWEST
+    if max_evaluations < fewest:
+        raise ConfigError(
+            f"{len(caps)} caps need at least {fewest} evaluations each, but {max_evaluations} were allowed; allow more"
+        )

@@ -1,0 +1,329 @@
+"""Attacks under a cap: how much a perturbation of given length can change what the model makes of its input.
+
+One attack alone, or the worst of a small fixed set for each item, as AutoAttack does for classifiers (Croce & Hein
+2020): a model is as weak as the strongest attack on it, and no single one is strongest everywhere.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vaeaudit.attacks.capped import NORMS, Capped, capped, furthest
+from vaeaudit.attacks.directions import pull_back, pullback_directions, random_search
+from vaeaudit.attacks.objectives import Objective
+from vaeaudit.attacks.probes import Found
+from vaeaudit.attacks.signs import DIRECTIONS, Signs, signs_of
+from vaeaudit.attacks.term import DataTerm, GoOn, Term, always, inside
+from vaeaudit.batches import RowBatches
+from vaeaudit.checks.inputs import check_items, check_pairs
+from vaeaudit.draws import noise_set
+from vaeaudit.errors import ConfigError, nearest
+from vaeaudit.vae import VAE
+
+CAPPED_MODES = ("damage", "untargeted", "latent-side", "worst")
+# What "worst" takes the worst of, besides the damage attack itself and two that follow no gradient.
+_WORST = (Objective("latent", "kl"), Objective("latent", "reverse-kl"), Objective("output"))
+_DRAWS = 4  # reparameterisation draws of one item in the search
+_FRESH = 16  # and in the figures
+_STARTS = 24  # directions from which an attack may start
+_EIGENVECTORS = 3  # directions of the encoder's pull-back that are tried, both ways
+
+
+@dataclass(frozen=True, eq=False)
+class CappedResult:
+    """The strongest distortion of each item (I) under each cap (C), among the ``members`` of the attack.
+
+    (I, C): ``damage``, E ||g(z*) - ref|| over draws that no search has seen; ``nll``, -log p(x|z*) in nats over the
+    same draws; ``member``, the index of the attack that found it; ``member_damage`` (M, I, C) what each found, on
+    the draws of the search. (I,): ``zero_damage`` and ``zero_nll``, both at d = 0.
+    ``found`` is the search that ``signs`` judge, with what is handed out put in its place: ``adversarial`` are inputs
+    (I, C, *shape), for "latent-side" latents (I, C, *latent). ``source`` and ``source_reconstruction`` are
+    (I, *shape), ``reconstruction`` (I, C, *shape) at z = the mean.
+    """
+
+    mode: str
+    objective: Objective
+    members: tuple[str, ...]
+    seed: int
+    found: Capped
+    signs: Signs
+    source: Tensor
+    source_reconstruction: Tensor
+    reconstruction: Tensor
+    damage: Tensor
+    nll: Tensor
+    member: Tensor
+    member_damage: Tensor
+    zero_damage: Tensor
+    zero_nll: Tensor
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a search was told to stop before it ended."""
+        return self.found.interrupted
+
+
+def capped_attack(
+    vae: VAE,
+    x: Tensor,
+    mode: str = "damage",
+    x_t: Tensor | None = None,
+    *,
+    caps: Sequence[float],
+    norm: str = "l2",
+    similarity: str = "kl",
+    on: str = "both",
+    ref: str = "reconstruction",
+    draws: int = _DRAWS,
+    data_range: tuple[float, float] | None = None,
+    seed: int = 0,
+    max_evaluations: int = 505,
+    batch_size: int | None = None,
+    items: Sequence[int] | None = None,
+    go_on: GoOn = always,
+) -> CappedResult:
+    """Attack each item with distortions no longer than each cap.
+
+    Args:
+        vae: any object that keeps the contract :class:`vaeaudit.VAE`.
+        x: items, (I, *input_shape), in the model's range; their dtype and device are used throughout.
+        mode: "damage" maximises E ||g(mu(x*) + eta sigma(x*)) - ref|| (Camuto et al. eq. 5); "untargeted" the
+            similarity's distance between q(z|x*) and q(z|x) (Kuzina et al. 2022); "latent-side" ||g(z*) - g(mu(x))||
+            with the cap on z* - mu(x); "worst" takes for each item the largest damage that any of damage, latent (both
+            KL), output, pull-back eigenvectors and random search does.
+        x_t: targets, likewise (I, *input_shape), for "worst".
+        caps: largest norms of the distortion.
+        norm: "l2" or "linf".
+        similarity: of "untargeted".
+        on: what of the posterior the perturbation reaches in "damage" and "untargeted": "mean", "std" or "both".
+        ref: what damage is measured from: "reconstruction", g(mu(x)), or "input", x.
+        draws: of eta for each item in the search; 0 for z = the mean throughout.
+        data_range: box for x*; the model's own range where None, no box where it has none either.
+        seed: of every random draw.
+        max_evaluations: rows of the model for one item and cap, in each attack.
+        batch_size: most rows that the model is given at once; chosen by size where None.
+        items: numbers that key the draws of each item; 0, 1, ... where None.
+        go_on: asked regularly; on False the search ends with the best it has.
+
+    Raises:
+        ConfigError: unknown names; caps that are not positive and finite; "worst" without targets.
+        UnsupportedError: the model's posterior does not give what is asked.
+        DataError: shapes that do not fit, or values outside the range.
+    """
+    for what, name, known in (("mode", mode, CAPPED_MODES), ("norm", norm, NORMS)):
+        if name not in known:
+            raise ConfigError(
+                f"there is no capped attack {what} '{name}'{nearest(name, known)}; try {', '.join(known)}"
+            )
+    if mode == "worst" and x_t is None:
+        raise ConfigError("attack mode 'worst' needs a target for each item, but none was given; give x_t")
+    box = data_range or vae.range
+    check_items(vae, x, box, "items")
+    if x_t is not None:
+        check_pairs(vae, x, x_t, box)
+    keys = list(range(len(x))) if items is None else list(items)
+    objective = Objective("damage" if mode == "worst" else mode, similarity, on, ref)
+    attack = _Attack(vae, x, x_t, box, caps, norm, draws, seed, max_evaluations, batch_size, keys, mode, go_on)
+    return attack.run(objective)
+
+
+class _Attack:
+    """What the members of one attack share."""
+
+    def __init__(
+        self,
+        vae: VAE,
+        x: Tensor,
+        x_t: Tensor | None,
+        box: tuple[float, float] | None,
+        caps: Sequence[float],
+        norm: str,
+        draws: int,
+        seed: int,
+        max_evaluations: int,
+        batch_size: int | None,
+        keys: list[int],
+        mode: str,
+        go_on: GoOn,
+    ) -> None:
+        self.vae, self.x, self.x_t, self.norm, self.draws = vae, x, x_t, norm, draws
+        self.seed, self.most, self.keys, self.mode, self.go_on = seed, max_evaluations, keys, mode, go_on
+        self.caps = torch.tensor(list(caps), dtype=x.dtype, device=x.device)
+        size = RowBatches.automatic(vae.input_shape, x.device).size if batch_size is None else batch_size
+        self.encoder_rows = RowBatches(size)
+        self.rows = RowBatches(max(1, size // (_FRESH if draws else 1)))  # the decoder is given a row for each draw
+        self.item = torch.arange(len(x), device=x.device)
+        with torch.no_grad():
+            means = self.encoder_rows.map(lambda part: (vae.encode(part).mean,), x)[0]
+            self.noise_shape = vae.encode(x[:1]).noise_shape
+        # What is moved, and the box it keeps to: the input, or for "latent-side" the latents.
+        side = mode == "latent-side"
+        self.point, self.box = (means, None) if side else (x, box)
+
+    def noise(self, name: str, shape: tuple[int, ...], draws: int) -> Tensor:
+        check = f"attack.{self.mode}.{name}"
+        return noise_set(shape, draws=draws, items=self.keys, seed=self.seed, check=check, like=self.x)
+
+    def eta(self, name: str) -> Tensor | None:
+        draws = _FRESH if name == "fresh" else self.draws
+        return self.noise(name, self.noise_shape, draws) if self.draws else None
+
+    def run(self, objective: Objective) -> CappedResult:
+        """All members, the worst of them for each item and cap, and its figures on fresh draws."""
+        search = self.term(objective, "eta")
+        damaging = objective if objective.mode in ("damage", "latent-side") else Objective("damage")
+        yardstick, judged = (self.term(damaging, name) for name in ("eta", "fresh"))
+        found = self.search(search)
+        members = {"damage" if self.mode == "worst" else self.mode: found.distortion}
+        interrupted = found.interrupted
+        if self.mode == "worst":
+            for other in _WORST:
+                result = self.search(self.term(other, "eta"))
+                name = f"{other.mode} {other.similarity}" if other.mode == "latent" else other.mode
+                members[name] = result.distortion
+                interrupted |= result.interrupted
+            members |= self.without_gradient(yardstick)
+        d = torch.stack(list(members.values()))  # (M, I, C, *shape)
+        damage = -self.values(yardstick, self.point[None, :, None] + d)
+        member, distortion = self.worst(d, damage)
+        adversarial = self.point[:, None] + distortion
+        order = 2 if self.norm == "l2" else torch.inf
+        found = replace(
+            found,
+            distortion=distortion,
+            adversarial=adversarial,
+            value=self.values(search, adversarial[None])[0],
+            norm_of=torch.linalg.vector_norm(distortion.flatten(2), ord=order, dim=2),
+            interrupted=interrupted,
+        )
+        reconstruction, nll = self.look(adversarial)
+        source_reconstruction, zero_nll = self.look(self.point[:, None])
+        return CappedResult(
+            mode=self.mode,
+            objective=objective,
+            members=tuple(members),
+            seed=self.seed,
+            found=found,
+            signs=self.signs(objective, search, found),
+            source=self.x,
+            source_reconstruction=source_reconstruction[:, 0],
+            reconstruction=reconstruction,
+            damage=-self.values(judged, adversarial[None])[0],
+            nll=nll,
+            member=member,
+            member_damage=damage,
+            zero_damage=-self.values(judged, self.point[None, :, None])[0, :, 0],
+            zero_nll=zero_nll[:, 0],
+        )
+
+    def term(self, objective: Objective, name: str) -> DataTerm:
+        """The data term on the named draws; similarities take at least one."""
+        eta = self.eta(name)
+        if eta is None and objective.mode not in ("damage", "latent-side"):
+            eta = self.noise(name, self.noise_shape, 1)
+        return objective.data_term(self.vae, self.point, self.x_t, eta)
+
+    def search(self, term: DataTerm) -> Capped:
+        return capped(
+            term,
+            self.point,
+            self.box,
+            self.caps,
+            norm=self.norm,
+            directions=self.directions(),
+            max_evaluations=self.most,
+            rows=self.rows,
+            go_on=self.go_on,
+        )
+
+    def directions(self) -> Tensor:
+        """Where searches start, (R, I, *shape): latents pulled back by the encoder, and the way to a target."""
+        if self.mode == "latent-side":
+            return self.noise("starts", tuple(self.point.shape[1:]), _STARTS)
+        latent = tuple(self.mean(self.x[:1]).shape[1:])
+        back = pull_back(self.mean, self.x, self.noise("starts", latent, _STARTS), self.encoder_rows)
+        return back if self.x_t is None else torch.cat([(self.x_t - self.x)[None], back])
+
+    def mean(self, points: Tensor) -> Tensor:
+        return self.vae.encode(points).mean
+
+    def without_gradient(self, yardstick: DataTerm) -> dict[str, Tensor]:
+        """The most sensitive directions of the encoder, both ways, and random search, (I, C, *shape) each."""
+        latent = tuple(self.mean(self.x[:1]).shape[1:])
+        count = min(_EIGENVECTORS, torch.Size(latent).numel())
+        noise = self.noise("eigenvectors", latent, count)
+        eigen, _ = pullback_directions(self.mean, self.x, noise, self.encoder_rows)
+        radius = self.caps.expand(len(self.x), -1)
+        both = {"pull-back": eigen, "random": self.noise("random", tuple(self.x.shape[1:]), DIRECTIONS)}
+        return {
+            name: self.within(random_search(yardstick, self.x, self.box, self.norm, radius, ways, self.rows)[1])
+            for name, ways in both.items()
+        }
+
+    def within(self, d: Tensor) -> Tensor:
+        """``d`` (I, C, *shape) with x + d in the box to the bit, and a little less than the cap long."""
+        low, high = self.box or (-torch.inf, torch.inf)
+        x, cap = self.x[:, None].expand_as(d).flatten(0, 1).flatten(1), self.caps.repeat(len(self.x)) * (1 - 1e-6)
+        near = furthest(d.flatten(0, 1).flatten(1), low - x, high - x, cap, self.norm, most=1.0)
+        return inside(x, x + near, x.new_tensor(low), x.new_tensor(high)).reshape(d.shape)
+
+    def worst(self, d: Tensor, damage: Tensor) -> tuple[Tensor, Tensor]:
+        """Member and distortion of the largest damage under each cap; a larger cap admits what a smaller one does."""
+        if len(d) == 1:  # the search has seen to that by its own objective
+            return torch.zeros_like(damage[0], dtype=torch.long), d[0]
+        items, count = damage.shape[1:]
+        allowed = self.caps[None, :] <= self.caps[:, None]  # (C, C'): what was found under C' is admitted under C
+        table = torch.where(allowed[None, None], damage[:, :, None, :], -torch.inf)  # (M, I, C, C')
+        which = table.permute(1, 2, 0, 3).reshape(items, count, -1).argmax(2)  # (I, C) over M C'
+        member, place = which // count, which % count
+        return member, d[member, self.item[:, None], place]
+
+    def values(self, term: DataTerm, points: Tensor) -> Tensor:
+        """The data term of (M, I, C, *shape), (M, I, C)."""
+        members, items, count = points.shape[:3]
+        item = self.item.repeat_interleave(count).repeat(members)
+        shape = tuple(points.shape[3:])
+        values = Term(term, shape, self.rows).value(points.flatten(0, 2).flatten(1), item)
+        return values.reshape(members, items, count)
+
+    def look(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstructions (I, C, *shape) at z = the mean, and -log p(x|z*) (I, C) over fresh draws."""
+        count = points.shape[1]
+        eta = self.eta("fresh")
+
+        @torch.no_grad()
+        def look(part: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
+            if self.mode == "latent-side":
+                mean, z = part, part[None]
+            else:
+                q = self.vae.encode(part)
+                mean = q.mean
+                z = mean[None] if eta is None else q.sample(eta[:, of])
+            nll = torch.stack([-self.vae.decode(draw).log_prob(self.x[of]) for draw in z])
+            return self.vae.decode(mean).mean, nll.mean(0)
+
+        rec, nll = self.rows.map(look, points.flatten(0, 1), self.item.repeat_interleave(count))
+        return rec.reshape(len(self.x), count, *rec.shape[1:]), nll.reshape(-1, count)
+
+    def signs(self, objective: Objective, term: DataTerm, found: Capped) -> Signs:
+        return signs_of(
+            term,
+            None if self.mode == "latent-side" else self.vae.encode,
+            self.point,
+            self.x_t if objective.targeted else None,
+            Found(
+                adversarial=found.adversarial,
+                value=found.value,
+                penalty=torch.zeros_like(found.value),
+                radius=found.caps.expand_as(found.value),
+                status=found.status,
+                zero_value=found.zero_value,
+                recent=found.recent,
+            ),
+            self.noise("directions", tuple(self.point.shape[1:]), DIRECTIONS),
+            box=self.box,
+            norm=self.norm,
+            rows=self.rows,
+        )

@@ -1,0 +1,49 @@
+"""What an attack is given: tensors that fit the model, told apart from those that do not in one sentence."""
+
+import torch
+from torch import Tensor, nn
+
+from vaeaudit.errors import DataError
+from vaeaudit.vae import VAE
+
+
+def check_items(vae: VAE, x: Tensor, box: tuple[float, float] | None, what: str) -> None:
+    """Raise :class:`DataError` unless ``x``, called ``what``, are items of the model, at least one, in the box."""
+    shape = tuple(vae.input_shape)
+    if tuple(x.shape[1:]) != shape or len(x) == 0 or not x.is_floating_point():
+        raise DataError(
+            f"{what} must be floating-point numbers ({what}, {', '.join(map(str, shape))}), at least one, but are "
+            f"{tuple(x.shape)} of {x.dtype}"
+        )
+    weight = next(vae.parameters(), None) if isinstance(vae, nn.Module) else None
+    if weight is not None and (weight.dtype, weight.device) != (x.dtype, x.device):
+        raise DataError(
+            f"{what} are {x.dtype} on {x.device}, but the model is {weight.dtype} on {weight.device}; convert one"
+        )
+    low, high = box or (-torch.inf, torch.inf)
+    if not bool(((x >= low) & (x <= high)).all()):
+        span = f"[{float(x.min()):.4g}, {float(x.max()):.4g}]"
+        raise DataError(f"the {what} must lie in the range [{low}, {high}] but span {span}; rescale them")
+
+
+def check_pairs(vae: VAE, x: Tensor, x_t: Tensor, box: tuple[float, float] | None) -> None:
+    """Raise :class:`DataError` unless ``x`` and ``x_t`` are pairs of different items of the model, in the box."""
+    shape = tuple(vae.input_shape)
+    if tuple(x.shape[1:]) != shape or x.shape != x_t.shape:
+        raise DataError(
+            f"sources and targets must both be (pairs, {', '.join(map(str, shape))}), "
+            f"but are {tuple(x.shape)} and {tuple(x_t.shape)}"
+        )
+    if not x.is_floating_point() or x.dtype != x_t.dtype or x.device != x_t.device:
+        raise DataError(
+            f"sources and targets must be of one floating-point type on one device, but are {x.dtype} on {x.device} "
+            f"and {x_t.dtype} on {x_t.device}"
+        )
+    if len(x) == 0:
+        raise DataError("an attack needs at least one pair of a source and a target, but none was given")
+    check_items(vae, x, box, "sources")
+    check_items(vae, x_t, box, "targets")
+    equal = (x == x_t).flatten(1).all(1)
+    if equal.any():
+        which = equal.nonzero().squeeze(1).tolist()
+        raise DataError(f"source and target are the same image in pair {which[0]}; there is nothing to attack")

@@ -1,0 +1,77 @@
+"""The metrics of an attack: its figures over pairs or items, by name."""
+
+from dataclasses import replace
+
+from vaeaudit import stats
+from vaeaudit.checks.attack import AttackResult
+from vaeaudit.checks.capped import CappedResult
+from vaeaudit.likeness import ms_ssim
+from vaeaudit.stats import Measurement
+
+
+def summarise(result: AttackResult) -> dict[str, Measurement]:
+    """The metrics of an attack, over its pairs, by name.
+
+    Higher is more robust for ``delta`` and ``curve_area``. The others are read at the chosen lambda, where a longer
+    d and a smaller data term stand for each other, so that neither way is more robust.
+    """
+    unit = result.unit
+    chosen = result.at_chosen
+    summaries = {
+        "delta": (result.delta, unit, "higher"),
+        "curve_area": (result.curve_area, "share", "higher"),
+        "data_term": (chosen(result.sweep.data_term), unit, "none"),
+        "distortion": (chosen(result.sweep.norm), "input units", "none"),
+        "target_nll": (chosen(result.target_nll), "nats", "none"),
+        "target_error": (chosen(result.target_error), "input units", "none"),
+    }
+    prefix = f"attack.{result.mode}"
+    metrics = {
+        f"{prefix}.{name}.median": stats.median(values.tolist(), unit=of, direction=direction)
+        for name, (values, of, direction) in summaries.items()
+    }
+    metrics[f"{prefix}.delta.mean"] = stats.mean(result.delta.tolist(), unit=unit, direction="higher")
+    return metrics
+
+
+def summarise_capped(result: CappedResult) -> dict[str, Measurement]:
+    """The metrics of a capped attack, over its items, by name: ``attack.{mode}.{norm}{cap}.{figure}``.
+
+    ``damage`` is in input units, lower is more robust; ``degradation`` is log p(x|z) - log p(x|z*) in nats, and
+    ``relative_degradation`` its share of |log p(x|z)| (Camuto et al.), which depends on the likelihood's constants.
+    """
+    metrics: dict[str, Measurement] = {}
+    for place, cap in enumerate(result.found.caps.tolist()):
+        name = f"attack.{result.mode}.{result.found.norm}-{cap:.4g}"
+        lost = result.nll[:, place] - result.zero_nll
+        columns = {
+            "damage": (result.damage[:, place], "input units"),
+            "degradation": (lost, "nats"),
+            "relative_degradation": (lost.abs() / result.zero_nll.abs(), "share"),
+        }
+        for figure, (values, unit) in columns.items():
+            metrics[f"{name}.{figure}.median"] = stats.median(values.tolist(), unit=unit, direction="lower")
+        metrics[f"{name}.damage.mean"] = stats.mean(
+            result.damage[:, place].tolist(), unit="input units", direction="lower"
+        )
+    return metrics
+
+
+def summarise_likeness(result: CappedResult, data_range: tuple[float, float]) -> dict[str, Measurement]:
+    """MS-SSIM of inputs with adversarial inputs, and of their reconstructions (Kuzina et al. 2022), for each cap.
+
+    An attack that is not seen leaves the first near 1; one that changes nothing leaves the second there. Raises what
+    :func:`vaeaudit.likeness.ms_ssim` does.
+    """
+    metrics: dict[str, Measurement] = {}
+    for place, cap in enumerate(result.found.caps.tolist()):
+        sides = {
+            "input": (result.source, result.found.adversarial[:, place], "none"),
+            "reconstruction": (result.source_reconstruction, result.reconstruction[:, place], "higher"),
+        }
+        for side, (clean, attacked, direction) in sides.items():
+            likeness = ms_ssim(clean, attacked, data_range)
+            measured = stats.median(likeness.value.tolist(), unit="share", direction=direction)
+            name = f"attack.{result.mode}.{result.found.norm}-{cap:.4g}.ms_ssim_{side}.median"
+            metrics[name] = replace(measured, estimator=f"{likeness.estimator}; {measured.estimator}")
+    return metrics
