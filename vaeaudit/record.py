@@ -228,7 +228,7 @@ def _attack_entry(subject: Subject, outcome: Outcome, pairs: Pairs) -> AttackEnt
         mode=result.mode,
         similarity=objective.similarity if result.mode == "latent" else None,
         on=objective.on,
-        layers=None if objective.layers is None else list(objective.layers),
+        layers=list(objective.layers) if objective.layers and result.mode == "latent" else None,
         unit=result.unit,
         penalty=found.penalty,
         box=subject.data.range,

@@ -1,0 +1,441 @@
+"""The sweep as a whole: what holds for every pair and lambda, whatever the search did."""
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import optimize
+from torch import Tensor
+
+import vaeaudit.attacks.sweep as module
+from vaeaudit.attacks.objectives import Objective
+from vaeaudit.attacks.search import Effort, Search, penalise
+from vaeaudit.attacks.sweep import PENALTIES, Sweep, geometric_lambdas, sweep
+from vaeaudit.attacks.term import Term, always
+from vaeaudit.batches import RowBatches
+from vaeaudit.checks.attack import attack
+from vaeaudit.draws import noise_set
+from vaeaudit.optim.lbfgsb import Descent, Status, Stopping, minimise
+
+DataTerm = Callable[[Tensor, Tensor], Tensor]
+UNIT = (0.0, 1.0)
+BATCHES = (1, 7, 500)
+# With few lambda down to 2^-20 a search that reaches its limit ends where rounding leads it.
+SETTLING = (2.0**-8, 2.0**-4, 0.3, 2.0, 16.0)
+
+
+def pairs_of(count: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Sources and targets for the small VAE, (count, 2, 3), some elements exactly at the edges of [0, 1]."""
+    both = torch.rand(2, 10, 2, 3, generator=torch.Generator().manual_seed(8), dtype=torch.float64) * 1.4 - 0.2
+    x, x_t = both.clamp(0, 1).to(dtype)
+    return x[:count], x_t[:count]
+
+
+def run(
+    data_term: DataTerm,
+    x: Tensor,
+    x_t: Tensor,
+    lambdas: int | tuple[float, ...] = 10,
+    *,
+    size: int = 500,
+    evaluations: int = 300,
+    starts: int = 2,
+    **more: Any,
+) -> Sweep:
+    settings = {
+        "effort": Effort(Stopping.for_dtype(x.dtype, evaluations), starts),
+        "rows": RowBatches(size),
+        "box": UNIT,
+    } | more
+    values = torch.tensor(geometric_lambdas(lambdas) if isinstance(lambdas, int) else lambdas, dtype=x.dtype)
+    return sweep(data_term, x, x_t, lambdas=values, **settings)
+
+
+def term_of(vae: Any, x: Tensor, x_t: Tensor, mode: str = "latent", similarity: str = "kl") -> DataTerm:
+    shape = vae.encode(x[:1]).noise_shape
+    noise = noise_set(shape, draws=8, items=range(len(x)), seed=0, check="test.sweep", like=x)
+    return Objective(mode, similarity).data_term(vae, x, x_t, noise)
+
+
+def gap_of(x: Tensor, x_t: Tensor) -> Tensor:
+    return torch.linalg.vector_norm((x_t - x).flatten(1), dim=1)
+
+
+# Invariants
+
+
+MOST = 80  # evaluations of a problem in the sweeps below
+KINDS = ["small latent l2", "small latent l2sq", "small output", "small float32", "bundled"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def solved(
+    request: pytest.FixtureRequest, small_vae: Any, bundled_model: Any, bundled_images: Tensor
+) -> tuple[DataTerm, Tensor, Tensor, Sweep]:
+    """A data term with its pairs and what the sweep found."""
+    if request.param == "bundled":
+        x, x_t, vae = bundled_images[:2], bundled_images[100:102], bundled_model
+    else:
+        dtype = torch.float32 if "float32" in request.param else torch.float64
+        (x, x_t), vae = pairs_of(4, dtype), small_vae(dtype=dtype)
+    mode, penalty = "output" if "output" in request.param else "latent", "l2sq" if "l2sq" in request.param else "l2"
+    term = term_of(vae, x, x_t, mode)
+    floor = 0.0 if mode == "latent" else None
+    return term, x, x_t, run(term, x, x_t, 12, penalty=penalty, floor=floor, evaluations=MOST)
+
+
+def test_no_objective_is_above_one_of_the_two_candidates_that_are_free(
+    solved: tuple[DataTerm, Tensor, Tensor, Sweep],
+) -> None:
+    term, x, x_t, found = solved
+    every = torch.arange(len(x))
+    with torch.no_grad():
+        zero, reached = term(x, every), term(x_t, every)
+    bound = reached[:, None] + found.lambdas * penalise(gap_of(x, x_t), found.penalty)[:, None]
+    rounding = 20 * torch.finfo(x.dtype).eps
+    assert torch.allclose(found.zero_data_term, zero, rtol=rounding, atol=0)
+    assert (found.objective <= found.zero_data_term[:, None]).all()
+    assert (found.objective <= bound + rounding * (bound.abs() + 1)).all()
+
+
+def test_no_solution_is_dominated_by_that_of_another_lambda(solved: tuple[DataTerm, Tensor, Tensor, Sweep]) -> None:
+    *_, found = solved
+    others = found.data_term[:, None, :] + found.lambdas[:, None] * penalise(found.norm, found.penalty)[:, None, :]
+    assert (found.objective[:, :, None] <= others).all()
+    # So a larger lambda never has the longer distortion of two that differ, nor the smaller data term.
+    rounding = 100 * torch.finfo(found.norm.dtype).eps
+    assert (found.norm.diff(dim=1) <= rounding * found.norm[:, :1]).all()
+
+
+def test_what_is_handed_out_is_what_was_measured(solved: tuple[DataTerm, Tensor, Tensor, Sweep]) -> None:
+    term, x, _, found = solved
+    assert ((found.adversarial >= 0) & (found.adversarial <= 1)).all()
+    assert torch.equal(found.adversarial, x[:, None] + found.distortion)
+    pairs, count = found.norm.shape
+    with torch.no_grad():
+        data = term(found.adversarial.flatten(0, 1), torch.arange(pairs).repeat_interleave(count))
+    tight = {"rtol": 100 * torch.finfo(x.dtype).eps, "atol": 100 * torch.finfo(x.dtype).eps}
+    torch.testing.assert_close(found.data_term.flatten(), data, **tight)
+    torch.testing.assert_close(found.norm, torch.linalg.vector_norm(found.distortion.flatten(2), dim=2), **tight)
+    assert torch.equal(found.objective, found.data_term + found.penalty_term)
+    assert torch.equal(found.penalty_term, found.lambdas * penalise(found.norm, found.penalty))
+
+
+def test_statuses_evaluations_and_recent_gains_are_told_for_every_problem(
+    solved: tuple[DataTerm, Tensor, Tensor, Sweep],
+) -> None:
+    *_, found = solved
+    assert not found.interrupted
+    assert set(found.status.flatten().tolist()) <= {int(Status.CONVERGED), int(Status.STALLED), int(Status.LIMIT)}
+    assert (found.evaluations >= 1).all()
+    assert (found.evaluations <= 1 + 2 * MOST / 4 + MOST).all()  # at d = 0, exploring from two points, refining
+    assert (found.recent >= 0).all()
+    rounding = 1e-5 * found.zero_data_term.abs()[:, None]
+    assert (found.recent <= found.zero_data_term[:, None] - found.objective + rounding).all()
+    limited = found.status == int(Status.LIMIT)
+    assert (found.evaluations[limited] >= MOST).all()
+
+
+def test_beyond_the_gradient_at_the_source_nothing_is_searched(small_vae: Any) -> None:
+    (x, x_t), vae = pairs_of(10), small_vae()
+    term = term_of(vae, x, x_t)
+    found = run(term, x, x_t, evaluations=30)
+    leaf = x.clone().requires_grad_(True)
+    (slope,) = torch.autograd.grad(term(leaf, torch.arange(10)).sum(), leaf)
+    blocked = ((x == 0) & (slope > 0)) | ((x == 1) & (slope < 0))
+    steep = torch.linalg.vector_norm(slope.masked_fill(blocked, 0).flatten(1), dim=1)
+    towards = (found.zero_data_term - term(x_t, torch.arange(10))) / gap_of(x, x_t)
+    optimal = found.lambdas >= torch.maximum(steep, towards)[:, None]
+    assert optimal.any()
+    assert (found.evaluations[optimal] == 1).all()
+    assert (found.norm[optimal] == 0).all()
+    assert (found.status[optimal] == int(Status.CONVERGED)).all()
+    assert (found.norm[found.lambdas < 0.99 * steep[:, None]] > 0).all()
+
+
+# Bits, batches, groups
+
+
+@pytest.mark.parametrize(("mode", "similarity"), [("latent", "kl"), ("latent", "sample"), ("output", "kl")])
+def test_same_seed_and_settings_give_the_same_bits(mode: str, similarity: str, small_vae: Any) -> None:
+    x, x_t = pairs_of(3)
+    settings: dict[str, Any] = {"similarity": similarity, "lambdas": 5, "max_evaluations": 60}
+    first, second = (attack(small_vae(), x, x_t, mode, **settings) for _ in range(2))
+    for name in ("distortion", "data_term", "objective", "status", "evaluations", "recent"):
+        assert torch.equal(getattr(first.sweep, name), getattr(second.sweep, name)), name
+    assert torch.equal(first.target_nll, second.target_nll)
+    assert torch.equal(first.signs.measured, second.signs.measured)
+
+
+def test_draws_are_the_same_for_every_batch_size(small_vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (x, x_t), drawn = pairs_of(3), dict[int, list[Tensor]]()
+    for size in BATCHES:
+        drawn[size] = []
+
+        def kept(*shape: Any, _to: list[Tensor] = drawn[size], **more: Any) -> Tensor:
+            _to.append(noise_set(*shape, **more))
+            return _to[-1]
+
+        monkeypatch.setattr("vaeaudit.checks.attack.noise_set", kept)
+        attack(small_vae(), x, x_t, "output", lambdas=[1.0], max_evaluations=2, batch_size=size)
+    assert drawn[1]
+    for size in BATCHES[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(drawn[1], drawn[size], strict=True))
+
+
+@pytest.mark.parametrize("mode", ["latent", "output"])
+def test_objectives_of_all_batch_sizes_agree_where_the_search_may_end(mode: str, small_vae: Any) -> None:
+    x, x_t = pairs_of(2)
+    term, floor = term_of(small_vae(), x, x_t, mode), 0.0 if mode == "latent" else None
+    found = [run(term, x, x_t, SETTLING, size=size, floor=floor, evaluations=600) for size in BATCHES]
+    for other in found[1:]:
+        relative = (other.objective / found[0].objective - 1).abs()
+        assert (relative <= 1e-4).double().mean() >= 0.99
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_groups_of_pairs_give_what_all_together_give(
+    penalty: str, small_vae: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, x_t = pairs_of(5)
+    term = term_of(small_vae(), x, x_t)
+    whole = run(term, x, x_t, SETTLING, evaluations=120, penalty=penalty)
+    groups: list[int] = []
+
+    class Counted(Search):
+        def run(self) -> None:
+            groups.append(len(self.x))
+            super().run()
+
+    monkeypatch.setattr(module, "Search", Counted)
+    monkeypatch.setattr(module, "_MEMORY", 2 * len(SETTLING) * 6 * 8 * module._VECTORS)
+    apart = run(term, x, x_t, SETTLING, evaluations=120, penalty=penalty)
+    assert groups == [2, 2, 1]
+    torch.testing.assert_close(apart.objective, whole.objective, rtol=1e-4, atol=0)
+    torch.testing.assert_close(apart.zero_data_term, whole.zero_data_term, rtol=1e-12, atol=0)
+    for name in ("distortion", "adversarial", "status", "evaluations", "recent", "norm"):
+        assert getattr(apart, name).shape == getattr(whole, name).shape
+    monkeypatch.setattr(module, "_MEMORY", 1)  # not even one pair: one at a time
+    groups.clear()
+    run(term, x[:2], x_t[:2], 3, penalty=penalty, evaluations=4)
+    assert groups == [1, 1]
+
+
+# Against other minimisers and the oracle
+
+
+@pytest.mark.parametrize(("mode", "penalty"), [("latent", "l2"), ("latent", "l2sq"), ("output", "l2")])
+def test_no_problem_is_solved_worse_than_by_scipy(mode: str, penalty: str, small_vae: Any) -> None:
+    (x, x_t), vae = pairs_of(3), small_vae()
+    term = term_of(vae, x, x_t, mode)
+    found = run(term, x, x_t, 5, penalty=penalty, floor=0.0 if mode == "latent" else None)
+    start = np.random.default_rng(0).normal(size=6) * 1e-2
+    for i, (j, lam) in product(range(3), enumerate(found.lambdas.tolist())):
+
+        def one(d: np.ndarray, i: int = i, lam: float = lam) -> tuple[float, np.ndarray]:
+            leaf = torch.from_numpy(d).requires_grad_(True)
+            norm = torch.linalg.vector_norm(leaf)
+            value = term(x[i : i + 1] + leaf.reshape(1, 2, 3), torch.tensor([i])).sum()
+            value = value + lam * (norm if penalty == "l2" else norm.square())
+            value.backward()
+            assert leaf.grad is not None
+            return float(value.detach()), leaf.grad.numpy().copy()
+
+        low, high = -x[i].flatten().numpy(), 1 - x[i].flatten().numpy()
+        scipy = optimize.minimize(
+            one,
+            start.clip(low, high),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=list(zip(low, high, strict=True)),
+            options={"maxcor": 10, "ftol": 2.2e-9, "maxiter": 200},
+        )
+        objective = float(found.objective[i, j])
+        assert objective <= scipy.fun + 1e-3 * abs(scipy.fun), (i, lam)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_the_sampled_output_attack_is_within_its_standard_error_of_the_oracle(
+    penalty: str, oracle: dict[str, Any], linear_gaussian: Any
+) -> None:
+    norm = {"l2": "l2", "l2sq": "squared"}[penalty]
+    cases = [case for case in oracle["attacks"]["cases"] if case["kind"] == "output" and case["norm"] == norm]
+    assert cases
+    for case in cases:
+        numbers = oracle["models"][case["model"]]
+        vae = linear_gaussian(numbers)
+        x, x_t = (torch.tensor([numbers[name]], dtype=torch.float64) for name in ("x", "xt"))
+        box = tuple(case["box"]) if case["box"] else None
+        result = attack(vae, x, x_t, "output", lambdas=case["lam"], penalty=penalty, data_range=box)
+        found, exact = result.sweep, torch.tensor([case["objective"]], dtype=torch.float64)
+        q = vae.encode(found.adversarial[0])
+        # In closed form: what an expectation over all draws would give at the same points.
+        spread = (q.stddev[:, None] * vae.B / vae.log_tau.exp()).square().sum((1, 2))
+        closed = -vae.decode(q.mean).log_prob(x_t) + 0.5 * spread + q.kl(vae.prior) + found.penalty_term[0]
+        draws = noise_set(q.noise_shape, draws=4000, items=[0], seed=0, check="test.output", like=x)
+        z = q.mean[:, None] + q.stddev[:, None] * draws[:, 0]
+        each = torch.stack([-vae.decode(of).log_prob(x_t) for of in z])  # (L, draws)
+        error = each.std(1) / 16**0.5  # of a mean over the attack's 16 draws
+        assert (closed >= exact[0] - 1e-6).all()  # the oracle's is the optimum
+        assert ((found.objective[0] - exact[0]).abs() <= 4 * error).all()
+        assert ((closed - exact[0]) <= 4 * error).all()
+        assert result.fresh_data_term is not None
+        fresh = result.fresh_data_term[0] + found.penalty_term[0]
+        assert ((fresh - closed).abs() <= 4 * error).all()
+
+
+# Where the search meets what it cannot use
+
+
+def test_a_search_that_stays_at_the_target_is_called_stuck() -> None:
+    x, x_t = pairs_of(2)
+
+    def needle(points: Tensor, item: Tensor) -> Tensor:
+        """No way leads to the target: the data term is 5 beside it."""
+        away = (points - x_t[item]).flatten(1).square().sum(1)
+        return torch.where(away > 1e-12, 5 + away, away)
+
+    found = run(needle, x, x_t, 5)
+    at_target = (found.adversarial - x_t[:, None]).flatten(2).abs().amax(2) < 2e-6
+    assert at_target[:, :3].all()  # with lambda up to 1 the whole way costs less than 5
+    assert (found.status[at_target] == int(Status.STALLED)).all()
+    assert (found.status[found.norm == 0] == int(Status.CONVERGED)).all()
+
+
+def test_a_start_where_the_model_is_nan_does_not_hide_what_another_start_found() -> None:
+    x, x_t = torch.full((1, 4), 0.1, dtype=torch.float64), torch.full((1, 4), 0.9, dtype=torch.float64)
+
+    def hole(points: Tensor, _: Tensor) -> Tensor:
+        """A parabola around 0.3 in each element, NaN around the point halfway to the target."""
+        value = 10 * (points - 0.3).square().sum(1)
+        return value + torch.where((points - 0.5).abs().amax(1) < 0.05, torch.nan, 0.0)
+
+    class Exploring(Search):
+        def _refine(self) -> None:
+            pass
+
+    lambdas = torch.tensor([0.1, 0.5, 2.0], dtype=x.dtype)
+    objectives = []
+    for starts in (1, 2):
+        effort = Effort(Stopping.for_dtype(x.dtype), starts)
+        search = Exploring(Term(hole, (4,), RowBatches(9)), x, x_t, UNIT, lambdas, "l2", 0.0, effort, always)
+        search.run()
+        objectives.append(search.objective)
+    torch.testing.assert_close(objectives[1], objectives[0], rtol=1e-9, atol=0)
+    assert (objectives[0] < hole(x, x)).all()
+
+
+def test_a_model_without_any_slope_leaves_the_candidates_that_are_free() -> None:
+    x, x_t = pairs_of(2)
+    found = run(lambda points, _: torch.ones_like(points[:, 0, 0]), x, x_t, 5)
+    assert (found.distortion == 0).all()
+    assert (found.evaluations == 1).all()
+    assert (found.recent == 0).all()
+
+
+# Descents that are moved
+
+
+def bowls(count: int) -> tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], Tensor, Tensor]:
+    """1/2 (x - c)' H (x - c), the same ill-conditioned H for all: objective, c (count, 8), start (count, 8)."""
+    generator = torch.Generator().manual_seed(3)
+    basis = torch.linalg.qr(torch.randn(8, 8, generator=generator, dtype=torch.float64)).Q
+    hessian = basis @ torch.diag(torch.logspace(0, 2, 8, dtype=torch.float64)) @ basis.T
+    centre, start = torch.randn(2, count, 8, generator=generator, dtype=torch.float64)
+
+    def objective(x: Tensor, problem: Tensor) -> tuple[Tensor, Tensor]:
+        slope = (x - centre[problem]) @ hessian
+        return 0.5 * ((x - centre[problem]) * slope).sum(1), slope
+
+    return objective, centre, start
+
+
+NONE = torch.full((1, 8), torch.inf, dtype=torch.float64)
+STOPPING = Stopping(ftol=1e-14, max_evaluations=400)
+
+
+def test_a_descent_that_is_looked_at_is_the_same_descent() -> None:
+    objective, centre, start = bowls(6)
+    whole = minimise(objective, start, -NONE, NONE, STOPPING)
+    descent = Descent(objective, start, -NONE, NONE, STOPPING)
+    while descent.running:
+        descent.advance(3)
+        seen = descent.minima()
+        assert (seen.evaluations <= whole.evaluations).all()
+    assert torch.equal(descent.minima().x, whole.x)
+    assert torch.equal(descent.minima().evaluations, whole.evaluations)
+    torch.testing.assert_close(whole.x, centre, rtol=0, atol=1e-5)
+
+
+def test_only_the_problems_that_begin_run_until_the_others_are_moved() -> None:
+    objective, centre, start = bowls(5)
+    begin = torch.tensor([1, 3])
+    descent = Descent(objective, start, -NONE, NONE, STOPPING, begin=begin)
+    assert descent.running == 2
+    descent.advance(500)
+    waiting = torch.tensor([0, 2, 4])
+    found = descent.minima()
+    assert (found.status[begin] == int(Status.CONVERGED)).all()
+    assert (found.status[waiting] == int(Status.STOPPED)).all()
+    assert (found.evaluations[waiting] == 0).all()
+    assert found.value[waiting].isposinf().all()
+    descent.move(torch.tensor([0, 4]), start[[0, 4]], torch.tensor([-1, -1]))
+    assert descent.running == 2
+    descent.advance(500)
+    found = descent.minima()
+    torch.testing.assert_close(found.x[[0, 1, 3, 4]], centre[[0, 1, 3, 4]], rtol=0, atol=1e-5)
+    assert int(found.evaluations[2]) == 0
+
+
+def test_none_may_begin_at_all() -> None:
+    objective, centre, start = bowls(2)
+    descent = Descent(objective, start, -NONE, NONE, STOPPING, begin=torch.tensor([], dtype=torch.long))
+    assert descent.running == 0
+    descent.advance(3)
+    descent.move(torch.tensor([1]), start[1:], torch.tensor([0]))  # problem 0 never ran and has no history
+    descent.advance(500)
+    torch.testing.assert_close(descent.minima().x[1], centre[1], rtol=0, atol=1e-5)
+
+
+def test_a_problem_moved_with_the_history_of_its_like_needs_fewer_evaluations() -> None:
+    objective, centre, start = bowls(2)
+    costs = {}
+    for like in (0, -1):
+        descent = Descent(objective, start, -NONE, NONE, STOPPING, begin=torch.tensor([0]))
+        descent.advance(12)
+        assert descent.running == 1
+        descent.move(torch.tensor([1]), start[1:], torch.tensor([like]))
+        descent.advance(500)
+        found = descent.minima()
+        torch.testing.assert_close(found.x, centre, rtol=0, atol=1e-5)
+        costs[like] = int(found.evaluations[1])
+    assert costs[0] < costs[-1]
+
+
+def test_a_moved_problem_runs_from_there_and_keeps_counting() -> None:
+    objective, centre, start = bowls(3)
+    descent = Descent(objective, start, -NONE, NONE, STOPPING)
+    descent.advance(4)
+    before = descent.minima().evaluations.clone()
+    there = centre[:1] + 1e-3
+    descent.move(torch.tensor([0]), there, torch.tensor([0]))
+    found = descent.minima()
+    assert torch.equal(found.x[:1], there)
+    assert (found.evaluations - before).tolist() == [1, 0, 0]
+    descent.advance(500)
+    found = descent.minima()
+    torch.testing.assert_close(found.x, centre, rtol=0, atol=1e-5)
+    assert (found.status == int(Status.CONVERGED)).all()
+
+
+def test_a_problem_at_its_evaluation_limit_cannot_be_moved_past_it() -> None:
+    objective, _, start = bowls(2)
+    descent = Descent(objective, start, -NONE, NONE, Stopping(ftol=1e-14, max_evaluations=5))
+    descent.advance(500)
+    assert (descent.minima().evaluations == 5).all()
+    assert (descent.minima().status == int(Status.LIMIT)).all()
+    descent.move(torch.tensor([0]), start[1:], torch.tensor([-1]))
+    assert descent.running == 0
