@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 
-def inv_hessian_product(g: Tensor, history: Tensor, free: Tensor, newest: Tensor, pairs: Tensor) -> Tensor:
-    """H g in the free variables, (a, n), by the compact form of L-BFGS (Byrd, Nocedal & Schnabel 1994, eq. 3.1).
+def inv_hessian_product(g: Tensor, history: Tensor, newest: Tensor, pairs: Tensor) -> Tensor:
+    """H g, (a, n), by the compact form of L-BFGS (Byrd, Nocedal & Schnabel 1994, eq. 3.1).
 
-    ``history`` (a, 2, m, n) holds s and y; ``free`` (a, n) masks both, because a held variable left in a pair
-    spoils the curvature of the others. The long vectors are touched twice only; the rest is m x m.
+    ``history`` (a, 2, m, n) holds s and y. For H of the free variables alone set the others to zero in ``g`` and
+    ``history``: a held variable left in a pair spoils the curvature of the others. The long vectors are touched twice
+    only; the rest is m x m.
     """
-    count, _, m, n = history.shape
-    w = (history * free[:, None, None]).reshape(count, 2 * m, n)
+    m, w = history.shape[2], history.flatten(1, 2)
     gram = w[:, m:] @ w.transpose(1, 2)  # (a, m, 2m): y's and y'y, for s's is not needed
     wg = (g[:, None] @ w.transpose(1, 2)).squeeze(1)  # (a, 2m); six times faster than w @ g here
 

@@ -244,25 +244,30 @@ class Descent:
     def _round(self, live: Tensor) -> None:
         """Evaluate one trial point of each live problem and advance its search."""
         run, stopping = self._run, self._stopping
+        whole = live.numel() == run.problem.numel()  # the usual case: no copies of the long vectors then
         problem = run.problem[live]
-        x, f, g = run.x[live], run.f[live], run.g[live]
-        trial = (x + run.step[live, None] * run.direction[live]).clamp(*self._bounds(problem))
+        x, g, direction = (v if whole else v.index_select(0, live) for v in (run.x, run.g, run.direction))
+        f, step = run.f[live], run.step[live]
+        trial = torch.addcmul(x, step[:, None], direction).clamp(*self._bounds(problem))
         f_trial, g_trial = self._objective(trial, problem)
         self._best.evaluations[problem] += 1
 
         moved = trial - x
         foreseen = (g * moved).sum(1)  # first-order change along the bent path
+        slope = (g_trial * moved).sum(1)  # not finite where an element of g_trial is not: inf * 0 is NaN
         # Rounding of f hides small decreases; Hager & Zhang (2005) accept within that error.
         rounding = 4 * torch.finfo(f.dtype).eps * f.abs()
-        finite = f_trial.isfinite() & g_trial.isfinite().all(1)
+        finite = f_trial.isfinite() & slope.isfinite()
         accepted = finite & (f_trial <= f + _ARMIJO * foreseen + rounding) & (f_trial <= f)
 
         # Accepted: move there. If the slope along the direction is still steep, go on along it with twice the step.
-        won = live[accepted]
-        gain = (f - f_trial)[accepted]
-        run.x[won], run.f[won], run.g[won] = trial[accepted], f_trial[accepted], g_trial[accepted]
-        slope = (g_trial * moved).sum(1)[accepted]
-        too_short = (slope < _CURVATURE * foreseen[accepted]) & (gain > stopping.ftol * f_trial[accepted].abs())
+        place = accepted.nonzero().squeeze(1)
+        won = live[place]
+        gain = (f - f_trial)[place]
+        run.x.index_copy_(0, won, trial.index_select(0, place))
+        run.g.index_copy_(0, won, g_trial.index_select(0, place))
+        run.f[won] = f_trial[place]
+        too_short = (slope < _CURVATURE * foreseen)[place] & (gain > stopping.ftol * f_trial[place].abs())
         run.step[won[too_short]] *= 2
         run.backtracks[won[too_short]] = 0
 
@@ -292,43 +297,55 @@ class Descent:
         """Compute the next direction and first step of the named rows; end those with no descent left."""
         if rows.numel() == 0:
             return
-        x, g = run.x[rows], run.g[rows]
+        x, g = run.x.index_select(0, rows), run.g.index_select(0, rows)
         lower, upper = self._bounds(run.problem[rows])
+        run.anchor_x.index_copy_(0, rows, x)
+        run.anchor_g.index_copy_(0, rows, g)
+        # Free are the variables that a step down the gradient would move; the others are held (or have no slope).
+        way = (x - g).clamp(lower, upper) - x
+        free = way != 0
+        home = None
         # A variable just short of a bound can cut the step of all others to nothing. So before a problem is called
         # converged, variables nearer than ``near`` that the gradient pushes outward are held as well, and go to their
         # bound by themselves.
         last = run.calm[rows] >= (self._stopping.patience if patience is None else patience)
-        near = torch.zeros_like(x[:, :1])
         if last.any():
-            way = torch.linalg.vector_norm((x - g).clamp(lower, upper) - x, dim=1)
             width = torch.where((upper - lower).isfinite(), upper - lower, 1.0)
-            near = torch.where(last[:, None], torch.minimum(_NEAR * width, way[:, None]), 0.0)
-        to_lower, to_upper = (x - lower <= near) & (g > 0), (upper - x <= near) & (g < 0)
-        free = ~(to_lower | to_upper)
-        home = torch.where(to_lower, lower - x, torch.where(to_upper, upper - x, 0.0))
-        g = g * free
-        direction = -inv_hessian_product(g, run.history.index_select(0, rows), free, run.newest[rows], run.pairs[rows])
+            length = torch.linalg.vector_norm(way, dim=1)
+            near = torch.where(last[:, None], torch.minimum(_NEAR * width, length[:, None]), 0.0)
+            to_lower, to_upper = (x - lower <= near) & (g > 0), (upper - x <= near) & (g < 0)
+            free = free & ~(to_lower | to_upper)
+            home = torch.where(to_lower, lower - x, torch.where(to_upper, upper - x, 0.0))
+        mask = free.to(g.dtype)
+        g = g * mask
+        history = run.history.index_select(0, rows).mul_(mask[:, None, None])
+        direction = inv_hessian_product(g, history, run.newest[rows], run.pairs[rows]).neg_()
         slope = (direction * g).sum(1)
         norm = torch.linalg.vector_norm(g, dim=1)
         # Without a usable history: steepest descent with a step of length at most 1.
         steepest = (run.pairs[rows] == 0) | ((slope >= 0) & (norm > 0)) | ~slope.isfinite()
-        scaled = -g / norm.clamp(min=1.0)[:, None]
-        run.direction[rows] = torch.where(steepest[:, None], scaled, direction) + home
+        if steepest.any():
+            direction = torch.where(steepest[:, None], -g / norm.clamp(min=1.0)[:, None], direction)
+        still = norm == 0
+        if home is not None:
+            direction = direction + home
+            still &= (home == 0).all(1)
+        run.direction.index_copy_(0, rows, direction)
         run.pairs[rows[steepest]] = 0
-        run.anchor_x[rows], run.anchor_g[rows] = x, run.g[rows]
         run.step[rows] = 1.0
         run.backtracks[rows] = 0
-        run.status[rows[(norm == 0) & (home == 0).all(1)]] = int(Status.CONVERGED)
+        run.status[rows[still]] = int(Status.CONVERGED)
 
 
 def _remember(run: _Running, rows: Tensor) -> None:
     """Add the move since the anchor to the history, where its curvature is positive."""
-    s = run.x[rows] - run.anchor_x[rows]
-    y = run.g[rows] - run.anchor_g[rows]
-    useful = (s * y).sum(1) > torch.finfo(s.dtype).eps * (y * y).sum(1)
-    rows, s, y = rows[useful], s[useful], y[useful]
-    memory = run.history.shape[2]
+    s = run.x.index_select(0, rows) - run.anchor_x.index_select(0, rows)
+    y = run.g.index_select(0, rows) - run.anchor_g.index_select(0, rows)
+    useful = ((s * y).sum(1) > torch.finfo(s.dtype).eps * (y * y).sum(1)).nonzero().squeeze(1)
+    rows, memory = rows[useful], run.history.shape[2]
     run.newest[rows] = (run.newest[rows] + 1) % memory
-    run.history[rows, 0, run.newest[rows]] = s
-    run.history[rows, 1, run.newest[rows]] = y
+    places = run.history.flatten(0, 2)  # (a 2 m, n), the same storage
+    place = 2 * memory * rows + run.newest[rows]
+    places.index_copy_(0, place, s.index_select(0, useful))
+    places.index_copy_(0, place + memory, y.index_select(0, useful))
     run.pairs[rows] = (run.pairs[rows] + 1).clamp(max=memory)
