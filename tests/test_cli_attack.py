@@ -313,6 +313,8 @@ def test_a_masked_model_is_inconclusive_and_its_sign_is_told_everywhere(
     assert any(told.startswith(f"{sign}: ") for pair in entry["pairs"] for told in pair["signs"])
     (warning,) = [told for told in written["warnings"] if told.startswith(f"failure sign '{sign}' in ")]
     assert f"of 2 {mode} pairs" in warning
+    shown = next(pair for pair in entry["pairs"] if pair["signs"])
+    assert f"of source {shown['source']}: " in warning
     printed = " ".join(done.out.split())
     assert f"warning: failure sign '{sign}'" in printed
     assert "verdict: inconclusive" in printed

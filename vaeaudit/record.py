@@ -113,7 +113,7 @@ def write_down(
         baseline=None,
         partial=partial,
         skipped=skipped,
-        warnings=_warnings(subject, outcomes, capped),
+        warnings=_warnings(subject, outcomes, capped, pairs),
         status=status,
         error=error,
         verdict=verdict,
@@ -123,7 +123,7 @@ def write_down(
     )
 
 
-def _warnings(subject: Subject, outcomes: list[Outcome], capped: list[CappedResult]) -> list[str]:
+def _warnings(subject: Subject, outcomes: list[Outcome], capped: list[CappedResult], pairs: Pairs) -> list[str]:
     told = list(subject.data.warnings)
     results: list[AttackResult | CappedResult] = [*(outcome.result for outcome in outcomes), *capped]
     for result in results:
@@ -132,7 +132,7 @@ def _warnings(subject: Subject, outcomes: list[Outcome], capped: list[CappedResu
             first = int(result.signs.fired[list(Sign).index(Sign(sign))].nonzero()[0])
             told.append(
                 f"failure sign '{sign}' in {count} of {items} {result.mode} {what}, so that they support no verdict; "
-                f"of the {first + 1}. of them: {result.signs.message(Sign(sign), first)}"
+                f"of source {pairs.sources[first]}: {result.signs.message(Sign(sign), first)}"
             )
     for outcome in outcomes:
         told += outcome.warnings
