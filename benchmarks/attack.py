@@ -46,7 +46,7 @@ from vaeaudit.vae import VAE, Posterior
 
 MAXCOR, FTOL = 10, 2.2e-9
 OFF_ZERO = 1e-2  # where SciPy and BoTorch start, as a share of the way to the target: `l2` has no gradient at d = 0
-STEPS = 1500  # of the brief training of --preset mlp
+STEPS = 300  # of the brief training of --preset mlp
 SCIPY, TWO, BOTORCH = "SciPy, one process", "SciPy, two processes", "BoTorch, batched"
 OURS, SWEEP, FLOOR = "ours, vaeaudit.attack", "ours, its sweep alone", "bare forward + backward"
 LABELS = {SCIPY: "SciPy", BOTORCH: "BoTorch", OURS: "ours"}
