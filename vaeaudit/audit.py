@@ -7,9 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from vaeaudit import pairs as choice
+from vaeaudit.attacks.objectives import Objective
 from vaeaudit.attacks.term import GoOn
 from vaeaudit.checks.attack import AttackResult, attack
 from vaeaudit.checks.capped import CAPPED_MODES, CappedResult, capped_attack
@@ -56,6 +58,7 @@ def run_attack(subject: Subject, resolved: Resolved, argv: Sequence[str], go_on:
     else:
         pairs = _pairs(subject)
         x, x_t = subject.images(pairs.sources), subject.images(pairs.targets)
+        _try(subject, x, x_t)
         try:
             judged = _judge(subject, pairs)
             for mode in settings.attack.modes:
@@ -69,6 +72,19 @@ def run_attack(subject: Subject, resolved: Resolved, argv: Sequence[str], go_on:
     seconds = time.monotonic() - started
     report = write_down(subject, resolved, argv, pairs, outcomes, capped, skipped, fault, seconds)
     return Audit(report, pairs, tuple(outcome.result for outcome in outcomes), tuple(capped), fault)
+
+
+def _try(subject: Subject, x: Tensor, x_t: Tensor) -> None:
+    """Raise what the settings ask and the model does not give, before anything runs."""
+    chosen, vae = subject.settings.attack, subject.model.vae
+    with torch.no_grad():
+        noise = x.new_zeros((1, 1, *vae.encode(x[:1]).noise_shape))
+    for mode in chosen.modes:
+        objective = Objective(
+            "damage" if mode == "worst" else mode, chosen.similarity, chosen.on, chosen.ref, chosen.layers or None
+        )
+        if mode != "latent-side":
+            objective.data_term(vae, x[:1], x_t[:1], noise)
 
 
 def _attack(subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: Pairs, go_on: GoOn) -> AttackResult:

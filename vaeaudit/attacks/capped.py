@@ -133,6 +133,17 @@ def furthest(v: Tensor, low: Tensor, high: Tensor, radius: Tensor, norm: str = "
     return torch.maximum(torch.minimum(d, high), low)
 
 
+def settle(x: Tensor, d: Tensor, low: float, high: float, caps: Tensor, norm: str = "l2") -> Tensor:
+    """``d`` (b, n), shortened where rounding takes x + d out of [low, high] or ||d|| over its cap (b,)."""
+    while True:
+        outside = (x + d < low) | (x + d > high)
+        over = _exceeds(d, caps, norm)
+        if not bool(outside.any() | over.any()):
+            return d
+        d = torch.where(outside, torch.nextafter(d, torch.zeros_like(d)), d)
+        d = torch.where(over[:, None], d * (1 - torch.finfo(d.dtype).eps), d)
+
+
 class _Search:
     """The problems of a group of items; problem k is item k // C, cap k % C."""
 
@@ -267,7 +278,7 @@ class _Search:
     def _result(self, zero: Tensor, d: Tensor, recent: Tensor, status: Tensor) -> Capped:
         """The best of each problem's d (K, n), those of the item's smaller caps and d = 0, as they are handed out."""
         table = (len(self.x), len(self.caps))
-        d = self._settle(d)
+        d = settle(self.x[self.item], d, self.low, self.high, self.cap, self.norm)
         value = self.term.value(self.x[self.item] + d, self.item)
         gains = value < zero[self.item]  # NaN does not
         value = torch.where(gains, value, zero[self.item]).reshape(table)
@@ -292,17 +303,6 @@ class _Search:
         )
         self._verify(found)
         return found
-
-    def _settle(self, d: Tensor) -> Tensor:
-        """``d`` (K, n), shortened where rounding takes x + d out of the box or ||d|| over the cap."""
-        x = self.x[self.item]
-        while True:
-            outside = (x + d < self.low) | (x + d > self.high)
-            over = _exceeds(d, self.cap, self.norm)
-            if not bool(outside.any() | over.any()):
-                return d
-            d = torch.where(outside, torch.nextafter(d, torch.zeros_like(d)), d)
-            d = torch.where(over[:, None], d * (1 - torch.finfo(d.dtype).eps), d)
 
     def _verify(self, found: Capped) -> None:
         """Check what is handed out, whatever the search did."""

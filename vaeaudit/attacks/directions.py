@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.capped import furthest
+from vaeaudit.attacks.capped import furthest, settle
 from vaeaudit.attacks.term import DataTerm, Term
 from vaeaudit.batches import RowBatches
 
@@ -79,7 +79,8 @@ def random_search(
 
     ``radius`` (I, K) holds the distances of each item of ``x`` (I, *shape), ``noise`` (R, I, *shape) the directions, of
     which both signs are tried. A direction is lengthened until d has the wanted norm; what the box cuts off is left to
-    the other elements, until all are at its edge. In L-infinity these are corners of the cap, cut at the box.
+    the other elements, until all are at its edge. In L-infinity these are corners of the cap, cut at the box. Box and
+    distance are kept to the bit.
     """
     items, problems = radius.shape
     low, high = box or (-torch.inf, torch.inf)
@@ -89,7 +90,8 @@ def random_search(
     best, best_d = torch.full_like(flat[:, 0], torch.inf), torch.zeros_like(flat)
     for direction in torch.cat([noise, -noise]).flatten(2):
         d = furthest(direction[item], low - flat, high - flat, radius.flatten(), norm)
-        value = term.value((flat + d).clamp(low, high), item)
+        d = settle(flat, d, low, high, radius.flatten(), norm)
+        value = term.value(flat + d, item)
         better = value < best
         best, best_d = torch.where(better, value, best), torch.where(better[:, None], d, best_d)
     return best.reshape(items, problems), best_d.reshape(items, problems, *x.shape[1:])

@@ -301,9 +301,7 @@ class Descent:
         lower, upper = self._bounds(run.problem[rows])
         run.anchor_x.index_copy_(0, rows, x)
         run.anchor_g.index_copy_(0, rows, g)
-        # Free are the variables that a step down the gradient would move; the others are held (or have no slope).
-        way = (x - g).clamp(lower, upper) - x
-        free = way != 0
+        free = ~torch.where(g > 0, x <= lower, x >= upper)  # a variable at a bound that it is pushed against is held
         home = None
         # A variable just short of a bound can cut the step of all others to nothing. So before a problem is called
         # converged, variables nearer than ``near`` that the gradient pushes outward are held as well, and go to their
@@ -311,7 +309,7 @@ class Descent:
         last = run.calm[rows] >= (self._stopping.patience if patience is None else patience)
         if last.any():
             width = torch.where((upper - lower).isfinite(), upper - lower, 1.0)
-            length = torch.linalg.vector_norm(way, dim=1)
+            length = torch.linalg.vector_norm((x - g).clamp(lower, upper) - x, dim=1)
             near = torch.where(last[:, None], torch.minimum(_NEAR * width, length[:, None]), 0.0)
             to_lower, to_upper = (x - lower <= near) & (g > 0), (upper - x <= near) & (g < 0)
             free = free & ~(to_lower | to_upper)

@@ -159,7 +159,7 @@ def minimised(attack: AttackEntry) -> str:
     layers = f", layers {', '.join(map(str, attack.layers))}" if attack.layers else ""
     terms = {
         "latent": f"{attack.similarity}(q(z|x + d){reached}, q(z|x_t)){layers}",
-        "output": f"-E log p(x_t|z) + KL(q(z|x + d) || p(z)), z ~ q(z|x + d){reached},",
+        "output": f"KL(q(z|x + d) || p(z)) - E log p(x_t|z) over z ~ q(z|x + d){reached}",
     }
     return f"{terms[attack.mode]} + λ {pen}"
 
