@@ -525,7 +525,8 @@ def test_signs_do_not_depend_on_the_batch_or_on_the_items_beside(small: tuple[An
     whole = look(kl_to(vae.encode, x_t), vae.encode, x, x_t, found).measured
     rows = look(kl_to(vae.encode, x_t), vae.encode, x, x_t, found, rows=RowBatches(1)).measured
     with torch.no_grad():
-        first = Found(*(getattr(found, name)[:2] for name in list(vars(found))[:6]), lambdas=found.lambdas, floor=0.0)
+        kept = {name: getattr(found, name)[:2] for name in [*list(vars(found))[:6], "recent"]}
+        first = Found(**kept, lambdas=found.lambdas, floor=0.0)
         part = look(kl_to(vae.encode, x_t[:2]), vae.encode, x[:2], x_t[:2], first).measured
     torch.testing.assert_close(rows, whole, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(part, whole[:, :2], rtol=1e-6, atol=1e-9)

@@ -20,6 +20,7 @@ _OFF_ZERO = 1e-2  # length of the first step off d = 0, as a share of ||x_t - x|
 _EXPLORED = 2.0**-13  # least lambda that is explored, as a share of the least for which d = 0 could be optimal
 _EXPLORING = 4  # exploring takes this part of a problem's evaluations, from each start
 _ROUNDS = 50  # rounds between two exchanges
+_TELLING = 100  # evaluations from which on a search's last gains tell of those to come
 _WORTHWHILE = 1e-3  # relative gain for which a problem moves to another's distortion
 
 
@@ -96,12 +97,13 @@ class Search:
 
     @property
     def recent(self) -> Tensor:
-        """What the objective has gained since half of a problem's evaluations, (K,)."""
+        """What the objective has gained since half of a problem's evaluations, (K,); infinite after few of them."""
         final, before = self.objective, torch.full_like(self.data, torch.inf)
         for evaluations, objective in self.history:
             before = torch.where(2 * evaluations <= self.evaluations, objective, before)
         zero = self.zero_data[self.pair]
-        return (torch.minimum(before, zero) - final).clamp(min=0)
+        gained = (torch.minimum(before, zero) - final).clamp(min=0)
+        return torch.where(self.evaluations >= _TELLING, gained, torch.inf)
 
     def candidates(self) -> tuple[Tensor, Tensor]:
         """Data term and ||d||_2 of each pair's candidates, (P, L + 2): its problems' best, d = 0, d = x_t - x."""
