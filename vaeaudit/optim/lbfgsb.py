@@ -187,7 +187,8 @@ class Descent:
         self._record()
         fresh = self._begin(problem, x)
         place = torch.full_like(self._best.evaluations, -1)
-        place[self._run.problem] = torch.arange(len(self._run.problem), device=place.device)
+        alive = (self._run.status < 0).nonzero().squeeze(1)
+        place[self._run.problem[alive]] = alive
         at = torch.where(like >= 0, place[like.clamp(min=0)], -1)
         known = (at >= 0).nonzero().squeeze(1)
         for name in ("history", "newest", "pairs"):
