@@ -266,7 +266,7 @@ def test_the_command_alone_shows_its_help_as_usage_error(cli: Cli) -> None:
         (["--batch-size", "²"], "--batch-size must be a valid integer or 'auto', but '²' came"),
         (["--limit", "0"], "--limit must be at least 1, but 0 came"),
         (["--limit", "1"], "--limit leaves 1 of 40 items, where at least two are needed"),
-        (["--mode", "outptu"], "--mode must be 'latent' or 'output', but 'outptu' came (did you mean 'output'?)"),
+        (["--mode", "outptu"], "or 'worst', but 'outptu' came (did you mean 'output'?)"),
         (["--mode", "latnt"], "but 'latnt' came (did you mean 'latent'?)"),
         (["--similarity", "KL"], "--similarity must be 'kl', 'reverse-kl', "),
         (["--penalty", "l1"], "--penalty must be 'l2' or 'l2sq', but 'l1' came"),

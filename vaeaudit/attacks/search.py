@@ -97,13 +97,14 @@ class Search:
 
     @property
     def recent(self) -> Tensor:
-        """What the objective has gained since half of a problem's evaluations, (K,); infinite after few of them."""
+        """What the objective has gained since half of a problem's evaluations, (K,); infinite if cut off after few."""
         final, before = self.objective, torch.full_like(self.data, torch.inf)
         for evaluations, objective in self.history:
             before = torch.where(2 * evaluations <= self.evaluations, objective, before)
         zero = self.zero_data[self.pair]
         gained = (torch.minimum(before, zero) - final).clamp(min=0)
-        return torch.where(self.evaluations >= _TELLING, gained, torch.inf)
+        cut_off = (self.status == int(Status.LIMIT)) | (self.status == int(Status.STOPPED))
+        return torch.where(cut_off & (self.evaluations < _TELLING), torch.inf, gained)
 
     def candidates(self) -> tuple[Tensor, Tensor]:
         """Data term and ||d||_2 of each pair's candidates, (P, L + 2): its problems' best, d = 0, d = x_t - x."""

@@ -21,7 +21,7 @@ class Sweep:
 
     ``distortion`` and ``adversarial`` are (P, L, *shape), and ``adversarial`` is x + d to the bit, inside the
     box. ``data_term``, ``norm`` (||d||_2), ``objective``, ``status`` (:class:`Status`), ``evaluations``, and
-    ``recent``, what the objective has gained since half of the evaluations, infinite after few of them, are (P, L).
+    ``recent``, what the objective has gained since half of the evaluations, infinite if cut off early, are (P, L).
     ``zero_data_term`` (P,) is the data term at d = 0. ``interrupted`` tells that it was told to stop.
     """
 
