@@ -114,7 +114,7 @@ def markdown() -> str:
 
 
 def test_a_healthy_model_gives_0_and_no_sign_in_either_mode(attack: Attack) -> None:
-    done = attack("--mode", "latent", "--mode", "output", "--max-evaluations", "80")
+    done = attack("--mode", "latent", "--mode", "output", "--max-evaluations", "300")
     assert (done.code, done.err) == (0, "")
     written = report()
     assert written["verdict"] == "ungated"

@@ -2,7 +2,7 @@
 
 First-order steps with momentum over the exact intersection of ball and box, which has a closed form: both the
 projection and the longest point along a direction are clip(t v), and t is found in a few rounds. Damage has many
-local maxima under a small cap and fewer under a large one, so every chain starts in a ball of twice the cap that
+local maxima under a small cap and fewer under a large one, so every chain starts in a larger ball that
 shrinks while the chain moves (a homotopy in the cap, as Croce & Hein 2021, "Mind the box", section 3.2, do for L1).
 The best chain, perhaps one that another cap found, is then followed to its end.
 """
@@ -19,7 +19,8 @@ from vaeaudit.optim.lbfgsb import Descent, Status, Stopping
 
 NORMS = ("l2", "linf")
 
-_WIDE = 2.0  # radius of the ball in which a chain starts, as a multiple of the cap
+# Radius of the ball in which a chain starts, as a multiple of the cap: measured; a cube grows faster than a ball.
+_WIDE = {"l2": 2.0, "linf": 1.3}
 _SHRUNK = 0.8  # share of exploring after which the ball has shrunk to the cap
 _EXPLORING = 0.8  # share of the evaluations spent on exploring chains
 _CHAIN = 27  # evaluations that an exploring chain needs at least
@@ -192,13 +193,14 @@ class _Search:
         item, cap = self.item.repeat(chains), self.cap.repeat(chains)
         x = self.x[item]
         low, high = self.low - x, self.high - x
-        before = d = self._furthest(directions[:, self.item].flatten(0, 1), low, high, _WIDE * cap)
+        wide = _WIDE[self.norm]
+        before = d = self._furthest(directions[:, self.item].flatten(0, 1), low, high, wide * cap)
         best, best_d = torch.full_like(cap, torch.inf), self._furthest(d, low, high, cap, most=1.0)
         for done in range(rounds):
             if not self._go_on("exploring", count):
                 break
             share = done / rounds
-            radius = cap * (1 + (_WIDE - 1) * max(0.0, 1 - share / _SHRUNK))
+            radius = cap * (1 + (wide - 1) * max(0.0, 1 - share / _SHRUNK))
             d = self._furthest(d, low, high, radius, most=1.0)
             value, gradient = self.term.gradient((x + d).clamp(self.low, self.high), item)
             self.evaluations += chains

@@ -104,7 +104,9 @@ class Search:
         zero = self.zero_data[self.pair]
         gained = (torch.minimum(before, zero) - final).clamp(min=0)
         cut_off = (self.status == int(Status.LIMIT)) | (self.status == int(Status.STOPPED))
-        return torch.where(cut_off & (self.evaluations < _TELLING), torch.inf, gained)
+        gained = torch.where(cut_off & (self.evaluations < _TELLING), torch.inf, gained)
+        # Stuck is where no step along the gradient, however short, lowers the value: more of them would not either.
+        return torch.where(self.status == int(Status.STALLED), 0.0, gained)
 
     def candidates(self) -> tuple[Tensor, Tensor]:
         """Data term and ||d||_2 of each pair's candidates, (P, L + 2): its problems' best, d = 0, d = x_t - x."""
@@ -131,9 +133,12 @@ class Search:
         most = -(-self.effort.stopping.max_evaluations // _EXPLORING)
         several = problem.repeat(len(points))
         search = self._descent(several, torch.cat(points), most, None)
-        self._advance(search, most, f"exploring from {len(points)} points")
-        self._harvest(search, several)
-        self.evaluations = self.evaluations.index_add(0, several, search.minima().evaluations)
+        before = self.evaluations
+        for rounds in (most // 2, most):  # halfway is remembered, for what is gained later
+            self._advance(search, rounds, f"exploring from {len(points)} points")
+            self._harvest(search, several)
+            self.evaluations = before.index_add(0, several, search.minima().evaluations)
+            self.history.append((self.evaluations, self.objective))
 
     def _refine(self) -> None:
         """Search from the best candidate of each problem's pair, moving to better ones as they are found."""
@@ -143,7 +148,6 @@ class Search:
         begin = ((self.norm > 0) | ~self.stationary).nonzero().squeeze(1)
         search = self._descent(problem, start, self.effort.stopping.max_evaluations, begin)
         used = self.evaluations
-        self.history.append((used, self.objective))
         begun = torch.zeros_like(self.stationary)
         begun[begin] = True
         while not self.stopped:
