@@ -171,7 +171,7 @@ class Search:
         # The search can be stuck at x_t itself: it settles where it started, far from the best.
         bound = self.target_data[self.pair] + self.lam * penalise(self.gap, self.penalty)[self.pair]
         saved = self._excess(bound) - self._excess(self.objective)
-        stuck = (self.norm > 0) & (saved <= _WORTHWHILE * self._excess(bound)) & (self.status != int(Status.STOPPED))
+        stuck = (self.norm > 0) & (saved <= _WORTHWHILE * self._excess(bound)) & (self.status == int(Status.CONVERGED))
         self.status[stuck] = int(Status.STALLED)
 
     def _excess(self, objective: Tensor) -> Tensor:
