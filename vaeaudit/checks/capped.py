@@ -244,6 +244,11 @@ class _Attack:
             return self.noise("starts", tuple(self.point.shape[1:]), _STARTS)
         latent = tuple(self.mean(self.x[:1]).shape[1:])
         back = pull_back(self.mean, self.x, self.noise("starts", latent, _STARTS), self.encoder_rows)
+        # Where the encoder's slope at x is zero, as in a saturated model, nothing comes back.
+        blind = (back == 0).flatten(2).all(2)
+        if blind.any():
+            plain = self.noise("plain", tuple(self.x.shape[1:]), _STARTS)
+            back = torch.where(blind.reshape(*blind.shape, *[1] * (back.ndim - 2)), plain, back)
         return back if self.x_t is None else torch.cat([(self.x_t - self.x)[None], back])
 
     def mean(self, points: Tensor) -> Tensor:
