@@ -89,7 +89,6 @@ def _try(subject: Subject, x: Tensor, x_t: Tensor) -> None:
 
 def _attack(subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: Pairs, go_on: GoOn) -> AttackResult:
     chosen = subject.settings.attack
-    size = subject.settings.run.batch_size
     return attack(
         subject.model.vae,
         x,
@@ -104,7 +103,7 @@ def _attack(subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: Pairs, g
         data_range=subject.data.range,
         seed=subject.settings.run.seed,
         max_evaluations=chosen.max_evaluations,
-        batch_size=size if isinstance(size, int) else None,
+        batch_size=subject.batch_size,
         items=pairs.sources,
         go_on=go_on,
     )
@@ -112,7 +111,7 @@ def _attack(subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: Pairs, g
 
 def _capped(subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: Pairs, go_on: GoOn) -> CappedResult:
     """The sources of the pairs attacked under caps, with their targets where the mode has any."""
-    chosen, size = subject.settings.attack, subject.settings.run.batch_size
+    chosen = subject.settings.attack
     low, high = subject.data.range or (0.0, 1.0)
     usual = _L2_CAPS if chosen.norm == "l2" else tuple((high - low) * cap for cap in _LINF_CAPS)
     return capped_attack(
@@ -128,7 +127,7 @@ def _capped(subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: Pairs, g
         data_range=subject.data.range,
         seed=subject.settings.run.seed,
         max_evaluations=chosen.max_evaluations,
-        batch_size=size if isinstance(size, int) else None,
+        batch_size=subject.batch_size,
         items=pairs.sources,
         go_on=go_on,
     )
@@ -150,14 +149,13 @@ def _judge(subject: Subject, pairs: Pairs) -> Judge | None:
     labels = subject.data.labels
     if subject.settings.attack.pairing != "label" or labels is None:
         return None
-    size = subject.settings.run.batch_size
     return judge(
         subject.model.vae,
         subject.images,
         labels[: subject.n],
         attacked={*pairs.sources, *pairs.targets},
         seed=subject.settings.run.seed,
-        batch_size=size if isinstance(size, int) else None,
+        batch_size=subject.batch_size,
     )
 
 

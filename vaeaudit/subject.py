@@ -31,6 +31,12 @@ class Subject:
     plausibility: Plausibility
     likelihood: str
 
+    @property
+    def batch_size(self) -> int | None:
+        """Most rows given to the model at once; None where that is chosen by size."""
+        size = self.settings.run.batch_size
+        return size if isinstance(size, int) else None
+
     def images(self, items: Sequence[int]) -> Tensor:
         """The named items as the model takes them, (len(items), *input_shape)."""
         return self.data.batch(items, dtype=self.dtype, device=self.device)
