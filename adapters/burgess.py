@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Self
 
+import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
@@ -89,6 +90,9 @@ def open(checkpoint: Checkpoint, config: Mapping[str, object]) -> Burgess:
     latents = _dimension(tensors, "encoder.mu_logvar_gen.weight", 0, otherwise=20) // 2
     size = 64 if "encoder.conv_64.weight" in tensors else 32
     vae = filled(lambda: Burgess(channels, size, latents, options), tensors)
+    for parameter in vae.parameters():
+        if parameter.ndim == 4:  # the order that convolutions on a CPU are a fifth faster in
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     if options.input_shape not in (None, vae.input_shape):
         raise AdapterError(
             f"adapter 'burgess' was told input_shape {list(options.input_shape or ())}, but the tensors take "

@@ -180,7 +180,7 @@ def ours_alone(problems: Problems) -> Found:
     """The search within our attack, with the settings that it has there: the like of what the others do."""
     vae, x, x_t = problems.vae, problems.x, problems.x_t
     term = Objective("latent").data_term(vae, x, x_t, x.new_zeros(1, len(x), 1))  # the KL draws no noise
-    effort, lambdas = Effort(Stopping.for_dtype(x.dtype, 600)), x.new_tensor(problems.lambdas)
+    effort, lambdas = Effort(Stopping.for_dtype(x.dtype, 400)), x.new_tensor(problems.lambdas)
     return swept(sweep(term, x, x_t, vae.range, lambdas, effort=effort, rows=problems.rows))
 
 

@@ -351,7 +351,7 @@ def test_the_inverse_hessian_product_is_the_dense_bfgs_matrix_times_the_gradient
     pairs = torch.arange(a) % (m + 1)
     g = torch.randn(a, n, generator=generator, dtype=torch.float64) * free
     history = torch.stack([s, y], dim=1)
-    product = inv_hessian_product(g, history * free[:, None, None], newest, pairs)
+    product = inv_hessian_product(g, free.to(g), history, newest, pairs)
     for k in range(a):
         dense = dense_bfgs(history[k], free[k], int(newest[k]), int(pairs[k]))
         torch.testing.assert_close(product[k], dense @ g[k], rtol=1e-8, atol=1e-10)
@@ -364,6 +364,6 @@ def test_the_inverse_hessian_product_moves_no_held_variable_and_goes_downhill() 
     free = torch.tensor([True, False, True, True, False, True]).expand(5, 6)
     g = torch.randn(5, 6, generator=generator, dtype=torch.float64) * free
     newest, pairs = torch.full((5,), 2), torch.full((5,), 3)
-    product = inv_hessian_product(g, torch.stack([s, s @ hessian], dim=1) * free[:, None, None], newest, pairs)
+    product = inv_hessian_product(g, free.to(g), torch.stack([s, s @ hessian], dim=1), newest, pairs)
     assert (product[~free] == 0).all()
     assert ((product * g).sum(1) > 0).all()

@@ -119,7 +119,7 @@ def attack(
     restarts: int = 1,
     data_range: tuple[float, float] | None = None,
     seed: int = 0,
-    max_evaluations: int = 600,
+    max_evaluations: int = 400,
     batch_size: int | None = None,
     items: Sequence[int] | None = None,
     go_on: GoOn = always,

@@ -1,18 +1,38 @@
-"""The L-BFGS product: an inverse Hessian from the last few differences of points and of gradients."""
+"""The history of L-BFGS: an inverse Hessian from the last few differences of points and of gradients."""
 
 import torch
 from torch import Tensor
 
 
-def inv_hessian_product(g: Tensor, history: Tensor, newest: Tensor, pairs: Tensor) -> Tensor:
+def remember(
+    history: Tensor, newest: Tensor, pairs: Tensor, s: Tensor, y: Tensor, chosen: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Write differences of points and of gradients, (a, n), over the oldest of the rows ``chosen`` (a,), in place.
+
+    A pair whose curvature s.y is not positive is left out. ``history`` is (a, 2, m, n); returned are the place of the
+    newest pair in it and how many places hold one, (a,) each.
+    """
+    curved = torch.linalg.vecdot(s, y) > torch.finfo(s.dtype).eps * torch.linalg.vecdot(y, y)
+    useful = chosen & curved
+    rows, memory = useful.nonzero().squeeze(1), history.shape[2]
+    newest = torch.where(useful, (newest + 1) % memory, newest)
+    places = history.flatten(0, 2)  # (a 2 m, n), the same storage
+    place = 2 * memory * rows + newest[rows]
+    places.index_copy_(0, place, s.index_select(0, rows))
+    places.index_copy_(0, place + memory, y.index_select(0, rows))
+    return newest, torch.where(useful, (pairs + 1).clamp(max=memory), pairs)
+
+
+def inv_hessian_product(g: Tensor, free: Tensor, history: Tensor, newest: Tensor, pairs: Tensor) -> Tensor:
     """H g, (a, n), by the compact form of L-BFGS (Byrd, Nocedal & Schnabel 1994, eq. 3.1).
 
-    ``history`` (a, 2, m, n) holds s and y. For H of the free variables alone set the others to zero in ``g`` and
-    ``history``: a held variable left in a pair spoils the curvature of the others. The long vectors are touched twice
-    only; the rest is m x m.
+    ``history`` (a, 2, m, n) holds s and y. H is that of the variables where ``free`` (a, n) is 1, and 0 of those where
+    it is 0, as ``g`` must be: a held variable left in a pair spoils the curvature of the others. The long vectors are
+    touched twice only; the rest is m x m.
     """
     m, w = history.shape[2], history.flatten(1, 2)
-    gram = w[:, m:] @ w.transpose(1, 2)  # (a, m, 2m): y's and y'y, for s's is not needed
+    y = history[:, 1] * free[:, None]  # one factor of each product is enough
+    gram = y @ w.transpose(1, 2)  # (a, m, 2m): y's and y'y, for s's is not needed
     wg = (g[:, None] @ w.transpose(1, 2)).squeeze(1)  # (a, 2m); six times faster than w @ g here
 
     # From storage to the order of time, oldest first.
@@ -40,4 +60,4 @@ def inv_hessian_product(g: Tensor, history: Tensor, newest: Tensor, pairs: Tenso
     on_y = -gamma * u.squeeze(2)
 
     coefficients = torch.empty_like(wg).scatter_(1, both, torch.cat([on_s, on_y], dim=1))  # back to storage
-    return gamma * g + (coefficients[:, None] @ w).squeeze(1)
+    return (coefficients[:, None] @ w).squeeze(1).mul_(free).addcmul_(gamma, g)

@@ -15,7 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from vaeaudit.optim.history import inv_hessian_product
+from vaeaudit.optim.history import inv_hessian_product, remember
 
 # objective(x, problem) -> (values, gradients): x (b, n), problem (b,) integers -> (b,), (b, n)
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -84,8 +84,6 @@ class _Running:
     x: Tensor  # (a, n) current iterate
     f: Tensor  # (a,)
     g: Tensor  # (a, n)
-    anchor_x: Tensor  # (a, n) where the current direction was computed
-    anchor_g: Tensor
     direction: Tensor  # (a, n)
     step: Tensor  # (a,)
     backtracks: Tensor  # (a,) in the current search
@@ -96,11 +94,24 @@ class _Running:
     status: Tensor  # (a,) -1 while running
 
     def rows(self, keep: Tensor) -> Self:
-        return replace(self, **{field.name: getattr(self, field.name)[keep] for field in fields(self)})
+        return self._each(lambda tensor: tensor[keep])
+
+    def without(self, gone: Tensor) -> Self:
+        """The rows that are not ``gone`` (a,), in another order: the last take the places of those that leave.
+
+        So as many rows are copied as leave, and no more.
+        """
+        stay = (~gone).nonzero().squeeze(1)
+        count = stay.numel()
+        hole, last = gone[:count].nonzero().squeeze(1), stay[stay >= count]
+        return self._each(lambda tensor: tensor.index_copy_(0, hole, tensor.index_select(0, last))[:count])
 
     def beside(self, other: Self) -> Self:
         both = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
         return replace(self, **{name: torch.cat(parts) for name, parts in both.items()})
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return replace(self, **{field.name: change(getattr(self, field.name)) for field in fields(self)})
 
 
 def minimise(
@@ -170,14 +181,12 @@ class Descent:
         """Evaluate a trial point of each running problem, ``rounds`` times or until none is left."""
         for _ in range(rounds):
             done = self._run.status >= 0
-            # Dropping rows copies the history, so it waits until an eighth of the batch has finished.
-            if done.any() and int(done.sum()) * 8 >= done.numel():
+            if done.any():
                 self._record()
-                self._run = self._run.rows(~done)
-                done = self._run.status >= 0
-            if done.all():
+                self._run = self._run.without(done)
+            if not self._run.problem.numel():
                 return
-            self._round((~done).nonzero().squeeze(1))
+            self._round()
 
     def move(self, problem: Tensor, x: Tensor, like: Tensor) -> None:
         """Put problems (b,) at ``x`` (b, n) and let them run, with the history of the problems ``like`` (b,).
@@ -193,7 +202,7 @@ class Descent:
         known = (at >= 0).nonzero().squeeze(1)
         for name in ("history", "newest", "pairs"):
             getattr(fresh, name)[known] = getattr(self._run, name)[at[known]]
-        self._aim(fresh, known[fresh.status[known] < 0])
+        self._aim(fresh, (at >= 0) & (fresh.status < 0))
         self._run = self._run.rows(~torch.isin(self._run.problem, problem)).beside(fresh)
 
     def minima(self) -> Minima:
@@ -221,8 +230,6 @@ class Descent:
             x=x,
             f=f.clone(),  # the state is written in place, and these may be views of the objective's own
             g=g.clone(),
-            anchor_x=x.clone(),
-            anchor_g=g.clone(),
             direction=torch.zeros_like(x),
             step=torch.ones_like(f),
             backtracks=zeros.clone(),
@@ -234,7 +241,7 @@ class Descent:
         )
         finite = f.isfinite() & g.isfinite().all(1)
         run.status[~finite] = int(Status.NONFINITE)
-        self._aim(run, finite.nonzero().squeeze(1), patience=1)
+        self._aim(run, finite, patience=1)
         self._limit(run)
         return run
 
@@ -242,109 +249,100 @@ class Descent:
         over = (self._best.evaluations[run.problem] >= self._stopping.max_evaluations) & (run.status < 0)
         run.status[over] = int(Status.LIMIT)
 
-    def _round(self, live: Tensor) -> None:
-        """Evaluate one trial point of each live problem and advance its search."""
+    def _round(self) -> None:
+        """Evaluate one trial point of each problem and advance its search.
+
+        All rows are computed alike and the unwanted results left out: with most rows alike, copying some out costs
+        more.
+        """
         run, stopping = self._run, self._stopping
-        whole = live.numel() == run.problem.numel()  # the usual case: no copies of the long vectors then
-        problem = run.problem[live]
-        x, g, direction = (v if whole else v.index_select(0, live) for v in (run.x, run.g, run.direction))
-        f, step = run.f[live], run.step[live]
-        trial = torch.addcmul(x, step[:, None], direction).clamp(*self._bounds(problem))
-        f_trial, g_trial = self._objective(trial, problem)
-        self._best.evaluations[problem] += 1
+        x, f, g = run.x, run.f, run.g
+        trial = torch.addcmul(x, run.step[:, None], run.direction).clamp_(*self._bounds(run.problem))
+        f_trial, g_trial = self._objective(trial, run.problem)
+        self._best.evaluations[run.problem] += 1
 
         moved = trial - x
-        foreseen = (g * moved).sum(1)  # first-order change along the bent path
-        slope = (g_trial * moved).sum(1)  # not finite where an element of g_trial is not: inf * 0 is NaN
+        foreseen = torch.linalg.vecdot(g, moved)  # first-order change along the bent path
+        # Not finite where an element of g_trial is not: inf * 0 is NaN.
+        slope = torch.linalg.vecdot(g_trial, moved)
         # Rounding of f hides small decreases; Hager & Zhang (2005) accept within that error.
         rounding = 4 * torch.finfo(f.dtype).eps * f.abs()
         finite = f_trial.isfinite() & slope.isfinite()
         accepted = finite & (f_trial <= f + _ARMIJO * foreseen + rounding) & (f_trial <= f)
 
         # Accepted: move there. If the slope along the direction is still steep, go on along it with twice the step.
-        place = accepted.nonzero().squeeze(1)
-        won = live[place]
-        gain = (f - f_trial)[place]
-        run.x.index_copy_(0, won, trial.index_select(0, place))
-        run.g.index_copy_(0, won, g_trial.index_select(0, place))
-        run.f[won] = f_trial[place]
-        too_short = (slope < _CURVATURE * foreseen)[place] & (gain > stopping.ftol * f_trial[place].abs())
-        run.step[won[too_short]] *= 2
-        run.backtracks[won[too_short]] = 0
+        gain = torch.where(accepted, f - f_trial, 0.0)
+        run.f = torch.where(accepted, f_trial, f)
+        run.g = torch.where(accepted[:, None], g_trial, g)
+        lost = (~accepted).nonzero().squeeze(1)
+        run.x = trial.index_copy(0, lost, x.index_select(0, lost)) if lost.numel() else trial
+        worthwhile = gain > stopping.ftol * run.f.abs()
+        too_short = accepted & (slope < _CURVATURE * foreseen) & worthwhile
+        ended = accepted & ~too_short
 
         # Rejected: shorten by the minimiser of the quadratic through f, its slope and f_trial.
-        lost = live[~accepted]
-        curvature = (f_trial - f - foreseen)[~accepted]
-        shrink = -foreseen[~accepted] / (2 * curvature)
-        shrink = torch.where(shrink.isfinite(), shrink, 0.1).clamp(0.1, 0.5)
-        run.step[lost] *= shrink
-        run.backtracks[lost] += 1
+        shrink = -foreseen / (2 * (f_trial - f - foreseen))
+        shrink = torch.where(shrink.isfinite(), shrink, 0.1).clamp_(0.1, 0.5)
+        run.step = run.step * torch.where(too_short, 2.0, shrink)
+        run.backtracks = torch.where(accepted, 0, run.backtracks + 1)
 
         # A search that failed starts again from steepest descent, once; without a history it has stalled.
-        failed = lost[run.backtracks[lost] >= _MAX_BACKTRACKS]
-        run.status[failed[run.pairs[failed] == 0]] = int(Status.STALLED)
-        again = failed[run.pairs[failed] > 0]
-        run.pairs[again] = 0
+        failed = run.backtracks >= _MAX_BACKTRACKS
+        again = failed & (run.pairs > 0)
+        run.status = torch.where(failed & ~again, int(Status.STALLED), run.status)
+        run.pairs = torch.where(again, 0, run.pairs)
 
-        ended = won[~too_short]
-        idle = gain[~too_short] <= stopping.ftol * run.f[ended].abs()
-        run.calm[ended] = torch.where(idle, run.calm[ended] + 1, 0)
-        run.status[ended[run.calm[ended] > stopping.patience]] = int(Status.CONVERGED)
-        _remember(run, ended)
-        self._aim(run, torch.cat([ended, again]))
+        run.calm = torch.where(ended, torch.where(worthwhile, 0, run.calm + 1), run.calm)
+        run.status = torch.where(ended & (run.calm > stopping.patience), int(Status.CONVERGED), run.status)
+        run.newest, run.pairs = remember(run.history, run.newest, run.pairs, moved, run.g - g, ended)
+        self._aim(run, ended | again)
         self._limit(run)
 
-    def _aim(self, run: _Running, rows: Tensor, patience: int | None = None) -> None:
-        """Compute the next direction and first step of the named rows; end those with no descent left."""
-        if rows.numel() == 0:
-            return
-        x, g = run.x.index_select(0, rows), run.g.index_select(0, rows)
-        lower, upper = self._bounds(run.problem[rows])
-        run.anchor_x.index_copy_(0, rows, x)
-        run.anchor_g.index_copy_(0, rows, g)
-        free = ~torch.where(g > 0, x <= lower, x >= upper)  # a variable at a bound that it is pushed against is held
-        home = None
-        # A variable just short of a bound can cut the step of all others to nothing. So before a problem is called
-        # converged, variables nearer than ``near`` that the gradient pushes outward are held as well, and go to their
-        # bound by themselves.
-        last = run.calm[rows] >= (self._stopping.patience if patience is None else patience)
-        if last.any():
-            width = torch.where((upper - lower).isfinite(), upper - lower, 1.0)
-            length = torch.linalg.vector_norm((x - g).clamp(lower, upper) - x, dim=1)
-            near = torch.where(last[:, None], torch.minimum(_NEAR * width, length[:, None]), 0.0)
-            to_lower, to_upper = (x - lower <= near) & (g > 0), (upper - x <= near) & (g < 0)
-            free = free & ~(to_lower | to_upper)
-            home = torch.where(to_lower, lower - x, torch.where(to_upper, upper - x, 0.0))
-        mask = free.to(g.dtype)
-        g = g * mask
-        history = run.history.index_select(0, rows).mul_(mask[:, None, None])
-        direction = inv_hessian_product(g, history, run.newest[rows], run.pairs[rows]).neg_()
-        slope = (direction * g).sum(1)
+    def _aim(self, run: _Running, chosen: Tensor, patience: int | None = None) -> None:
+        """Compute the next direction and first step of the ``chosen`` rows (a,); end those with no descent left."""
+        x, (lower, upper) = run.x, self._bounds(run.problem)
+        # 1 for a free variable, 0 for one at a bound that it is pushed against, which is held.
+        free = _room(x, run.g, lower, upper).sign_().abs_()
+        last = chosen & (run.calm >= (self._stopping.patience if patience is None else patience))
+        rows = last.nonzero().squeeze(1)
+        if rows.numel():
+            home, near = self._near(run, rows)
+            free[rows] *= ~near
+        g = run.g * free
+        direction = inv_hessian_product(g, free, run.history, run.newest, run.pairs).neg_()
+        slope = torch.linalg.vecdot(direction, g)
         norm = torch.linalg.vector_norm(g, dim=1)
         # Without a usable history: steepest descent with a step of length at most 1.
-        steepest = (run.pairs[rows] == 0) | ((slope >= 0) & (norm > 0)) | ~slope.isfinite()
+        steepest = (run.pairs == 0) | ((slope >= 0) & (norm > 0)) | ~slope.isfinite()
         if steepest.any():
             direction = torch.where(steepest[:, None], -g / norm.clamp(min=1.0)[:, None], direction)
         still = norm == 0
-        if home is not None:
-            direction = direction + home
-            still &= (home == 0).all(1)
-        run.direction.index_copy_(0, rows, direction)
-        run.pairs[rows[steepest]] = 0
-        run.step[rows] = 1.0
-        run.backtracks[rows] = 0
-        run.status[rows[still]] = int(Status.CONVERGED)
+        if rows.numel():
+            direction[rows] += home
+            still[rows] &= (home == 0).all(1)
+        run.direction = torch.where(chosen[:, None], direction, run.direction)
+        run.pairs = torch.where(chosen & steepest, 0, run.pairs)
+        run.step = torch.where(chosen, 1.0, run.step)
+        run.backtracks = torch.where(chosen, 0, run.backtracks)
+        run.status = torch.where(chosen & still, int(Status.CONVERGED), run.status)
+
+    def _near(self, run: _Running, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The way to the bound of the variables near it and pushed towards it, and which they are, (b, n).
+
+        A variable just short of a bound can cut the step of all others to nothing. So before a problem is called
+        converged, these are held as well, and go to their bound by themselves.
+        """
+        x, g = run.x[rows], run.g[rows]
+        lower, upper = self._bounds(run.problem[rows])
+        width = torch.where((upper - lower).isfinite(), upper - lower, 1.0)
+        length = torch.linalg.vector_norm((x - g).clamp(lower, upper) - x, dim=1)
+        near = torch.minimum(_NEAR * width, length[:, None])
+        to_lower, to_upper = (x - lower <= near) & (g > 0), (upper - x <= near) & (g < 0)
+        home = torch.where(to_lower, lower - x, torch.where(to_upper, upper - x, 0.0))
+        return home, to_lower | to_upper
 
 
-def _remember(run: _Running, rows: Tensor) -> None:
-    """Add the move since the anchor to the history, where its curvature is positive."""
-    s = run.x.index_select(0, rows) - run.anchor_x.index_select(0, rows)
-    y = run.g.index_select(0, rows) - run.anchor_g.index_select(0, rows)
-    useful = ((s * y).sum(1) > torch.finfo(s.dtype).eps * (y * y).sum(1)).nonzero().squeeze(1)
-    rows, memory = rows[useful], run.history.shape[2]
-    run.newest[rows] = (run.newest[rows] + 1) % memory
-    places = run.history.flatten(0, 2)  # (a 2 m, n), the same storage
-    place = 2 * memory * rows + run.newest[rows]
-    places.index_copy_(0, place, s.index_select(0, useful))
-    places.index_copy_(0, place + memory, y.index_select(0, useful))
-    run.pairs[rows] = (run.pairs[rows] + 1).clamp(max=memory)
+def _room(x: Tensor, g: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """How far each variable can go against its gradient, signed, (a, n); comparisons would take ten times as long."""
+    furthest = torch.full((), torch.finfo(x.dtype).max, dtype=x.dtype, device=x.device)
+    return (x - torch.copysign(furthest, g)).clamp_(lower, upper).sub_(x)
