@@ -9,6 +9,7 @@ term and ||d|| anew in float64.
 "Free bound" is the better of d = 0 and d = x_t - x, which need no optimiser. "+ free bounds" gives a problem the best
 of those and of what the same method found for other lambda of its pair, min_i KL_i + lambda_j ||d_i||. Problems that
 the free bound solves to 0.1% of the best that any method knows are "trivial": they say nothing of an optimiser.
+Attacks under caps (benchmarks.capped) and the output attack (benchmarks.adam) follow, on the same pairs.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 from vaeaudit_adapters.mlp import MLP, MLPOptions
 
 import vaeaudit
+from benchmarks import adam, capped
 from vaeaudit.attacks.objectives import Objective
 from vaeaudit.attacks.search import Effort
 from vaeaudit.attacks.sweep import Sweep, geometric_lambdas, sweep
@@ -333,6 +335,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--scipy-every", type=int, default=1, metavar="K", help="give SciPy every K-th lambda only")
     parser.add_argument("--two-processes", action="store_true", help="time SciPy in two processes as well")
     parser.add_argument("--botorch-rows", type=int, metavar="N", help="most rows that BoTorch may evaluate")
+    parser.add_argument("--sweep-only", action="store_true", help="leave out attacks under caps and the output attack")
     given = parser.parse_args()
     if given.preset == "mlp" and (given.model or given.adapter):
         parser.error("--preset mlp makes its own model; leave out --model and --adapter")
@@ -391,6 +394,9 @@ def main() -> None:
     print(f"torch {torch.__version__}, SciPy {scipy.__version__}, {platform.machine()}; medians of {given.repeats}\n")
     scale = dict.fromkeys((SCIPY, TWO), len(k) / len(which))
     print(times_table(seconds, found, scale), *remarks, "", quality_tables(*judged(problems, found)), sep="\n")
+    if not given.sweep_only:
+        of = problems.vae, problems.x, problems.x_t
+        print("", capped.tables(*of), "", adam.table(*of), sep="\n")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from vaeaudit.pairs import at_random
 from vaeaudit.registry import open_model
 from vaeaudit.vae import VAE
 
+CAPS, LATENT_CAPS = (0.5, 1.0), (1.0, 2.0, 4.0)
 ROWS = 505  # that an attack of equal cost may spend on an item and a cap
 STARTS = 15
 LENGTHS = (0.05, 0.1, 0.3)  # of PGD's steps, as shares of the cap; which is best depends on model and cap
@@ -281,9 +282,9 @@ def compare(
     vae: VAE,
     x: Tensor,
     x_t: Tensor,
-    caps: tuple[float, ...] = (0.5, 1.0),
-    latent_caps: tuple[float, ...] = (1.0, 2.0, 4.0),
-    seed: int = 0,
+    caps: tuple[float, ...],
+    latent_caps: tuple[float, ...],
+    seed: int,
 ) -> list[Row]:
     """All attacks on ``x`` (I, *shape) with targets ``x_t``, turn about on groups of items."""
     found: dict[tuple[str, str], list[Row]] = {}
@@ -324,6 +325,12 @@ def show(rows: list[Row], task: str, caps: tuple[float, ...]) -> str:
     return tabulate(lines, headers=headers, floatfmt=".4g")
 
 
+def tables(vae: VAE, x: Tensor, x_t: Tensor, seed: int = 0) -> str:
+    """Damage and KL left of all attacks on ``x`` (I, *shape) with targets ``x_t``."""
+    rows = compare(vae, x, x_t, CAPS, LATENT_CAPS, seed)
+    return f"{show(rows, 'damage', CAPS)}\n\n{show(rows, 'KL left', LATENT_CAPS)}"
+
+
 def main() -> None:
     """Run the comparison and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -340,11 +347,8 @@ def main() -> None:
     data = fit(read(given.data), input_shape=tuple(vae.input_shape), data_range=vae.range, resize=given.resize)
     pairs = at_random(data, given.items, seed=given.seed)
     x, x_t = data.batch(pairs.sources), data.batch(pairs.targets)
-    caps, latent_caps = (0.5, 1.0), (1.0, 2.0, 4.0)
-    rows = compare(vae, x, x_t, caps, latent_caps, given.seed)
     print(f"{given.model}: {given.items} items, torch {torch.__version__}, {given.threads} thread(s)")
-    print(show(rows, "damage", caps))
-    print(show(rows, "KL left", latent_caps))
+    print(tables(vae, x, x_t, given.seed))
 
 
 if __name__ == "__main__":
