@@ -45,4 +45,4 @@ class RowBatches:
                 self.size = max(1, min(self.size, total) // 2)
                 continue
             done += self.size
-        return tuple(torch.cat(column) for column in zip(*results, strict=True))
+        return results[0] if len(results) == 1 else tuple(torch.cat(column) for column in zip(*results, strict=True))

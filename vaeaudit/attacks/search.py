@@ -219,7 +219,7 @@ class Search:
             norm = torch.linalg.vector_norm(d, dim=1)
             # `l2` has no gradient at d = 0; what is left out there is 0, not NaN.
             slope = torch.where(norm > 0, 1 / norm, 0.0) if self.penalty == "l2" else 2.0
-            return data + lam * penalise(norm, self.penalty), gradient.addcmul_((lam * slope)[:, None], d)
+            return data + lam * penalise(norm, self.penalty), torch.addcmul(gradient, (lam * slope)[:, None], d)
 
         asked = self.effort.stopping
         stopping = Stopping(asked.ftol, asked.patience, most)

@@ -266,9 +266,9 @@ class Descent:
         # Not finite where an element of g_trial is not: inf * 0 is NaN.
         slope = torch.linalg.vecdot(g_trial, moved)
         # Rounding of f hides small decreases; Hager & Zhang (2005) accept within that error.
-        rounding = 4 * torch.finfo(f.dtype).eps * f.abs()
-        finite = f_trial.isfinite() & slope.isfinite()
-        accepted = finite & (f_trial <= f + _ARMIJO * foreseen + rounding) & (f_trial <= f)
+        rounding = f.abs().mul_(4 * torch.finfo(f.dtype).eps)
+        finite = (f_trial + slope).isfinite()
+        accepted = finite & (f_trial <= (f + _ARMIJO * foreseen + rounding).clamp_(max=f))
 
         # Accepted: move there. If the slope along the direction is still steep, go on along it with twice the step.
         gain = torch.where(accepted, f - f_trial, 0.0)
