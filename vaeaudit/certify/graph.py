@@ -1,0 +1,195 @@
+"""A network as the operations it is made of, sorted into those that a certificate can be carried through.
+
+The graph is what torch.export records of the model's own code, so no list of known architectures is needed: an
+operation is affine in what depends on the input, an activation that acts on each element alone, a maximum over
+windows, or it has no safe bound here and the network is refused, naming it. A graph is in float64, whatever the
+model's precision: its certificates hold for the float64 function.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor, fx, nn
+
+from vaeaudit.errors import UnsupportedError
+from vaeaudit.vae import VAE, DiagonalGaussian
+
+
+class Kind(StrEnum):
+    """What an operation is, as far as bounds are concerned."""
+
+    CONSTANT = "constant"  # does not depend on the input
+    INPUT = "input"
+    AFFINE = "affine"
+    ACTIVATION = "activation"
+    MAXIMUM = "maximum"
+    OUTPUT = "output"
+
+
+# Affine in the first argument where all others are constant.
+_AFFINE_IN_FIRST = frozenset(
+    {
+        *("linear", "addmm", "mm", "matmul", "conv1d", "conv2d", "conv3d", "convolution"),
+        *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "avg_pool2d", "adaptive_avg_pool2d"),
+        *("mul", "div", "neg", "mean", "sum", "clone", "contiguous", "alias", "detach_", "identity"),
+        *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze"),
+        *("unsqueeze", "expand", "select", "slice", "unbind", "split", "split_with_sizes", "chunk", "narrow"),
+        *("constant_pad_nd", "pad", "upsample_nearest2d", "pixel_shuffle", "index_select", "getitem"),
+    }
+)
+_AFFINE_JOINTLY = frozenset({"add", "sub", "rsub", "cat", "stack"})
+# Affine as long as they do not train; the place of the argument that says so.
+_AFFINE_IN_EVALUATION = {"batch_norm": 5, "dropout": 2, "dropout1d": 2, "dropout2d": 2, "feature_dropout": 2}
+ACTIVATIONS = frozenset(
+    {"relu", "leaky_relu", "elu", "tanh", "sigmoid", "softplus", "gelu", "silu", "hardtanh", "clamp"}
+)
+_MAXIMA = frozenset({"max_pool2d"})
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A network x (b, *input_shape) -> outputs, (b, k) each, and what each of its operations is.
+
+    ``module`` runs it in float64; ``kinds`` has every node of ``module.graph``.
+    """
+
+    module: fx.GraphModule
+    kinds: dict[fx.Node, Kind]
+    input_shape: tuple[int, ...]
+
+    @property
+    def outputs(self) -> tuple[fx.Node, ...]:
+        """The nodes whose values are the outputs, in order."""
+        (node,) = (n for n in self.module.graph.nodes if n.op == "output")
+        outputs = node.args[0]
+        assert isinstance(outputs, (tuple, list))
+        return tuple(output for output in outputs if isinstance(output, fx.Node))
+
+    def of(self, *kinds: Kind) -> Iterator[fx.Node]:
+        """The nodes of these kinds, in the order in which they are run."""
+        return (node for node in self.module.graph.nodes if self.kinds[node] in kinds)
+
+
+def name_of(node: fx.Node) -> str:
+    """The operation without its overload: "conv2d" of ``aten.conv2d.default``, "getitem"."""
+    target = node.target
+    packet = getattr(target, "overloadpacket", target)
+    return str(getattr(packet, "__name__", packet)).removesuffix("_")
+
+
+def trace_encoder(vae: VAE, like: Tensor) -> Graph:
+    """The encoder as x -> (mean, log of the standard deviation), (b, latents) each.
+
+    ``like`` gives the dtype and the device that the model runs in.
+
+    Raises :class:`UnsupportedError` where the posterior is no :class:`DiagonalGaussian`, or an operation has no bound.
+    """
+    with torch.no_grad():
+        posterior = vae.encode(like.new_zeros((1, *vae.input_shape)))
+    if not isinstance(posterior, DiagonalGaussian):
+        raise UnsupportedError(
+            f"a certificate needs a diagonal Gaussian posterior, but this model's is {type(posterior).__name__}; "
+            "the first-order estimates and the empirical margin need none"
+        )
+
+    def heads(x: Tensor) -> tuple[Tensor, Tensor]:
+        q = vae.encode(x)
+        assert isinstance(q, DiagonalGaussian)
+        return q.mean.flatten(1), q.log_stddev.flatten(1)
+
+    return trace(heads, tuple(vae.input_shape), like, "the encoder", of=vae)
+
+
+def trace_decoder(vae: VAE, like: Tensor) -> Graph:
+    """The decoder's mean as z -> (mean,), (b, elements). Raises :class:`UnsupportedError` as :func:`trace_encoder`."""
+    with torch.no_grad():
+        latent = tuple(vae.encode(like.new_zeros((1, *vae.input_shape))).mean.shape[1:])
+    return trace(lambda z: (vae.decode(z).mean.flatten(1),), latent, like, "the decoder", of=vae)
+
+
+def trace(
+    function: Callable[[Tensor], tuple[Tensor, ...]],
+    input_shape: tuple[int, ...],
+    like: Tensor,
+    what: str,
+    of: object = None,
+) -> Graph:
+    """The graph of ``function``, x (b, *input_shape) -> (b, k) each; ``of`` is the module whose weights it uses.
+
+    Raises :class:`UnsupportedError` where it cannot be traced, or holds an operation without a safe bound: ``what``
+    names it in the message.
+    """
+    wrapped = _Function(function, of if isinstance(of, nn.Module) else None)
+    example = like.new_zeros((2, *input_shape))
+    rows = torch.export.Dim("rows", min=1, max=2**30)
+    try:
+        exported = torch.export.export(wrapped, (example,), dynamic_shapes=({0: rows},))
+    except Exception as error:  # torch.export has no common class for all that it raises
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnsupportedError(f"{what} cannot be traced, so it has no certificate: {first}") from error
+    module = _in_double(exported.module(check_guards=False))
+    kinds: dict[fx.Node, Kind] = {}
+    for node in module.graph.nodes:
+        kinds[node] = _kind(node, kinds, what)
+    return Graph(module, kinds, input_shape)
+
+
+class _Function(nn.Module):
+    """A function as torch.export wants it, with the module that it belongs to."""
+
+    def __init__(self, function: Callable[[Tensor], tuple[Tensor, ...]], of: nn.Module | None) -> None:
+        super().__init__()
+        self.function, self.of = function, of
+        self.train(of.training if of is not None else False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.function(x)
+
+
+def _in_double(module: fx.GraphModule) -> fx.GraphModule:
+    """The same graph on copies of its numbers in float64: those it holds are the model's own."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            setattr(part, name, nn.Parameter(parameter.detach().double(), requires_grad=False))
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            part.register_buffer(name, buffer.double() if buffer.is_floating_point() else buffer)
+    return module
+
+
+def _kind(node: fx.Node, kinds: dict[fx.Node, Kind], what: str) -> Kind:
+    """What ``node`` is, given the kinds of all before it."""
+    if node.op == "placeholder":
+        return Kind.INPUT
+    if node.op == "output":
+        return Kind.OUTPUT
+    moving = [source for source in node.all_input_nodes if kinds[source] is not Kind.CONSTANT]
+    if not moving:
+        return Kind.CONSTANT
+    name = name_of(node)
+    if node.op == "call_function":
+        if name in ACTIVATIONS and moving == [node.args[0]]:
+            return Kind.ACTIVATION
+        if name in _MAXIMA:
+            return Kind.MAXIMUM
+        if name in _AFFINE_JOINTLY and not any(isinstance(value, fx.Node) for value in node.kwargs.values()):
+            return Kind.AFFINE
+        training = _AFFINE_IN_EVALUATION.get(name)
+        if training is not None and len(node.args) > training and node.args[training] is False:
+            return Kind.AFFINE
+        first = node.args[0] if node.args else None
+        alone = moving == [first] or (name == "mul" and len(moving) == 1)
+        if name in _AFFINE_IN_FIRST and alone:
+            return Kind.AFFINE
+    raise UnsupportedError(
+        f"{what} has no certificate: there is no safe bound for its operation '{name}'{_where(node)}; "
+        "the first-order estimates and the empirical margin need none"
+    )
+
+
+def _where(node: fx.Node) -> str:
+    """The layer that an operation came from, where torch.export says."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values() if path]
+    return f" (layer '{paths[-1].removeprefix('of.')}')" if paths else ""
