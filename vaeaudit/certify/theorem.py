@@ -26,8 +26,9 @@ def kept(p0: Tensor, omega: Tensor) -> Tensor:
     """
     start, omega = _probit(p0), omega.double()
     slack = _ROUNDING * (1 + start.abs().nan_to_num(posinf=0) + omega)
-    least: Tensor = torch.special.ndtr(start - omega - slack)
-    return least * (1 - _ROUNDING)
+    # Not torch's ndtr, which has no digits in the lower tail.
+    tail: Tensor = torch.special.erfc((omega + slack - start) / math.sqrt(2)) / 2
+    return tail * (1 - _ROUNDING)
 
 
 def scale_loss(log_ratio: Tensor) -> Tensor:
