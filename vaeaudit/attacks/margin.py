@@ -2,7 +2,7 @@
 
 Camuto et al. 2021, algorithm 2, corrected. As printed it steps down from a norm of 10, keeps the p of the last restart
 and has no confidence. Here the cap on ||d|| is bisected, the attack under each cap minimises P itself, the worst
-restart is kept on noise of its own, its ray is followed to where P crosses m, and what comes out is tested on fresh noise.
+restart is kept on noise of its own, its ray is followed to where P crosses m, and the end is tested on fresh noise.
 
 Only those tests make the bound: all that comes before decides where to test. P is P(||g(z_d) - g(mu(x))|| <= r), m the
 level, R(x) = sup{rho: P > m for all ||d|| < rho}.
@@ -41,6 +41,8 @@ _SLOWEST = 0.02  # fall of P for each e-fold of the norm, below which no draws w
 _AT_ZERO = 4096  # draws of the test of d = 0
 _APART = 0.05  # how far below p0 the search steers at least: what its draws can tell apart
 _POWER = 1.0  # standard errors between where a test is expected to break and where it is made
+_SHARE = 0.6  # of the tolerance that a test may lose to its sampling error, as far as its draws allow
+_FURTHEST = 0.4  # in the norm's logarithm, that one look can move where P is thought to be m
 _TESTS = 12  # of one item at most
 _NOISE = _POOL + _SELECTION + 2 * BLOCK  # draws of an item held at a time
 _VECTORS = 80  # and vectors of the size of an input
@@ -84,7 +86,7 @@ def empirical_margin(
     seed: int = 0,
     most: float | None = None,
     tolerance: float = 0.02,
-    draws: int = 2**15,
+    draws: int | None = None,
     items: Sequence[int] | None = None,
     rows: RowBatches,
     go_on: GoOn = always,
@@ -103,8 +105,8 @@ def empirical_margin(
         most: largest norm tried; where None, the box's diameter, without a box that of the model's range, and else
             10, from which algorithm 2 steps down, or four times the longest item.
         tolerance: relative; where bisection ends, and how much a test may lose to its sampling error.
-        draws: of one test at most. A test takes as many, from 1,024, as the slope of P calls for; with fewer than that
-            the margin is wider, never wrong.
+        draws: of one test at most; where None, 2^25 over the outputs, between 2^14 and 2^17. A test takes as many, from
+            1,024, as the slope of P calls for; with fewer than that the margin is wider, never wrong.
         items: numbers that key the draws of each item; 0, 1, ... where None.
         rows: bounds how many rows the model is given at once.
         go_on: asked before each round; on False the best so far is tested once and handed out.
@@ -120,11 +122,11 @@ def empirical_margin(
         longest = float(torch.linalg.vector_norm(x.flatten(1), dim=1).max()) if len(x) else 0.0
         most = (high - low) * math.sqrt(x[0].numel()) if high > low and len(x) else max(10.0, 4 * longest)
     _check(radius, m, sigma, alpha, most, tolerance)
+    draws = min(max(2**25 // math.prod(vae.input_shape), 2**14), 2**17) if draws is None else draws
     keys = list(range(len(x))) if items is None else list(items)
     with torch.no_grad():
         noise = math.prod(vae.encode(x[:1]).noise_shape)
-    of_item = (_NOISE * noise + _VECTORS * x[0].numel()) * x.element_size()
-    size = max(1, _MEMORY // of_item)
+    size = max(1, _MEMORY // ((_NOISE * noise + _VECTORS * x[0].numel()) * x.element_size()))
     parts = []
     for first in range(0, len(x), size):
         group = slice(first, first + size)
@@ -171,15 +173,14 @@ class _Search(Within):
         self.taken, self.tests = torch.zeros_like(self.every), torch.zeros_like(self.every)
 
     def run(self) -> Empirical:
-        p0 = (self.distances(self.x, self.every, self.selection) <= self.r[:, None]).to(self.x).mean(1)
+        p0 = self.seen(self.x, self.every, torch.zeros_like(self.r), self.selection)
         unsure = (p0 <= self.m).nonzero().squeeze(1)
         if unsure.numel():
-            nowhere = torch.zeros_like(self.x[unsure])
-            self.test(nowhere, unsure, nowhere[:, 0], torch.full_like(unsure, _AT_ZERO), "zero")
+            nowhere = torch.zeros_like(self.r[unsure])
+            self.test(self.x[unsure], unsure, nowhere, torch.full_like(unsure, _AT_ZERO), "zero")
         self.level = torch.minimum(self.level, p0 - _APART).clamp(min=self.m / 2)
-        item = self.margin.isinf().nonzero().squeeze(1)
         searched = self.margin.isfinite()
-        self.confirm(*self.search(item, searched))
+        self.confirm(*self.search((~searched).nonzero().squeeze(1), searched))
         return Empirical(
             margin=self.margin,
             distortion=self.d.reshape(-1, *self.shape),
@@ -230,8 +231,7 @@ class _Search(Within):
         few = self.selection[:_FEW]
         rays = self.rays(_RAYS, item, "rays")
         v, of = rays.flatten(0, 1), item.repeat(_RAYS)
-        end = torch.full_like(v[:, 0], self.most)
-        radius = torch.full_like(end, torch.inf)
+        end, radius = torch.full_like(v[:, 0], self.most), torch.full_like(v[:, 0], torch.inf)
         for octave in range(_OCTAVES if len(item) else 0):
             at = end / 2**octave
             radius = torch.where(self.gap(self.point(v, of, at), of, few) > 0, at, radius)
@@ -263,8 +263,7 @@ class _Search(Within):
             before, d = d, furthest(moved, low, high, cap, most=1.0)
         d = furthest(d, low, high, cap)
         gap = self.gap(self.x[of] + d, of, self.selection).reshape(chains, count)
-        order, column = gap.argsort(0, descending=True), torch.arange(count, device=d.device)
-        d = d.reshape(chains, count, -1)
+        order, column, d = gap.argsort(0, descending=True), self.every[:count], d.reshape(chains, count, -1)
         return (d[order[0], column], d[order[1], column]), gap[order[0], column] > 0
 
     def confirm(self, ray: Tensor, crossing: Tensor) -> None:
@@ -282,22 +281,23 @@ class _Search(Within):
             end = torch.where(far.isinf(), (1.3 * end).clamp(max=self.most), end)
             far = self.cross(v, item, end, few)
         far = torch.where(far.isinf(), end, far)
-        near = (self.distances(self.point(v, item, 0.85 * far), item, few) <= self.r[item, None]).to(v).mean(1)
-        fall = ((near - self.level[item]) / -math.log(0.85)).clamp(min=_SLOWEST)  # of P, by the logarithm of the norm
-        wanted = (self.slack(item) * sd / (fall * self.tolerance)).square().clamp(max=self.draws)
+        at_zero, near, there = (self.seen(v, item, share * far, few) for share in (0.0, 0.8, 1.0))
+        # Of P, for each e-fold of the norm; as much as from d = 0 at least, or else the few draws could hide it.
+        fall = torch.maximum((near - there) / -math.log(0.8), at_zero - self.level[item]).clamp(min=_SLOWEST)
+        wanted = (self.slack(item) * sd / (fall * _SHARE * self.tolerance)).square().clamp(max=self.draws)
         n = BLOCK * ((wanted / BLOCK).ceil().long() if not self.stopped else torch.ones_like(item)).clamp(min=1)
-        # A second look with as many draws as the test will have: the logarithm of the norm where P is thought to be m.
-        radius = (far.log() + (self.slack(item) * sd / n.sqrt() - lost) / fall).exp().clamp(max=self.most)
+        # A second look with as many draws as the test will have; log_t: where P is thought to be m.
+        log_t = far.log() - (lost / fall).clamp(max=_FURTHEST)
         if not self.stopped:
-            log_t = radius.log() + (self.share(self.point(v, item, radius), item, n, "ray") - self.m).to(v) / fall
-            radius = (log_t + self.slack(item) * sd / n.sqrt() / fall).exp().clamp(max=self.most)
-        log_t = radius.log() - self.slack(item) * sd / n.sqrt() / fall
+            share = self.share(self.point(v, item, log_t.exp()), item, n, "ray")
+            log_t = log_t + ((share - self.m).to(v) / fall).clamp(-_FURTHEST, _FURTHEST)
+        radius = (log_t + self.slack(item) * sd / n.sqrt() / fall).exp().clamp(max=self.most)
         for turn in range(_TESTS):
             if turn and (self.stopped or not self.asked(len(item))):
                 break
             share = self.test(v, item, radius, n, f"fresh.{turn}")
             # What the test saw counts as much as all that was seen before it.
-            log_t = (log_t + radius.log() + (share - self.m).to(v) / fall) / 2
+            log_t = (log_t + radius.log() + ((share - self.m).to(v) / fall).clamp(-_FURTHEST, _FURTHEST)) / 2
             again = (log_t + self.slack(item) * sd / n.sqrt() / fall).exp()
             failed = self.margin[item].isinf()
             again = torch.where(failed, torch.maximum(again, radius * (1 + self.tolerance * 2**turn)), again)
@@ -305,7 +305,7 @@ class _Search(Within):
             left = (shorter & (radius < self.most)).nonzero().squeeze(1)
             v, item, n, fall, log_t = v[left], item[left], n[left], fall[left], log_t[left]
             radius = again[left].clamp(max=self.most)
-            if not left.numel():
+            if not len(left):
                 break
 
     def test(self, v: Tensor, item: Tensor, radius: Tensor, n: Tensor, check: str) -> Tensor:

@@ -62,6 +62,10 @@ class Within:
         place = (self.level[item] * len(noise)).long()
         return ordered.gather(1, place[:, None]).squeeze(1) - self.r[item]
 
+    def seen(self, v: Tensor, item: Tensor, radius: Tensor, noise: Tensor) -> Tensor:
+        """P on a noise set at ``radius`` (b,) along the rays ``v`` (b, n), (b,)."""
+        return (self.distances(self.point(v, item, radius), item, noise) <= self.r[item, None]).to(v).mean(1)
+
     def distances(self, points: Tensor, item: Tensor, noise: Tensor, column: Tensor | None = None) -> Tensor:
         """||g(z_d) - g(mu(x))|| at ``points`` (b, n) for noise (S, items, *noise_shape) at ``column`` (b,), (b, S)."""
 
