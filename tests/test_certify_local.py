@@ -1,0 +1,255 @@
+"""The local certificates: no displacement within the ball exceeds them; exact where everything is linear."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vaeaudit.certify.graph import Graph, trace, trace_encoder
+from vaeaudit.certify.local import displacement, local_margin, spectral_norm
+from vaeaudit.certify.propagation import Ball, first_norms
+from vaeaudit.errors import UnsupportedError
+
+FLOAT64 = torch.float64
+
+
+class Residual(nn.Module):
+    """A skip, a concatenation and a branch of the input around activations."""
+
+    def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(12, 6)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x + self.activation(self.first(x))
+        return self.out(torch.cat([self.activation(self.second(h)), h - x], dim=1))
+
+
+def mlp(activation: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 12), activation, nn.Linear(12, 9), activation, nn.Linear(9, 6))
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Unflatten(1, (1, 6, 6)), nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU()),
+        *(nn.Conv2d(4, 5, 3, padding=1, groups=1), nn.LeakyReLU(0.2), nn.AvgPool2d(3), nn.Flatten()),
+        *(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6)),
+    )
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "relu": (lambda: mlp(nn.ReLU()), 6),
+    "leaky": (lambda: mlp(nn.LeakyReLU(0.3)), 6),
+    "concave leaky": (lambda: mlp(nn.LeakyReLU(1.7)), 6),
+    "tanh": (lambda: mlp(nn.Tanh()), 6),
+    "sigmoid": (lambda: mlp(nn.Sigmoid()), 6),
+    "softplus": (lambda: mlp(nn.Softplus(beta=2)), 6),
+    "elu": (lambda: mlp(nn.ELU()), 6),
+    "gelu": (lambda: mlp(nn.GELU()), 6),
+    "silu": (lambda: mlp(nn.SiLU()), 6),
+    "hardtanh": (lambda: mlp(nn.Hardtanh(-0.4, 0.7)), 6),
+    "residual": (lambda: Residual(F.relu), 6),
+    "clamped residual": (lambda: Residual(lambda y: y.clamp(min=-0.3, max=0.5)), 6),
+    "convolutional": (convolutional, 36),
+}
+
+
+def weighted(network: nn.Module, seed: int = 3) -> nn.Module:
+    """The network in evaluation with random weights, large enough that activations bend."""
+    generator = torch.Generator().manual_seed(seed)
+    network = network.double().eval().requires_grad_(False)
+    for name, weights in network.state_dict().items():
+        if weights.is_floating_point():
+            noise = torch.randn(weights.shape, generator=generator, dtype=FLOAT64)
+            scale = 1.2 / math.sqrt(weights[0].numel()) if weights.ndim > 1 else 0.4
+            weights.copy_(1 + 0.3 * noise.tanh() if "running_var" in name else scale * noise)
+    return network
+
+
+def heads(network: nn.Module, inputs: int) -> Graph:
+    """A network of 6 outputs as the encoder of 3 latents."""
+    return trace(lambda x: network(x).chunk(2, dim=1), (inputs,), torch.zeros((), dtype=FLOAT64), "it", of=network)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=FLOAT64)
+
+
+def ball(graph: Graph, x: Tensor, rho: float) -> Ball:
+    return Ball(graph, x, torch.full((len(x),), rho, dtype=FLOAT64), first_norms(graph, x[:1]))
+
+
+def worst(graph: Graph, x: Tensor, rho: float, size: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The largest ``size`` of the outputs' displacements that random search and gradient ascent find, (items,)."""
+    mean, log_stddev = graph.module(x)
+    d = F.normalize(random(60, *x.shape), dim=-1) * rho
+    d[30:] *= torch.rand(30, len(x), 1, generator=torch.Generator().manual_seed(1), dtype=FLOAT64)
+    best = torch.zeros(len(x), dtype=FLOAT64)
+    for _ in range(12):
+        d = d.detach().requires_grad_()
+        outputs = (output.unflatten(0, d.shape[:2]) for output in graph.module((x + d).flatten(0, 1)))
+        moved = size(*(new - old for new, old in zip(outputs, (mean, log_stddev), strict=True)))
+        best = torch.maximum(best, moved.detach().amax(0))
+        (ascent,) = torch.autograd.grad(moved.sum(), d)
+        d = d + 0.3 * rho * F.normalize(ascent, dim=-1)
+        d = d * (rho / d.norm(dim=-1, keepdim=True)).clamp(max=1)
+    return best
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_displacement_found_in_the_ball_exceeds_the_bounds(name: str) -> None:
+    build, inputs = NETWORKS[name]
+    graph, x = heads(weighted(build()), inputs), random(2, inputs, seed=7)
+    stddev = graph.module(x)[1].exp()
+    for rho in (0.05, 1.0):
+        here = ball(graph, x, rho)
+        omega, moves = displacement(here)
+        assert bool((worst(graph, x, rho, lambda v, _: (v / stddev).norm(dim=-1)) <= omega).all())
+        for latent in range(3):
+            found = worst(graph, x, rho, lambda _, u, at=latent: u[..., at].abs())
+            assert bool((found <= moves[:, latent]).all())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_on_a_ball_so_small_that_nothing_bends_much_the_bound_is_that_of_the_jacobian(name: str) -> None:
+    build, inputs = NETWORKS[name]
+    graph, x, rho = heads(weighted(build()), inputs), random(1, inputs, seed=7), 1e-5
+    mean = lambda at: graph.module(at.unsqueeze(0))[0][0]  # noqa: E731
+    whitened = torch.autograd.functional.jacobian(mean, x[0]) / graph.module(x)[1].exp().T
+    omega, _ = displacement(ball(graph, x, rho))
+    assert omega.item() / rho == pytest.approx(torch.linalg.matrix_norm(whitened, ord=2).item(), rel=2e-3)
+
+
+def test_the_intervals_of_a_larger_ball_change_nothing_but_the_work() -> None:
+    graph, x = heads(weighted(convolutional()), 36), random(2, 36, seed=7)
+    norms, rho = first_norms(graph, x[:1]), torch.tensor([0.1, 0.2], dtype=FLOAT64)
+    alone = displacement(Ball(graph, x, rho, norms))
+    aided = displacement(Ball(graph, x, rho, norms, Ball(graph, x, 2 * rho, norms).intervals))
+    for one, other in zip(alone, aided, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=0)
+
+
+def test_the_bounds_are_those_of_crown_by_hand() -> None:
+    # y = x + 0.5 is in [-0.5, 1.5] on the ball of radius 1: relu is below the chord 0.75 (y + 0.5), and above y, since
+    # the piece that rises is the longer one. So 2 relu(y) - 1 is in [2 x, 1.5 (x + 1) - 1].
+    graph = trace(lambda x: (2 * F.relu(x + 0.5), 0 * x), (1,), torch.zeros((), dtype=FLOAT64), "it")
+    here = ball(graph, torch.zeros(1, 1, dtype=FLOAT64), 1.0)
+    lower = here.bounds(here.outputs[0], torch.ones(1, 1, 1, dtype=FLOAT64))
+    upper = here.bounds(here.outputs[0], -torch.ones(1, 1, 1, dtype=FLOAT64))
+    assert [lower.slope.item(), lower.offset.item()] == pytest.approx([2, 0], abs=1e-9)
+    assert [-upper.slope.item(), -upper.offset.item()] == pytest.approx([1.5, 0.5], abs=1e-8)
+    assert -upper.least(here.rho).item() == pytest.approx(2, rel=1e-8)
+
+
+def encoder_of(mean: Callable[[Tensor], Tensor], log_stddev: Callable[[Tensor], Tensor], inputs: int) -> Graph:
+    like = torch.zeros((), dtype=FLOAT64)
+    return trace(lambda x: (mean(x), log_stddev(x)), (inputs,), like, "the encoder")
+
+
+def test_the_kink_is_certified_up_to_where_the_encoder_is_linear_and_never_beyond_the_truth(oracle: Any) -> None:
+    case = oracle["kink"]
+    graph = encoder_of(
+        lambda x: x + case["steep"] * F.relu(x - case["kink"]), lambda x: 0 * x + math.log(case["sigma"]), 1
+    )
+    found = local_margin(graph, torch.zeros(1, 1), torch.tensor([case["p0"]]))
+    assert found.region.item() == pytest.approx(case["linear_region_radius"], rel=1e-6)
+    assert found.linear.item() == pytest.approx(case["local_region_certificate"], rel=1e-6)
+    assert case["local_region_certificate"] * (1 - 1e-6) <= found.radius.item() <= case["exact_R"]
+    # Propagation knows what lies behind the kink: within a percent, and one line, it finds the truth.
+    assert found.radius.item() >= 0.98 * case["exact_R"]
+    assert found.won == ["propagation"]
+
+
+def test_a_linear_encoder_is_certified_as_far_as_theorem_1_allows(oracle: Any) -> None:
+    cases, model = [case for case in oracle["r_robust"]["cases"] if "exact_R" in case], oracle["models"]["LIN2"]
+    A, b, stddev, x = (torch.tensor(model[name], dtype=FLOAT64) for name in ("A", "b", "sigma", "x"))
+    graph = encoder_of(lambda x: x @ A.T + b, lambda x: 0 * x[:, :2] + stddev.log(), 8)
+    p0 = torch.tensor([case["bounds"]["p0"] for case in cases], dtype=FLOAT64)
+    found = local_margin(graph, x.expand(len(cases), -1), p0)
+    for radius, case in zip(found.radius.tolist(), cases, strict=True):
+        assert radius == pytest.approx(case["bounds"]["mahalanobis"], rel=1e-6)
+        assert radius <= case["exact_R"]
+
+
+def test_the_half_space_is_certified_exactly(oracle: Any) -> None:
+    case = oracle["halfspace"]
+    A, stddev = torch.tensor(case["A"], dtype=FLOAT64), torch.tensor(case["sigma"], dtype=FLOAT64)
+    graph = encoder_of(lambda x: x @ A.T, lambda x: 0 * x + stddev.log(), 2)
+    found = local_margin(graph, torch.zeros(1, 2, dtype=FLOAT64), torch.tensor([case["p0"]], dtype=FLOAT64))
+    assert found.radius.item() == pytest.approx(case["exact_R"], rel=1e-6)
+    assert found.radius.item() <= case["exact_R"]
+
+
+def test_a_moving_scale_costs_some_of_the_margin(oracle: Any) -> None:
+    for case in oracle["sigma_varying"]["cases"]:
+        graph = encoder_of(lambda x, a=case["a"]: a * x, lambda x, c=case: math.log(c["s0"]) + c["Lam"] * x, 1)
+        x, p0 = torch.zeros(1, 1, dtype=FLOAT64), torch.tensor([case["p0"]], dtype=FLOAT64)
+        full = local_margin(graph, x, p0, sigma="full").radius.item()
+        assert case["cert_varying"] * (1 - 1e-6) <= full <= case["exact_R_full"]
+        frozen = local_margin(graph, x, p0).radius.item()
+        assert frozen == pytest.approx(case["cert_frozen_sigma_assumed"], rel=1e-6)
+
+
+@pytest.mark.parametrize("sigma", ["frozen", "full"])
+def test_more_probability_certifies_more_and_none_above_the_level_nothing(sigma: Any) -> None:
+    graph, x = heads(weighted(mlp(nn.ReLU())), 6), random(1, 6, seed=7).expand(5, -1)
+    found = local_margin(graph, x, torch.tensor([0.3, 0.5, 0.6, 0.9, 0.999], dtype=FLOAT64), sigma=sigma)
+    first, second, *rest = found.radius.tolist()
+    assert first == second == 0 and found.won[0] == "none"
+    assert 0 < rest[0] < rest[1] < rest[2] < math.inf
+    at_09 = local_margin(graph, x[:1], torch.tensor([0.95], dtype=FLOAT64), m=0.9, sigma=sigma).radius.item()
+    assert 0 < at_09 < rest[2]
+
+
+def test_the_number_of_items_at_once_changes_nothing_but_rounding() -> None:
+    graph, x = heads(weighted(mlp(nn.ReLU())), 6), random(5, 6, seed=7)
+    p_low = torch.linspace(0.6, 0.99, 5, dtype=FLOAT64)
+    together, apart = (local_margin(graph, x, p_low, items_at_once=n) for n in (5, 2))
+    torch.testing.assert_close(together.radius, apart.radius, rtol=1e-6, atol=0)
+
+
+def test_the_certified_radius_of_a_real_encoder_holds_against_ascent(
+    bundled_model: Any, bundled_images: Tensor
+) -> None:
+    x = bundled_images[:2]
+    p_low = torch.tensor([0.9, 0.99], dtype=FLOAT64)
+    found = local_margin(trace_encoder(bundled_model, x), x, p_low)
+    assert bool((found.radius > 0).all())
+
+    def heads(rows: Tensor) -> tuple[Tensor, Tensor]:
+        q = bundled_model.encode(rows.unflatten(1, x.shape[1:]))
+        return q.mean, q.log_stddev
+
+    flat = trace(heads, (x[0].numel(),), x, "it", of=bundled_model)
+    for item in range(2):
+        start = x[item : item + 1].double().flatten(1)
+        stddev = flat.module(start)[1].exp()
+        shift = worst(flat, start, found.radius[item].item(), lambda v, _, s=stddev: (v / s).norm(dim=-1))
+        assert shift.item() < torch.special.ndtri(p_low[item]).item()
+
+
+def test_an_operation_without_linear_bounds_is_refused_by_name() -> None:
+    network = nn.Sequential(nn.Unflatten(1, (1, 4, 4)), nn.MaxPool2d(2), nn.Flatten()).double()
+    graph = trace(lambda x: network(x).chunk(2, dim=1), (16,), torch.zeros((), dtype=FLOAT64), "it", of=network)
+    with pytest.raises(UnsupportedError, match="max_pool2d"):
+        local_margin(graph, torch.zeros(1, 16), torch.tensor([0.9]))
+
+
+def test_the_spectral_norm_is_never_below_the_true_one() -> None:
+    for shape in ((3, 7), (7, 3), (1, 5)):
+        matrices = random(4, *shape)
+        true = torch.linalg.matrix_norm(matrices, ord=2)
+        found = spectral_norm(matrices)
+        assert bool((found >= true).all())
+        torch.testing.assert_close(found, true, rtol=1e-8, atol=0)
+
+
+def test_an_encoder_that_does_not_depend_on_its_input_is_never_moved() -> None:
+    graph = encoder_of(lambda x: F.relu(x) * 0, lambda x: 0 * x, 2)
+    omega, moves = displacement(ball(graph, torch.ones(1, 2, dtype=FLOAT64), 5.0))
+    assert omega.item() == 0 and moves.tolist() == [[0, 0]]
