@@ -18,7 +18,7 @@ from vaeaudit.certify.propagation import Ball, Interval, first_norms, norm
 from vaeaudit.certify.theorem import kept, scale_loss
 
 Sigma = Literal["frozen", "full"]
-_START = 0.15  # of the first-order estimate: where the search begins; larger radii cost more to bound
+_START = 0.13  # of the first-order estimate: where the search begins; larger radii cost more to bound
 _EVALUATIONS = 24
 _TOLERANCE = 0.01  # of the radius
 
@@ -174,7 +174,7 @@ class _Search:
     def _next(self) -> Tensor:
         """Radii at which to look next: where the excess would be 0 if it were linear in log rho."""
         upward = self.low * torch.exp(-0.7 * self.low_excess).clamp(1.05, 2)
-        downward = self.high * torch.exp(-self.high_excess / 3).clamp(1 / 16, 0.95)
+        downward = self.high * torch.exp(-self.high_excess / 3).clamp(0.5, 0.95)
         a, b = self.low.clamp(min=1e-300).log(), self.high.log()
         share = self.low_excess / (self.low_excess - self.high_excess)
         root = a + (b - a) * share.nan_to_num(0.5).clamp(0, 1)
