@@ -2,7 +2,7 @@
 
     python -m benchmarks.adam [--mode output|latent] [--model PATH --adapter NAME --data PATH --resize FILTER]
 
-Adam starts from the same small step off d = 0, is clipped into the box after each step, and keeps its best iterate;
+Adam starts from a small step towards the target, is clipped into the box after each step, and keeps its best iterate;
 of the learning rates tried, each problem is given the best, which is generous. "+ exchange" gives it, for each
 problem, the best of what it found for other lambda of the pair, d = 0 and d = x_t - x.
 """
@@ -50,7 +50,7 @@ def adam(term: Term, x: Tensor, x_t: Tensor, box: tuple[float, float], found: Sw
         better = value < best[live]
         won = live[better]
         best[won], best_data[won], best_norm[won] = value[better], data[better], norm[better]
-        gradient += (lam[live] / norm.clamp(min=1e-30))[:, None] * d
+        gradient = torch.addcmul(gradient, (lam[live] / norm.clamp(min=1e-30))[:, None], d)
         first[live] = 0.9 * first[live] + 0.1 * gradient
         second[live] = 0.999 * second[live] + 0.001 * gradient.square()
         scale = (second[live] / (1 - 0.999**step)).sqrt() + 1e-8
@@ -65,7 +65,7 @@ def table(vae: VAE, x: Tensor, x_t: Tensor, mode: str = "output", lambdas: int =
     noise = noise_set(shape, draws=DRAWS, items=range(len(x)), seed=0, check="benchmark.adam", like=x)
     objective, rows = Objective(mode), RowBatches.automatic(tuple(vae.input_shape), x.device)
     term, lam = objective.data_term(vae, x, x_t, noise), x.new_tensor(geometric_lambdas(lambdas))
-    floor, effort = 0.0 if objective.nonnegative else None, Effort(Stopping.for_dtype(x.dtype, 400))
+    floor, effort = 0.0 if objective.nonnegative else None, Effort(Stopping.for_dtype(x.dtype, 600))
     ours = sweep(term, x, x_t, vae.range, lam, floor=floor, effort=effort, rows=rows)
 
     box, engine = vae.range or (-torch.inf, torch.inf), Term(term, tuple(vae.input_shape), rows)
@@ -73,7 +73,7 @@ def table(vae: VAE, x: Tensor, x_t: Tensor, mode: str = "output", lambdas: int =
     zero, matched = engine.value(x.flatten(1), every), engine.value(x_t.flatten(1), every)
     gap = torch.linalg.vector_norm((x_t - x).flatten(1), dim=1)
     # An output attack's data term has no natural zero: differences are shares of what an attack can change.
-    span = (zero - torch.minimum(matched, ours.data_term.amin(1)))[:, None]
+    span = (zero - torch.minimum(matched, ours.data_term.amin(1))).clamp(min=torch.finfo(x.dtype).tiny)[:, None]
     own, exchanged = torch.full_like(ours.objective, torch.inf), torch.full_like(ours.objective, torch.inf)
     for rate in RATES:
         value, norm = adam(engine, x, x_t, box, ours, rate)
@@ -82,6 +82,8 @@ def table(vae: VAE, x: Tensor, x_t: Tensor, mode: str = "output", lambdas: int =
         norms = torch.cat([norm, torch.stack([torch.zeros_like(gap), gap], 1)], 1)[:, None]
         exchanged = torch.minimum(exchanged, (values + lam[:, None] * norms).amin(2))
     moved = torch.minimum(ours.objective, own) < zero[:, None] - 1e-3 * span  # where anybody finds more than d = 0
+    if not moved.any():
+        return f"{mode} attack: no method found more than d = 0"
     lines = []
     for name, peer in (("Adam", own), ("Adam + exchange", exchanged)):
         behind = ((ours.objective - peer) / span)[moved]

@@ -78,6 +78,7 @@ class Problems:
     x: Tensor
     x_t: Tensor
     lambdas: tuple[float, ...]
+    most: int  # evaluations that ours may spend on a problem
 
     @property
     def rows(self) -> RowBatches:
@@ -175,14 +176,15 @@ def botorch(problems: Problems, minimiser: Callable[..., object], most: int | No
 
 def ours(problems: Problems) -> Found:
     """Our attack as a user runs it: the sweep, its failure signs, and reconstructions of all that it found."""
-    return swept(vaeaudit.attack(problems.vae, problems.x, problems.x_t, lambdas=problems.lambdas).sweep)
+    x, x_t, settings = problems.x, problems.x_t, {"lambdas": problems.lambdas, "max_evaluations": problems.most}
+    return swept(vaeaudit.attack(problems.vae, x, x_t, **settings).sweep)
 
 
 def ours_alone(problems: Problems) -> Found:
     """The search within our attack, with the settings that it has there: the like of what the others do."""
     vae, x, x_t = problems.vae, problems.x, problems.x_t
     term = Objective("latent").data_term(vae, x, x_t, x.new_zeros(1, len(x), 1))  # the KL draws no noise
-    effort, lambdas = Effort(Stopping.for_dtype(x.dtype, 400)), x.new_tensor(problems.lambdas)
+    effort, lambdas = Effort(Stopping.for_dtype(x.dtype, problems.most)), x.new_tensor(problems.lambdas)
     return swept(sweep(term, x, x_t, vae.range, lambdas, effort=effort, rows=problems.rows))
 
 
@@ -314,7 +316,7 @@ def opened(given: argparse.Namespace) -> tuple[Problems, str]:
         data = fit(read(given.data), input_shape=tuple(vae.input_shape), data_range=vae.range, resize=given.resize)
     pairs = at_random(data, given.pairs, seed=0)
     x, x_t = (data.batch(items, **where) for items in (pairs.sources, pairs.targets))
-    return Problems(vae, x, x_t, geometric_lambdas(given.lambdas)), f"{name} on {given.data}"
+    return Problems(vae, x, x_t, geometric_lambdas(given.lambdas), given.max_evaluations), f"{name} on {given.data}"
 
 
 def options() -> argparse.Namespace:
@@ -334,6 +336,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="turns of which medians are taken")
     parser.add_argument("--scipy-every", type=int, default=1, metavar="K", help="give SciPy every K-th lambda only")
     parser.add_argument("--two-processes", action="store_true", help="time SciPy in two processes as well")
+    parser.add_argument("--max-evaluations", type=int, default=600, help="that ours may spend on a problem")
     parser.add_argument("--botorch-rows", type=int, metavar="N", help="most rows that BoTorch may evaluate")
     parser.add_argument("--sweep-only", action="store_true", help="leave out attacks under caps and the output attack")
     given = parser.parse_args()
@@ -391,6 +394,7 @@ def main() -> None:
             seconds[method].append(np.array(own))
     size = f"{given.pairs} pairs x {given.lambdas} lambda"
     print(f"{name}: {size}, {given.dtype}, {given.device}, {given.threads} thread(s)")
+    print(f"at most {given.max_evaluations} evaluations of ours to refine a problem;", end=" ")
     print(f"torch {torch.__version__}, SciPy {scipy.__version__}, {platform.machine()}; medians of {given.repeats}\n")
     scale = dict.fromkeys((SCIPY, TWO), len(k) / len(which))
     print(times_table(seconds, found, scale), *remarks, "", quality_tables(*judged(problems, found)), sep="\n")

@@ -79,7 +79,7 @@ def solve(vae: Any, case: dict[str, Any], x: Tensor, x_t: Tensor) -> Sweep:
 def data_gradient(vae: Any, case: dict[str, Any], x_t: Tensor, points: Tensor) -> Tensor:
     """Gradient of the data term of one pair at ``points`` (b, n), in float64."""
     item = torch.zeros(len(points), dtype=torch.long)
-    leaf = points.requires_grad_(True)
+    leaf = points.detach().clone().requires_grad_(True)
     latent = Objective("latent").data_term(vae, x_t, x_t, x_t[None])
     term = latent if case["kind"] == "latent" else output_term(vae, x_t)
     return torch.autograd.grad(term(leaf, item).sum(), leaf)[0].double()
@@ -100,14 +100,15 @@ def test_the_sweep_finds_the_oracles_optima(
     assert deviation.max() <= (1e-6 if dtype == torch.float64 else 1e-3)
     assert deviation.min() >= -1e-6
     # Also relative to the optimum itself, which for small lambda is far below 1: wherever the model's precision tells
-    # the gradient there. (At lambda = 2^-20 float32 errs by up to 0.92 of it: no search could do better.)
+    # the gradient there. (At lambda = 2^-20 float32 errs by a large share of it, which no descent along it can mend.)
     points = found.adversarial[0]
-    gradient = data_gradient(vae, case, x_t, points.clone())
+    gradient = data_gradient(vae, case, x_t, points)
     true = data_gradient(linear_gaussian(numbers, torch.float64), case, x_t.double(), points.double())
     told = ((gradient - true).norm(dim=1) <= 0.01 * true.norm(dim=1)).numpy()
     assert told[np.array(case["lam"]) > 1e-5].all()
     relative = np.abs(objective / exact - 1)
     assert relative[told].max() <= (1e-7 if dtype == torch.float64 else 1e-4)
+    assert relative.max() <= 0.05
     # Strictly convex in the directions that the penalty sees, so the optimum is unique; float64 can tell it.
     if dtype == torch.float64:
         tolerance = oracle["attacks"]["tol_d"]
@@ -748,6 +749,8 @@ def test_an_automatic_batch_has_at_least_one_row_and_more_on_a_gpu(shape: tuple[
         ({"lambdas": [0.0]}, ConfigError, "positive"),
         ({"lambdas": [math.inf]}, ConfigError, "finite"),
         ({"lambdas": [math.nan]}, ConfigError, "finite"),
+        ({"lambdas": [1e-400]}, ConfigError, "positive and finite in float64"),
+        ({"max_evaluations": 0}, ConfigError, "at least one evaluation of a problem.*0"),
         ({"batch_size": 0}, ConfigError, "batch size.*at least 1.*0"),
         ({"batch_size": -3}, ConfigError, "batch size.*-3"),
         ({"items": [4]}, DataError, "2 sources.*item number.*1 came"),

@@ -264,7 +264,7 @@ def test_what_has_no_bound_is_refused_by_name() -> None:
         y[:, 1:].relu_()
         return y
 
-    for function, name in ((squared, "'mul'"), (floored, "'div'"), (overwritten, "'relu'")):
+    for function, name in ((squared, "'mul'"), (floored, "'div'"), (overwritten, "'relu_'")):
         with pytest.raises(UnsupportedError, match=name):
             bound(function, (3,))
     with pytest.raises(UnsupportedError, match="'softplus'"):

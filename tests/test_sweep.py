@@ -18,6 +18,7 @@ from vaeaudit.attacks.term import Term, always
 from vaeaudit.batches import RowBatches
 from vaeaudit.checks.attack import attack
 from vaeaudit.draws import noise_set
+from vaeaudit.errors import NonFiniteError
 from vaeaudit.optim.lbfgsb import Descent, Status, Stopping, minimise
 
 DataTerm = Callable[[Tensor, Tensor], Tensor]
@@ -339,6 +340,52 @@ def test_a_model_without_any_slope_leaves_the_candidates_that_are_free() -> None
     assert (found.recent == 0).all()
 
 
+# Data terms that are not what one expects
+
+
+def squares(x: Tensor) -> DataTerm:
+    """The squared distance to 0.6, of a model that cannot take a batch of no rows."""
+
+    def data_term(points: Tensor, _pair: Tensor) -> Tensor:
+        return (points.reshape(points.shape[0], -1) - 0.6).square().sum(1)
+
+    return data_term
+
+
+def spoilt(data_term: DataTerm, where: Tensor, by: float) -> DataTerm:
+    """``data_term``, but ``by`` within 1e-3 of ``where`` (P, *shape)."""
+
+    def other(points: Tensor, pair: Tensor) -> Tensor:
+        near = (points - where[pair]).abs().flatten(1).amax(1) < 1e-3
+        return torch.where(near, by, data_term(points, pair))
+
+    return other
+
+
+def test_a_model_is_never_given_a_batch_of_no_rows() -> None:
+    x, x_t = pairs_of(2)
+    found = run(squares(x), x, x_t, (1e6, 1e7))  # d = 0 is optimal for all: nothing is left to search
+    assert (found.norm == 0).all()
+    assert (found.status == int(Status.CONVERGED)).all()
+
+
+@pytest.mark.parametrize("by", [torch.nan, torch.inf, -torch.inf])
+def test_a_data_term_that_is_not_finite_somewhere_is_no_candidate_there(by: float) -> None:
+    x, x_t = pairs_of(3)
+    term = squares(x)
+    whole = run(term, x, x_t, (0.01, 0.1))
+    for where in (x_t, 0.5 * (x + x_t)):
+        found = run(spoilt(term, where, by), x, x_t, (0.01, 0.1))
+        torch.testing.assert_close(found.objective, whole.objective, rtol=1e-6, atol=1e-9)
+        assert (found.status == int(Status.CONVERGED)).all()
+
+
+def test_a_data_term_that_is_not_finite_before_any_distortion_is_refused() -> None:
+    x, x_t = pairs_of(3)
+    with pytest.raises(NonFiniteError, match="of 1 of 3 pairs is not finite .nan. before any distortion"):
+        run(spoilt(squares(x), torch.stack([x[0], x_t[0] + 9, x_t[0] + 9]), torch.nan), x, x_t)
+
+
 # Descents that are moved
 
 
@@ -391,6 +438,16 @@ def test_only_the_problems_that_begin_run_until_the_others_are_moved() -> None:
     found = descent.minima()
     torch.testing.assert_close(found.x[[0, 1, 3, 4]], centre[[0, 1, 3, 4]], rtol=0, atol=1e-5)
     assert int(found.evaluations[2]) == 0
+
+
+def test_what_a_descent_is_given_stays_as_it_is() -> None:
+    objective, _, start = bowls(5)
+    begin = torch.arange(5)
+    descent = Descent(objective, start, -NONE, NONE, STOPPING, begin=begin)
+    before = start.clone()
+    descent.advance(500)
+    assert begin.tolist() == list(range(5))
+    assert torch.equal(start, before)
 
 
 def test_none_may_begin_at_all() -> None:

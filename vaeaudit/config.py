@@ -99,7 +99,7 @@ class AttackSettings(_Section):
     norm: Literal["l2", "linf"] = Field("l2", description="Norm of the cap.")
     ref: Literal["reconstruction", "input"] = Field("reconstruction", description="What damage is measured from.")
     restarts: Count = Field(1, description="Points between source and target from which is searched besides.")
-    max_evaluations: Positive = Field(400, description="Model evaluations for one problem.")
+    max_evaluations: Positive = Field(600, description="Model evaluations for one problem.")
 
     @field_validator("modes")
     @classmethod

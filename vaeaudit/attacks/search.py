@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.attacks.term import GoOn, Progress, Term
+from vaeaudit.errors import NonFiniteError
 from vaeaudit.optim.lbfgsb import Descent, Status, Stopping
 
 _OFF_ZERO = 1e-2  # length of the first step off d = 0, as a share of ||x_t - x||
@@ -67,7 +68,9 @@ class Search:
         self.gap = torch.linalg.vector_norm(x_t - x, dim=1)  # (P,)
         # The two candidates that need no search: d = 0 and d = x_t - x.
         self.zero_data, gradient = term.gradient(x, every)
+        _check_finite(self.zero_data)
         self.target_data = term.value(x_t, every)
+        self.target_data = torch.where(self.target_data.isfinite(), self.target_data, torch.inf)  # then no candidate
         self.floor = (
             torch.minimum(self.zero_data, self.target_data) if floor is None else torch.full_like(x[:, 0], floor)
         )
@@ -171,7 +174,12 @@ class Search:
         # The search can be stuck at x_t itself: it settles where it started, far from the best.
         bound = self.target_data[self.pair] + self.lam * penalise(self.gap, self.penalty)[self.pair]
         saved = self._excess(bound) - self._excess(self.objective)
-        stuck = (self.norm > 0) & (saved <= _WORTHWHILE * self._excess(bound)) & (self.status == int(Status.CONVERGED))
+        stuck = (
+            bound.isfinite()
+            & (self.norm > 0)
+            & (saved <= _WORTHWHILE * self._excess(bound))
+            & (self.status == int(Status.CONVERGED))
+        )
         self.status[stuck] = int(Status.STALLED)
 
     def _excess(self, objective: Tensor) -> Tensor:
@@ -237,10 +245,10 @@ class Search:
     def _harvest(self, search: Descent, problem: Tensor) -> None:
         """Keep what is better than the best known; ``problem`` (b,) names the problem of each row of the search."""
         found = search.minima()
-        # Where one start of a problem is NaN, what its others found still counts.
-        known = torch.where(found.value.isnan(), torch.inf, found.value)
+        # Where one start of a problem is not finite, what its others found still counts.
+        known = torch.where(found.value.isfinite(), found.value, torch.inf)
         value = torch.full_like(self.data, torch.inf).scatter_reduce(0, problem, known, "amin")
-        wins = (found.value == value[problem]) & (found.value < self.objective[problem])
+        wins = (known == value[problem]) & (known < self.objective[problem])
         rows = wins.nonzero().squeeze(1)
         if rows.numel():
             k = problem[rows]
@@ -248,6 +256,16 @@ class Search:
             data = self.term.value(found.x[rows], self.pair[k])
             norm = torch.linalg.vector_norm(found.x[rows] - self.x[self.pair[k]], dim=1)
             self.best[k], self.data[k], self.norm[k] = found.x[rows], data, norm
+
+
+def _check_finite(data: Tensor) -> None:
+    """Refuse a data term (P,) that is not finite at d = 0, where nothing has happened yet."""
+    wrong = data[~data.isfinite()]
+    if len(wrong):
+        raise NonFiniteError(
+            f"the data term of {len(wrong)} of {len(data)} pairs is not finite ({float(wrong[0])}) before any "
+            "distortion; doctor tells whether the model's outputs are finite on these data"
+        )
 
 
 def _between(number: int) -> float:

@@ -113,6 +113,7 @@ def _result(search: Search, shape: tuple[int, ...]) -> Sweep:
     point = x[:, None] + d
     every = torch.arange(pairs, device=x.device).repeat_interleave(count + 2)
     data = search.term.value(point.flatten(0, 1), every).reshape(pairs, -1)
+    data = torch.where(data.isfinite(), data, torch.inf)  # x_t may have none; d = 0 always has
     norm = torch.linalg.vector_norm(d, dim=2)
     table = data[:, None, :] + lambdas[:, None] * penalise(norm, search.penalty)[:, None, :]
     objective, which = table.min(2)  # (P, L)

@@ -45,7 +45,7 @@ class Term:
         def value(part: Tensor, of: Tensor) -> tuple[Tensor]:
             return (self.data_term(part.reshape(-1, *self.shape), of),)
 
-        return self.rows.map(value, points, item)[0]
+        return self.rows.map(value, points, item)[0] if len(points) else points.new_zeros(0)
 
     def gradient(self, points: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
         """J, (b,), and its gradient, (b, n); zero where J does not depend on the points (a detached encoder)."""
@@ -59,6 +59,8 @@ class Term:
             (slope,) = torch.autograd.grad(value.sum(), leaf, materialize_grads=True)
             return value.detach(), slope
 
+        if not len(points):  # many models cannot take a batch of no rows
+            return points.new_zeros(0), torch.zeros_like(points)
         values, gradients = self.rows.map(gradient, points, item)
         return values, gradients
 

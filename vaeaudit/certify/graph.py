@@ -6,6 +6,7 @@ windows, or it has no safe bound here and the network is refused, naming it. A g
 model's precision: its certificates hold for the float64 function.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,20 +23,33 @@ class Kind(StrEnum):
 
     CONSTANT = "constant"  # does not depend on the input
     INPUT = "input"
+    SIZE = "size"  # how many rows there are: known, whatever their values
     AFFINE = "affine"
     ACTIVATION = "activation"
     MAXIMUM = "maximum"
     OUTPUT = "output"
 
 
-# Affine in the first argument where all others are constant.
+# Affine in one argument, the place given (first where none is), if all others are constant.
+_AFFINE_IN = {"addmm": (1,), "mul": (0, 1), "matmul": (0,), "rsub": (0, 1)}
 _AFFINE_IN_FIRST = frozenset(
     {
         *("linear", "addmm", "mm", "matmul", "conv1d", "conv2d", "conv3d", "convolution"),
         *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "avg_pool2d", "adaptive_avg_pool2d"),
-        *("mul", "div", "neg", "mean", "sum", "clone", "contiguous", "alias", "detach_", "identity"),
+        *("mul", "div", "neg", "mean", "sum", "clone", "contiguous", "alias", "identity"),
         *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze"),
-        *("unsqueeze", "expand", "select", "slice", "unbind", "split", "split_with_sizes", "chunk", "narrow"),
+        *(
+            "unsqueeze",
+            "expand",
+            "expand_as",
+            "select",
+            "slice",
+            "unbind",
+            "split",
+            "split_with_sizes",
+            "chunk",
+            "narrow",
+        ),
         *("constant_pad_nd", "pad", "upsample_nearest2d", "pixel_shuffle", "index_select", "getitem"),
     }
 )
@@ -45,6 +59,7 @@ _AFFINE_IN_EVALUATION = {"batch_norm": 5, "dropout": 2, "dropout1d": 2, "dropout
 ACTIVATIONS = frozenset(
     {"relu", "leaky_relu", "elu", "tanh", "sigmoid", "softplus", "gelu", "silu", "hardtanh", "clamp"}
 )
+_OUT_OF_PLACE = ACTIVATIONS | {"add", "sub", "mul", "div"}  # those that networks use in place
 _MAXIMA = frozenset({"max_pool2d"})
 
 
@@ -76,7 +91,7 @@ def name_of(node: fx.Node) -> str:
     """The operation without its overload: "conv2d" of ``aten.conv2d.default``, "getitem"."""
     target = node.target
     packet = getattr(target, "overloadpacket", target)
-    return str(getattr(packet, "__name__", packet)).removesuffix("_")
+    return str(getattr(packet, "__name__", packet))
 
 
 def trace_encoder(vae: VAE, like: Tensor) -> Graph:
@@ -91,7 +106,7 @@ def trace_encoder(vae: VAE, like: Tensor) -> Graph:
     if not isinstance(posterior, DiagonalGaussian):
         raise UnsupportedError(
             f"a certificate needs a diagonal Gaussian posterior, but this model's is {type(posterior).__name__}; "
-            "the first-order estimates and the empirical margin need none"
+            "the empirical margin needs none"
         )
 
     def heads(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,14 +140,18 @@ def trace(
     example = like.new_zeros((2, *input_shape))
     rows = torch.export.Dim("rows", min=1, max=2**30)
     try:
-        exported = torch.export.export(wrapped, (example,), dynamic_shapes=({0: rows},))
+        with warnings.catch_warnings():  # torch warns of what it does itself
+            warnings.simplefilter("ignore", FutureWarning)
+            exported = torch.export.export(wrapped, (example,), dynamic_shapes=({0: rows},))
     except Exception as error:  # torch.export has no common class for all that it raises
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnsupportedError(f"{what} cannot be traced, so it has no certificate: {first}") from error
     module = _in_double(exported.module(check_guards=False))
     kinds: dict[fx.Node, Kind] = {}
     for node in module.graph.nodes:
+        _out_of_place(node)
         kinds[node] = _kind(node, kinds, what)
+    module.recompile()
     return Graph(module, kinds, input_shape)
 
 
@@ -164,12 +183,16 @@ def _kind(node: fx.Node, kinds: dict[fx.Node, Kind], what: str) -> Kind:
         return Kind.INPUT
     if node.op == "output":
         return Kind.OUTPUT
-    moving = [source for source in node.all_input_nodes if kinds[source] is not Kind.CONSTANT]
+    name, still = name_of(node), (Kind.CONSTANT, Kind.SIZE)
+    if name == "sym_size":
+        return Kind.SIZE
+    moving = [source for source in node.all_input_nodes if kinds[source] not in still]
     if not moving:
         return Kind.CONSTANT
-    name = name_of(node)
-    if node.op == "call_function":
-        if name in ACTIVATIONS and moving == [node.args[0]]:
+    # Once for each time that the operation takes it: x * x is not affine.
+    taken = [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, fx.Node) and value in moving]
+    if node.op == "call_function" and not _writes(node):
+        if name in ACTIVATIONS and taken == [node.args[0]]:
             return Kind.ACTIVATION
         if name in _MAXIMA:
             return Kind.MAXIMUM
@@ -178,14 +201,33 @@ def _kind(node: fx.Node, kinds: dict[fx.Node, Kind], what: str) -> Kind:
         training = _AFFINE_IN_EVALUATION.get(name)
         if training is not None and len(node.args) > training and node.args[training] is False:
             return Kind.AFFINE
-        first = node.args[0] if node.args else None
-        alone = moving == [first] or (name == "mul" and len(moving) == 1)
-        if name in _AFFINE_IN_FIRST and alone:
+        places = [node.args[place] for place in _AFFINE_IN.get(name, (0,)) if place < len(node.args)]
+        rounded = name == "div" and node.kwargs.get("rounding_mode") is not None
+        if name in _AFFINE_IN_FIRST and len(taken) == len(moving) == 1 and taken[0] in places and not rounded:
             return Kind.AFFINE
     raise UnsupportedError(
         f"{what} has no certificate: there is no safe bound for its operation '{name}'{_where(node)}; "
         "the first-order estimates and the empirical margin need none"
     )
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether the operation changes what it is given, in place: what else sees that does not show in the graph."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _out_of_place(node: fx.Node) -> None:
+    """Make an operation in place one that is not, where nobody else sees what it is given."""
+    name = name_of(node)
+    given = node.args[0] if node.args else None
+    if node.op != "call_function" or not _writes(node) or name.removesuffix("_") not in _OUT_OF_PLACE:
+        return
+    if isinstance(given, fx.Node) and given.op == "call_function" and len(given.users) == 1:
+        schema = getattr(given.target, "_schema", None)
+        if schema is not None and not any(value.alias_info for value in schema.returns):  # else it is a view
+            packet = getattr(torch.ops.aten, name.removesuffix("_"))
+            node.target = getattr(packet, str(node.target).rsplit(".", 1)[-1])
 
 
 def _where(node: fx.Node) -> str:

@@ -104,7 +104,7 @@ class LipschitzBounds:
         return scale.amax(1) * self._bound(node) if tail is None else tail
 
     def _moving(self, node: fx.Node) -> list[fx.Node]:
-        return [source for source in node.all_input_nodes if self._kinds[source] is not Kind.CONSTANT]
+        return [source for source in node.all_input_nodes if self._kinds[source] not in (Kind.CONSTANT, Kind.SIZE)]
 
     def _in_order(self, nodes: Iterable[fx.Node]) -> list[fx.Node]:
         return sorted(nodes, key=self._place.__getitem__)
@@ -128,7 +128,7 @@ class LipschitzBounds:
 
     def _computed(self, node: fx.Node) -> float:
         kind, moving, name = self._kinds[node], self._moving(node), name_of(node)
-        if kind is Kind.CONSTANT:
+        if kind in (Kind.CONSTANT, Kind.SIZE):
             return 0.0
         if kind is Kind.INPUT:
             return 1.0

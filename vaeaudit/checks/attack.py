@@ -119,7 +119,7 @@ def attack(
     restarts: int = 1,
     data_range: tuple[float, float] | None = None,
     seed: int = 0,
-    max_evaluations: int = 400,
+    max_evaluations: int = 600,
     batch_size: int | None = None,
     items: Sequence[int] | None = None,
     go_on: GoOn = always,
@@ -146,7 +146,8 @@ def attack(
         go_on: asked regularly; on False the sweep ends with the best it has.
 
     Raises:
-        ConfigError: unknown mode, similarity, penalty, on or layer; lambda not positive and finite; restarts below 0.
+        ConfigError: unknown mode, similarity, penalty, on or layer; lambda not positive and finite; restarts below 0;
+            no evaluation.
         UnsupportedError: the model's posterior does not give what is asked.
         DataError: shapes or types that do not fit, values outside the range, no pair, or a pair of equal images.
     """
@@ -155,10 +156,12 @@ def attack(
             raise ConfigError(f"there is no attack {what} '{name}'{nearest(name, known)}; there are {', '.join(known)}")
     if restarts < 0:
         raise ConfigError(f"an attack cannot have {restarts} restarts; give 0 or more")
+    if max_evaluations < 1:
+        raise ConfigError(f"an attack needs at least one evaluation of a problem, but {max_evaluations} were given")
     objective = Objective(mode, similarity, on, layers=None if layers is None else tuple(layers))
     box = data_range or vae.range
     check_pairs(vae, x, x_t, box)
-    values = torch.tensor(_lambdas(lambdas), dtype=x.dtype, device=x.device)
+    values = _lambdas(lambdas, x)
     keys = list(range(len(x))) if items is None else list(items)
     if len(keys) != len(x):
         raise DataError(f"each of the {len(x)} sources needs an item number, but {len(keys)} came; give one each")
@@ -273,14 +276,15 @@ def _measure(
     )
 
 
-def _lambdas(lambdas: int | Sequence[float]) -> tuple[float, ...]:
+def _lambdas(lambdas: int | Sequence[float], like: Tensor) -> Tensor:
     if isinstance(lambdas, int):
         if lambdas < 1:
             raise ConfigError(f"an attack needs at least one lambda, but {lambdas} were asked for")
-        return geometric_lambdas(lambdas)
-    values = tuple(float(value) for value in lambdas)
-    if not values or not all(0 < value < float("inf") for value in values):
-        raise ConfigError(f"lambda must be positive and finite, but {list(values)} was given")
+        lambdas = geometric_lambdas(lambdas)
+    values = torch.tensor([float(value) for value in lambdas], dtype=like.dtype, device=like.device)
+    if not len(values) or not bool(((values > 0) & values.isfinite()).all()):
+        precision = str(like.dtype).removeprefix("torch.")
+        raise ConfigError(f"lambda must be positive and finite in {precision}, but {list(lambdas)} was given")
     return values
 
 

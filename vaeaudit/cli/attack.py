@@ -130,7 +130,7 @@ def command(
         int | None,
         typer.Option(
             metavar="N",
-            help="Model evaluations for one problem: refining one lambda, or one item and cap. [default: 400]",
+            help="Model evaluations for one problem: refining one lambda, or one item and cap. [default: 600]",
             envvar="VAEAUDIT_MAX_EVALUATIONS",
         ),
     ] = None,

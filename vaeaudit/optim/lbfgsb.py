@@ -17,7 +17,8 @@ from torch import Tensor
 
 from vaeaudit.optim.history import inv_hessian_product, remember
 
-# objective(x, problem) -> (values, gradients): x (b, n), problem (b,) integers -> (b,), (b, n)
+# objective(x, problem) -> (values, gradients): x (b, n), problem (b,) integers -> (b,), (b, n). Both arguments are the
+# descent's own: what is kept of them must be copied.
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _ARMIJO = 1e-4  # sufficient decrease, Nocedal & Wright eq. 3.6a
@@ -124,10 +125,11 @@ def minimise(
     memory: int = 5,
     go_on: Callable[[int], bool] = lambda _: True,
 ) -> Minima:
-    """Minimise ``objective`` for each row of ``start`` (B, n) within [lower, upper] (B or 1, n; may be infinite).
+    """Minimise ``objective`` for each row of ``start`` (B, n) within [lower, upper], which may be infinite.
 
-    ``go_on`` is asked before each round with the number of problems running; on False all that run end as
-    STOPPED with the best point they have. Values never rise: each returned value is at most the start's.
+    The bounds are both (B, n) or both (1, n). ``go_on`` is asked before each round with the number of problems running;
+    on False all that run end as STOPPED with the best point they have. Values never rise: each returned value is at
+    most the start's.
     """
     if not len(start) or not go_on(len(start)):
         return Minima(
@@ -206,7 +208,7 @@ class Descent:
         self._run = self._run.rows(~torch.isin(self._run.problem, problem)).beside(fresh)
 
     def minima(self) -> Minima:
-        """What each problem has reached; a problem still running is STOPPED."""
+        """What each problem has reached until now, not a copy; a problem still running or waiting is STOPPED."""
         self._record()
         return self._best
 
@@ -226,7 +228,7 @@ class Descent:
         self._best.evaluations[problem] += 1
         zeros = torch.zeros_like(problem)
         run = _Running(
-            problem=problem,
+            problem=problem.clone(),
             x=x,
             f=f.clone(),  # the state is written in place, and these may be views of the objective's own
             g=g.clone(),
@@ -241,7 +243,7 @@ class Descent:
         )
         finite = f.isfinite() & g.isfinite().all(1)
         run.status[~finite] = int(Status.NONFINITE)
-        self._aim(run, finite, patience=1)
+        self._aim(run, finite)
         self._limit(run)
         return run
 
@@ -298,12 +300,12 @@ class Descent:
         self._aim(run, ended | again)
         self._limit(run)
 
-    def _aim(self, run: _Running, chosen: Tensor, patience: int | None = None) -> None:
+    def _aim(self, run: _Running, chosen: Tensor) -> None:
         """Compute the next direction and first step of the ``chosen`` rows (a,); end those with no descent left."""
         x, (lower, upper) = run.x, self._bounds(run.problem)
         # 1 for a free variable, 0 for one at a bound that it is pushed against, which is held.
         free = _room(x, run.g, lower, upper).sign_().abs_()
-        last = chosen & (run.calm >= (self._stopping.patience if patience is None else patience))
+        last = chosen & (run.calm >= self._stopping.patience)
         rows = last.nonzero().squeeze(1)
         if rows.numel():
             home, near = self._near(run, rows)
