@@ -343,7 +343,7 @@ def test_a_model_without_any_slope_leaves_the_candidates_that_are_free() -> None
 # Data terms that are not what one expects
 
 
-def squares(x: Tensor) -> DataTerm:
+def squares() -> DataTerm:
     """The squared distance to 0.6, of a model that cannot take a batch of no rows."""
 
     def data_term(points: Tensor, _pair: Tensor) -> Tensor:
@@ -364,7 +364,7 @@ def spoilt(data_term: DataTerm, where: Tensor, by: float) -> DataTerm:
 
 def test_a_model_is_never_given_a_batch_of_no_rows() -> None:
     x, x_t = pairs_of(2)
-    found = run(squares(x), x, x_t, (1e6, 1e7))  # d = 0 is optimal for all: nothing is left to search
+    found = run(squares(), x, x_t, (1e6, 1e7))  # d = 0 is optimal for all: nothing is left to search
     assert (found.norm == 0).all()
     assert (found.status == int(Status.CONVERGED)).all()
 
@@ -372,7 +372,7 @@ def test_a_model_is_never_given_a_batch_of_no_rows() -> None:
 @pytest.mark.parametrize("by", [torch.nan, torch.inf, -torch.inf])
 def test_a_data_term_that_is_not_finite_somewhere_is_no_candidate_there(by: float) -> None:
     x, x_t = pairs_of(3)
-    term = squares(x)
+    term = squares()
     whole = run(term, x, x_t, (0.01, 0.1))
     for where in (x_t, 0.5 * (x + x_t)):
         found = run(spoilt(term, where, by), x, x_t, (0.01, 0.1))
@@ -382,8 +382,8 @@ def test_a_data_term_that_is_not_finite_somewhere_is_no_candidate_there(by: floa
 
 def test_a_data_term_that_is_not_finite_before_any_distortion_is_refused() -> None:
     x, x_t = pairs_of(3)
-    with pytest.raises(NonFiniteError, match="of 1 of 3 pairs is not finite .nan. before any distortion"):
-        run(spoilt(squares(x), torch.stack([x[0], x_t[0] + 9, x_t[0] + 9]), torch.nan), x, x_t)
+    with pytest.raises(NonFiniteError, match=r"of 1 of 3 pairs is not finite .nan. before any distortion"):
+        run(spoilt(squares(), torch.stack([x[0], x_t[0] + 9, x_t[0] + 9]), torch.nan), x, x_t)
 
 
 # Descents that are moved

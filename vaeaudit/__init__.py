@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from vaeaudit.checks.attack import attack as attack
     from vaeaudit.checks.capped import CappedResult as CappedResult
     from vaeaudit.checks.capped import capped_attack as capped_attack
+    from vaeaudit.checks.margin import MarginResult as MarginResult
+    from vaeaudit.checks.margin import margin as margin
     from vaeaudit.registry import load as load
     from vaeaudit.vae import VAE as VAE
     from vaeaudit.vae import BernoulliLogits as BernoulliLogits
@@ -31,6 +33,8 @@ _HOME = {
     "attack": "checks.attack",
     "CappedResult": "checks.capped",
     "capped_attack": "checks.capped",
+    "MarginResult": "checks.margin",
+    "margin": "checks.margin",
     "Checkpoint": "checkpoints",
     "load_state": "checkpoints",
     "load": "registry",

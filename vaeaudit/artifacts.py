@@ -10,8 +10,9 @@ from torch import Tensor
 from vaeaudit.audit import Audit
 from vaeaudit.checks.attack import AttackResult
 from vaeaudit.checks.capped import CappedResult
+from vaeaudit.checks.margin import MarginAt
 from vaeaudit.optim.lbfgsb import Status
-from vaeaudit.report.figures import PANEL_ROWS, attack_panel, damage_curves, distortion_curves, is_image
+from vaeaudit.report.figures import PANEL_ROWS, attack_panel, damage_curves, distortion_curves, is_image, margin_panel
 from vaeaudit.report.model import CappedEntry
 
 Files = dict[str, tuple[str, bytes]]  # purpose -> file name, content
@@ -20,7 +21,7 @@ Files = dict[str, tuple[str, bytes]]  # purpose -> file name, content
 def artifacts(audit: Audit) -> Files:
     """The files of an audit that go beside its report; empty where no check ran."""
     files: Files = {}
-    if audit.attacks or audit.capped:
+    if audit.attacks or audit.capped or audit.margins:
         files["items"] = ("items.json", _items(audit))
         files["adversarial inputs"] = ("adversarial.safetensors", _adversarial(audit))
     for entry, result in zip(audit.report.attacks, audit.attacks, strict=True):
@@ -57,7 +58,22 @@ def artifacts(audit: Audit) -> Files:
             [str(item.item) for item in capped_entry.items],
         )
         files[f"{capped.mode} curve"] = (f"attack-{capped.mode}-curve.png", curve)
+    for margins in audit.margins:
+        for at in margins.result.at:
+            files[f"margins at r = {at.r:.4g}"] = (f"margin-r{at.r:.4g}.png", _margin_panel(at))
     return files
+
+
+def _margin_panel(at: MarginAt) -> bytes:
+    margins = {"whitened estimate": _array(at.estimates.whitened), "spectral estimate": _array(at.estimates.spectral)}
+    if at.certified is not None:
+        margins = {"certified": _array(at.certified.radius), **margins}
+    nothing = np.full(len(at.estimates.whitened), np.nan)
+    if at.empirical is None:
+        return margin_panel(margins, _array(at.estimates.whitened), nothing, np.isfinite(nothing), nothing)
+    margins["empirical"] = _array(at.empirical.margin)
+    censored, largest = at.empirical.censored.cpu().numpy(), _array(at.empirical.largest)
+    return margin_panel(margins, _array(at.estimates.whitened), margins["empirical"], censored, largest)
 
 
 def _capped_panel(entry: CappedEntry, result: CappedResult) -> bytes:
@@ -97,6 +113,10 @@ def _items(audit: Audit) -> bytes:
     """One list of rows for each mode: every pair and lambda."""
     rows = {f"attack.{result.mode}": _rows(audit, result) for result in audit.attacks}
     rows |= {f"attack.{capped.mode}": _capped_rows(audit, capped) for capped in audit.capped}
+    rows |= {
+        f"margin.r{entry.r:.4g}": [item.model_dump(mode="json") for item in entry.items]
+        for entry in audit.report.margins
+    }
     return (json.dumps(rows, indent=1, allow_nan=False) + "\n").encode()
 
 
@@ -137,10 +157,15 @@ def _adversarial(audit: Audit) -> bytes:
     for capped in audit.capped:
         tensors[f"{capped.mode}.adversarial"] = capped.found.adversarial.contiguous().cpu()
         tensors[f"{capped.mode}.distortion"] = capped.found.distortion.contiguous().cpu()
+    for margins in audit.margins:
+        for at in margins.result.at:
+            if at.empirical is not None:
+                tensors[f"margin.r{at.r:.4g}.distortion"] = at.empirical.distortion.contiguous().cpu()
     about = {
         "pairs": list(audit.pairs),
         "lambdas": audit.attacks[0].sweep.lambdas.tolist() if audit.attacks else [],
         "caps": audit.capped[0].found.caps.tolist() if audit.capped else [],
+        "items": list(audit.margins[0].items) if audit.margins else [],
         "seed": audit.report.environment.seed,
         "model_sha256": audit.report.model.file.sha256,
     }

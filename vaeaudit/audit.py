@@ -16,11 +16,14 @@ from vaeaudit.attacks.term import GoOn
 from vaeaudit.checks.attack import AttackResult, attack
 from vaeaudit.checks.capped import CAPPED_MODES, CappedResult, capped_attack
 from vaeaudit.checks.classifier import Judge, judge
+from vaeaudit.checks.margin import margin, usual_radius
 from vaeaudit.checks.plausibility import Verdict
 from vaeaudit.checks.success import class_success, factor_success, summarise_classes, summarise_factor
 from vaeaudit.config import Resolved
+from vaeaudit.draws import uniform
 from vaeaudit.pairs import Pairs
 from vaeaudit.record import Outcome, write_down
+from vaeaudit.record_margin import Margins
 from vaeaudit.report.model import Report
 from vaeaudit.subject import Subject
 
@@ -36,6 +39,7 @@ class Audit:
     pairs: Pairs
     attacks: tuple[AttackResult, ...]
     capped: tuple[CappedResult, ...]
+    margins: tuple[Margins, ...]
     fault: BaseException | None
 
 
@@ -70,8 +74,56 @@ def run_attack(subject: Subject, resolved: Resolved, argv: Sequence[str], go_on:
         except (Exception, SystemExit) as error:  # the adapter is the user's code: it must not read as a finding
             fault = error
     seconds = time.monotonic() - started
-    report = write_down(subject, resolved, argv, pairs, outcomes, capped, skipped, fault, seconds)
-    return Audit(report, pairs, tuple(outcome.result for outcome in outcomes), tuple(capped), fault)
+    taken = {"attack": seconds}
+    report = write_down(subject, resolved, argv, pairs, outcomes, capped, [], skipped, fault, taken)
+    return Audit(report, pairs, tuple(outcome.result for outcome in outcomes), tuple(capped), (), fault)
+
+
+def run_margin(subject: Subject, resolved: Resolved, argv: Sequence[str], go_on: GoOn) -> Audit:
+    """The margin check of randomly drawn items, and its report; errors as in :func:`run_attack`."""
+    started = time.monotonic()
+    chosen, vae, seed = subject.settings.margin, subject.model.vae, subject.settings.run.seed
+    margins: list[Margins] = []
+    skipped: dict[str, str] = {}
+    fault: BaseException | None = None
+    nothing = Pairs((), (), "none")
+    failed = [f.name for f in subject.plausibility.findings if f.verdict is Verdict.FAIL]
+    if failed:
+        skipped = {"margin": f"the model did not pass: {', '.join(failed)}"}
+    else:
+        order = uniform(subject.n, seed=seed, check="margin.items", item=0).argsort(kind="stable")
+        items = sorted(order[: chosen.items].tolist())
+        how = f"{len(items)} of {subject.n}, drawn at random"
+        x = subject.images(items)
+        try:
+            radii = [radius for radius in chosen.r if not isinstance(radius, str)]
+            if len(radii) < len(chosen.r):
+                size = subject.batch_size
+                radii.append(usual_radius(vae, x, 2.0, m=chosen.m, seed=seed, items=items, batch_size=size))
+                how += f"; r = {radii[-1]:.4g} is twice the median of their least r, from other draws"
+            result = margin(
+                vae,
+                x,
+                radii,
+                m=chosen.m,
+                sigma=chosen.sigma,
+                data_range=subject.data.range,
+                boxed=chosen.boxed,
+                level=chosen.level,
+                family_wise=chosen.family_wise,
+                draws=chosen.draws,
+                parts=chosen.parts,
+                seed=seed,
+                batch_size=subject.batch_size,
+                items=items,
+                go_on=go_on,
+            )
+            margins.append(Margins(result, tuple(items), how))
+        except (Exception, SystemExit) as error:  # the adapter is the user's code: it must not read as a finding
+            fault = error
+    taken = {"margin": time.monotonic() - started}
+    report = write_down(subject, resolved, argv, nothing, [], [], margins, skipped, fault, taken)
+    return Audit(report, nothing, (), (), tuple(margins), fault)
 
 
 def _try(subject: Subject, x: Tensor, x_t: Tensor) -> None:

@@ -42,6 +42,7 @@ Whole = Annotated[int, Field(strict=True)]
 Positive = Annotated[int, Field(strict=True, ge=1)]
 Count = Annotated[int, Field(strict=True, ge=0)]
 Length = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 Mode = Literal["latent", "output", "damage", "untargeted", "latent-side", "worst"]
 Name = Annotated[str, Field(min_length=1)]
 Range = Annotated[tuple[float, float], BeforeValidator(_two_numbers)]
@@ -123,6 +124,33 @@ class AttackSettings(_Section):
         return value
 
 
+class MarginSettings(_Section):
+    """The margin check."""
+
+    r: tuple[Length | Literal["auto"], ...] = Field(
+        ("auto",), description='Radii in output units; "auto" is twice the median of the least that could hold.'
+    )
+    items: Positive = Field(20, description="Items, drawn at random.")
+    m: Share = Field(0.5, description="Risk level: more than this probability must stay within r.")
+    sigma: Literal["frozen", "full"] = Field(
+        "frozen", description="Whether the noise keeps its scale or moves with the input."
+    )
+    level: Share = Field(0.95, description="Confidence of each bound.")
+    family_wise: bool = Field(False, description="Whether that is the confidence of all items and radii together.")
+    draws: Positive = Field(1000, description="Draws of the posterior for each item.")
+    boxed: bool = Field(True, description="Whether the empirical margin stays within the data's range.")
+    parts: tuple[Literal["certified", "empirical"], ...] = Field(
+        ("certified", "empirical"), description="Which bounds are computed; the estimates always are."
+    )
+
+    @field_validator("r")
+    @classmethod
+    def _some(cls, value: tuple[float | str, ...]) -> tuple[float | str, ...]:
+        if not value:
+            raise ValueError("at least one radius")
+        return tuple(dict.fromkeys(value))
+
+
 class Settings(_Section):
     """All sections. Thresholds and a baseline come with a later version; until then they are refused."""
 
@@ -130,6 +158,7 @@ class Settings(_Section):
     data: DataSettings = DataSettings()
     run: RunSettings = RunSettings()
     attack: AttackSettings = AttackSettings()
+    margin: MarginSettings = MarginSettings()
 
 
 @dataclass(frozen=True)

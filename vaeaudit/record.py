@@ -14,11 +14,12 @@ from vaeaudit.checks.attack import AttackResult
 from vaeaudit.checks.capped import CappedResult
 from vaeaudit.checks.plausibility import Plausibility
 from vaeaudit.checks.success import ClassTable
-from vaeaudit.checks.summary import summarise, summarise_capped, summarise_likeness
+from vaeaudit.checks.summary import summarise, summarise_capped, summarise_likeness, summarise_margin
 from vaeaudit.config import Resolved
 from vaeaudit.errors import VaeauditError
 from vaeaudit.optim.lbfgsb import Status
 from vaeaudit.pairs import Pairs
+from vaeaudit.record_margin import Margins, margin_entries, margin_warnings
 from vaeaudit.registry import told
 from vaeaudit.report.model import (
     AdapterEntry,
@@ -62,23 +63,26 @@ def write_down(
     pairs: Pairs,
     outcomes: list[Outcome],
     capped: list[CappedResult],
+    margins: list[Margins],
     skipped: dict[str, str],
     fault: BaseException | None,
-    seconds: float,
+    seconds: dict[str, float],
 ) -> Report:
-    """The report of an audit that took ``seconds``; ``fault`` is what ended it early, if anything did."""
+    """The report of an audit, with the ``seconds`` of each check; ``fault`` is what ended it early, if anything did."""
     metrics: dict[str, MetricEntry] = {}
     for outcome in outcomes:
         measured = {**summarise(outcome.result), **outcome.metrics}
         metrics |= {name: metric(value) for name, value in measured.items()}
     for of_cap in capped:
         metrics |= {name: metric(value) for name, value in summarise_capped(of_cap).items()}
+    for of_margin in margins:
+        metrics |= {name: metric(value) for name, value in summarise_margin(of_margin.result).items()}
     for of_cap in capped:
         likeness, left_out = _likeness(subject, of_cap)
         metrics |= {name: metric(value) for name, value in likeness.items()}
         skipped = skipped | left_out
     results: list[AttackResult | CappedResult] = [*(outcome.result for outcome in outcomes), *capped]
-    interrupted = any(result.interrupted for result in results)
+    interrupted = any(result.interrupted for result in [*results, *(of_margin.result for of_margin in margins)])
     signs = any(bool(result.signs.any.any()) for result in results)
     error: str | None = None
     exit_code = 0
@@ -94,7 +98,7 @@ def write_down(
         status, verdict, exit_code = "complete", "inconclusive", 5
     partial = [f"only the first {subject.n} of {len(subject.data)} items"] if subject.n < len(subject.data) else []
     if interrupted:
-        partial.append("interrupted: problems that were still running show the best found until then")
+        partial.append("interrupted: what was still running shows the best found until then")
     return Report(
         tool=f"vaeaudit {vaeaudit.__version__}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -108,17 +112,18 @@ def write_down(
         plausibility=plausibility_entry(subject.plausibility),
         attacks=[_attack_entry(subject, outcome, pairs) for outcome in outcomes],
         capped=[_capped_entry(subject, result, pairs) for result in capped],
+        margins=[entry for of_margin in margins for entry in margin_entries(of_margin)],
         metrics=metrics,
         checks=[],
         baseline=None,
         partial=partial,
         skipped=skipped,
-        warnings=_warnings(subject, outcomes, capped, pairs),
+        warnings=[*_warnings(subject, outcomes, capped, pairs), *(w for of in margins for w in margin_warnings(of))],
         status=status,
         error=error,
         verdict=verdict,
         exit_code=exit_code,
-        timings={"attack": round(seconds, 3)},
+        timings={check: round(taken, 3) for check, taken in seconds.items()},
         files={},
     )
 

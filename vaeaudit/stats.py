@@ -27,24 +27,31 @@ class Measurement:
 
 
 def median(values: Sequence[float], *, unit: str, direction: str, level: float = 0.95) -> Measurement:
-    """Median as an order statistic with the distribution-free interval of order statistics.
+    """The 1/2 :func:`quantile`; its interval needs n >= 6 for 95%."""
+    middle = quantile(values, 0.5, unit=unit, direction=direction, level=level)
+    return replace(middle, estimator="median, order-statistic interval")
 
-    The value is x_(ceil(n/2)), never an interpolation. The interval is [x_(k), x_(n+1-k)] with the largest k
-    for which P(Bin(n, 1/2) < k) <= (1 - level)/2 (David & Nagaraja, Order Statistics, 7.1): its coverage is
-    at least ``level`` for every distribution. It needs n >= 6 for 95%.
+
+def quantile(values: Sequence[float], q: float, *, unit: str, direction: str, level: float = 0.95) -> Measurement:
+    """The ``q`` quantile as an order statistic with the distribution-free interval of order statistics.
+
+    The value is x_(ceil(q n)), never an interpolation. The interval is [x_(k), x_(l)] with the largest k for which
+    P(Bin(n, q) < k) <= (1 - level)/2 and the least l for which P(Bin(n, q) >= l) <= (1 - level)/2 (David & Nagaraja,
+    Order Statistics, 7.1): its coverage is at least ``level`` for every distribution.
 
     An infinite value is the largest there is, not a missing one: it keeps its place in the order, and only a
-    median or an end of the interval that falls on one is None. NaN is left out.
+    quantile or an end of the interval that falls on one is None. NaN is left out.
     """
     array = np.asarray(values, dtype=np.float64)
     ordered = np.sort(array[~np.isnan(array)])
     n = ordered.size
-    # ppf gives the smallest j with P(X <= j) >= tail: the largest such k, or where they are equal the one before.
     tail = (1 - level) / 2
-    k = int(stats.binom.ppf(tail, n, 0.5)) if n else 0
-    k += int(n > 0 and stats.binom.cdf(k, n, 0.5) <= tail)
-    value = float(ordered[math.ceil(n / 2) - 1]) if n else math.nan
-    interval = (float(ordered[k - 1]), float(ordered[n - k])) if k >= 1 else (math.nan, math.nan)
+    value, interval = math.nan, (math.nan, math.nan)
+    if n:
+        k = _largest_below(n, q, tail)
+        last = n + 1 - _largest_below(n, 1 - q, tail)
+        value = float(ordered[math.ceil(round(q * n, 9)) - 1])
+        interval = (float(ordered[k - 1]), float(ordered[last - 1])) if k >= 1 and last <= n else interval
     return Measurement(
         value=value if math.isfinite(value) else None,
         ci=interval if all(map(math.isfinite, interval)) else None,
@@ -53,8 +60,15 @@ def median(values: Sequence[float], *, unit: str, direction: str, level: float =
         nonfinite=int((~np.isfinite(array)).sum()),
         unit=unit,
         direction=direction,
-        estimator="median, order-statistic interval",
+        estimator=f"{q:g} quantile, order-statistic interval",
     )
+
+
+def _largest_below(n: int, q: float, tail: float) -> int:
+    """The largest k for which P(Bin(n, q) < k) <= ``tail``."""
+    # ppf gives the smallest j with P(X <= j) >= tail: the largest such k, or where they are equal the one before.
+    k = int(stats.binom.ppf(tail, n, q))
+    return k + int(stats.binom.cdf(k, n, q) <= tail)
 
 
 def mean(values: Sequence[float], *, unit: str, direction: str, level: float = 0.95) -> Measurement:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from typer.exceptions import TyperException
 
 from vaeaudit import __version__
-from vaeaudit.cli import attack, doctor
+from vaeaudit.cli import attack, doctor, margin
 from vaeaudit.cli.common import complain, mute, speaker
 from vaeaudit.config import told
 from vaeaudit.errors import VaeauditError
@@ -23,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("attack")(attack.command)
+app.command("margin")(margin.command)
 app.command("doctor")(doctor.command)
 
 

@@ -158,7 +158,7 @@ def command(
     resolved = settings_of(context, _KEYS, config, isolated, option)
     from vaeaudit.artifacts import artifacts
     from vaeaudit.audit import run_attack
-    from vaeaudit.cli.render import attack_text, stdout_is_terminal
+    from vaeaudit.cli.render import report_text, stdout_is_terminal
     from vaeaudit.report.markdown import render
     from vaeaudit.report.writer import to_json, write
     from vaeaudit.subject import prepare
@@ -172,7 +172,7 @@ def command(
         audit = run_attack(subject, resolved, sys.argv, reporter.go_on)
         report = write(audit.report, artifacts(audit), folder)
     texts = {
-        "table": lambda: attack_text(report, folder, output is None and stdout_is_terminal()),
+        "table": lambda: report_text(report, folder, output is None and stdout_is_terminal()),
         "json": lambda: to_json(report),
         "markdown": lambda: render(report),
     }

@@ -14,11 +14,13 @@ from rich.text import Text
 from vaeaudit.report.model import PlausibilityEntry, Report
 from vaeaudit.report.tables import (
     Table,
+    asked,
     attack_table,
     capped_table,
     class_table,
     ends,
     finding_table,
+    margin_table,
     maximised,
     metric_table,
     minimised,
@@ -27,8 +29,8 @@ from vaeaudit.report.tables import (
 _PLAIN_WIDTH = 140  # where there is no terminal whose width would count
 
 
-def attack_text(report: Report, folder: Path, to_terminal: bool) -> str:
-    """The attack tables, the metrics, and where the report lies."""
+def report_text(report: Report, folder: Path, to_terminal: bool) -> str:
+    """The tables of every check, the metrics, and where the report lies."""
     parts: list[RenderableType] = []
     if not report.plausibility.passed:
         parts += [_table(finding_table(report.plausibility), "Is it the model it claims to be?")]
@@ -40,8 +42,11 @@ def attack_text(report: Report, folder: Path, to_terminal: bool) -> str:
             parts += [_table(class_table(attack.classes), title, numbers_from=1)]
     for capped in report.capped:
         parts += [_table(capped_table(capped), f"{capped.mode} attack: {maximised(capped)}", numbers_from=1), Text()]
+    for margins in report.margins:
+        parts += [_table(margin_table(margins), f"margins at {asked(margins)}", numbers_from=1), Text()]
     if report.metrics:
-        parts += [_table(metric_table(report.metrics), "over pairs", numbers_from=1)]
+        over = "over items" if report.margins else "over pairs"
+        parts += [_table(metric_table(report.metrics), over, numbers_from=1)]
     parts += [Text(f"partial: {reason}") for reason in report.partial]
     parts += [Text(f"skipped {name}: {reason}") for name, reason in report.skipped.items()]
     parts += [Text(f"warning: {warning}") for warning in report.warnings]

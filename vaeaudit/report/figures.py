@@ -97,6 +97,44 @@ def damage_curves(caps: list[float], damage: Array, start: Array, labels: list[s
     return _png(figure)
 
 
+def margin_panel(
+    margins: dict[str, Array], estimate: Array, empirical: Array, censored: Array, largest: Array
+) -> bytes:
+    """Left, ``margins`` (items,) of each kind in ascending order; right, ``empirical`` over ``estimate``, (items,).
+
+    An item that nothing broke is drawn at the ``largest`` norm tried, as a triangle. Both on logarithmic scales.
+    """
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for place, (name, values) in enumerate(margins.items()):
+        known = np.sort(values[np.isfinite(values) & (values > 0)])
+        if len(known):
+            # Items at 0 lie to the left of all that a logarithmic scale shows.
+            share = (np.arange(len(known)) + 1 + (values == 0).sum()) / np.isfinite(values).sum()
+            left.step(known, share, where="post", color=f"C{place}", label=name, linewidth=1.5)
+    left.set_xscale("log")
+    left.set_xlabel("margin, in input units")
+    left.set_ylabel("share of items with at most that margin")
+    left.set_ylim(0, 1.02)
+    left.grid(alpha=0.3)
+    if left.lines:
+        left.legend(fontsize=8)
+    shown = np.where(censored, largest, empirical)
+    for mark, chosen in (("o", censored == 0), ("^", censored == 1)):
+        drawn = chosen & np.isfinite(shown) & np.isfinite(estimate) & (shown > 0) & (estimate > 0)
+        right.plot(estimate[drawn], shown[drawn], mark, color="C0", alpha=0.8, markersize=5)
+    ends = [*estimate[np.isfinite(estimate) & (estimate > 0)], *shown[np.isfinite(shown) & (shown > 0)]]
+    if ends:
+        right.plot([min(ends), max(ends)], [min(ends), max(ends)], "k--", linewidth=1)
+        right.set_xscale("log")
+        right.set_yscale("log")
+    right.set_xlabel("whitened first-order estimate")
+    right.set_ylabel("empirical margin (an upper bound)")
+    right.set_title("below the dashed line, first order promises too much; triangles: nothing broke", fontsize=9)
+    right.grid(alpha=0.3)
+    return _png(figure)
+
+
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     # No date or version in the file: the same audit gives the same bytes.

@@ -4,17 +4,21 @@ import shlex
 
 from tabulate import tabulate
 
-from vaeaudit.report.model import AttackEntry, CappedEntry, ClassTableEntry, Report
+from vaeaudit.report.model import AttackEntry, CappedEntry, ClassTableEntry, MarginEntry, Report
 from vaeaudit.report.tables import (
     CAPPED_LEGEND,
     LEGEND,
+    MARGIN_LEGEND,
+    MARGIN_METRICS,
     METRICS,
     Table,
+    asked,
     attack_table,
     capped_table,
     class_table,
     ends,
     finding_table,
+    margin_table,
     maximised,
     metric_table,
     minimised,
@@ -26,7 +30,9 @@ _VERDICTS = {
     "error": "Error: the audit could not complete.",
 }
 
-_METRIC_NOTES = "One value a pair. Medians are order statistics, and their interval needs at least six pairs."
+_METRIC_NOTES = (
+    "One value a pair or item. Medians and quartiles are order statistics; a small sample gives them no interval."
+)
 
 
 def render(report: Report) -> str:
@@ -41,6 +47,7 @@ def render(report: Report) -> str:
         _meanings(report),
         *(part for attack in report.attacks for part in _attack(report, attack)),
         *(part for capped in report.capped for part in _capped(report, capped)),
+        *(part for margins in report.margins for part in _margins(report, margins)),
         "## Is it the model it claims to be?",
         _table(finding_table(report.plausibility)),
         f"Tried on {report.plausibility.items} items. Losses at z = the mean, with Student t intervals over items:",
@@ -61,8 +68,14 @@ def _asides(report: Report) -> list[str]:
 
 def _meanings(report: Report) -> str:
     """What the metrics of this report mean, a line each."""
-    names = [name.split(".", 2)[2] for name in report.metrics]
-    told = (f"- **{part}**: {meaning}" for part, meaning in METRICS.items() if _names(part, names))
+    names = [name.split(".", 2)[2] for name in report.metrics if name.startswith("attack.")]
+    told = [f"- **{part}**: {meaning}" for part, meaning in METRICS.items() if _names(part, names)]
+    of_margins = [name for name in report.metrics if name.startswith("margin.")]
+    told += [
+        f"- **{part}**: {meaning}"
+        for part, meaning in MARGIN_METRICS.items()
+        if any(f".{part}." in name for name in of_margins)
+    ]
     return "\n".join(told)
 
 
@@ -104,6 +117,21 @@ def _capped(report: Report, attack: CappedEntry) -> list[str]:
         "\n".join(f"- **{name}**: {meaning}" for name, meaning in CAPPED_LEGEND.items()),
         f"![Panel of the first items under the largest cap]({panel})" if panel else "",
         f"![Damage over the cap]({curve})" if curve else "",
+    ]
+
+
+def _margins(report: Report, margins: MarginEntry) -> list[str]:
+    panel = report.files.get(f"margins at r = {margins.r:.4g}")
+    return [
+        f"## Margins at r = {margins.r:.4g}",
+        "How far an item may move before its reconstruction leaves the ball of radius r around g(mu(x)) with "
+        f"probability 1 - m or more: {asked(margins)}. The margin R lies between the certified and the empirical one.",
+        _table(margin_table(margins)),
+        "\n".join(f"- **{name}**: {meaning}" for name, meaning in MARGIN_LEGEND.items()),
+        "![Left: the margins of all items, each kind in ascending order. Right: the empirical margin over the whitened "
+        f"estimate, and the line where they are equal]({panel})"
+        if panel
+        else "",
     ]
 
 

@@ -186,6 +186,42 @@ class CappedEntry(_Entry):
     evaluations: int
 
 
+class MarginItemEntry(_Entry):
+    """The margins of one item at one radius, in input units."""
+
+    item: int
+    min_r: float = Field(description="Least r for which the item is r-robust unperturbed, in output units.")
+    min_r_upper: Number = Field(description="Its upper confidence value; null where there are too few draws.")
+    p0: float = Field(description="Share of draws within r where nothing is perturbed.")
+    p_low: float = Field(description="Its lower confidence bound, on which certificate and estimates rest.")
+    certified: Number = Field(description="Lower bound of the margin; null where there is none.")
+    by: str = Field(description="The certificate that gave it.")
+    frobenius: Number
+    spectral: Number
+    whitened: Number = Field(description="First-order estimate: bounded by neither of the two bounds.")
+    empirical: Number = Field(description="Upper bound of the margin; null where nothing broke the item.")
+    p_at_empirical: Number
+    censored: bool = Field(description="Nothing broke the item up to the largest norm tried.")
+    largest: Number
+
+
+class MarginEntry(_Entry):
+    """The margins of all items at one radius."""
+
+    r: float
+    m: float
+    sigma: str
+    box: tuple[float, float] | None = Field(description="Of the empirical margin; a certificate holds with any.")
+    level: float
+    alpha: float = Field(description="Error probability of each bound of each item.")
+    family_wise: bool
+    draws: int
+    chosen: str = Field(description="How the items and the radius were chosen.")
+    estimator: str = Field(description="How the Jacobian's norms were found.")
+    items: list[MarginItemEntry]
+    missing: list[str] = Field(description="Certificates that there are none of, and why.")
+
+
 class Report(_Entry):
     """An audit."""
 
@@ -202,6 +238,7 @@ class Report(_Entry):
     plausibility: PlausibilityEntry
     attacks: list[AttackEntry]
     capped: list[CappedEntry]
+    margins: list[MarginEntry]
     metrics: dict[str, MetricEntry]
     checks: list[JsonValue] = Field(description="Thresholds with their outcome; none can be set yet.")
     baseline: None = Field(description="The report compared with; none can be set yet.")

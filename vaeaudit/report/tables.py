@@ -1,6 +1,13 @@
 """The rows of a report's tables, shared by the terminal and Markdown so that they cannot disagree."""
 
-from vaeaudit.report.model import AttackEntry, CappedEntry, ClassTableEntry, MetricEntry, PlausibilityEntry
+from vaeaudit.report.model import (
+    AttackEntry,
+    CappedEntry,
+    ClassTableEntry,
+    MarginEntry,
+    MetricEntry,
+    PlausibilityEntry,
+)
 
 Table = tuple[list[str], list[list[str]]]  # headers, rows
 
@@ -52,6 +59,29 @@ METRICS = {
 }
 
 
+# What the columns of the margin table mean.
+MARGIN_LEGEND = {
+    "item": "number of the item in the data",
+    "min r": "least r that holds the item's own draws, unperturbed (upper confidence value), in output units",
+    "p0": "share of draws within r, unperturbed (lower confidence bound, on which certificate and estimates rest)",
+    "certified": "lower bound of the margin: no distortion shorter than this takes the item out of r (by which proof)",
+    "Frobenius, spectral, whitened": "first-order estimates: what the margin would be if the encoder were linear; no "
+    "bounds, and neither of the two bounds need hold them",
+    "empirical": "upper bound of the margin: a distortion of this length was seen to take the item out of r",
+}
+# What the metrics of margins mean, by quantity.
+MARGIN_METRICS = {
+    "min_r": "least r for which an item is r-robust unperturbed",
+    "certified": "lower bound of the margin; its share is that of items certified at all, its mean a bound of E R",
+    "frobenius": "min sigma (Phi^-1(p) - Phi^-1(m)) / ||J||_F, theorem 1 as printed: an estimate",
+    "spectral": "the same with ||J||_2",
+    "whitened": "(Phi^-1(p) - Phi^-1(m)) / ||D^-1 J||_2, the sharpest of the three",
+    "empirical": "upper bound of the margin",
+    "not_robust_unperturbed": "items that leave r by their own draws",
+    "censored": "items that nothing broke",
+}
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """So many significant digits; "n/a" for what is not a finite number."""
     return "n/a" if value is None else f"{value:.{digits}g}"
@@ -80,6 +110,32 @@ def attack_table(attack: AttackEntry) -> Table:
         for pair in attack.pairs
     ]
     return list(LEGEND), rows
+
+
+def margin_table(margins: MarginEntry) -> Table:
+    """One row an item."""
+    rows = [
+        [
+            str(item.item),
+            f"{number(item.min_r)} ({number(item.min_r_upper)})",
+            f"{number(item.p0)} ({number(item.p_low)})",
+            number(item.certified) + ("" if item.by == "none" else f" ({item.by})"),
+            ", ".join(number(value) for value in (item.frobenius, item.spectral, item.whitened)),
+            f"> {number(item.largest)} tried" if item.censored else number(item.empirical),
+        ]
+        for item in margins.items
+    ]
+    return list(MARGIN_LEGEND), rows
+
+
+def asked(margins: MarginEntry) -> str:
+    """What a margin is of, in a sentence."""
+    box = f"x + d in [{margins.box[0]:g}, {margins.box[1]:g}]" if margins.box else "no box"
+    level = f"{margins.level:.4g}" + (" for all items and radii together" if margins.family_wise else " each")
+    return (
+        f"r = {margins.r:.4g}, m = {margins.m:g}, sigma {margins.sigma}, {box} for the empirical margin; "
+        f"confidence of the bounds {level}; {margins.draws} draws an item; items: {margins.chosen}"
+    )
 
 
 def metric_table(metrics: dict[str, MetricEntry], digits: int = 4) -> Table:

@@ -1,0 +1,248 @@
+"""The margin check: how far an item may move before its reconstruction leaves radius r, as bounds that hold.
+
+R(x) = sup{rho: P(||g(z_d) - g(mu(x))|| <= r) > m for all ||d|| < rho} (Camuto et al. 2021, definition 1) lies between
+a certified and an empirical margin, each with its confidence; first-order estimates stand beside them and are
+bounded by neither.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vaeaudit.attacks.margin import SIGMAS, Empirical, empirical_margin
+from vaeaudit.attacks.term import GoOn, Progress, always
+from vaeaudit.batches import RowBatches
+from vaeaudit.certify.graph import Graph, trace_encoder
+from vaeaudit.certify.lipschitz import LipschitzBounds
+from vaeaudit.certify.local import Sigma, local_margin
+from vaeaudit.certify.theorem import global_margin
+from vaeaudit.checks.estimates import FirstOrder, JacobianNorms, first_order, jacobian_norms
+from vaeaudit.checks.inputs import check_items
+from vaeaudit.checks.radius import Kept, MinRadius, check_probability, draw_distances, kept, min_radius
+from vaeaudit.errors import ConfigError, DataError, UnsupportedError, nearest
+from vaeaudit.vae import VAE
+
+PARTS = ("certified", "empirical")
+_DRAWS = 1000
+_TOGETHER = 4  # items certified between two questions whether to go on
+
+
+@dataclass(frozen=True, eq=False)
+class Certified:
+    """Lower bounds of R in input units, (items,) float64: NaN where the search was stopped before.
+
+    ``radius`` is the best of ``everywhere``, from Lipschitz constants (NaN where there are none), and ``around``, from
+    bounds that hold near each item (NaN where there are none); ``by`` names the certificate that gave it, "none" where
+    it is 0. ``missing`` says of a certificate that there is none why.
+    """
+
+    radius: Tensor
+    everywhere: Tensor
+    around: Tensor
+    by: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class MarginAt:
+    """The margins at one radius ``r``; ``certified`` and ``empirical`` are None where they were not asked for."""
+
+    r: float
+    kept: Kept
+    estimates: FirstOrder
+    certified: Certified | None
+    empirical: Empirical | None
+
+
+@dataclass(frozen=True, eq=False)
+class MarginResult:
+    """The margins of items (I, *input_shape), one entry of ``at`` for each radius.
+
+    Every bound of an item and radius holds with probability 1 - ``alpha`` (``alpha`` is (1 - ``level``) over the number
+    of items and radii where ``family_wise``: then all hold together with probability ``level``). ``min_radius`` is the
+    least r for which an item is r-robust unperturbed. ``sigma`` is "frozen" or "full".
+    """
+
+    m: float
+    sigma: str
+    box: tuple[float, float] | None
+    level: float
+    alpha: float
+    family_wise: bool
+    draws: int
+    seed: int
+    min_radius: MinRadius
+    norms: JacobianNorms
+    at: tuple[MarginAt, ...]
+    interrupted: bool
+
+
+def margin(
+    vae: VAE,
+    x: Tensor,
+    r: float | Sequence[float],
+    *,
+    m: float = 0.5,
+    sigma: Sigma = "frozen",
+    data_range: tuple[float, float] | None = None,
+    boxed: bool = True,
+    level: float = 0.95,
+    family_wise: bool = False,
+    draws: int = _DRAWS,
+    parts: Sequence[str] = PARTS,
+    seed: int = 0,
+    batch_size: int | None = None,
+    items: Sequence[int] | None = None,
+    go_on: GoOn = always,
+) -> MarginResult:
+    """Certified, estimated and empirical margins of each item.
+
+    Args:
+        vae: the model; the decoder's mean is what must stay within r.
+        x: the items, (I, *input_shape), in the model's dtype and on its device.
+        r: one radius or several, in output units.
+        m: the risk level: more than this probability must stay within r.
+        sigma: "frozen" (sigma at x; theorem 1) or "full" (sigma at x + d; algorithm 2): two different quantities.
+        data_range: [lo, hi] of x + d; the model's own where None.
+        boxed: whether the empirical margin keeps x + d in that range; a certificate holds with and without.
+        level: confidence of each bound.
+        family_wise: whether the level is that of all items and radii together (Bonferroni).
+        draws: of the posterior for each item, on which min r and p0 rest.
+        parts: of "certified" and "empirical", those that are wanted.
+        seed: of every random draw.
+        batch_size: most rows given to the model at once; by size where None.
+        items: numbers that key the draws of each item; 0, 1, ... where None.
+        go_on: asked regularly; on False what is left is not done, and the result says so.
+
+    Raises:
+        ConfigError: r not positive and finite, m or level outside (0, 1), an unknown sigma or part, no draws.
+        DataError: items that are not the model's, or outside the range.
+        UnsupportedError: the posterior is no diagonal Gaussian, or deterministic.
+        NonFiniteError: means, standard deviations, derivatives or reconstructions are NaN or infinite.
+    """
+    radii = _radii(r)
+    box = data_range or vae.range
+    _check(m, sigma, level, parts)
+    check_items(vae, x, box, "items")
+    keys = list(range(len(x))) if items is None else list(items)
+    if len(keys) != len(x):
+        raise DataError(f"each of the {len(x)} items needs a number, but {len(keys)} came; give one each")
+    rows = RowBatches.automatic(tuple(vae.input_shape), x.device) if batch_size is None else RowBatches(batch_size)
+    alpha = (1 - level) / (len(x) * len(radii) if family_wise else 1)
+    norms = jacobian_norms(vae, x, rows, items=keys, seed=seed, level=level)
+    distances = draw_distances(vae, x, rows, draws=draws, items=keys, seed=seed, check="margin")
+    certificates = _Certificates(vae, x, sigma) if "certified" in parts else None
+    watch = _Watch(go_on)
+    at = []
+    for radius in radii:
+        within = kept(distances, radius, alpha)
+        estimates = first_order(norms, within.p_low, m)
+        certified = None if certificates is None else certificates.of(within.p_low, m, watch)
+        empirical = None
+        if "empirical" in parts and not watch.stopped:
+            empirical = empirical_margin(
+                vae,
+                x,
+                radius,
+                m=m,
+                sigma=sigma,
+                box=box if boxed else None,
+                alpha=alpha,
+                seed=seed,
+                items=keys,
+                rows=rows,
+                go_on=watch,
+            )
+        at.append(MarginAt(radius, within, estimates, certified, empirical))
+    of_all = min_radius(distances, m, alpha)
+    used = box if boxed else None
+    return MarginResult(m, sigma, used, level, alpha, family_wise, draws, seed, of_all, norms, tuple(at), watch.stopped)
+
+
+def usual_radius(
+    vae: VAE, x: Tensor, times: float, *, m: float = 0.5, seed: int = 0, items: Sequence[int], batch_size: int | None
+) -> float:
+    """``times`` the median over items of the estimated min r, from draws of its own.
+
+    A radius chosen from the draws that judge it would spoil their confidence.
+    """
+    rows = RowBatches.automatic(tuple(vae.input_shape), x.device) if batch_size is None else RowBatches(batch_size)
+    distances = draw_distances(vae, x, rows, draws=_DRAWS, items=items, seed=seed, check="margin.auto")
+    return times * float(min_radius(distances, m, 0.5).estimate.median())
+
+
+class _Watch:
+    """Asks whether to go on, and remembers the first no."""
+
+    def __init__(self, go_on: GoOn) -> None:
+        self._go_on, self.stopped = go_on, False
+
+    def __call__(self, progress: Progress) -> bool:
+        self.stopped = self.stopped or not self._go_on(progress)
+        return not self.stopped
+
+
+class _Certificates:
+    """What certificates of all radii share: the traced encoder, its Lipschitz constants."""
+
+    def __init__(self, vae: VAE, x: Tensor, sigma: Sigma) -> None:
+        self._x, self._sigma = x, sigma
+        self._missing: list[str] = []
+        self._graph: Graph | None = None
+        self._lipschitz: Tensor | None = None
+        self._log_lipschitz: Tensor | None = None
+        try:
+            self._graph = trace_encoder(vae, x)
+        except UnsupportedError as error:
+            self._missing.append(str(error))
+            return
+        try:
+            bounds = LipschitzBounds(self._graph)
+            with torch.no_grad():
+                log_stddev = self._graph.module(x.double())[1]
+            self._lipschitz = bounds.of_output(0, torch.exp(-log_stddev))
+            self._log_lipschitz = bounds.of_output(1) if sigma == "full" else None
+        except UnsupportedError as error:
+            self._missing.append(f"from Lipschitz constants: {error}")
+
+    def of(self, p_low: Tensor, m: float, go_on: _Watch) -> Certified:
+        """The certified margins from ``p_low`` (items,), lower bounds of p0."""
+        missing = list(self._missing)
+        everywhere = torch.full_like(p_low, torch.nan)
+        if self._lipschitz is not None:
+            everywhere = global_margin(p_low, m, self._lipschitz, self._log_lipschitz)
+        around = torch.full_like(p_low, torch.nan)
+        by = ["Lipschitz constants"] * len(p_low)
+        for first in range(0, len(p_low), _TOGETHER):
+            part = slice(first, first + _TOGETHER)
+            if self._graph is None or not go_on(Progress("certifying", len(p_low) - first, len(p_low))):
+                break
+            try:
+                found = local_margin(self._graph, self._x[part], p_low[part], m, self._sigma, _TOGETHER)
+            except UnsupportedError as error:
+                missing.append(f"around each item: {error}")
+                break
+            around[part], by[part] = found.radius, found.won
+        better = torch.fmax(everywhere, around)
+        wins = [
+            "none" if radius == 0 else near if not near_radius < radius else "Lipschitz constants"
+            for radius, near_radius, near in zip(better.tolist(), around.tolist(), by, strict=True)
+        ]
+        return Certified(better, everywhere, around, tuple(wins), tuple(missing))
+
+
+def _radii(r: float | Sequence[float]) -> tuple[float, ...]:
+    radii = tuple(float(radius) for radius in (r if isinstance(r, Sequence) else (r,)))
+    if not radii or not all(0 < radius < float("inf") for radius in radii):
+        raise ConfigError(f"a radius r must be positive and finite, but {list(radii)} was given")
+    return tuple(dict.fromkeys(radii))
+
+
+def _check(m: float, sigma: str, level: float, parts: Sequence[str]) -> None:
+    check_probability("the risk level m", m)
+    check_probability("the level of confidence", level)
+    for what, name, known in (("sigma", sigma, SIGMAS), *(("part", part, PARTS) for part in parts)):
+        if name not in known:
+            raise ConfigError(f"there is no {what} '{name}'{nearest(name, known)}; there are {', '.join(known)}")

@@ -1,0 +1,100 @@
+"""Writing margins down: the entries of a report, and what its reader must be warned of."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vaeaudit.checks.margin import MarginAt, MarginResult
+from vaeaudit.report.model import MarginEntry, MarginItemEntry
+
+
+@dataclass(frozen=True, eq=False)
+class Margins:
+    """Margins with the numbers of the items that they are of, and how these were chosen."""
+
+    result: MarginResult
+    items: tuple[int, ...]
+    how: str
+
+
+def margin_entries(margins: Margins) -> list[MarginEntry]:
+    """One entry for each radius."""
+    result = margins.result
+    return [
+        MarginEntry(
+            r=at.r,
+            m=result.m,
+            sigma=result.sigma,
+            box=result.box,
+            level=result.level,
+            alpha=result.alpha,
+            family_wise=result.family_wise,
+            draws=result.draws,
+            chosen=margins.how,
+            estimator=result.norms.estimator,
+            items=[_item(result, at, place, item) for place, item in enumerate(margins.items)],
+            missing=list(at.certified.missing) if at.certified is not None else [],
+        )
+        for at in result.at
+    ]
+
+
+def _item(result: MarginResult, at: MarginAt, place: int, item: int) -> MarginItemEntry:
+    least, certified, empirical = result.min_radius, at.certified, at.empirical
+    return MarginItemEntry(
+        item=item,
+        min_r=float(least.estimate[place]),
+        min_r_upper=_number(least.upper[place]),
+        p0=float(at.kept.p0[place]),
+        p_low=float(at.kept.p_low[place]),
+        certified=None if certified is None else _number(certified.radius[place]),
+        by="none" if certified is None else certified.by[place],
+        frobenius=_number(at.estimates.frobenius[place]),
+        spectral=_number(at.estimates.spectral[place]),
+        whitened=_number(at.estimates.whitened[place]),
+        empirical=None if empirical is None else _number(empirical.margin[place]),
+        p_at_empirical=None if empirical is None else _number(empirical.p[place]),
+        censored=False if empirical is None else bool(empirical.censored[place]),
+        largest=None if empirical is None else _number(empirical.largest[place]),
+    )
+
+
+def margin_warnings(margins: Margins) -> list[str]:
+    """What a reader of these margins must know."""
+    told = []
+    for at in margins.result.at:
+        items, name = len(margins.items), f"r = {at.r:.4g}"
+        bare = int((~at.estimates.robust).sum())
+        if bare:
+            told.append(f"{bare} of {items} items are not r-robust even unperturbed at {name}: their margin is 0")
+        if at.certified is not None:
+            told += [
+                f"no certificate {reason}" if reason.startswith(("from", "around")) else reason
+                for reason in at.certified.missing
+            ]
+        if at.empirical is None:
+            continue
+        broken = at.empirical.margin
+        beyond = int((at.estimates.whitened > broken).sum())
+        if beyond:
+            told.append(
+                f"the first-order estimate exceeds the empirical upper bound on {beyond} of {items} items at {name}: "
+                "first order misleads there"
+            )
+        if bool(at.empirical.censored.any()):
+            told.append(
+                f"nothing broke {int(at.empirical.censored.sum())} of {items} items at {name} up to a norm of "
+                f"{float(at.empirical.largest.max()):.4g}: their margin may be larger still, or the attack too weak"
+            )
+        if at.certified is not None and bool((at.certified.radius > broken).any()):
+            crossed = margins.items[int((at.certified.radius > broken).nonzero()[0])]
+            told.append(
+                f"the certified margin of item {crossed} exceeds its empirical one at {name}: one of the two "
+                "confidences failed, or there is a fault of vaeaudit"
+            )
+    return told
+
+
+def _number(value: Tensor) -> float | None:
+    return float(value) if bool(torch.isfinite(value)) else None
