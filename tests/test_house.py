@@ -18,7 +18,7 @@ FLOORS = {
     3: {"checks"},
     4: {
         *("data", "formats", "archives", "checkpoints", "registry", "config", "report"),
-        *("artifacts", "audit", "pairs", "record", "subject"),
+        *("artifacts", "audit", "pairs", "record", "record_margin", "subject"),
     },
     5: {"cli", "__main__"},
 }

@@ -277,6 +277,7 @@ def small() -> Report:
             "attack.latent.delta.median": measured(2.0, None),
             "attack.latent.target_nll.median": measured(None, None, n=0, nonfinite=2),
             "attack.latent.delta.mean": measured(2.5, (1.25, 3.75)),
+            "margin.r4.certified.median": measured(0.125, None),
         },
         capped=[
             entries.CappedEntry(
@@ -290,9 +291,27 @@ def small() -> Report:
                 ],
             )
         ],
+        margins=[
+            entries.MarginEntry(
+                r=4.0, m=0.5, sigma="frozen", box=(0, 1), level=0.95, alpha=0.05, family_wise=False, draws=100,
+                chosen="2 of 9, drawn at random", estimator="exact", missing=["no lines for 'max_pool2d'"],
+                items=[
+                    entries.MarginItemEntry(
+                        item=3, min_r=1.25, min_r_upper=None, p0=1.0, p_low=0.97, certified=0.125, by="propagation",
+                        frobenius=0.01, spectral=0.02, whitened=0.25, empirical=0.5, p_at_empirical=0.44,
+                        censored=False, largest=2.0,
+                    ),
+                    entries.MarginItemEntry(
+                        item=8, min_r=2.5, min_r_upper=2.75, p0=0.9, p_low=0.84, certified=0.0, by="none",
+                        frobenius=0.01, spectral=0.02, whitened=None, empirical=None, p_at_empirical=0.9,
+                        censored=True, largest=28.0,
+                    ),
+                ],
+            )
+        ],
         checks=[], baseline=None, partial=["only the first 4 of 9 items"], skipped={"attack.output": "not asked"},
         warnings=["beware"], status="complete", error=None, verdict="ungated", exit_code=0,
-        timings={"attack": 1.25}, files={"latent panel": "panel.png"},
+        timings={"attack": 1.25}, files={"latent panel": "panel.png", "margins at r = 4": "margin-r4.png"},
     )  # fmt: skip
 
 

@@ -94,13 +94,13 @@ def run_margin(subject: Subject, resolved: Resolved, argv: Sequence[str], go_on:
         order = uniform(subject.n, seed=seed, check="margin.items", item=0).argsort(kind="stable")
         items = sorted(order[: chosen.items].tolist())
         how = f"{len(items)} of {subject.n}, drawn at random"
-        x = subject.images(items)
+        x, auto = subject.images(items), None
         try:
             radii = [radius for radius in chosen.r if not isinstance(radius, str)]
             if len(radii) < len(chosen.r):
                 size = subject.batch_size
-                radii.append(usual_radius(vae, x, 2.0, m=chosen.m, seed=seed, items=items, batch_size=size))
-                how += f"; r = {radii[-1]:.4g} is twice the median of their least r, from other draws"
+                auto = usual_radius(vae, x, 2.0, m=chosen.m, seed=seed, items=items, batch_size=size)
+                radii.append(auto)
             result = margin(
                 vae,
                 x,
@@ -118,7 +118,7 @@ def run_margin(subject: Subject, resolved: Resolved, argv: Sequence[str], go_on:
                 items=items,
                 go_on=go_on,
             )
-            margins.append(Margins(result, tuple(items), how))
+            margins.append(Margins(result, tuple(items), how, auto))
         except (Exception, SystemExit) as error:  # the adapter is the user's code: it must not read as a finding
             fault = error
     taken = {"margin": time.monotonic() - started}

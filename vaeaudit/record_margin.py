@@ -8,14 +8,20 @@ from torch import Tensor
 from vaeaudit.checks.margin import MarginAt, MarginResult
 from vaeaudit.report.model import MarginEntry, MarginItemEntry
 
+_AUTO = "; r is twice the median of their least r, from other draws"
+
 
 @dataclass(frozen=True, eq=False)
 class Margins:
-    """Margins with the numbers of the items that they are of, and how these were chosen."""
+    """Margins with the numbers of the items that they are of, and how these were chosen.
+
+    ``auto`` is the radius that was chosen from the data, None where all were given.
+    """
 
     result: MarginResult
     items: tuple[int, ...]
     how: str
+    auto: float | None = None
 
 
 def margin_entries(margins: Margins) -> list[MarginEntry]:
@@ -31,7 +37,7 @@ def margin_entries(margins: Margins) -> list[MarginEntry]:
             alpha=result.alpha,
             family_wise=result.family_wise,
             draws=result.draws,
-            chosen=margins.how,
+            chosen=margins.how + (_AUTO if at.r == margins.auto else ""),
             estimator=result.norms.estimator,
             items=[_item(result, at, place, item) for place, item in enumerate(margins.items)],
             missing=list(at.certified.missing) if at.certified is not None else [],

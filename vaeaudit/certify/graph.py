@@ -23,7 +23,7 @@ class Kind(StrEnum):
 
     CONSTANT = "constant"  # does not depend on the input
     INPUT = "input"
-    SIZE = "size"  # how many rows there are: known, whatever their values
+    SIZE = "size"  # depends on how many rows there are, not on their values
     AFFINE = "affine"
     ACTIVATION = "activation"
     MAXIMUM = "maximum"
@@ -54,6 +54,7 @@ _AFFINE_IN_FIRST = frozenset(
     }
 )
 _AFFINE_JOINTLY = frozenset({"add", "sub", "rsub", "cat", "stack"})
+_OF_SIZE = frozenset({"sym_size", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"})
 # Affine as long as they do not train; the place of the argument that says so.
 _AFFINE_IN_EVALUATION = {"batch_norm": 5, "dropout": 2, "dropout1d": 2, "dropout2d": 2, "feature_dropout": 2}
 ACTIVATIONS = frozenset(
@@ -184,11 +185,11 @@ def _kind(node: fx.Node, kinds: dict[fx.Node, Kind], what: str) -> Kind:
     if node.op == "output":
         return Kind.OUTPUT
     name, still = name_of(node), (Kind.CONSTANT, Kind.SIZE)
-    if name == "sym_size":
+    if name in _OF_SIZE or (name == "expand_as" and kinds.get(node.all_input_nodes[0]) in still):
         return Kind.SIZE
     moving = [source for source in node.all_input_nodes if kinds[source] not in still]
     if not moving:
-        return Kind.CONSTANT
+        return Kind.SIZE if any(kinds[source] is Kind.SIZE for source in node.all_input_nodes) else Kind.CONSTANT
     # Once for each time that the operation takes it: x * x is not affine.
     taken = [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, fx.Node) and value in moving]
     if node.op == "call_function" and not _writes(node):

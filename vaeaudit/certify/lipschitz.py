@@ -98,7 +98,7 @@ class LipschitzBounds:
         if scale is None:
             return like.new_tensor(self._bound(node))
         scale = scale.to(like).abs()
-        if self._kinds[node] is Kind.CONSTANT:
+        if self._kinds[node] in (Kind.CONSTANT, Kind.SIZE):
             return torch.zeros_like(scale[:, 0])
         tail = self._stretch(node, scale)
         return scale.amax(1) * self._bound(node) if tail is None else tail
@@ -204,7 +204,7 @@ class LipschitzBounds:
             if argument in found:
                 return found[argument]
             known = self._values[argument]
-            constant = majorant and self._kinds[argument] is Kind.CONSTANT
+            constant = majorant and self._kinds[argument] in (Kind.CONSTANT, Kind.SIZE)
             return known.abs() if constant and isinstance(known, Tensor) and known.is_floating_point() else known
 
         with torch.enable_grad():

@@ -124,7 +124,7 @@ def margin(
     """
     radii = _radii(r)
     box = data_range or vae.range
-    _check(m, sigma, level, parts)
+    _check(m, sigma, level, parts, draws)
     check_items(vae, x, box, "items")
     keys = list(range(len(x))) if items is None else list(items)
     if len(keys) != len(x):
@@ -240,9 +240,11 @@ def _radii(r: float | Sequence[float]) -> tuple[float, ...]:
     return tuple(dict.fromkeys(radii))
 
 
-def _check(m: float, sigma: str, level: float, parts: Sequence[str]) -> None:
+def _check(m: float, sigma: str, level: float, parts: Sequence[str], draws: int) -> None:
     check_probability("the risk level m", m)
     check_probability("the level of confidence", level)
+    if draws < 1:
+        raise ConfigError(f"margins rest on draws of the posterior: at least one is needed, but {draws} were asked for")
     for what, name, known in (("sigma", sigma, SIGMAS), *(("part", part, PARTS) for part in parts)):
         if name not in known:
             raise ConfigError(f"there is no {what} '{name}'{nearest(name, known)}; there are {', '.join(known)}")

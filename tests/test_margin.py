@@ -1,0 +1,248 @@
+"""Margins: certified <= exact <= empirical, each with the confidence that it states."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from vaeaudit.checks.margin import MarginResult, margin, usual_radius
+from vaeaudit.checks.summary import summarise_margin
+from vaeaudit.errors import ConfigError, DataError, UnsupportedError
+from vaeaudit.vae import DiagonalGaussian, GaussianLikelihood
+
+CERTIFIED = ("certified",)
+
+
+class HalfSpace(nn.Module):
+    """mu(x) = w'x, sigma 1/2 and g(z) = max(z, 0): with mu(x) < 0 the success set is z <= r, a half-space.
+
+    There the bound of theorem (i) is met: R = (Phi^-1(p0) - Phi^-1(m)) sigma / ||w|| exactly.
+    """
+
+    input_shape, range, stddev = (3,), None, 0.5
+
+    def __init__(self, log_stddev: float = math.log(0.5)) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[2.0, -1.0, 2.0]], dtype=torch.float64), requires_grad=False)
+        self.log_stddev = log_stddev
+        self.eval()
+
+    @property
+    def prior(self) -> DiagonalGaussian:
+        return DiagonalGaussian.standard((1,), like=self.weight)
+
+    def encode(self, x: Tensor) -> DiagonalGaussian:
+        mean = x @ self.weight.T
+        return DiagonalGaussian(mean, torch.full_like(mean, self.log_stddev))
+
+    def decode(self, z: Tensor) -> GaussianLikelihood:
+        return GaussianLikelihood(z.relu().expand(-1, 3), torch.zeros((), dtype=z.dtype))
+
+
+def half_space(r: float, x: Tensor) -> tuple[HalfSpace, float]:
+    """The model, and the exact margin of x (1, 3) at radius ``r`` of the reconstruction (three equal elements)."""
+    vae = HalfSpace()
+    gap = (r / math.sqrt(3) - float(x @ vae.weight.T)) / vae.stddev  # Phi^-1(p0)
+    return vae, gap * vae.stddev / 3.0
+
+
+def lin2(oracle: dict[str, Any], linear_gaussian: Any) -> tuple[Any, Tensor]:
+    numbers = oracle["models"]["LIN2"]
+    return linear_gaussian(numbers), torch.tensor([numbers["x"]], dtype=torch.float64)
+
+
+# Against exact answers
+
+
+@pytest.mark.parametrize("sigma", ["frozen", "full"])
+def test_the_oracles_margin_lies_between_the_two_bounds(
+    sigma: Any, oracle: dict[str, Any], linear_gaussian: Any
+) -> None:
+    vae, x = lin2(oracle, linear_gaussian)
+    cases = [case for case in oracle["r_robust"]["cases"] if "exact_R" in case]
+    result = margin(vae, x, [case["r"] for case in cases], sigma=sigma, draws=20_000)
+    for case, at in zip(cases, result.at, strict=True):
+        exact, bounds = case["exact_R"], case["bounds"]
+        assert at.certified is not None
+        assert at.empirical is not None
+        assert at.certified.missing == ()
+        # mu is linear: the certificate is the whitened estimate, here both from the lower bound of p0.
+        assert 0.95 * bounds["mahalanobis"] <= at.certified.radius.item() <= exact
+        assert at.certified.radius.item() == pytest.approx(at.estimates.whitened.item(), rel=1e-6)
+        assert at.estimates.frobenius <= at.estimates.spectral <= at.estimates.whitened <= exact
+        assert 0.999 * exact <= at.empirical.margin.item() <= 1.05 * exact
+        low, high = stats.binomtest(int(at.kept.hits), at.kept.n).proportion_ci(1 - 1e-6)
+        assert low <= bounds["p0"] <= high
+    assert result.min_radius.estimate.item() == pytest.approx(oracle["r_robust"]["cases"][0]["min_r"], rel=0.05)
+
+
+def test_at_another_risk_level_the_bounds_still_hold(oracle: dict[str, Any], linear_gaussian: Any) -> None:
+    vae, x = lin2(oracle, linear_gaussian)
+    for case in oracle["r_robust"]["cases"]:
+        if "exact_R_m075" in case:
+            (at,) = margin(vae, x, case["r"], m=0.75, draws=20_000).at
+            assert at.certified is not None
+            assert at.empirical is not None
+            assert at.certified.radius.item() <= case["exact_R_m075"] <= at.empirical.margin.item() / 0.999
+
+
+def test_over_many_audits_a_certificate_is_wrong_at_most_as_often_as_it_says() -> None:
+    x = torch.tensor([[-0.2, 0.3, 0.1]], dtype=torch.float64)
+    vae, exact = half_space(0.4, x)
+    audits = 600
+    (at,) = margin(vae, x.expand(audits, -1).contiguous(), 0.4, level=0.8, draws=200, parts=CERTIFIED).at
+    assert at.certified is not None
+    wrong = int((at.certified.radius > exact).sum())
+    # The bound is met here, so only p_low's confidence stands between: 20%, less what a binomial cannot hit exactly.
+    assert stats.binomtest(wrong, audits, 0.2, alternative="greater").pvalue > 1e-3
+    assert wrong > 0.05 * audits
+    together = margin(vae, x.expand(20, -1).contiguous(), 0.4, level=0.8, draws=200, parts=CERTIFIED, family_wise=True)
+    assert together.alpha == pytest.approx(0.01)
+    assert together.at[0].certified is not None
+    assert (together.at[0].certified.radius <= at.certified.radius[:20]).all()
+
+
+def test_an_item_that_its_own_draws_take_out_of_r_has_no_margin() -> None:
+    x = torch.tensor([[0.5, 0.0, 0.5], [-0.2, 0.3, 0.1]], dtype=torch.float64)
+    (at,) = margin(HalfSpace(), x, 0.5, draws=400).at
+    assert at.certified is not None
+    assert at.empirical is not None
+    assert at.estimates.robust.tolist() == [False, True]
+    assert at.certified.radius[0] == at.estimates.whitened[0] == 0
+    assert at.certified.by[0] == "none"
+    assert (at.certified.radius[1], at.empirical.margin[1]) > (0, 0)
+
+
+# What holds for every model
+
+
+@pytest.fixture(scope="module")
+def curved(bundled_model: Any, bundled_images: Tensor) -> MarginResult:
+    return margin(bundled_model, bundled_images[:4], (2.0, 4.0), draws=400)
+
+
+def test_certified_is_never_above_empirical_and_a_larger_radius_never_has_a_smaller_certificate(
+    curved: MarginResult,
+) -> None:
+    for at in curved.at:
+        assert at.certified is not None
+        assert at.empirical is not None
+        assert (at.certified.radius > 0).all()
+        assert (at.certified.radius <= at.empirical.margin).all()
+        assert (at.certified.radius >= at.certified.everywhere).all()
+        assert (at.estimates.frobenius <= at.estimates.spectral).all()
+        assert (at.estimates.spectral <= at.estimates.whitened).all()
+    small, large = (at.certified.radius for at in curved.at if at.certified is not None)
+    assert (small <= large * 1.02).all()
+
+
+def test_the_summary_names_radius_quantity_and_statistic(curved: MarginResult) -> None:
+    metrics = summarise_margin(curved)
+    assert metrics["margin.r4.certified.share"].value == 1
+    assert metrics["margin.r2.censored.share"].value == 0
+    for quantity in ("certified", "frobenius", "spectral", "whitened", "empirical"):
+        low, middle, high = (
+            metrics[f"margin.r4.{quantity}.{part}"].value for part in ("lower_quartile", "median", "upper_quartile")
+        )
+        assert low is not None
+        assert middle is not None
+        assert high is not None
+        assert low <= middle <= high
+    assert metrics["margin.min_r.median"].unit == "output units"
+    json.dumps({name: metric.value for name, metric in metrics.items()}, allow_nan=False)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_batch_size_the_same_draws(
+    bundled_model: Any, bundled_images: Tensor
+) -> None:
+    first, again, apart = (
+        margin(bundled_model, bundled_images[:3], 2.0, draws=200, parts=CERTIFIED, batch_size=size).at[0]
+        for size in (None, None, 7)
+    )
+    assert first.certified is not None
+    assert again.certified is not None
+    assert torch.equal(first.certified.radius, again.certified.radius)
+    assert torch.equal(first.kept.hits, apart.kept.hits)
+
+
+def test_a_radius_chosen_from_the_data_rests_on_other_draws(bundled_model: Any, bundled_images: Tensor) -> None:
+    x = bundled_images[:3]
+    r = usual_radius(bundled_model, x, 2.0, items=range(3), batch_size=None)
+    result = margin(bundled_model, x, r, parts=())
+    assert r == pytest.approx(2 * float(result.min_radius.estimate.median()), rel=0.1)
+    assert r != 2 * float(result.min_radius.estimate.median())
+    assert result.at[0].certified is None
+    assert result.at[0].empirical is None
+
+
+def test_what_is_interrupted_says_what_it_has_not_done(bundled_model: Any, bundled_images: Tensor) -> None:
+    result = margin(bundled_model, bundled_images[:2], 2.0, draws=50, go_on=lambda _: False)
+    assert result.interrupted
+    (at,) = result.at
+    assert at.certified is not None
+    assert at.certified.around.isnan().all()
+    assert at.empirical is None
+
+
+class Normed(nn.Module):
+    """An encoder with an operation that no certificate can be carried through."""
+
+    input_shape, range = (4,), (0.0, 1.0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.body = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 4))
+        self.out = nn.Linear(2, 4)
+        self.eval().requires_grad_(False)
+
+    @property
+    def prior(self) -> DiagonalGaussian:
+        return DiagonalGaussian.standard((2,), like=self.out.weight)
+
+    def encode(self, x: Tensor) -> DiagonalGaussian:
+        mean, log_stddev = self.body(x).chunk(2, dim=1)
+        return DiagonalGaussian(mean, 0.3 * log_stddev - 1)
+
+    def decode(self, z: Tensor) -> GaussianLikelihood:
+        return GaussianLikelihood(self.out(z), torch.zeros(()))
+
+
+def test_where_there_is_no_certificate_the_reason_stands_in_its_place() -> None:
+    (at,) = margin(Normed(), torch.full((2, 4), 0.5), 1.0, draws=300).at
+    assert at.certified is not None
+    assert at.certified.radius.isnan().all()
+    assert "'layer_norm' (layer 'body.1')" in at.certified.missing[0]
+    assert at.empirical is not None
+    assert (at.empirical.margin > 0).all()
+    assert (at.estimates.whitened > 0).all()
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"r": 0.0}, ConfigError, r"r must be positive and finite.*0\.0"),
+        ({"r": [1.0, math.inf]}, ConfigError, "positive and finite"),
+        ({"r": []}, ConfigError, "positive and finite"),
+        ({"m": 1.0}, ConfigError, "risk level m.*between 0 and 1.*1"),
+        ({"level": 0.0}, ConfigError, "confidence.*between 0 and 1"),
+        ({"sigma": "ful"}, ConfigError, "no sigma 'ful'.*full"),
+        ({"parts": ["certificate"]}, ConfigError, "no part 'certificate'"),
+        ({"draws": 0}, ConfigError, "draw"),
+        ({"items": [1]}, DataError, "2 items needs a number.*1 came"),
+        ({"x": torch.ones(2, 4, dtype=torch.float64)}, DataError, r"\(items, 3\)"),
+        ({"vae": HalfSpace(log_stddev=-math.inf)}, UnsupportedError, "degenerate"),
+    ],
+)
+def test_bad_input_is_one_clear_sentence(options: dict[str, Any], error: type[Exception], words: str) -> None:
+    given: dict[str, Any] = {"vae": HalfSpace(), "x": torch.zeros(2, 3, dtype=torch.float64), "r": 1.0, **options}
+    with pytest.raises(error, match=words) as caught:
+        margin(given.pop("vae"), given.pop("x"), given.pop("r"), **given)
+    assert "\n" not in str(caught.value)
