@@ -130,7 +130,7 @@ def margin_panel(
         right.set_yscale("log")
     right.set_xlabel("whitened first-order estimate")
     right.set_ylabel("empirical margin (an upper bound)")
-    right.set_title("below the dashed line, first order promises too much; triangles: nothing broke", fontsize=9)
+    right.set_title("below the line first order promises too much; triangles: unbroken", fontsize=9)
     right.grid(alpha=0.3)
     return _png(figure)
 
