@@ -136,6 +136,11 @@ def test_certified_is_never_above_empirical_and_a_larger_radius_never_has_a_smal
         assert (at.certified.radius >= at.certified.everywhere).all()
         assert (at.estimates.frobenius <= at.estimates.spectral).all()
         assert (at.estimates.spectral <= at.estimates.whitened).all()
+    for at in curved.at:
+        assert at.fall is not None
+        assert (at.fall.p[:, 0] > 0.5).all()  # nothing moved
+        middle = at.fall.p[:, at.fall.p.shape[1] // 2]  # at the margin itself P is m, but for the draws
+        assert ((middle - 0.5).abs() < 0.1).all()
     small, large = (at.certified.radius for at in curved.at if at.certified is not None)
     assert (small <= large * 1.02).all()
 

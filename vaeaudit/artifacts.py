@@ -12,7 +12,15 @@ from vaeaudit.checks.attack import AttackResult
 from vaeaudit.checks.capped import CappedResult
 from vaeaudit.checks.margin import MarginAt
 from vaeaudit.optim.lbfgsb import Status
-from vaeaudit.report.figures import PANEL_ROWS, attack_panel, damage_curves, distortion_curves, is_image, margin_panel
+from vaeaudit.report.figures import (
+    PANEL_ROWS,
+    attack_panel,
+    damage_curves,
+    distortion_curves,
+    fall_curves,
+    is_image,
+    margin_panel,
+)
 from vaeaudit.report.model import CappedEntry
 
 Files = dict[str, tuple[str, bytes]]  # purpose -> file name, content
@@ -61,6 +69,15 @@ def artifacts(audit: Audit) -> Files:
     for margins in audit.margins:
         for at in margins.result.at:
             files[f"margins at r = {at.r:.4g}"] = (f"margin-r{at.r:.4g}.png", _margin_panel(at))
+            if at.fall is not None and len(at.fall.place) and at.empirical is not None:
+                figure = fall_curves(
+                    _array(at.fall.lengths),
+                    _array(at.fall.p),
+                    _array(at.empirical.margin[at.fall.place]),
+                    [str(margins.items[place]) for place in at.fall.place.tolist()],
+                    margins.result.m,
+                )
+                files[f"falls at r = {at.r:.4g}"] = (f"margin-r{at.r:.4g}-falls.png", figure)
     return files
 
 

@@ -20,6 +20,31 @@ _SECANTS = 6
 BLOCK = 1024  # draws of one block of noise
 
 
+def kept_along(
+    vae: VAE,
+    x: Tensor,
+    d: Tensor,
+    r: float,
+    lengths: Tensor,
+    *,
+    sigma: str,
+    box: tuple[float, float] | None,
+    seed: int,
+    keys: Sequence[int],
+    rows: RowBatches,
+    draws: int = BLOCK,
+) -> Tensor:
+    """P(||g(z_d) - g(mu(x))|| <= r) at ``lengths`` (I, T) along the distortions ``d`` (I, *shape), (I, T).
+
+    Shares of ``draws`` draws, the same at all lengths; where the box cuts a distortion off, it is bent.
+    """
+    radius = torch.full_like(lengths[:, 0], r)
+    within = Within(vae, x, radius, 0.5, sigma, box, seed, keys, rows)
+    item = torch.arange(len(x), device=x.device)
+    noise = within.noise("along", draws, item)
+    return torch.stack([within.seen(d.flatten(1), item, length, noise) for length in lengths.T], 1)
+
+
 class Within:
     """||g(z_d) - g(mu(x))|| of items ``x`` (I, *shape) against radii ``r`` (I,), rows apart.
 

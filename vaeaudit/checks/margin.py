@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vaeaudit.attacks.margin import SIGMAS, Empirical, empirical_margin
 from vaeaudit.attacks.term import GoOn, Progress, always
+from vaeaudit.attacks.within import kept_along
 from vaeaudit.batches import RowBatches
 from vaeaudit.certify.graph import Graph, trace_encoder
 from vaeaudit.certify.lipschitz import LipschitzBounds
@@ -26,6 +27,7 @@ from vaeaudit.vae import VAE
 
 PARTS = ("certified", "empirical")
 _DRAWS = 1000
+_SHOWN, _LENGTHS = 6, 13  # items whose fall is shown, and at how many lengths
 _TOGETHER = 4  # items certified between two questions whether to go on
 
 
@@ -46,14 +48,27 @@ class Certified:
 
 
 @dataclass(frozen=True, eq=False)
+class Fall:
+    """P(||g(z_d) - g(mu(x))|| <= r), (b, T), at ``lengths`` (b, T) along the distortions that broke ``place`` (b,)."""
+
+    place: Tensor
+    lengths: Tensor
+    p: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class MarginAt:
-    """The margins at one radius ``r``; ``certified`` and ``empirical`` are None where they were not asked for."""
+    """The margins at one radius ``r``; ``certified`` and ``empirical`` are None where they were not asked for.
+
+    ``fall`` shows how the first items that broke left r; None where none broke.
+    """
 
     r: float
     kept: Kept
     estimates: FirstOrder
     certified: Certified | None
     empirical: Empirical | None
+    fall: Fall | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +149,7 @@ def margin(
     norms = jacobian_norms(vae, x, rows, items=keys, seed=seed, level=level)
     distances = draw_distances(vae, x, rows, draws=draws, items=keys, seed=seed, check="margin")
     certificates = _Certificates(vae, x, sigma) if "certified" in parts else None
-    watch = _Watch(go_on)
+    watch, used = _Watch(go_on), box if boxed else None
     at = []
     for radius in radii:
         within = kept(distances, radius, alpha)
@@ -148,16 +163,20 @@ def margin(
                 radius,
                 m=m,
                 sigma=sigma,
-                box=box if boxed else None,
+                box=used,
                 alpha=alpha,
                 seed=seed,
                 items=keys,
                 rows=rows,
                 go_on=watch,
             )
-        at.append(MarginAt(radius, within, estimates, certified, empirical))
+        fall = None
+        if empirical is not None:
+            place = ((empirical.margin > 0) & empirical.margin.isfinite()).nonzero().squeeze(1)[:_SHOWN]
+            chosen = [keys[k] for k in place.tolist()]
+            fall = Fall(place, *_fall(vae, x[place], empirical, place, radius, sigma, used, seed, chosen, rows))
+        at.append(MarginAt(radius, within, estimates, certified, empirical, fall))
     of_all = min_radius(distances, m, alpha)
-    used = box if boxed else None
     return MarginResult(m, sigma, used, level, alpha, family_wise, draws, seed, of_all, norms, tuple(at), watch.stopped)
 
 
@@ -171,6 +190,27 @@ def usual_radius(
     rows = RowBatches.automatic(tuple(vae.input_shape), x.device) if batch_size is None else RowBatches(batch_size)
     distances = draw_distances(vae, x, rows, draws=_DRAWS, items=items, seed=seed, check="margin.auto")
     return times * float(min_radius(distances, m, 0.5).estimate.median())
+
+
+def _fall(
+    vae: VAE,
+    x: Tensor,
+    found: Empirical,
+    place: Tensor,
+    r: float,
+    sigma: Sigma,
+    box: tuple[float, float] | None,
+    seed: int,
+    keys: Sequence[int],
+    rows: RowBatches,
+) -> tuple[Tensor, Tensor]:
+    """Lengths and probabilities (b, T) along what broke the items ``place`` (b,), whose inputs are ``x``."""
+    shares = torch.linspace(0, 2, _LENGTHS, dtype=x.dtype, device=x.device)
+    lengths = found.margin[place, None].to(x) * shares
+    if not len(place):
+        return lengths, lengths
+    ray = found.distortion[place]
+    return lengths, kept_along(vae, x, ray, r, lengths, sigma=sigma, box=box, seed=seed, keys=keys, rows=rows)
 
 
 class _Watch:

@@ -135,6 +135,24 @@ def margin_panel(
     return _png(figure)
 
 
+def fall_curves(lengths: Array, p: Array, margin: Array, labels: list[str], m: float) -> bytes:
+    """``p`` over ``lengths``, (items, lengths) both, a line an item; dots mark the empirical ``margin`` (items,)."""
+    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
+    axis = figure.subplots()
+    for item, label in enumerate(labels):
+        axis.plot(lengths[item], p[item], "-", color=f"C{item}", linewidth=1.4, label=label)
+        axis.plot(margin[item], m, "o", color=f"C{item}", markersize=6)
+    axis.axhline(m, color="k", linestyle="--", linewidth=1)
+    axis.set_xlabel("norm of the distortion, ‖d‖")
+    axis.set_ylabel("probability of staying within r")
+    axis.set_xlim(left=0)
+    axis.set_ylim(0, 1.02)
+    axis.set_title("Along the distortion that broke each item; dots: empirical margins, dashed: m", fontsize=10)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, title="item", title_fontsize=8)
+    return _png(figure)
+
+
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     # No date or version in the file: the same audit gives the same bytes.

@@ -121,7 +121,7 @@ def _capped(report: Report, attack: CappedEntry) -> list[str]:
 
 
 def _margins(report: Report, margins: MarginEntry) -> list[str]:
-    panel = report.files.get(f"margins at r = {margins.r:.4g}")
+    panel, falls = (report.files.get(f"{name} at r = {margins.r:.4g}") for name in ("margins", "falls"))
     return [
         f"## Margins at r = {margins.r:.4g}",
         "How far an item may move before its reconstruction leaves the ball of radius r around g(mu(x)) with "
@@ -132,6 +132,7 @@ def _margins(report: Report, margins: MarginEntry) -> list[str]:
         f"estimate, and the line where they are equal]({panel})"
         if panel
         else "",
+        f"![Probability of staying within r along the distortion that broke each item]({falls})" if falls else "",
     ]
 
 
