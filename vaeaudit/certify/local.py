@@ -51,18 +51,24 @@ class LocalMargin:
 
 
 def local_margin(
-    graph: Graph, x: Tensor, p_low: Tensor, m: float = 0.5, sigma: Sigma = "frozen", items_at_once: int = 4
+    graph: Graph,
+    x: Tensor,
+    p_low: Tensor,
+    m: float = 0.5,
+    sigma: Sigma = "frozen",
+    items_at_once: int = 4,
+    norms: dict[str, Tensor] | None = None,
 ) -> LocalMargin:
     """The certified margins of ``x`` (items, *input_shape) for an encoder traced by :func:`trace_encoder`.
 
     ``p_low`` (items,) are lower bounds of p0 = P(||Delta(x, 0)|| <= r); where p_low <= ``m`` the margin is 0. ``sigma``
     says whether the noise keeps its scale ("frozen") or moves with the input ("full"). ``items_at_once`` bounds the
-    memory; results depend on it by rounding only.
+    memory; results depend on it by rounding only. ``norms`` are the graph's :func:`first_norms`, if they are known.
 
     Raises :class:`UnsupportedError` for an operation without linear bounds, :class:`InputError` for p_low >= 1.
     """
     x, p_low = x.double(), p_low.to(device=x.device, dtype=torch.float64)
-    norms = first_norms(graph, x[:1])
+    norms = first_norms(graph, x[:1]) if norms is None else norms
     parts = [
         _Search(graph, rows, p, m, sigma, norms).run()
         for rows, p in zip(torch.split(x, items_at_once), torch.split(p_low, items_at_once), strict=True)

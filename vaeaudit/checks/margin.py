@@ -18,6 +18,7 @@ from vaeaudit.batches import RowBatches
 from vaeaudit.certify.graph import Graph, trace_encoder
 from vaeaudit.certify.lipschitz import LipschitzBounds
 from vaeaudit.certify.local import Sigma, local_margin
+from vaeaudit.certify.propagation import first_norms
 from vaeaudit.certify.theorem import global_margin
 from vaeaudit.checks.estimates import FirstOrder, JacobianNorms, first_order, jacobian_norms
 from vaeaudit.checks.inputs import check_items
@@ -231,6 +232,7 @@ class _Certificates:
         self._x, self._sigma = x, sigma
         self._missing: list[str] = []
         self._graph: Graph | None = None
+        self._norms: dict[str, Tensor] | None = None
         self._lipschitz: Tensor | None = None
         self._log_lipschitz: Tensor | None = None
         try:
@@ -260,7 +262,9 @@ class _Certificates:
             if self._graph is None or not go_on(Progress("certifying", len(p_low) - first, len(p_low))):
                 break
             try:
-                found = local_margin(self._graph, self._x[part], p_low[part], m, self._sigma, _TOGETHER)
+                if self._norms is None:
+                    self._norms = first_norms(self._graph, self._x[:1].double())
+                found = local_margin(self._graph, self._x[part], p_low[part], m, self._sigma, _TOGETHER, self._norms)
             except UnsupportedError as error:
                 missing.append(f"around each item: {error}")
                 break
