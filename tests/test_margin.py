@@ -221,10 +221,49 @@ def test_where_there_is_no_certificate_the_reason_stands_in_its_place() -> None:
     (at,) = margin(Normed(), torch.full((2, 4), 0.5), 1.0, draws=300).at
     assert at.certified is not None
     assert at.certified.radius.isnan().all()
+    assert at.certified.by == ("none", "none")
     assert "'layer_norm' (layer 'body.1')" in at.certified.missing[0]
     assert at.empirical is not None
     assert (at.empirical.margin > 0).all()
     assert (at.estimates.whitened > 0).all()
+
+
+def test_where_no_item_is_robust_unperturbed_all_margins_are_0() -> None:
+    x = torch.tensor([[0.5, 0.0, 0.5], [0.2, 0.3, 0.4]], dtype=torch.float64)
+    (at,) = margin(HalfSpace(), x, 0.01, draws=200).at
+    assert at.certified is not None
+    assert at.empirical is not None
+    assert at.certified.radius.tolist() == at.estimates.whitened.tolist() == at.empirical.margin.tolist() == [0, 0]
+
+
+def test_a_model_that_is_no_module_is_certified_in_float64_too(oracle: dict[str, Any], linear_gaussian: Any) -> None:
+    numbers = oracle["models"]["LIN2"]
+    vae, x = linear_gaussian(numbers, torch.float32), torch.tensor([numbers["x"]])
+    (at,) = margin(vae, x, oracle["r_robust"]["cases"][2]["r"], parts=CERTIFIED).at
+    assert at.certified is not None
+    assert at.certified.missing == ()
+    assert at.certified.radius.item() == pytest.approx(at.estimates.whitened.item(), rel=1e-5)
+
+
+class Branching(HalfSpace):
+    """An encoder whose code looks at its values."""
+
+    def encode(self, x: Tensor) -> DiagonalGaussian:
+        return super().encode(x if bool((x.sum() > 1e9).item()) else 1.0 * x)
+
+
+def test_an_encoder_that_cannot_be_traced_is_told_in_one_sentence() -> None:
+    (at,) = margin(Branching(), torch.full((1, 3), -0.3, dtype=torch.float64), 1.0, draws=200, parts=CERTIFIED).at
+    assert at.certified is not None
+    (told,) = at.certified.missing
+    assert "torch.export cannot trace it" in told
+    assert "\n" not in told
+
+
+def test_a_radius_cannot_be_chosen_where_draws_change_nothing() -> None:
+    x = torch.full((2, 3), -9.0, dtype=torch.float64)  # mu(x) far below 0, where the decoder is constant
+    with pytest.raises(ConfigError, match="do not vary over draws"):
+        usual_radius(HalfSpace(), x, 2.0, items=range(2), batch_size=None)
 
 
 # Bad input
@@ -236,6 +275,8 @@ def test_where_there_is_no_certificate_the_reason_stands_in_its_place() -> None:
         ({"r": 0.0}, ConfigError, r"r must be positive and finite.*0\.0"),
         ({"r": [1.0, math.inf]}, ConfigError, "positive and finite"),
         ({"r": []}, ConfigError, "positive and finite"),
+        ({"r": [2.0, 2.0000001]}, ConfigError, "first six digits"),
+        ({"level": 1e-9}, ConfigError, "between 0.5 and"),
         ({"m": 1.0}, ConfigError, "risk level m.*between 0 and 1.*1"),
         ({"level": 0.0}, ConfigError, "confidence.*between 0 and 1"),
         ({"sigma": "ful"}, ConfigError, "no sigma 'ful'.*full"),

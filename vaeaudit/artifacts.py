@@ -68,7 +68,7 @@ def artifacts(audit: Audit) -> Files:
         files[f"{capped.mode} curve"] = (f"attack-{capped.mode}-curve.png", curve)
     for margins in audit.margins:
         for at in margins.result.at:
-            files[f"margins at r = {at.r:.4g}"] = (f"margin-r{at.r:.4g}.png", _margin_panel(at))
+            files[f"margins at r = {at.r:.6g}"] = (f"margin-r{at.r:.6g}.png", _margin_panel(at))
             if at.fall is not None and len(at.fall.place) and at.empirical is not None:
                 figure = fall_curves(
                     _array(at.fall.lengths),
@@ -77,7 +77,7 @@ def artifacts(audit: Audit) -> Files:
                     [str(margins.items[place]) for place in at.fall.place.tolist()],
                     margins.result.m,
                 )
-                files[f"falls at r = {at.r:.4g}"] = (f"margin-r{at.r:.4g}-falls.png", figure)
+                files[f"falls at r = {at.r:.6g}"] = (f"margin-r{at.r:.6g}-falls.png", figure)
     return files
 
 
@@ -131,7 +131,7 @@ def _items(audit: Audit) -> bytes:
     rows = {f"attack.{result.mode}": _rows(audit, result) for result in audit.attacks}
     rows |= {f"attack.{capped.mode}": _capped_rows(audit, capped) for capped in audit.capped}
     rows |= {
-        f"margin.r{entry.r:.4g}": [item.model_dump(mode="json") for item in entry.items]
+        f"margin.r{entry.r:.6g}": [item.model_dump(mode="json") for item in entry.items]
         for entry in audit.report.margins
     }
     return (json.dumps(rows, indent=1, allow_nan=False) + "\n").encode()
@@ -177,7 +177,7 @@ def _adversarial(audit: Audit) -> bytes:
     for margins in audit.margins:
         for at in margins.result.at:
             if at.empirical is not None:
-                tensors[f"margin.r{at.r:.4g}.distortion"] = at.empirical.distortion.contiguous().cpu()
+                tensors[f"margin.r{at.r:.6g}.distortion"] = at.empirical.distortion.contiguous().cpu()
     about = {
         "pairs": list(audit.pairs),
         "lambdas": audit.attacks[0].sweep.lambdas.tolist() if audit.attacks else [],

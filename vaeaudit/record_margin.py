@@ -70,7 +70,7 @@ def margin_warnings(margins: Margins) -> list[str]:
     """What a reader of these margins must know."""
     told = []
     for at in margins.result.at:
-        items, name = len(margins.items), f"r = {at.r:.4g}"
+        items, name = len(margins.items), f"r = {at.r:.6g}"
         bare = int((~at.estimates.robust).sum())
         if bare:
             told.append(f"{bare} of {items} items are not r-robust even unperturbed at {name}: their margin is 0")

@@ -198,7 +198,7 @@ class _Search(Within):
 
         Bisection on the cap for the items ``item``; those that come to its end are marked in ``searched`` (I,).
         """
-        if not self.asked(len(item)):
+        if not len(item) or not self.asked(len(item)):
             return torch.zeros_like(self.x), torch.full_like(self.r, torch.inf)
         ray, second, hi = self.first(item)
         lo = torch.zeros_like(hi)

@@ -6,6 +6,7 @@ windows, or it has no safe bound here and the network is refused, naming it. A g
 model's precision: its certificates hold for the float64 function.
 """
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -140,13 +141,19 @@ def trace(
     wrapped = _Function(function, of if isinstance(of, nn.Module) else None)
     example = like.new_zeros((2, *input_shape))
     rows = torch.export.Dim("rows", min=1, max=2**30)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # torch logs at length what the error below says
     try:
         with warnings.catch_warnings():  # torch warns of what it does itself
             warnings.simplefilter("ignore", FutureWarning)
             exported = torch.export.export(wrapped, (example,), dynamic_shapes=({0: rows},))
     except Exception as error:  # torch.export has no common class for all that it raises
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UnsupportedError(f"{what} cannot be traced, so it has no certificate: {first}") from error
+        raise UnsupportedError(
+            f"{what} has no certificate: torch.export cannot trace it ({type(error).__name__}), as where its code "
+            "branches on values or treats rows one by one; the empirical margin needs none"
+        ) from error
+    finally:
+        logging.disable(before)
     module = _in_double(exported.module(check_guards=False))
     kinds: dict[fx.Node, Kind] = {}
     for node in module.graph.nodes:
@@ -175,6 +182,9 @@ def _in_double(module: fx.GraphModule) -> fx.GraphModule:
             setattr(part, name, nn.Parameter(parameter.detach().double(), requires_grad=False))
         for name, buffer in list(part.named_buffers(recurse=False)):
             part.register_buffer(name, buffer.double() if buffer.is_floating_point() else buffer)
+        for name, value in list(vars(part).items()):  # weights of a model that is no module
+            if isinstance(value, Tensor) and value.is_floating_point():
+                setattr(part, name, value.double())
     return module
 
 
@@ -208,7 +218,7 @@ def _kind(node: fx.Node, kinds: dict[fx.Node, Kind], what: str) -> Kind:
             return Kind.AFFINE
     raise UnsupportedError(
         f"{what} has no certificate: there is no safe bound for its operation '{name}'{_where(node)}; "
-        "the first-order estimates and the empirical margin need none"
+        "the empirical margin needs none"
     )
 
 

@@ -138,7 +138,7 @@ def margin(
         UnsupportedError: the posterior is no diagonal Gaussian, or deterministic.
         NonFiniteError: means, standard deviations, derivatives or reconstructions are NaN or infinite.
     """
-    radii = _radii(r)
+    radii = _radii(r, x.dtype)
     box = data_range or vae.range
     _check(m, sigma, level, parts, draws)
     check_items(vae, x, box, "items")
@@ -184,13 +184,20 @@ def margin(
 def usual_radius(
     vae: VAE, x: Tensor, times: float, *, m: float = 0.5, seed: int = 0, items: Sequence[int], batch_size: int | None
 ) -> float:
-    """``times`` the median over items of the estimated min r, from draws of its own.
+    """``times`` the median over items of the estimated min r, from draws of its own, to four digits.
 
-    A radius chosen from the draws that judge it would spoil their confidence.
+    A radius chosen from the draws that judge it would spoil their confidence. Raises :class:`ConfigError` where it
+    would be 0.
     """
     rows = RowBatches.automatic(tuple(vae.input_shape), x.device) if batch_size is None else RowBatches(batch_size)
     distances = draw_distances(vae, x, rows, draws=_DRAWS, items=items, seed=seed, check="margin.auto")
-    return times * float(min_radius(distances, m, 0.5).estimate.median())
+    radius = times * float(min_radius(distances, m, 0.5).estimate.median())
+    if not 0 < radius < float("inf"):
+        raise ConfigError(
+            "the reconstructions do not vary over draws of the posterior, so no radius can be chosen from them; "
+            "give one"
+        )
+    return float(f"{radius:.4g}")  # as it is printed
 
 
 def _fall(
@@ -247,7 +254,7 @@ class _Certificates:
             self._lipschitz = bounds.of_output(0, torch.exp(-log_stddev))
             self._log_lipschitz = bounds.of_output(1) if sigma == "full" else None
         except UnsupportedError as error:
-            self._missing.append(f"from Lipschitz constants: {error}")
+            self._missing.append(f"from Lipschitz constants: {str(error).splitlines()[0]}")
 
     def of(self, p_low: Tensor, m: float, go_on: _Watch) -> Certified:
         """The certified margins from ``p_low`` (items,), lower bounds of p0."""
@@ -266,27 +273,34 @@ class _Certificates:
                     self._norms = first_norms(self._graph, self._x[:1].double())
                 found = local_margin(self._graph, self._x[part], p_low[part], m, self._sigma, _TOGETHER, self._norms)
             except UnsupportedError as error:
-                missing.append(f"around each item: {error}")
+                # The interpreter of a graph appends where it was, at length.
+                missing.append(f"around each item: {str(error).splitlines()[0]}")
                 break
             around[part], by[part] = found.radius, found.won
         better = torch.fmax(everywhere, around)
         wins = [
-            "none" if radius == 0 else near if not near_radius < radius else "Lipschitz constants"
+            "none" if not radius > 0 else near if near_radius >= radius else "Lipschitz constants"
             for radius, near_radius, near in zip(better.tolist(), around.tolist(), by, strict=True)
         ]
         return Certified(better, everywhere, around, tuple(wins), tuple(missing))
 
 
-def _radii(r: float | Sequence[float]) -> tuple[float, ...]:
-    radii = tuple(float(radius) for radius in (r if isinstance(r, Sequence) else (r,)))
-    if not radii or not all(0 < radius < float("inf") for radius in radii):
-        raise ConfigError(f"a radius r must be positive and finite, but {list(radii)} was given")
-    return tuple(dict.fromkeys(radii))
+def _radii(r: float | Sequence[float], dtype: torch.dtype) -> tuple[float, ...]:
+    radii = tuple(dict.fromkeys(float(radius) for radius in (r if isinstance(r, Sequence) else (r,))))
+    seen = torch.tensor(radii, dtype=dtype)
+    if not radii or not bool(((seen > 0) & seen.isfinite()).all()):
+        precision = str(dtype).removeprefix("torch.")
+        raise ConfigError(f"a radius r must be positive and finite in {precision}, but {list(radii)} was given")
+    if len({f"{radius:.6g}" for radius in radii}) < len(radii):
+        raise ConfigError(f"radii must differ in their first six digits, which name them, but {list(radii)} were given")
+    return radii
 
 
 def _check(m: float, sigma: str, level: float, parts: Sequence[str], draws: int) -> None:
     check_probability("the risk level m", m)
     check_probability("the level of confidence", level)
+    if not 0.5 <= level <= 1 - 1e-9:
+        raise ConfigError(f"the level of confidence must lie between 0.5 and 1 - 1e-9, but {level:g} was given")
     if draws < 1:
         raise ConfigError(f"margins rest on draws of the posterior: at least one is needed, but {draws} were asked for")
     for what, name, known in (("sigma", sigma, SIGMAS), *(("part", part, PARTS) for part in parts)):

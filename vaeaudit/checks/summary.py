@@ -91,7 +91,7 @@ def summarise_margin(result: MarginResult) -> dict[str, Measurement]:
         )
     }
     for at in result.at:
-        name, unit = f"margin.r{at.r:.4g}", "input units"
+        name, unit = f"margin.r{at.r:.6g}", "input units"
         columns = {
             "frobenius": at.estimates.frobenius,
             "spectral": at.estimates.spectral,

@@ -121,9 +121,9 @@ def _capped(report: Report, attack: CappedEntry) -> list[str]:
 
 
 def _margins(report: Report, margins: MarginEntry) -> list[str]:
-    panel, falls = (report.files.get(f"{name} at r = {margins.r:.4g}") for name in ("margins", "falls"))
+    panel, falls = (report.files.get(f"{name} at r = {margins.r:.6g}") for name in ("margins", "falls"))
     return [
-        f"## Margins at r = {margins.r:.4g}",
+        f"## Margins at r = {margins.r:.6g}",
         "How far an item may move before its reconstruction leaves the ball of radius r around g(mu(x)) with "
         f"probability 1 - m or more: {asked(margins)}. The margin R lies between the certified and the empirical one.",
         _table(margin_table(margins)),

@@ -64,9 +64,10 @@ MARGIN_LEGEND = {
     "item": "number of the item in the data",
     "min r": "least r that holds the item's own draws, unperturbed (upper confidence value), in output units",
     "p0": "share of draws within r, unperturbed (lower confidence bound, on which certificate and estimates rest)",
-    "certified": "lower bound of the margin: no distortion shorter than this takes the item out of r (by which proof)",
-    "Frobenius, spectral, whitened": "first-order estimates: what the margin would be if the encoder were linear; no "
-    "bounds, and neither of the two bounds need hold them",
+    "certified": "lower bound of the margin: no distortion shorter than this takes the item out of r (by which proof): "
+    "propagation of linear bounds through the encoder, its linear region around the item, or its Lipschitz constants",
+    "Frobenius, spectral, whitened": "first-order estimates: what the margin would be if the encoder were linear; they "
+    "are no bounds and may lie outside the two that are",
     "empirical": "upper bound of the margin: a distortion of this length was seen to take the item out of r",
 }
 # What the metrics of margins mean, by quantity.
@@ -133,7 +134,7 @@ def asked(margins: MarginEntry) -> str:
     box = f"x + d in [{margins.box[0]:g}, {margins.box[1]:g}]" if margins.box else "no box"
     level = f"{margins.level:.4g}" + (" for all items and radii together" if margins.family_wise else " each")
     return (
-        f"r = {margins.r:.4g}, m = {margins.m:g}, sigma {margins.sigma}, {box} for the empirical margin; "
+        f"r = {margins.r:.6g}, m = {margins.m:g}, sigma {margins.sigma}, {box} for the empirical margin; "
         f"confidence of the bounds {level}; {margins.draws} draws an item; items: {margins.chosen}"
     )
 
