@@ -1,14 +1,12 @@
 """`vaeaudit attack`: how far an input must move to be encoded as another."""
 
-import sys
-import traceback
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from vaeaudit.cli import options
-from vaeaudit.cli.common import SHARED_KEYS, Reporter, check_output, complain, deliver, settings_of
+from vaeaudit.cli.checking import carry_out
+from vaeaudit.cli.common import SHARED_KEYS, settings_of
 
 _KEYS = SHARED_KEYS | {
     "out": "run.out",
@@ -156,29 +154,4 @@ def command(
 ) -> int:
     """Attack every pair for all lambda, or every item under caps, and report what it took and what it did."""
     resolved = settings_of(context, _KEYS, config, isolated, option)
-    from vaeaudit.artifacts import artifacts
-    from vaeaudit.audit import run_attack
-    from vaeaudit.cli.render import report_text, stdout_is_terminal
-    from vaeaudit.report.markdown import render
-    from vaeaudit.report.writer import to_json, write
-    from vaeaudit.subject import prepare
-
-    folder = Path(resolved.settings.run.out)
-    reporter = Reporter(quiet)
-    check_output(resolved.settings.run.out, output)
-    with reporter.working("opening the model and the data"):
-        subject = prepare(resolved.settings)
-        reporter.keeping = True
-        audit = run_attack(subject, resolved, sys.argv, reporter.go_on)
-        report = write(audit.report, artifacts(audit), folder)
-    texts = {
-        "table": lambda: report_text(report, folder, output is None and stdout_is_terminal()),
-        "json": lambda: to_json(report),
-        "markdown": lambda: render(report),
-    }
-    deliver(texts[output_format](), output)
-    if audit.fault is not None:
-        if verbose:
-            complain("".join(traceback.format_exception(audit.fault)).rstrip())
-        complain(f"error: {report.error}")
-    return report.exit_code
+    return carry_out("attack", resolved, output_format, output, quiet, verbose)
