@@ -119,7 +119,10 @@ def test_no_displacement_found_in_the_ball_exceeds_the_bounds(name: str) -> None
 def test_on_a_ball_so_small_that_nothing_bends_much_the_bound_is_that_of_the_jacobian(name: str) -> None:
     build, inputs = NETWORKS[name]
     graph, x, rho = heads(weighted(build()), inputs), random(1, inputs, seed=7), 1e-5
-    mean = lambda at: graph.module(at.unsqueeze(0))[0][0]  # noqa: E731
+
+    def mean(at: Tensor) -> Tensor:
+        return graph.module(at.unsqueeze(0))[0][0]
+
     whitened = torch.autograd.functional.jacobian(mean, x[0]) / graph.module(x)[1].exp().T
     omega, _ = displacement(ball(graph, x, rho))
     assert omega.item() / rho == pytest.approx(torch.linalg.matrix_norm(whitened, ord=2).item(), rel=2e-3)

@@ -9,7 +9,9 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 
+from vaeaudit.certify.local import LocalMargin
 from vaeaudit.cli.app import main
 from vaeaudit.report.model import json_schema
 
@@ -86,6 +88,18 @@ def test_settings_come_from_a_configuration_file_too(margin: Margin) -> None:
     entries = report()["margins"]
     assert [entry["level"] for entry in entries] == [0.9, 0.9]
     assert entries[0]["r"] == 3
+
+
+def test_margins_that_contradict_each_other_support_no_verdict(margin: Margin, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overstated(*_: object) -> LocalMargin:
+        return LocalMargin(*(torch.full((2,), value, dtype=torch.float64) for value in (1e3, 0.0, 0.0)))
+
+    monkeypatch.setattr("vaeaudit.checks.margin.local_margin", overstated)
+    done = margin("--r", "4")
+    assert done.code == 5
+    written = report()
+    assert written["verdict"] == "inconclusive"
+    assert any("exceeds its empirical one" in warning for warning in written["warnings"])
 
 
 @pytest.mark.parametrize(

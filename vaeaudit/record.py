@@ -92,7 +92,7 @@ def write_down(
         status, verdict, exit_code, error = "error", "error", 3, f"the model raised {told(fault)}"
     elif interrupted:
         status, verdict, exit_code = "interrupted", "inconclusive", 130
-    elif subject.plausibility.passed and not signs:
+    elif subject.plausibility.passed and not signs and not any(of_margin.contradictory for of_margin in margins):
         status, verdict = "complete", "ungated"
     else:
         status, verdict, exit_code = "complete", "inconclusive", 5

@@ -23,6 +23,18 @@ class Margins:
     how: str
     auto: float | None = None
 
+    @property
+    def contradictory(self) -> bool:
+        """Whether a certified margin exceeds its empirical one, so that one of the two is wrong."""
+        return any(bool(_crossed(at).any()) for at in self.result.at)
+
+
+def _crossed(at: MarginAt) -> Tensor:
+    """Which items have a certified margin above their empirical one, (items,)."""
+    if at.certified is None or at.empirical is None:
+        return torch.zeros_like(at.kept.hits, dtype=torch.bool)
+    return at.certified.radius > at.empirical.margin
+
 
 def margin_entries(margins: Margins) -> list[MarginEntry]:
     """One entry for each radius."""
@@ -93,8 +105,8 @@ def margin_warnings(margins: Margins) -> list[str]:
                 f"nothing broke {int(at.empirical.censored.sum())} of {items} items at {name} up to a norm of "
                 f"{float(at.empirical.largest.max()):.4g}: their margin may be larger still, or the attack too weak"
             )
-        if at.certified is not None and bool((at.certified.radius > broken).any()):
-            crossed = margins.items[int((at.certified.radius > broken).nonzero()[0])]
+        if bool(_crossed(at).any()):
+            crossed = margins.items[int(_crossed(at).nonzero()[0])]
             told.append(
                 f"the certified margin of item {crossed} exceeds its empirical one at {name}: one of the two "
                 "confidences failed, or there is a fault of vaeaudit"
