@@ -6,7 +6,8 @@ All values are in nats. A batch has one row per item; ``*latent`` and ``*shape``
 How other families fit: a categorical (Concrete) or a joint posterior is a class with the methods of
 :class:`Posterior`; so is a deterministic encoder, whose ``kl`` raises :class:`UnsupportedError`; a chain of
 stochastic layers is a posterior whose ``sample`` runs the chain and whose ``kl`` is that of its first layer. What only
-some families have is in protocols of their own: the layers of a :class:`Chain`, the parts of a :class:`Recombinable`.
+some families have is in protocols of their own: the layers of a :class:`Chain`, the parts of a :class:`Recombinable`,
+the probabilities of a :class:`Discrete` latent, the factors of a :class:`Joint` posterior.
 """
 
 import math
@@ -83,6 +84,26 @@ class Chain(Posterior, Protocol):
         The first is q(z^1|x), (batch,) rows; those above have draws * batch rows, all items of a draw together. Two
         chains run with the same noise are coupled: where their first layers match, so do all.
         """
+        ...
+
+
+@runtime_checkable
+class Discrete(Posterior, Protocol):
+    """A posterior over the classes of one categorical latent, exact or relaxed (Concrete)."""
+
+    @property
+    def log_probabilities(self) -> Tensor:
+        """log q(c|x) of the classes themselves, not of a relaxation, (batch, classes); -inf for what cannot be."""
+        ...
+
+
+@runtime_checkable
+class Joint(Posterior, Protocol):
+    """A posterior of independent parts, as of continuous and categorical latents side by side."""
+
+    @property
+    def parts(self) -> tuple[Posterior, ...]:
+        """The parts, of which it is the product; its latents are theirs, one after another along the last axis."""
         ...
 
 
