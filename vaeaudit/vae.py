@@ -7,7 +7,8 @@ How other families fit: a categorical (Concrete) or a joint posterior is a class
 :class:`Posterior`; so is a deterministic encoder, whose ``kl`` raises :class:`UnsupportedError`; a chain of
 stochastic layers is a posterior whose ``sample`` runs the chain and whose ``kl`` is that of its first layer. What only
 some families have is in protocols of their own: the layers of a :class:`Chain`, the parts of a :class:`Recombinable`,
-the probabilities of a :class:`Discrete` latent, the factors of a :class:`Joint` posterior.
+the probabilities of a :class:`Discrete` latent, the factors of a :class:`Joint` posterior, the layers' priors of a
+:class:`Hierarchical` model.
 """
 
 import math
@@ -160,6 +161,18 @@ class VAE(Protocol):
 
     def decode(self, z: Tensor) -> Likelihood:
         """p(x|z) for z of shape (batch, *latent)."""
+        ...
+
+
+@runtime_checkable
+class Hierarchical(VAE, Protocol):
+    """A VAE whose posterior is a :class:`Chain` and whose prior is p(z^L) p(z^(L-1)|z^L) ... p(z^1|z^2)."""
+
+    def conditional_priors(self, z: Tensor) -> tuple[Posterior, ...]:
+        """p(z^i|z^(i+1)) of each layer from the first on, and p(z^L), for latents of all layers, (rows, *latent).
+
+        Each has a row for each of ``z``; the last may have one.
+        """
         ...
 
 
