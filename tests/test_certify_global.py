@@ -13,8 +13,8 @@ from scipy import integrate, stats
 from torch import Tensor, nn
 
 from vaeaudit.certify.graph import trace, trace_decoder, trace_encoder
-from vaeaudit.certify.lipschitz import LipschitzBounds, lipschitz
-from vaeaudit.certify.norms import symbol_norm
+from vaeaudit.certify.lipschitz import LipschitzBounds
+from vaeaudit.certify.norms import spectral_norm, symbol_norm
 from vaeaudit.certify.theorem import global_margin, kept, pathwise_margin, scale_loss, scale_loss_of_norm
 from vaeaudit.errors import InputError, UnsupportedError
 
@@ -24,7 +24,7 @@ DOUBLE = torch.zeros(1, dtype=torch.float64)
 def bound(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], scale: Tensor | None = None) -> Tensor:
     of = function if isinstance(function, nn.Module) else None
     graph = trace(lambda x: (function(x).flatten(1),), shape, DOUBLE, "the network", of=of)
-    return lipschitz(graph, 0, scale)
+    return LipschitzBounds(graph).of_output(0, scale)
 
 
 def exact_norm(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> float:
@@ -43,6 +43,15 @@ def network(*layers: nn.Module, seed: int = 0) -> nn.Sequential:
             noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
             value.copy_(noise.abs() + 0.1 if "running_var" in name else noise)
     return built
+
+
+def test_the_spectral_norm_is_never_below_the_true_one() -> None:
+    for shape in ((3, 7), (7, 3), (1, 5)):
+        matrices = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        true = torch.linalg.matrix_norm(matrices, ord=2)
+        found = spectral_norm(matrices)
+        assert bool((found >= true).all())
+        torch.testing.assert_close(found, true, rtol=1e-8, atol=0)
 
 
 @pytest.fixture
@@ -445,4 +454,4 @@ def test_the_bundled_model_in_float32_is_bounded_in_float64(bundled_model: Any, 
     moved = ((mean - mean.flip(0)) / log_stddev.exp()).norm(dim=1)
     assert whitened.dtype == torch.float64 and (moved <= whitened * apart).all()
     assert ((log_stddev - log_stddev.flip(0)).norm(dim=1) <= bounds.of_output(1) * apart).all()
-    assert float(lipschitz(trace_decoder(bundled_model, bundled_images), 0)) > 0
+    assert float(LipschitzBounds(trace_decoder(bundled_model, bundled_images)).of_output(0)) > 0

@@ -8,6 +8,7 @@ it comes from below.
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,18 +58,6 @@ _SLOPES = {
 }
 
 
-def lipschitz(graph: Graph, output: int, scale: Tensor | None = None) -> Tensor:
-    """An upper bound of ||f(x) - f(y)|| / ||x - y|| for output number ``output`` of ``graph``, float64.
-
-    A scalar; or (items,) where ``scale`` (items, k) multiplies the elements of the output for each item, as D0^-1 does
-    in the whitened mean: it is absorbed in the last affine map of the network.
-
-    Raises :class:`UnsupportedError` naming the operation that has no such bound. For several questions of one graph
-    there is :class:`LipschitzBounds`, which keeps what they share.
-    """
-    return LipschitzBounds(graph).of_output(output, scale)
-
-
 class LipschitzBounds:
     """The bounds of one graph, each computed when first asked for and kept."""
 
@@ -86,7 +75,13 @@ class LipschitzBounds:
         self._bounds: dict[fx.Node, float] = {}
 
     def of_output(self, output: int, scale: Tensor | None = None) -> Tensor:
-        """As :func:`lipschitz`."""
+        """An upper bound of ||f(x) - f(y)|| / ||x - y|| for output number ``output`` of the graph, float64.
+
+        A scalar; or (items,) where ``scale`` (items, k) multiplies the elements of the output for each item, as D0^-1
+        does in the whitened mean: it is absorbed in the last affine map of the network.
+
+        Raises :class:`UnsupportedError` naming the operation that has no such bound.
+        """
         node = self._outputs[output]
         _refuse_unless_it_is_what_it_seems(node)
         like: Tensor = self._values[node]
@@ -228,7 +223,7 @@ class LipschitzBounds:
             raise _unsupported(node)
         if name == "linear":
             weight = self._values[_options(node)["weight"]]
-            return float(spectral_norm(weight @ weight.mT if len(weight) < weight.shape[1] else weight.mT @ weight))
+            return float(spectral_norm(weight))
         # Schur: ||A||^2 <= the largest row sum of |A| times the largest column sum.
         out, x, transposed, v = self._linear_part([node], node, source, majorant=True)
         (columns,) = torch.autograd.grad(out, x, torch.ones_like(out), retain_graph=True)
@@ -286,13 +281,28 @@ def _slope(node: fx.Node) -> float:
     raise _unsupported(node)
 
 
+@dataclass(frozen=True)
+class Windows:
+    """Those of a maximum over two axes, one number for each axis."""
+
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+
+
+def windows_of(node: fx.Node) -> Windows:
+    """The windows of a node of :attr:`Kind.MAXIMUM`."""
+    options = _options(node)
+    kernel, padding, dilation = (_each(options[name], 2) for name in ("kernel_size", "padding", "dilation"))
+    return Windows(kernel, _each(options["stride"] or kernel, 2), padding, dilation)
+
+
 def _overlap(node: fx.Node) -> float:
     """Of a maximum over windows: the root of the number of windows that an element can lie in."""
-    options = _options(node)
-    kernel, dilation = _each(options["kernel_size"], 2), _each(options["dilation"], 2)
-    stride = _each(options["stride"] or kernel, 2)
-    each = (math.ceil(k * math.gcd(s, d) / s) for k, s, d in zip(kernel, stride, dilation, strict=True))
-    return math.sqrt(math.prod(each))
+    found = windows_of(node)
+    each = zip(found.kernel, found.stride, found.dilation, strict=True)
+    return math.sqrt(math.prod(math.ceil(k * math.gcd(s, d) / s) for k, s, d in each))
 
 
 def _refuse_unless_it_is_what_it_seems(node: fx.Node) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from vaeaudit.certify.graph import Graph
 from vaeaudit.certify.lines import ROUNDING
+from vaeaudit.certify.maximum import without_maxima
+from vaeaudit.certify.norms import spectral_norm
 from vaeaudit.certify.propagation import Ball, Interval, first_norms, norm
 from vaeaudit.certify.theorem import kept, scale_loss
 
@@ -68,6 +70,7 @@ def local_margin(
     Raises :class:`UnsupportedError` for an operation without linear bounds, :class:`InputError` for p_low >= 1.
     """
     x, p_low = x.double(), p_low.to(device=x.device, dtype=torch.float64)
+    graph = without_maxima(graph)
     norms = first_norms(graph, x[:1]) if norms is None else norms
     parts = [
         _Search(graph, rows, p, m, sigma, norms).run()
@@ -100,16 +103,6 @@ def displacement(ball: Ball) -> tuple[Tensor, Tensor]:
         ball.bounds(log_stddev, axes).least(ball.rho), ball.bounds(log_stddev, -axes).least(ball.rho)
     )
     return omega * (1 + ROUNDING), moves.T.clamp(min=0) * (1 + ROUNDING)
-
-
-def spectral_norm(matrices: Tensor) -> Tensor:
-    """Largest singular values of (b, rows, columns), rounded up: by the eigenvalues of the smaller Gram matrix."""
-    short = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.transpose(1, 2)
-    gram = short @ short.transpose(1, 2)
-    # An eigenvalue is off by some units of rounding of the largest, which the trace bounds.
-    slack = 1e-12 * gram.diagonal(dim1=1, dim2=2).sum(1)
-    largest: Tensor = torch.linalg.eigvalsh(gram)[:, -1]
-    return (largest.clamp(min=0) + slack).sqrt() * (1 + ROUNDING)
 
 
 class _Search:

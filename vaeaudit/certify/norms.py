@@ -11,7 +11,13 @@ ROUNDING = 1e-9
 CHUNK = 2**22  # elements of an intermediate at once
 
 
-def spectral_norm(gram: Tensor) -> Tensor:
+def spectral_norm(matrices: Tensor) -> Tensor:
+    """Upper bounds of the largest singular values of (..., rows, columns): from the smaller Gram matrix."""
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    return gram_norm(matrices @ matrices.mH if wide else matrices.mH @ matrices)
+
+
+def gram_norm(gram: Tensor) -> Tensor:
     """An upper bound of ||A|| for ``gram`` = A A^T (..., n, n)."""
     largest: Tensor = torch.linalg.eigvalsh(gram)[..., -1]
     return (1 + ROUNDING) * largest.clamp(min=0).sqrt()
@@ -19,13 +25,13 @@ def spectral_norm(gram: Tensor) -> Tensor:
 
 def joint_norm(grams: list[Tensor], bounds: list[float]) -> Tensor:
     """Of [L_1 A_1, ..., L_s A_s] (u_1, ..., u_s) over all ||u_i|| <= 1, from each A_i A_i^T (..., n, n)."""
-    norms = [spectral_norm(gram) for gram in grams]
+    norms = [gram_norm(gram) for gram in grams]
     weighted = torch.stack([norm * bound for norm, bound in zip(norms, bounds, strict=True)])
     if len(grams) == 1:
         return weighted[0]
     least = torch.finfo(torch.float64).tiny
     units = [gram / norm.square().clamp(min=least)[..., None, None] for gram, norm in zip(grams, norms, strict=True)]
-    crossed = torch.linalg.vector_norm(weighted, dim=0) * spectral_norm(torch.stack(units).sum(0))
+    crossed = torch.linalg.vector_norm(weighted, dim=0) * gram_norm(torch.stack(units).sum(0))
     return torch.minimum(weighted.sum(0), crossed)
 
 
@@ -48,15 +54,13 @@ def symbol_norm(
     frequencies = _grid([*coarse[:-1], coarse[-1] // 2 + 1], weight.device)
     aliases = _grid(stride, weight.device) * torch.tensor(coarse, device=weight.device)
     kernels = weight.reshape(groups, -1, weight.shape[1], len(taps)).to(torch.complex128) / math.sqrt(len(aliases))
-    wide = kernels.shape[1] <= kernels.shape[2] * len(aliases)
     largest = weight.new_zeros(())
     size_of_one = len(aliases) * max(len(taps), weight.numel() // len(taps))
     for part in torch.split(frequencies, max(1, CHUNK // size_of_one)):
         # Whole turns are taken off in integers, where they are exact.
         turns = ((part[:, None, None] + aliases[:, None]) * taps % torus).double().div(torus).sum(-1)
         symbol = torch.einsum("fat,goit->fgoia", torch.polar(torch.ones_like(turns), 2 * math.pi * turns), kernels)
-        symbol = symbol.flatten(3)
-        largest = torch.maximum(largest, spectral_norm(symbol @ symbol.mH if wide else symbol.mH @ symbol).max())
+        largest = torch.maximum(largest, spectral_norm(symbol.flatten(3)).max())
     return float(largest)
 
 

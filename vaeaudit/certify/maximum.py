@@ -1,0 +1,115 @@
+"""Maxima over windows written as what linear bounds can be carried through: affine operations and relu.
+
+max(a, b) = a + relu(b - a), pair by pair and one axis after the other, so that windows that overlap share the maxima of
+their rows. Each window has its elements once: one taken twice would be compared with itself, and lose by that.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+from torch.fx.node import Argument, Target
+
+from vaeaudit.certify.graph import Graph, Kind, name_of
+from vaeaudit.certify.lines import unsupported
+from vaeaudit.certify.lipschitz import windows_of
+
+_ATEN = torch.ops.aten
+# They keep the order of any two numbers: the maximum of what they give is what they give of the maximum.
+_INCREASING = frozenset({"relu", "tanh", "sigmoid", "hardtanh"})
+
+
+def without_maxima(graph: Graph) -> Graph:
+    """The function of ``graph`` without operations of :attr:`Kind.MAXIMUM`; ``graph`` itself where there are none.
+
+    The values are the same up to a few units of rounding, and weights are shared. A node whose name is found in both
+    graphs has the same value in both.
+
+    Raises :class:`UnsupportedError` for a window without elements, in the padding alone.
+    """
+    if next(graph.of(Kind.MAXIMUM), None) is None:
+        return graph
+    written = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.module.graph.nodes:
+        copies[node] = written.node_copy(node, copies.__getitem__)
+    written.set_codegen(graph.module.graph._codegen)
+    module = fx.GraphModule(graph.module, written)
+    rewritten = Graph(module, {copies[node]: kind for node, kind in graph.kinds.items()}, graph.input_shape)
+    for node in list(rewritten.of(Kind.MAXIMUM)):
+        # Erased at the end: the name of an erased node must not be given to another.
+        with written.inserting_before(node):
+            node.replace_all_uses_with(_Pool(rewritten, node).written())
+    for node in reversed(written.nodes):
+        if rewritten.kinds[node] in (Kind.MAXIMUM, Kind.ACTIVATION) and not node.users:
+            written.erase_node(node)
+            del rewritten.kinds[node]
+    module.recompile()
+    return rewritten
+
+
+class _Pool:
+    """One maximum over windows, written anew before the node it replaces."""
+
+    def __init__(self, graph: Graph, node: fx.Node) -> None:
+        self.graph, self.node = graph, node
+
+    def written(self) -> fx.Node:
+        """The last of the new nodes."""
+        (source,), over = self.node.all_input_nodes, windows_of(self.node)
+        # Pooled before the activation there are fewer of them, and what is compared may still be affine in the input.
+        activation = source if name_of(source) in _INCREASING and len(source.users) == 1 else None
+        sizes, outputs = (node.meta["val"].shape[-2:] for node in (source, self.node))
+        last = source if activation is None else activation.all_input_nodes[0]
+        windows = []
+        for axis in (0, 1):
+            starts = (place * over.stride[axis] - over.padding[axis] for place in range(outputs[axis]))
+            step, reach = over.dilation[axis], over.kernel[axis] * over.dilation[axis]
+            found = [range(start, start + reach, step) for start in starts]
+            windows.append([[place for place in window if 0 <= place < sizes[axis]] for window in found])
+            if not all(windows[axis]):
+                raise unsupported(self.node)
+            # Rows and columns between windows are not to be compared at all.
+            used = sorted({place for window in windows[axis] for place in window})
+            last = self._taken(last, axis - 2, used, sizes[axis])
+            windows[axis] = [[used.index(place) for place in window] for window in windows[axis]]
+        for axis in (1, 0):
+            last = self._maxima(last, axis - 2, windows[axis])
+        if activation is None:
+            return last
+        rest, options = activation.args[1:], activation.kwargs
+        return self._call(activation.target, last, *rest, kind=Kind.ACTIVATION, options=options)
+
+    def _maxima(self, x: fx.Node, axis: int, windows: list[list[int]]) -> fx.Node:
+        """The maximum of each window of places along an axis, in order."""
+        size = 1 + max(place for window in windows for place in window)
+        while any(len(window) > 1 for window in windows):
+            halved = [[tuple(window[i : i + 2]) for i in range(0, len(window), 2)] for window in windows]
+            found = dict.fromkeys(part for parts in halved for part in parts)
+            pairs, singles = ([part for part in found if len(part) == n] for n in (2, 1))
+            a, b = (self._taken(x, axis, [pair[side] for pair in pairs], size) for side in (0, 1))
+            rise = self._call(_ATEN.relu.default, self._call(_ATEN.sub.Tensor, b, a), kind=Kind.ACTIVATION)
+            larger = self._call(_ATEN.add.Tensor, a, rise)
+            if singles:
+                others = self._taken(x, axis, [single for (single,) in singles], size)
+                larger = self._call(_ATEN.cat.default, [larger, others], axis)
+            place = {part: at for at, part in enumerate([*pairs, *singles])}
+            x, size, windows = larger, len(place), [[place[part] for part in parts] for parts in halved]
+        return self._taken(x, axis, [window[0] for window in windows], size)
+
+    def _taken(self, x: fx.Node, axis: int, places: Sequence[int], size: int) -> fx.Node:
+        if list(places) == list(range(size)):
+            return x
+        module = self.graph.module
+        name = f"{self.node.name}_places_{len(self.graph.kinds)}"
+        module.register_buffer(name, torch.tensor(places, device=self.node.meta["val"].device))
+        index = module.graph.get_attr(name)
+        self.graph.kinds[index] = Kind.CONSTANT
+        return self._call(_ATEN.index_select.default, x, axis, index)
+
+    def _call(
+        self, target: Target, *args: Argument, kind: Kind = Kind.AFFINE, options: dict[str, Argument] | None = None
+    ) -> fx.Node:
+        node = self.graph.module.graph.create_node("call_function", target, args, options)
+        self.graph.kinds[node] = kind
+        return node
