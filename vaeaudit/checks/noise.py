@@ -1,0 +1,256 @@
+"""The noise check: how the likelihood of a clean input falls when the encoder sees it through Gaussian noise.
+
+E_eps E_{z ~ q(z|x + eps)} log p(x|z), eps ~ N(0, s^2 I), with s on the data's scale (Willetts et al. 2019, 5.3 and
+appendix E; Camuto et al. 2021, appendix E). It is E log p: E p, which the former print and do not plot, is carried by
+the rare best draws, and log E p can rank models in reverse. Noise meets the encoder alone: log p is always of the
+clean x, so that noisy inputs may leave the range and the likelihood's support.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vaeaudit.attacks.term import GoOn, Progress, always
+from vaeaudit.batches import RowBatches
+from vaeaudit.checks.encodings import Images
+from vaeaudit.checks.inputs import check_items
+from vaeaudit.draws import noise_set
+from vaeaudit.errors import ConfigError, DataError
+from vaeaudit.vae import VAE
+
+Over = Literal["mean", "median"]
+SIGMAS = (0.1, 0.25, 0.5, 1.0)
+_DRAWS = 10
+_MOST_NUMBERS = 2**23  # of noise held at once, as long as one item needs no more
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseResult:
+    """The likelihoods of I items under noise of S standard deviations ``sigmas``, with D draws an item.
+
+    In nats, in the model's dtype: ``clean`` (D, I) is log p(x|z), z ~ q(z|x); ``log_likelihood`` (S, D, I) is
+    log p(x|z*), z* ~ q(z|x + eps). A draw is one eps and one z. Its noise is the same in all sigmas, eps = s eta, and
+    its reparameterisation noise the same in ``clean`` as well: differences are paired, and curves over sigma smooth.
+
+    In input units: ``error`` (S, I) is ||rec(x + eps) - x|| and ``length`` (S, I) is ||eps||, after clipping, both of
+    the first draw of each item, with the reconstruction at z = the mean; ``clean_error`` (I,) is ||rec(x) - x||.
+
+    ``items`` (I,) number the items and key their draws. ``clip`` is the range that noisy inputs were clamped to, or
+    None. ``route`` is how log p is computed: figures of two routes are never compared. ``interrupted``: these are only
+    the first items.
+    """
+
+    sigmas: tuple[float, ...]
+    draws: int
+    items: tuple[int, ...]
+    clip: tuple[float, float] | None
+    route: str
+    seed: int
+    clean: Tensor
+    log_likelihood: Tensor
+    clean_error: Tensor
+    error: Tensor
+    length: Tensor
+    interrupted: bool
+
+    @property
+    def degradation(self) -> Tensor:
+        """log p(x|z) - log p(x|z*) in nats, (S, D, I); below 0 where noise did good."""
+        return self.clean - self.log_likelihood
+
+    def relative_degradation(self, by: Over = "mean") -> Tensor:
+        """|E log p(x|z*) - E log p(x|z)| / |E log p(x|z)| of each item, (S, I), with its draws' mean or median for E.
+
+        float64 on the CPU. It depends on the constants of the likelihood, as the definition of Camuto et al. does.
+        """
+        return over_draws(self.degradation, by).abs() / over_draws(self.clean, by).abs()
+
+    @property
+    def signs(self) -> tuple[str | None, ...]:
+        """For each sigma why its figures support no verdict, in a sentence; None where they do.
+
+        Off the data, log-variances can explode, and a mean is then carried by single draws. Signs are values that are
+        NaN or infinite, and a mean degradation of less than two standard errors over items. Less than one would be no
+        sign of heavy tails: the standard error of numbers that are not negative never exceeds their mean.
+        """
+        return tuple(map(_sign, self.sigmas, self.degradation.unbind(0)))
+
+
+def over_draws(values: Tensor, by: Over = "mean") -> Tensor:
+    """Each item's mean or lower median over its draws, (..., draws, items) -> (..., items), float64 on the CPU.
+
+    Items are independent of each other and the draws of one are not, so that every interval is over such values. The
+    median belongs to quantiles over items: where one draw in ten explodes, it does so in most items' means.
+    """
+    values = values.cpu().double()
+    return values.mean(-2) if by == "mean" else values.median(-2).values
+
+
+@torch.no_grad()
+def noise(
+    vae: VAE,
+    x: Tensor | Images,
+    sigmas: Sequence[float] = SIGMAS,
+    *,
+    n: int | None = None,
+    items: Sequence[int] | None = None,
+    draws: int = _DRAWS,
+    clip: bool = False,
+    data_range: tuple[float, float] | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    go_on: GoOn = always,
+) -> NoiseResult:
+    """Likelihoods of clean items whose encoder sees them under Gaussian noise, and how far the model denoises.
+
+    Args:
+        vae: the model.
+        x: the items, (I, *input_shape), or what gives those of given numbers.
+        sigmas: standard deviations of the noise, on the scale of the data.
+        n: how many items; all of a tensor where None.
+        items: their numbers, which key the draws; 0 to n - 1 where None.
+        draws: of noise and latents for each item.
+        clip: whether x + eps is clamped to the range.
+        data_range: [lo, hi] of the clean items; the model's own where None.
+        seed: of every random draw.
+        batch_size: most rows given to the model at once; by size where None.
+        go_on: asked between batches; on False the items done so far are returned.
+
+    Raises:
+        ConfigError: no sigma, or one that is negative, not finite or given twice; no draws; no items or no ``n`` for a
+            callable; ``clip`` without a range.
+        DataError: items that are not the model's, outside the range or the likelihood's support.
+    """
+    levels = _levels(sigmas)
+    numbers = _numbers(x, n, items)
+    box = data_range or vae.range
+    if draws < 1:
+        raise ConfigError(f"noise is averaged over draws: at least one is needed, but {draws} were asked for")
+    if clip and box is None:
+        raise ConfigError("noisy inputs can be clipped to a known range only, and the model names none; give one")
+    first = x[:1] if isinstance(x, Tensor) else x(numbers[:1])
+    check_items(vae, first, box, "items")
+    likelihood = vae.decode(vae.encode(first).mean)
+    rows = RowBatches.automatic(tuple(vae.input_shape), first.device) if batch_size is None else RowBatches(batch_size)
+
+    def of_items(index: Tensor) -> tuple[Tensor, ...]:
+        part = x[index] if isinstance(x, Tensor) else x([numbers[i] for i in index.tolist()])
+        for limits in (box, likelihood.support):
+            check_items(vae, part, limits, "items")
+        keys = [numbers[i] for i in index.tolist()]
+        values, errors, lengths = _of_part(vae, part, keys, levels, draws, box if clip else None, seed, rows.size)
+        return values.view(draws, len(part), -1).transpose(0, 1), errors, lengths
+
+    together = max(1, min(rows.size, _MOST_NUMBERS // (draws * first[0].numel())))
+    found: list[tuple[Tensor, ...]] = []
+    done, interrupted = 0, False
+    while done < len(numbers) and not interrupted:
+        index = torch.arange(done, min(done + together, len(numbers)), device=first.device)
+        found.append(RowBatches(together).map(of_items, index))
+        done += len(index)
+        interrupted = done < len(numbers) and not go_on(Progress("noise", len(numbers) - done, len(numbers)))
+    values, errors, lengths = (torch.cat(column) for column in zip(*found, strict=True))
+    clean, *noisy = values.permute(2, 1, 0).unbind(0)  # (I, D, 1 + S) -> 1 + S of (D, I)
+    return NoiseResult(
+        sigmas=levels,
+        draws=draws,
+        items=tuple(numbers[:done]),
+        clip=box if clip else None,
+        route=likelihood.route,
+        seed=seed,
+        clean=clean,
+        log_likelihood=torch.stack(noisy),
+        clean_error=errors[:, 0],
+        error=errors[:, 1:].T,
+        length=lengths[:, 1:].T,
+        interrupted=interrupted,
+    )
+
+
+def _of_part(
+    vae: VAE,
+    x: Tensor,
+    keys: Sequence[int],
+    sigmas: Sequence[float],
+    draws: int,
+    clip: tuple[float, float] | None,
+    seed: int,
+    size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log p(x|z) without and with noise, (draws * b, 1 + S); of the first draw ||rec - x|| and ||eps||, (b, 1 + S)."""
+    q = vae.encode(x)
+    input_shape, latent_shape = tuple(x.shape[1:]), q.noise_shape
+    eta = noise_set(input_shape, draws=draws, items=keys, seed=seed, check="noise.input", like=x)
+    latent = noise_set(latent_shape, draws=draws, items=keys, seed=seed, check="noise.latent", like=x)
+
+    def of_rows(place: Tensor, direction: Tensor, of_latent: Tensor) -> tuple[Tensor, ...]:
+        row = place % len(x)
+        firsts = torch.arange(int((place < len(x)).sum()), device=x.device)  # the first draw comes first
+        clean = x.index_select(0, row)
+        values, errors, lengths = [], [], []
+        for sigma in (None, *sigmas):
+            if sigma is None:
+                seen, posterior = clean, q.rows(row)
+            else:
+                seen = torch.add(clean, direction, alpha=sigma)
+                seen = seen if clip is None else seen.clamp(*clip)
+                posterior = vae.encode(seen)
+            values.append(vae.decode(posterior.sample(of_latent)).log_prob(clean))
+            target = clean[: len(firsts)]
+            lengths.append((seen[: len(firsts)] - target).flatten(1).norm(dim=1))
+            if len(firsts):
+                errors.append((vae.decode(posterior.rows(firsts).mean).mean - target).flatten(1).norm(dim=1))
+            else:  # many models cannot take a batch of no rows
+                errors.append(lengths[-1])
+        return torch.stack(values, 1), torch.stack(errors, 1), torch.stack(lengths, 1)
+
+    place = torch.arange(draws * len(x), device=x.device)
+    # Batches of its own: where memory runs out here, the items outside stay as they were counted.
+    values, errors, lengths = RowBatches(size).map(of_rows, place, eta.flatten(0, 1), latent.flatten(0, 1))
+    return values, errors, lengths
+
+
+def _sign(sigma: float, degradation: Tensor) -> str | None:
+    """What makes the mean of ``degradation`` (D, I) unclear."""
+    bad = int((~degradation.isfinite()).sum())
+    if bad:
+        return f"with noise of {sigma:g}, {bad} of {degradation.numel()} log-likelihoods are NaN or infinite"
+    if sigma == 0:
+        return None
+    of_items = over_draws(degradation)
+    effect = abs(float(of_items.mean()))
+    error = float(of_items.std()) / math.sqrt(len(of_items)) if len(of_items) > 1 else math.inf
+    if 2 * error <= effect:
+        return None
+    return (
+        f"with noise of {sigma:g}, the mean degradation of {effect:.3g} nats is less than twice its standard error "
+        f"over {len(of_items)} items, {error:.3g}; read the median, or take more items"
+    )
+
+
+def _levels(sigmas: Sequence[float]) -> tuple[float, ...]:
+    levels = tuple(abs(s) if s == 0 else float(s) for s in sigmas)  # abs: -0.0 has another name
+    if not levels or not all(0 <= s < math.inf for s in levels):
+        raise ConfigError(f"the noise needs standard deviations that are finite and not negative, but {levels} came")
+    if len({f"{s:.6g}" for s in levels}) < len(levels):
+        raise ConfigError(f"sigmas must differ in their first six digits, which name them, but {levels} were given")
+    return levels
+
+
+def _numbers(x: Tensor | Images, n: int | None, items: Sequence[int] | None) -> list[int]:
+    if n is None and items is None and not isinstance(x, Tensor):
+        raise ConfigError("items that are given by a function must be counted; give n, how many there are")
+    there = len(x) if isinstance(x, Tensor) else None
+    count = next(c for c in (n, there, len(items or ())) if c is not None)
+    numbers = list(range(count)) if items is None else list(items)
+    if there is not None and not len(numbers) == count == min(count, there):
+        raise DataError(
+            f"{there} items came, of which n = {count} cannot be taken with {len(numbers)} numbers; correct one"
+        )
+    if not numbers:
+        raise ConfigError("noise needs at least one item, but none was given")
+    return numbers

@@ -1,0 +1,67 @@
+"""The metrics of the noise check, by name."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from vaeaudit import stats
+from vaeaudit.checks.noise import NoiseResult, over_draws
+from vaeaudit.stats import Measurement
+
+_QUANTILES = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}
+
+
+def summarise_noise(result: NoiseResult, level: float = 0.95) -> dict[str, Measurement]:
+    """The metrics of noise, over items, by name: ``noise.s{sigma}.{figure}.{statistic}``.
+
+    ``log_likelihood`` (also at s = 0), ``degradation`` in nats and ``relative_degradation``, its share of
+    |log p(x|z)|: the mean over items of means over draws, and quantiles over items of medians over draws, which heavy
+    tails do not carry off. ``denoising_error``, ||rec(x + eps) - x||, beside ``noise_norm``, ||eps||, of one draw an
+    item.
+    """
+    clean, noisy, lost = result.clean, result.log_likelihood, result.degradation
+    metrics = _over_both(result, "noise.s0.log_likelihood", clean, "nats", "higher", level)
+    metrics |= _lengths("noise.s0.denoising_error", result.clean_error, "lower", level, "")
+    relative, typical = result.relative_degradation(), result.relative_degradation("median")
+    for place, sigma in enumerate(result.sigmas):
+        name = f"noise.s{sigma:.6g}"
+        metrics |= _over_both(result, f"{name}.log_likelihood", noisy[place], "nats", "higher", level)
+        metrics |= _over_both(result, f"{name}.degradation", lost[place], "nats", "lower", level)
+        metrics |= _over_items(
+            result, f"{name}.relative_degradation", relative[place], typical[place], "share", "lower", level
+        )
+        metrics |= _lengths(f"{name}.denoising_error", result.error[place], "lower", level)
+        metrics |= _lengths(f"{name}.noise_norm", result.length[place], "none", level)
+    return metrics
+
+
+def _over_both(
+    result: NoiseResult, name: str, values: Tensor, unit: str, direction: str, level: float
+) -> dict[str, Measurement]:
+    """Statistics of ``values`` (D, I)."""
+    return _over_items(result, name, over_draws(values), over_draws(values, "median"), unit, direction, level)
+
+
+def _over_items(
+    result: NoiseResult, name: str, means: Tensor, medians: Tensor, unit: str, direction: str, level: float
+) -> dict[str, Measurement]:
+    """Mean of ``means`` (I,) and quantiles of ``medians`` (I,), each item's over its draws."""
+    mean = stats.mean(means.tolist(), unit=unit, direction=direction, level=level)
+    of = "{}; of each item's {} over " + f"{result.draws} draw{'s' * (result.draws > 1)}"
+    metrics = {f"{name}.mean": replace(mean, estimator=of.format(mean.estimator, "mean"))}
+    for statistic, q in _QUANTILES.items():
+        measured = stats.quantile(medians.tolist(), q, unit=unit, direction=direction, level=level)
+        metrics[f"{name}.{statistic}"] = replace(measured, estimator=of.format(measured.estimator, "median"))
+    return metrics
+
+
+def _lengths(
+    name: str, values: Tensor, direction: str, level: float, of: str = "; one draw an item"
+) -> dict[str, Measurement]:
+    """Mean and median of ``values`` (I,), one for each item."""
+    unit, of_items = "input units", values.cpu().double().tolist()
+    both = {
+        f"{name}.mean": stats.mean(of_items, unit=unit, direction=direction, level=level),
+        f"{name}.median": stats.median(of_items, unit=unit, direction=direction, level=level),
+    }
+    return {key: replace(value, estimator=f"{value.estimator}{of}") for key, value in both.items()}
