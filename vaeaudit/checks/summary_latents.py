@@ -1,0 +1,104 @@
+"""The metrics of the latents check, by name."""
+
+import math
+from dataclasses import replace
+
+from scipy import stats as distributions
+from torch import Tensor
+
+from vaeaudit import stats
+from vaeaudit.checks.decomposition import Estimate
+from vaeaudit.checks.latents import LatentsResult, Layer
+from vaeaudit.stats import Measurement
+
+ACTIVE = 0.01  # the threshold of both criteria: nats, and squared latent units
+_NAMED = 64  # most units of a layer that have metrics of their own
+
+
+def summarise_latents(
+    result: LatentsResult, *, threshold: float = ACTIVE, level: float = 0.95
+) -> dict[str, Measurement]:
+    """The metrics of the latents over items, by name; no direction is more robust.
+
+    ``latents.elbo``, ``latents.log_likelihood`` (both only with draws) and ``latents.kl``, each ``.mean`` and
+    ``.median``; ``latents.unit{j}.kl.mean``, of layers of at most 64 units; ``latents.active_units.kl`` and
+    ``.variance``, the numbers of units whose mean KL, or whose variance of the mean (Burda et al. 2016), exceeds
+    ``threshold``; ``latents.mutual_information``, ``latents.total_correlation``, ``latents.dimension_wise_kl``. In a
+    chain the units' metrics begin with ``latents.layer{i}.``, ``latents.layer{i}.kl.mean`` is that layer's share, and
+    the last three are of the top layer.
+    """
+    columns = {"kl": result.kl}
+    if result.log_likelihood is not None and result.elbo is not None:
+        columns = {"elbo": result.elbo, "log_likelihood": result.log_likelihood, **columns}
+    metrics: dict[str, Measurement] = {}
+    for name, values in columns.items():
+        metrics[f"latents.{name}.mean"] = stats.mean(values.tolist(), unit="nats", direction="none", level=level)
+        metrics[f"latents.{name}.median"] = stats.median(values.tolist(), unit="nats", direction="none", level=level)
+    for layer in result.layers:
+        prefix = "latents"
+        if len(result.layers) > 1:
+            prefix = f"latents.layer{layer.number}"
+            metrics[f"{prefix}.kl.mean"] = stats.mean(
+                layer.item_kl.tolist(), unit="nats", direction="none", level=level
+            )
+        metrics |= _units(prefix, layer, result.n, threshold, level)
+    if (parts := result.decomposition) is not None:
+        for name, estimate in (
+            ("mutual_information", parts.mutual_information),
+            ("total_correlation", parts.total_correlation),
+            ("dimension_wise_kl", parts.dimension_wise),
+        ):
+            metrics[f"latents.{name}"] = replace(_interval(estimate, parts.n, level), estimator=f"{parts.estimator}")
+    return metrics
+
+
+def _units(prefix: str, layer: Layer, n: int, threshold: float, level: float) -> dict[str, Measurement]:
+    metrics: dict[str, Measurement] = {}
+    if len(layer.kl) <= _NAMED:
+        for unit, (value, error) in enumerate(zip(layer.kl.tolist(), layer.kl_error.tolist(), strict=True)):
+            metrics[f"{prefix}.unit{unit}.kl.mean"] = _interval(Estimate(value, error, n - 1), n, level)
+    criteria = {
+        "kl": (layer.kl, layer.kl_error, f"units of mean KL > {threshold:g} nats"),
+        "variance": (
+            layer.mean_variance,
+            layer.mean_variance_error,
+            f"continuous units whose posterior mean has variance > {threshold:g} (Burda et al. 2016)",
+        ),
+    }
+    for name, (values, errors, words) in criteria.items():
+        metrics[f"{prefix}.active_units.{name}"] = _active(values, errors, words, n, threshold, level)
+    return metrics
+
+
+def _active(values: Tensor, errors: Tensor, words: str, n: int, threshold: float, level: float) -> Measurement:
+    """How many exceed the threshold, between those that surely do and those that may; all together at ``level``."""
+    known = ~values.isnan()
+    values, errors = values[known], errors[known]
+    half = errors * float(distributions.t.ppf(1 - (1 - level) / (2 * max(len(values), 1)), n - 1))
+    surely, maybe = int((values - half > threshold).sum()), int((values + half > threshold).sum())
+    return Measurement(
+        value=float((values > threshold).sum()) if len(values) else None,
+        ci=(float(surely), float(maybe)) if len(values) else None,
+        level=level,
+        n=n,
+        nonfinite=0,
+        unit="units",
+        direction="none",
+        estimator=f"{words}, of {len(values)}; simultaneous t intervals over items (Bonferroni)",
+    )
+
+
+def _interval(estimate: Estimate, n: int, level: float) -> Measurement:
+    known = estimate.freedom > 0 and math.isfinite(estimate.standard_error)
+    half = float(distributions.t.ppf(0.5 + level / 2, estimate.freedom)) * estimate.standard_error if known else 0.0
+    finite = math.isfinite(estimate.value)
+    return Measurement(
+        value=estimate.value if finite else None,
+        ci=(estimate.value - half, estimate.value + half) if known and finite else None,
+        level=level,
+        n=n,
+        nonfinite=int(not finite),
+        unit="nats",
+        direction="none",
+        estimator="mean, Student t interval over items",
+    )
