@@ -12,7 +12,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from vaeaudit.checks import decomposition
 from vaeaudit.checks.decomposition import Decomposition, decompose, log_density, log_mixture, unit_kl
 from vaeaudit.checks.encodings import Encodings
-from vaeaudit.errors import ConfigError, ContractError
+from vaeaudit.errors import ConfigError, ContractError, NonFiniteError
 
 ALL = torch.arange
 
@@ -334,3 +334,11 @@ def test_what_cannot_be_asked_for_is_refused() -> None:
             decompose(curved(), standard(3), **options)
     with pytest.raises(ConfigError, match="at least two items"):
         decompose(curved(1), standard(3))
+
+
+def test_an_infinite_kl_has_no_parts() -> None:
+    table = torch.full((4, 2), -math.log(2), dtype=torch.float64)
+    empty = gaussian([[]] * 4, [[]] * 4, table)
+    impossible = standard(0, torch.tensor([[0.0, -torch.inf]], dtype=torch.float64))
+    with pytest.raises(NonFiniteError, match="the mean KL to the prior is inf"):
+        decompose(empty, impossible)
