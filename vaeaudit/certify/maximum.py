@@ -10,13 +10,11 @@ import torch
 from torch import fx
 from torch.fx.node import Argument, Target
 
-from vaeaudit.certify.graph import Graph, Kind, name_of
+from vaeaudit.certify.graph import Graph, Kind
 from vaeaudit.certify.lines import unsupported
 from vaeaudit.certify.lipschitz import windows_of
 
 _ATEN = torch.ops.aten
-# They keep the order of any two numbers: the maximum of what they give is what they give of the maximum.
-_INCREASING = frozenset({"relu", "tanh", "sigmoid", "hardtanh"})
 
 
 def without_maxima(graph: Graph) -> Graph:
@@ -36,14 +34,15 @@ def without_maxima(graph: Graph) -> Graph:
     written.set_codegen(graph.module.graph._codegen)
     module = fx.GraphModule(graph.module, written)
     rewritten = Graph(module, {copies[node]: kind for node, kind in graph.kinds.items()}, graph.input_shape)
-    for node in list(rewritten.of(Kind.MAXIMUM)):
-        # Erased at the end: the name of an erased node must not be given to another.
+    maxima = list(rewritten.of(Kind.MAXIMUM))
+    for node in maxima:
         with written.inserting_before(node):
-            node.replace_all_uses_with(_Pool(rewritten, node).written())
-    for node in reversed(written.nodes):
-        if rewritten.kinds[node] in (Kind.MAXIMUM, Kind.ACTIVATION) and not node.users:
-            written.erase_node(node)
-            del rewritten.kinds[node]
+            larger = _Pool(rewritten, node).written()
+        larger.meta["val"] = node.meta["val"]  # for the size of another maximum after this one
+        node.replace_all_uses_with(larger)
+    for node in maxima:  # at the end, so that none of their names is given to another
+        written.erase_node(node)
+        del rewritten.kinds[node]
     module.recompile()
     return rewritten
 
@@ -57,11 +56,8 @@ class _Pool:
     def written(self) -> fx.Node:
         """The last of the new nodes."""
         (source,), over = self.node.all_input_nodes, windows_of(self.node)
-        # Pooled before the activation there are fewer of them, and what is compared may still be affine in the input.
-        activation = source if name_of(source) in _INCREASING and len(source.users) == 1 else None
         sizes, outputs = (node.meta["val"].shape[-2:] for node in (source, self.node))
-        last = source if activation is None else activation.all_input_nodes[0]
-        windows = []
+        last, windows = source, []
         for axis in (0, 1):
             starts = (place * over.stride[axis] - over.padding[axis] for place in range(outputs[axis]))
             step, reach = over.dilation[axis], over.kernel[axis] * over.dilation[axis]
@@ -75,10 +71,7 @@ class _Pool:
             windows[axis] = [[used.index(place) for place in window] for window in windows[axis]]
         for axis in (1, 0):
             last = self._maxima(last, axis - 2, windows[axis])
-        if activation is None:
-            return last
-        rest, options = activation.args[1:], activation.kwargs
-        return self._call(activation.target, last, *rest, kind=Kind.ACTIVATION, options=options)
+        return last
 
     def _maxima(self, x: fx.Node, axis: int, windows: list[list[int]]) -> fx.Node:
         """The maximum of each window of places along an axis, in order."""
@@ -107,9 +100,7 @@ class _Pool:
         self.graph.kinds[index] = Kind.CONSTANT
         return self._call(_ATEN.index_select.default, x, axis, index)
 
-    def _call(
-        self, target: Target, *args: Argument, kind: Kind = Kind.AFFINE, options: dict[str, Argument] | None = None
-    ) -> fx.Node:
-        node = self.graph.module.graph.create_node("call_function", target, args, options)
+    def _call(self, target: Target, *args: Argument, kind: Kind = Kind.AFFINE) -> fx.Node:
+        node = self.graph.module.graph.create_node("call_function", target, args)
         self.graph.kinds[node] = kind
         return node
