@@ -21,6 +21,8 @@ from .opening import Options, filled, read_options
 
 CHANNELS, HIDDEN = 32, 256
 BOTTOM = (CHANNELS, 4, 4)  # what the convolutions end in, for either image size
+# The weights check asks: prefixes of the names of tensors.
+WEIGHT_PARTS = {"encoder": ("encoder.",), "decoder": ("decoder.",)}
 
 
 class BurgessOptions(Options):

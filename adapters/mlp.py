@@ -27,6 +27,8 @@ from vaeaudit.errors import AdapterError, CheckpointError
 from .opening import Options, filled, read_options
 
 PARTS = ("encoder.shared", "encoder.mean", "encoder.logvar", "decoder")
+# The weights check asks: prefixes of the names of tensors.
+WEIGHT_PARTS = {"encoder": ("encoder.",), "decoder": ("decoder.",)}
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,

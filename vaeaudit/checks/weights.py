@@ -1,0 +1,344 @@
+"""The weights check: L2 norms of encoder and decoder (Willetts et al. 2019, table 1), without running the model.
+
+sqrt(sum of squares) over tensors of two or more dimensions, for encoder and decoder apart; from model 1 to model 2 it
+changes by 100 (n2 - n1) / n1 percent. Sums are in float64 whatever the tensors are stored in, and a bounded part of one
+tensor lies in memory at a time.
+"""
+
+import math
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vaeaudit.attacks.term import GoOn, Progress, always
+from vaeaudit.checks.spectral import Measured, matrix_shape, measured_norms, row_blocks
+from vaeaudit.errors import ConfigError, NonFiniteError
+
+# Name prefixes of each part's tensors, where an adapter says nothing else; the longest that fits a name decides.
+PARTS: Mapping[str, Sequence[str]] = {"encoder": ("encoder.",), "decoder": ("decoder.",)}
+NEITHER = "neither"  # the part of tensors that belong to neither on purpose, such as a discriminator's
+_SHOWN = 6  # names in one sentence
+_START = 64  # numbers by which tensors of one shape are told apart at first
+_STATISTICS = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")
+_REPARAMETRISED = re.compile(r"(^|\.)(weight_g|weight_v|weight_orig|parametrizations\..+)$")
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """One tensor, read a part at a time: ``block(rows, columns)`` of it as a matrix (shape[0], -1), in ``dtype``.
+
+    A tensor of fewer than two dimensions is a matrix of one row. ``place`` is equal for tensors that share memory.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    place: Hashable
+    block: Callable[[slice, slice], Tensor]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Weight":
+        """A tensor that is in memory."""
+        place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        matrix = tensor.detach().reshape(matrix_shape(tuple(tensor.shape)))
+        return cls(tuple(tensor.shape), tensor.dtype, place, lambda rows, columns: matrix[rows, columns])
+
+
+@dataclass(frozen=True, eq=False)
+class TensorNorm:
+    """One tensor that was counted.
+
+    ``l2`` is its Frobenius norm and ``share`` that of its sum of squares in its part's, 0 where it is ``tied_to`` a
+    tensor named earlier in the part, which counts for both; None where the part's norm is 0. ``spectral`` is the
+    matrix 2-norm of the tensor reshaped (shape[0], -1), found by ``method``: of a convolution's kernel this is NOT the
+    norm of the convolution as an operator. None for a vector, where it was not asked for, or the tensor is too large.
+    ``against`` is the L2 norm in the other model, ``change`` 100 (l2 - against) / against, None where that is 0.
+    """
+
+    name: str
+    part: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    l2: float
+    share: float | None
+    spectral: float | None
+    method: str
+    tied_to: str | None
+    against: float | None
+    change: float | None
+
+
+@dataclass(frozen=True)
+class PartNorm:
+    """Encoder or decoder: ``l2`` over ``tensors`` tensors of ``numbers`` numbers in all, tied ones counted once.
+
+    ``against`` and ``change`` as in :class:`TensorNorm`, ``why`` says why there is no change. All are NaN where the
+    check was interrupted before the part was done.
+    """
+
+    name: str
+    l2: float
+    tensors: int
+    numbers: int
+    against: float | None
+    change: float | None
+    why: str
+
+
+@dataclass(frozen=True, eq=False)
+class WeightsResult:
+    """The norms of the weights by part and by tensor, in the order of the file.
+
+    ``vectors``: whether tensors of fewer than two dimensions (biases, normalisation) are counted. ``left_out`` are the
+    tensors that are not, by name. ``warnings`` are sentences on what makes a norm mean less than it seems to.
+    """
+
+    parts: tuple[PartNorm, ...]
+    tensors: tuple[TensorNorm, ...]
+    vectors: bool
+    left_out: tuple[str, ...]
+    warnings: tuple[str, ...]
+    interrupted: bool
+
+
+def weights(
+    tensors: Mapping[str, Tensor | Weight],
+    *,
+    parts: Mapping[str, Sequence[str]] | None = None,
+    against: Mapping[str, Tensor | Weight] | None = None,
+    vectors: bool = False,
+    spectral: bool = True,
+    go_on: GoOn = always,
+) -> WeightsResult:
+    """L2 norms of encoder and decoder.
+
+    Args:
+        tensors: by name: a ``state_dict()``, or :class:`Weight` that are read from a file piece by piece.
+        parts: name prefixes of the "encoder", the "decoder" and, where there are such, of "neither"; the longest one
+            that fits a name decides. :data:`PARTS` where None.
+        against: model 1, from which the change is counted, of the same architecture; it may be stored more coarsely.
+        vectors: whether tensors of fewer than two dimensions count as well.
+        spectral: whether the 2-norm of each tensor is computed too, which takes most of the time.
+        go_on: asked between tensors; on False the parts that are not done have NaN.
+
+    Raises:
+        ConfigError: tensors that fit no part, a part without weights, ``against`` of another architecture.
+        NonFiniteError: a weight is NaN or infinite.
+    """
+    ours = _taken(tensors)
+    part_of = assign(ours, PARTS if parts is None else parts)
+    theirs = None if against is None else _taken(against)
+    if theirs is not None:
+        _check_alike(ours, theirs)
+    counted = {name: w for name, w in ours.items() if part_of[name] != NEITHER and _counts(name, w, vectors)}
+    for part in PARTS:
+        if not any(part_of[name] == part for name in counted):
+            raise ConfigError(
+                f"no tensor of the {part} holds weights that count; name the adapter of this model, which says which "
+                "tensors are encoder and decoder"
+            )
+    tied = _tied(counted, part_of)
+    tied_there = {} if theirs is None else _tied({name: theirs[name] for name in counted}, part_of)
+    done: list[TensorNorm] = []
+    for left, (name, weight) in zip(range(len(counted), 0, -1), counted.items(), strict=True):
+        if done and not go_on(Progress("weights", left, len(counted))):
+            break
+        here = _finite(
+            name, measured_norms(matrix_shape(weight.shape), weight.block, spectral and len(weight.shape) > 1)
+        )
+        there = None
+        if theirs is not None:
+            other = theirs[name]
+            there = _finite(name, measured_norms(matrix_shape(other.shape), other.block, False)).l2
+        done.append(
+            TensorNorm(
+                name=name,
+                part=part_of[name],
+                shape=weight.shape,
+                dtype=weight.dtype,
+                l2=here.l2,
+                share=None,
+                spectral=here.spectral,
+                method=here.method,
+                tied_to=tied.get(name),
+                against=there,
+                change=None if not there else 100 * (here.l2 - there) / there,
+            )
+        )
+        norms = []
+    for part in PARTS:
+        of_part = [t for t in done if t.part == part]
+        whole = len(of_part) == sum(part_of[name] == part for name in counted)
+        norms.append(_part_norm(part, of_part, tied_there, compared=theirs is not None, whole=whole))
+    squares = {part.name: part.l2**2 for part in norms}
+    shared = [
+        replace(t, share=None if not squares[t.part] else 0.0 if t.tied_to else t.l2**2 / squares[t.part]) for t in done
+    ]
+    left_out = tuple(name for name in ours if name not in counted)
+    warned = _warnings(ours, part_of, counted, tied, theirs)
+    return WeightsResult(tuple(norms), tuple(shared), vectors, left_out, warned, len(done) < len(counted))
+
+
+def assign(names: Iterable[str], parts: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The part of each name, by its longest prefix.
+
+    Raises :class:`ConfigError` that tells the names that fit none, and for parts that are none.
+    """
+    if set(parts) - {NEITHER} != set(PARTS):
+        raise ConfigError(
+            f"the parts of a model must be encoder and decoder, and perhaps neither, but are {list(parts)}"
+        )
+    prefixes = sorted(((p, part) for part, of in parts.items() for p in of), key=lambda pair: -len(pair[0]))
+    found = {name: next((part for p, part in prefixes if name.startswith(p)), None) for name in names}
+    strange = [name for name, part in found.items() if part is None]
+    if strange:
+        known = ", ".join(f"'{p}' ({part})" for p, part in prefixes)
+        raise ConfigError(
+            f"nothing says whether these tensors belong to the encoder or the decoder: {_some(strange)}; known are "
+            f"names that begin with {known}; name an adapter that says it (WEIGHT_PARTS)"
+        )
+    return {name: part for name, part in found.items() if part is not None}
+
+
+def _taken(tensors: Mapping[str, Tensor | Weight]) -> dict[str, Weight]:
+    return {name: t if isinstance(t, Weight) else Weight.of(t) for name, t in tensors.items()}
+
+
+def _counts(name: str, weight: Weight, vectors: bool) -> bool:
+    """Whether it is a weight, and not a counter, a running statistic or (unless wanted) a vector."""
+    return weight.dtype.is_floating_point and not _STATISTICS.search(name) and (vectors or len(weight.shape) > 1)
+
+
+def _check_alike(ours: Mapping[str, Weight], theirs: Mapping[str, Weight]) -> None:
+    faults = {
+        "missing there": [name for name in ours if name not in theirs],
+        "only there": [name for name in theirs if name not in ours],
+        "of another shape": [
+            f"{name} ({_sizes(ours[name])} here, {_sizes(theirs[name])} there)"
+            for name in ours
+            if name in theirs and ours[name].shape != theirs[name].shape
+        ],
+    }
+    told = "; ".join(f"{what}: {_some(names)}" for what, names in faults.items() if names)
+    if told:
+        raise ConfigError(
+            f"norms are compared between models of one architecture, and the other model's tensors differ ({told}); "
+            "give another checkpoint of this architecture"
+        )
+
+
+def _tied(counted: Mapping[str, Weight], part_of: Mapping[str, str]) -> dict[str, str]:
+    """Tensors that are the same as one named earlier in their part, by name.
+
+    Where tensors share memory they are. A file need not keep that, and there equal numbers tell; not for vectors and
+    for constant matrices, which are equal wherever they were initialised alike.
+    """
+    alike: dict[Hashable, list[str]] = {}
+    for name, weight in counted.items():
+        start = weight.block(slice(0, 1), slice(0, _START)).flatten().tolist()
+        alike.setdefault((part_of[name], weight.shape, weight.dtype, tuple(start)), []).append(name)
+    found: dict[str, str] = {}
+    for names in alike.values():
+        firsts: list[str] = []
+        for name in names:
+            same = next((first for first in firsts if _same(counted[first], counted[name])), None)
+            if same is None:
+                firsts.append(name)
+            else:
+                found[name] = same
+    return found
+
+
+def _same(one: Weight, other: Weight) -> bool:
+    if one.place == other.place:
+        return True
+    if len(one.shape) < 2 or 0 in one.shape:
+        return False
+    start, varies = one.block(slice(0, 1), slice(0, 1)), False
+    for part in row_blocks(matrix_shape(one.shape)):
+        values = one.block(*part)
+        if not torch.equal(values, other.block(*part)):
+            return False
+        varies = varies or bool((values != start).any())
+    return varies
+
+
+def _finite(name: str, measured: Measured) -> Measured:
+    if measured.bad:
+        raise NonFiniteError(
+            f"{name} holds {measured.bad} NaN or infinite value{'s' * (measured.bad > 1)} of {measured.numbers}, so "
+            "that it has no norm; export the model again from a sound state"
+        )
+    return measured
+
+
+def _part_norm(
+    name: str, tensors: Sequence[TensorNorm], tied_there: Mapping[str, str], *, compared: bool, whole: bool
+) -> PartNorm:
+    """The norm of ``tensors``, which are all of a part where it is ``whole``."""
+    own = [t for t in tensors if not t.tied_to]
+    l2 = math.sqrt(math.fsum(t.l2**2 for t in own)) if whole else math.nan
+    against, change, why = None, None, ""
+    if compared:
+        others = [t.against for t in tensors if t.against is not None and t.name not in tied_there]
+        against = math.sqrt(math.fsum(norm**2 for norm in others)) if whole else math.nan
+        change = 100 * (l2 - against) / against if against else None
+        why = "" if against else "the other model's norm is 0, and a change relative to it is undefined"
+    return PartNorm(name, l2, len(own), sum(math.prod(t.shape) for t in own), against, change, why)
+
+
+def _warnings(
+    ours: Mapping[str, Weight],
+    part_of: Mapping[str, str],
+    counted: Mapping[str, Weight],
+    tied: Mapping[str, str],
+    theirs: Mapping[str, Weight] | None,
+) -> tuple[str, ...]:
+    """Sentences on what makes these norms mean less than they seem to."""
+    told: list[str] = []
+    for part in PARTS:
+        names = [name for name in ours if part_of[name] == part]
+        batch = [name.removesuffix(".running_var") for name in names if name.endswith(".running_var")]
+        if batch:
+            told.append(
+                f"the {part} has batch normalisation ({_some(batch)}), which undoes any factor of the weights "
+                "before it: their norm is arbitrary, and so is the part's"
+            )
+        scales = [
+            name.removesuffix(".weight") for name in names if name.endswith(".weight") and len(ours[name].shape) == 1
+        ]
+        others = [name for name in scales if name not in batch]
+        if others:
+            told.append(
+                f"the {part} has vectors called weight ({_some(others)}), as normalisation has: where it follows a "
+                "layer, that layer's norm is arbitrary"
+            )
+        derived = [name for name in names if name in counted and _REPARAMETRISED.search(name)]
+        if derived:
+            told.append(
+                f"the {part} stores weights that the model works with in another form ({_some(derived)}), as weight "
+                "and spectral normalisation do: these are norms of what is stored"
+            )
+    if tied:
+        pairs = [f"{name} = {first}" for name, first in tied.items()]
+        told.append(f"equal tensors were counted once in a part, as tied weights: {_some(pairs)}")
+    for whose, tensors in (("this", ours), ("the other", theirs or {})):
+        half = [name for name in counted if name in tensors and tensors[name].dtype in _HALF]
+        if half:
+            told.append(
+                f"{whose} model stores {len(half)} of {len(counted)} tensors in half precision ({_some(half)}): their "
+                "squares are summed in float64, but the weights themselves are rounded"
+            )
+    return tuple(told)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _sizes(weight: Weight) -> str:
+    return "x".join(map(str, weight.shape)) or "scalar"

@@ -1,0 +1,108 @@
+"""Weights read from files piece by piece, and which of them an adapter calls encoder and decoder.
+
+No model is built: a safetensors file of any size is read through its header. PyTorch files are read whole, as
+:func:`vaeaudit.checkpoints.read_checkpoint` reads them.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vaeaudit.checkpoints import _find, _first, read_checkpoint
+from vaeaudit.checks.spectral import matrix_shape
+from vaeaudit.checks.weights import NEITHER, PARTS, Weight
+from vaeaudit.errors import AdapterError, CheckpointError
+from vaeaudit.registry import Adapter
+
+# NumPy knows no bfloat16: its bits are read as integers.
+_TYPES: Mapping[str, tuple[str, torch.dtype]] = {
+    "F64": ("<f8", torch.float64),
+    "F32": ("<f4", torch.float32),
+    "F16": ("<f2", torch.float16),
+    "BF16": ("<i2", torch.bfloat16),
+    "I64": ("<i8", torch.int64),
+    "I32": ("<i4", torch.int32),
+    "I16": ("<i2", torch.int16),
+    "I8": ("i1", torch.int8),
+    "U8": ("u1", torch.uint8),
+    "BOOL": ("?", torch.bool),
+}
+
+
+def read_weights(path: str | Path) -> dict[str, Weight]:
+    """The tensors of a .safetensors or PyTorch file, or of a folder that holds exactly one, in the file's order.
+
+    Only the header of a safetensors file is read now, and parts of tensors where they are asked for.
+
+    Raises:
+        CheckpointError: missing, truncated, or not a file of dense real numbers.
+        TrustError, NonFiniteError: as :func:`vaeaudit.checkpoints.read_checkpoint` does, of PyTorch files.
+    """
+    file = _find(Path(path))
+    if file.suffix.lower() != ".safetensors":
+        return {name: Weight.of(tensor) for name, tensor in read_checkpoint(file).tensors.items()}
+    try:
+        with safe_open(file, framework="pt", device="cpu") as handle:  # checks that header and length agree
+            names = handle.offset_keys()
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} is not a whole safetensors file ({_first(error)}); it may be truncated or only named so"
+        ) from error
+    if not names:
+        raise CheckpointError(f"{file} holds no tensors, where a model's weights were expected; export it again")
+    return {name: _weight(file, name, header[name], 8 + length) for name in names}
+
+
+def _weight(file: Path, name: str, entry: Mapping[str, object], base: int) -> Weight:
+    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    assert isinstance(kind, str) and isinstance(shape, list) and isinstance(offsets, list)  # safe_open has seen to it
+    if kind not in _TYPES:
+        raise CheckpointError(
+            f"{file}: {name} is a tensor of another kind ({kind}), where real numbers of 16 bits or more were "
+            "expected; export the model in float32"
+        )
+    stored, dtype = _TYPES[kind]
+    matrix = matrix_shape(tuple(shape))
+    start = base + int(offsets[0])
+
+    def block(rows: slice, columns: slice) -> Tensor:
+        if 0 in matrix:
+            return torch.empty(matrix, dtype=dtype)[rows, columns]
+        # Mapped anew for each block: what stays mapped stays in memory once it was read.
+        mapped = np.memmap(file, dtype=stored, mode="r", offset=start, shape=matrix)
+        return torch.from_numpy(np.array(mapped[rows, columns])).view(dtype)
+
+    return Weight(tuple(shape), dtype, (file, start), block)
+
+
+def weight_parts(adapter: Adapter) -> Mapping[str, Sequence[str]]:
+    """What an adapter says of the names of tensors: the mapping ``WEIGHT_PARTS`` beside its ``open``, or the usual one.
+
+    ``WEIGHT_PARTS = {"encoder": ("encoder.", "quant_conv."), "decoder": ("decoder.",), "neither": ("loss.",)}`` gives
+    prefixes of names, of which the longest that fits decides; "neither" may be left out.
+
+    Raises :class:`AdapterError` where it is something else.
+    """
+    module = sys.modules.get(getattr(adapter.open, "__module__", ""))
+    said: object = getattr(module, "WEIGHT_PARTS", PARTS)
+    if isinstance(said, Mapping) and set(said) - {NEITHER} == set(PARTS):
+        parts = {part: prefixes for part, prefixes in said.items() if _is_prefixes(prefixes)}
+        if len(parts) == len(said):
+            return parts
+    raise AdapterError(
+        f"WEIGHT_PARTS of adapter '{adapter.name}' is {said!r}, where prefixes of tensor names were expected, such as "
+        '{"encoder": ("encoder.",), "decoder": ("decoder.",)}, with "neither" beside them where needed'
+    )
+
+
+def _is_prefixes(value: object) -> bool:
+    return isinstance(value, tuple | list) and all(isinstance(prefix, str) for prefix in value)
