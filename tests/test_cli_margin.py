@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vaeaudit.certify.local import LocalMargin
 from vaeaudit.cli.app import main
 from vaeaudit.report.model import json_schema
+from vaeaudit.subject import _sample
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MODEL, DATA = EXAMPLES / "shapes-beta1.safetensors", EXAMPLES / "shapes.npz"
@@ -31,12 +34,12 @@ Margin = Callable[..., Outcome]
 
 
 @pytest.fixture
-def margin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Margin:
-    """The command on two items of the bundled model, in this process, outside any repository."""
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Margin:
+    """`vaeaudit margin` in this process, outside any repository."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*more: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["vaeaudit", *map(str, ("margin", MODEL, "--data", DATA, *FAST, *more))])
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["vaeaudit", "margin", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
         assert isinstance(ended.value.code, int)
@@ -45,13 +48,99 @@ def margin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     return run
 
 
+@pytest.fixture
+def margin(cli: Margin) -> Margin:
+    """The command on two items of the bundled model."""
+    return lambda *more: cli(MODEL, "--data", DATA, *FAST, *more)
+
+
+# An autoencoder of 4x4 images on a basis of three, with the posteriors that models of other families have.
+ADAPTER = """
+from dataclasses import dataclass
+
+import torch
+import vaeaudit
+
+
+@dataclass
+class Point:
+    mean: torch.Tensor
+    noise_shape = (0,)
+
+    def sample(self, noise):
+        return self.mean.expand(*noise.shape[:-1], -1)
+
+    def kl(self, other):
+        return self.mean.new_zeros(len(self.mean))
+
+    wasserstein2 = kl
+
+    def rows(self, index):
+        return type(self)(self.mean[index])
+
+
+@dataclass
+class Categorical(Point):
+    noise_shape = (3,)
+
+    def sample(self, noise):
+        gumbel = -(-torch.special.log_ndtr(noise)).log()
+        drawn = torch.nn.functional.one_hot((self.mean + gumbel).argmax(-1), 3).to(self.mean)
+        return self.mean + 1e-3 * drawn
+
+
+def one_item_without_end(mean):
+    stddev = torch.full_like(mean, -3.0)
+    stddev[mean.abs().amax(1) > 5] = float("nan")
+    return vaeaudit.DiagonalGaussian(mean, stddev)
+
+
+class Own(torch.nn.Module):
+    input_shape, range = (1, 4, 4), None
+
+    def __init__(self, basis, posterior):
+        super().__init__()
+        self.register_buffer("basis", basis)
+        self.posterior = posterior
+        self.eval()
+
+    @property
+    def prior(self):
+        return vaeaudit.DiagonalGaussian.standard((3,), like=self.basis)
+
+    def encode(self, x):
+        return self.posterior((x.flatten(1) - 0.5) @ self.basis)
+
+    def decode(self, z):
+        return vaeaudit.GaussianLikelihood((0.5 + z @ self.basis.t()).unflatten(1, (1, 4, 4)), z.new_tensor(-2.0))
+
+
+def open(checkpoint, config):
+    return Own(checkpoint.tensors["basis"], globals()[config["posterior"]])
+"""
+
+
+@pytest.fixture
+def toy(cli: Margin) -> Margin:
+    """The command on a model of 4x4 images, whose posterior is named, and 1,100 images, of which it tries 1,000."""
+    basis = torch.linalg.qr(torch.randn(16, 3, generator=torch.Generator().manual_seed(1))).Q.contiguous()
+    z = torch.randn(1100, 3, generator=torch.Generator().manual_seed(2))
+    outside = next(item for item in range(1100) if item not in _sample(1100, 0))
+    z[outside] = 10
+    save_file({"basis": basis}, "toy.safetensors")
+    np.save("toy.npy", (0.5 + z @ basis.T).reshape(-1, 1, 4, 4).numpy())
+    Path("toy_posteriors.py").write_text(ADAPTER)
+    model = ("toy.safetensors", "--data", "toy.npy", "--adapter", "toy_posteriors.py:open")
+    return lambda posterior, *more: cli(*model, "--option", f"posterior={posterior}", *more)
+
+
 def report() -> dict[str, Any]:
     content: dict[str, Any] = json.loads(Path("vaeaudit-report/report.json").read_text())
     return content
 
 
 def test_it_bounds_every_item_from_below_and_above_and_writes_that_down(margin: Margin) -> None:
-    done = margin("--r", "4", "--format", "json")
+    done = margin("--r", "4", "--format", "json", "-q")  # a slow machine would show progress
     assert (done.code, done.err) == (0, "")
     written = report()
     assert json.loads(done.out) == written
@@ -61,6 +150,7 @@ def test_it_bounds_every_item_from_below_and_above_and_writes_that_down(margin: 
     assert entry["chosen"] == "2 of 576, drawn at random"
     for item in entry["items"]:
         assert 0 < item["certified"] <= item["empirical"]
+        assert 0 < item["pathwise"] <= item["empirical"]
         assert item["frobenius"] <= item["spectral"] <= item["whitened"]
         assert item["p_low"] <= item["p0"]
         assert item["min_r"] <= item["min_r_upper"] < 4
@@ -94,12 +184,51 @@ def test_margins_that_contradict_each_other_support_no_verdict(margin: Margin, m
     def overstated(*_: object) -> LocalMargin:
         return LocalMargin(*(torch.full((2,), value, dtype=torch.float64) for value in (1e3, 0.0, 0.0)))
 
-    monkeypatch.setattr("vaeaudit.checks.margin.local_margin", overstated)
+    monkeypatch.setattr("vaeaudit.checks.certified.local_margin", overstated)
     done = margin("--r", "4")
     assert done.code == 5
     written = report()
     assert written["verdict"] == "inconclusive"
     assert any("exceeds its empirical one" in warning for warning in written["warnings"])
+
+
+def test_a_deterministic_autoencoder_gets_the_margin_that_is_left_of_r_robustness(toy: Margin) -> None:
+    done = toy("Point", "--r", "0.5", "--items", "2", "-q")
+    assert (done.code, done.err) == (0, "")
+    assert "r-robustness degenerates" in " ".join(done.out.split())
+    written = report()
+    jsonschema.validate(written, json_schema())
+    (entry,) = written["margins"]
+    assert (entry["deterministic"], entry["alpha"], entry["draws"], entry["missing"]) == (True, 0, 0, [])
+    for item in entry["items"]:  # f(x) is a projection: the exact margin is r
+        assert item["certified"] == pytest.approx(0.5, rel=0.01)
+        assert item["spectral"] == pytest.approx(0.5, rel=1e-5)
+        assert item["certified"] <= 0.5 <= item["empirical"] <= 0.525
+        assert item["pathwise"] is None
+    markdown = Path("vaeaudit-report/report.md").read_text(encoding="utf-8")
+    assert "the encoder is deterministic, so that this probability is 0 or 1, the bounds are sure" in markdown
+    assert markdown.count("Warning: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("posterior", "arguments", "words"),
+    [
+        ("Point", ["--r", "auto"], "the reconstructions do not vary over draws of the posterior"),
+        ("Categorical", [], "this model's is Categorical, which does vary; `vaeaudit attack` takes any posterior"),
+        ("Categorical", ["--r", "1"], "this model's is Categorical, which does vary"),
+        ("one_item_without_end", ["--items", "1100"], "NaN or infinite for 1 of 1100 items, the first of them item "),
+        ("one_item_without_end", ["--items", "1100", "--r", "1"], "NaN or infinite for 1 of 1100 items"),
+    ],
+)
+def test_a_posterior_that_has_no_margin_is_one_sentence_and_exit_2(
+    posterior: str, arguments: list[str], words: str, toy: Margin
+) -> None:
+    done = toy(posterior, *arguments, "-q")
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert words in done.err
+    assert report()["margins"] == []
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,10 @@ class Margins:
 
 
 def _crossed(at: MarginAt) -> Tensor:
-    """Which items have a certified margin above their empirical one, (items,)."""
+    """Which items have a certified margin, the pathwise one included, above their empirical one, (items,)."""
     if at.certified is None or at.empirical is None:
         return torch.zeros_like(at.kept.hits, dtype=torch.bool)
-    return at.certified.radius > at.empirical.margin
+    return torch.fmax(at.certified.radius, at.certified.pathwise) > at.empirical.margin
 
 
 def margin_entries(margins: Margins) -> list[MarginEntry]:
@@ -53,6 +53,7 @@ def margin_entries(margins: Margins) -> list[MarginEntry]:
             estimator=result.norms.estimator,
             items=[_item(result, at, place, item) for place, item in enumerate(margins.items)],
             missing=list(at.certified.missing) if at.certified is not None else [],
+            deterministic=result.deterministic,
         )
         for at in result.at
     ]
@@ -67,6 +68,7 @@ def _item(result: MarginResult, at: MarginAt, place: int, item: int) -> MarginIt
         p0=float(at.kept.p0[place]),
         p_low=float(at.kept.p_low[place]),
         certified=None if certified is None else _number(certified.radius[place]),
+        pathwise=None if certified is None else _number(certified.pathwise[place]),
         by="none" if certified is None else certified.by[place],
         frobenius=_number(at.estimates.frobenius[place]),
         spectral=_number(at.estimates.spectral[place]),
@@ -81,6 +83,11 @@ def _item(result: MarginResult, at: MarginAt, place: int, item: int) -> MarginIt
 def margin_warnings(margins: Margins) -> list[str]:
     """What a reader of these margins must know."""
     told = []
+    if margins.result.deterministic:
+        told.append(
+            "the encoder is deterministic, so that r-robustness degenerates (P(||Delta|| <= r) is 0 or 1): the margins "
+            "are the least ||d|| that moves the reconstruction g(mu(x + d)) by more than r, and their bounds are sure"
+        )
     for at in margins.result.at:
         items, name = len(margins.items), f"r = {at.r:.6g}"
         bare = int((~at.estimates.robust).sum())
@@ -88,7 +95,7 @@ def margin_warnings(margins: Margins) -> list[str]:
             told.append(f"{bare} of {items} items are not r-robust even unperturbed at {name}: their margin is 0")
         if at.certified is not None:
             told += [
-                f"no certificate {reason}" if reason.startswith(("from", "around")) else reason
+                f"no certificate {reason}" if reason.startswith(("from", "around", "along")) else reason
                 for reason in at.certified.missing
             ]
         if at.empirical is None:

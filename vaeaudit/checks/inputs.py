@@ -1,10 +1,14 @@
-"""What an attack is given: tensors that fit the model, told apart from those that do not in one sentence."""
+"""What a check is given: tensors that fit the model, told apart from those that do not in one sentence."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from vaeaudit.errors import DataError
-from vaeaudit.vae import VAE
+from vaeaudit.batches import RowBatches
+from vaeaudit.draws import noise_set
+from vaeaudit.errors import DataError, UnsupportedError
+from vaeaudit.vae import VAE, DiagonalGaussian, Posterior
 
 
 def check_items(vae: VAE, x: Tensor, box: tuple[float, float] | None, what: str) -> None:
@@ -47,3 +51,51 @@ def check_pairs(vae: VAE, x: Tensor, x_t: Tensor, box: tuple[float, float] | Non
     if equal.any():
         which = equal.nonzero().squeeze(1).tolist()
         raise DataError(f"source and target are the same image in pair {which[0]}; there is nothing to attack")
+
+
+def without_spread(vae: VAE, x: Tensor, rows: RowBatches, *, items: Sequence[int]) -> bool:
+    """Whether the encoder is deterministic: no draw of any item of ``x`` differs from its posterior's mean.
+
+    ``items`` number the rows of ``x``.
+
+    Raises:
+        UnsupportedError: the posterior varies and is no diagonal Gaussian, or only some of its deviations are 0.
+        DataError: standard deviations are NaN or infinite.
+    """
+    with torch.no_grad():
+        first = vae.encode(x[:1])
+    kind, shape = type(first).__name__, tuple(first.noise_shape)
+    gaussian = isinstance(first, DiagonalGaussian)
+    number = torch.arange(len(x), device=x.device)
+
+    @torch.no_grad()
+    def spread(index: Tensor) -> tuple[Tensor]:
+        q: Posterior = vae.encode(x[index])
+        if isinstance(q, DiagonalGaussian):
+            return (q.stddev.flatten(1),)
+        noise = noise_set(shape, draws=2, items=index.tolist(), seed=0, check="spread", like=x)
+        return ((q.sample(noise) - q.mean).abs().amax(0).flatten(1),)
+
+    (found,) = rows.map(spread, number)
+    bad = (~found.isfinite().all(1)).nonzero().squeeze(1).tolist()
+    if gaussian and bad:
+        raise DataError(
+            f"the posterior's standard deviation is NaN or infinite for {len(bad)} of {len(x)} items, the first of "
+            f"them item {items[bad[0]]}: they have no margin; leave them out, check the data's range and the "
+            "checkpoint, or try --dtype float64"
+        )
+    if not bool(found.any()):
+        return True
+    if not gaussian:
+        raise UnsupportedError(
+            f"margins are defined for a diagonal Gaussian posterior, or for one that does not vary, but this model's "
+            f"is {kind}, which does vary; `vaeaudit attack` takes any posterior"
+        )
+    without = int((found == 0).any(1).sum())
+    if without:
+        raise UnsupportedError(
+            f"the posterior has a standard deviation of 0 for {without} of {len(x)} items, so that r-robustness "
+            "degenerates there, and not for all items and latents, as in a deterministic encoder, whose margin would "
+            "be taken; ask for these items and the others apart"
+        )
+    return False

@@ -15,37 +15,21 @@ from vaeaudit.attacks.margin import SIGMAS, Empirical, empirical_margin
 from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.attacks.within import kept_along
 from vaeaudit.batches import RowBatches
-from vaeaudit.certify.graph import Graph, trace_encoder
-from vaeaudit.certify.lipschitz import LipschitzBounds
-from vaeaudit.certify.local import Sigma, local_margin
-from vaeaudit.certify.propagation import first_norms
-from vaeaudit.certify.theorem import global_margin
+from vaeaudit.certify.graph import trace_encoder
+from vaeaudit.certify.local import Sigma
+from vaeaudit.certify.theorem import pathwise_margin
+from vaeaudit.checks.certified import Certificates, Certified
+from vaeaudit.checks.deterministic import Deterministic
 from vaeaudit.checks.estimates import FirstOrder, JacobianNorms, first_order, jacobian_norms
-from vaeaudit.checks.inputs import check_items
+from vaeaudit.checks.inputs import check_items, without_spread
 from vaeaudit.checks.radius import Kept, MinRadius, check_probability, draw_distances, kept, min_radius
-from vaeaudit.errors import ConfigError, DataError, UnsupportedError, nearest
+from vaeaudit.errors import ConfigError, DataError, nearest
 from vaeaudit.vae import VAE
 
 PARTS = ("certified", "empirical")
 _DRAWS = 1000
+_DRAWN = "margin"  # what the draws are keyed by
 _SHOWN, _LENGTHS = 6, 13  # items whose fall is shown, and at how many lengths
-_TOGETHER = 4  # items certified between two questions whether to go on
-
-
-@dataclass(frozen=True, eq=False)
-class Certified:
-    """Lower bounds of R in input units, (items,) float64: NaN where the search was stopped before.
-
-    ``radius`` is the best of ``everywhere``, from Lipschitz constants (NaN where there are none), and ``around``, from
-    bounds that hold near each item (NaN where there are none); ``by`` names the certificate that gave it, "none" where
-    it is 0. ``missing`` says of a certificate that there is none why.
-    """
-
-    radius: Tensor
-    everywhere: Tensor
-    around: Tensor
-    by: tuple[str, ...]
-    missing: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +45,8 @@ class Fall:
 class MarginAt:
     """The margins at one radius ``r``; ``certified`` and ``empirical`` are None where they were not asked for.
 
-    ``fall`` shows how the first items that broke left r; None where none broke.
+    ``fall`` shows how the first items that broke left r; None where none was searched for or the encoder is
+    deterministic.
     """
 
     r: float
@@ -79,6 +64,10 @@ class MarginResult:
     Every bound of an item and radius holds with probability 1 - ``alpha`` (``alpha`` is (1 - ``level``) over the number
     of items and radii where ``family_wise``: then all hold together with probability ``level``). ``min_radius`` is the
     least r for which an item is r-robust unperturbed. ``sigma`` is "frozen" or "full".
+
+    Where the encoder is ``deterministic`` R is inf{||d||: ||g(mu(x + d)) - g(mu(x))|| > r}: P is 0 or 1, so that m,
+    sigma and draws play no part (``draws`` and ``min_radius`` are 0), every bound is sure (``alpha`` is 0), and
+    ``norms`` and estimates are those of the map g o mu.
     """
 
     m: float
@@ -93,6 +82,7 @@ class MarginResult:
     norms: JacobianNorms
     at: tuple[MarginAt, ...]
     interrupted: bool
+    deterministic: bool = False
 
 
 def margin(
@@ -113,7 +103,7 @@ def margin(
     items: Sequence[int] | None = None,
     go_on: GoOn = always,
 ) -> MarginResult:
-    """Certified, estimated and empirical margins of each item.
+    """Certified, estimated and empirical margins of each item; for a deterministic encoder as the result says.
 
     Args:
         vae: the model; the decoder's mean is what must stay within r.
@@ -134,9 +124,9 @@ def margin(
 
     Raises:
         ConfigError: r not positive and finite, m or level outside (0, 1), an unknown sigma or part, no draws.
-        DataError: items that are not the model's, or outside the range.
-        UnsupportedError: the posterior is no diagonal Gaussian, or deterministic.
-        NonFiniteError: means, standard deviations, derivatives or reconstructions are NaN or infinite.
+        DataError: items that are not the model's, outside the range, or of a standard deviation that is not finite.
+        UnsupportedError: the posterior varies and is no diagonal Gaussian, or has a standard deviation of 0 in places.
+        NonFiniteError: means, derivatives or reconstructions are NaN or infinite.
     """
     radii = _radii(r, x.dtype)
     box = data_range or vae.range
@@ -146,16 +136,23 @@ def margin(
     if len(keys) != len(x):
         raise DataError(f"each of the {len(x)} items needs a number, but {len(keys)} came; give one each")
     rows = RowBatches.automatic(tuple(vae.input_shape), x.device) if batch_size is None else RowBatches(batch_size)
+    watch, used = _Watch(go_on), box if boxed else None
+    if without_spread(vae, x, rows, items=keys):
+        alone = Deterministic(vae, x, rows, items=keys, seed=seed, level=level)
+        return _deterministic(alone, radii, m, sigma, used, level, family_wise, parts, seed, watch)
     alpha = (1 - level) / (len(x) * len(radii) if family_wise else 1)
     norms = jacobian_norms(vae, x, rows, items=keys, seed=seed, level=level)
-    distances = draw_distances(vae, x, rows, draws=draws, items=keys, seed=seed, check="margin")
-    certificates = _Certificates(vae, x, sigma) if "certified" in parts else None
-    watch, used = _Watch(go_on), box if boxed else None
+    distances = draw_distances(vae, x, rows, draws=draws, items=keys, seed=seed, check=_DRAWN)
+    certificates = growth = None
+    if "certified" in parts:
+        certificates = Certificates(lambda: trace_encoder(vae, x), x, sigma)
+        growth = certificates.growth(vae, draws=draws, items=keys, seed=seed, check=_DRAWN)
     at = []
     for radius in radii:
         within = kept(distances, radius, alpha)
         estimates = first_order(norms, within.p_low, m)
-        certified = None if certificates is None else certificates.of(within.p_low, m, watch)
+        paths = None if growth is None else pathwise_margin(distances, growth, radius, m, alpha)
+        certified = None if certificates is None else certificates.of(within.p_low, m, watch, paths)
         empirical = None
         if "empirical" in parts and not watch.stopped:
             empirical = empirical_margin(
@@ -187,17 +184,44 @@ def usual_radius(
     """``times`` the median over items of the estimated min r, from draws of its own, to four digits.
 
     A radius chosen from the draws that judge it would spoil their confidence. Raises :class:`ConfigError` where it
-    would be 0.
+    would be 0, as for a deterministic encoder, and what :func:`margin` raises for a posterior that it cannot take.
     """
     rows = RowBatches.automatic(tuple(vae.input_shape), x.device) if batch_size is None else RowBatches(batch_size)
-    distances = draw_distances(vae, x, rows, draws=_DRAWS, items=items, seed=seed, check="margin.auto")
-    radius = times * float(min_radius(distances, m, 0.5).estimate.median())
+    radius = 0.0
+    if not without_spread(vae, x, rows, items=items):
+        distances = draw_distances(vae, x, rows, draws=_DRAWS, items=items, seed=seed, check="margin.auto")
+        radius = times * float(min_radius(distances, m, 0.5).estimate.median())
     if not 0 < radius < float("inf"):
         raise ConfigError(
             "the reconstructions do not vary over draws of the posterior, so no radius can be chosen from them; "
             "give one"
         )
     return float(f"{radius:.4g}")  # as it is printed
+
+
+def _deterministic(
+    alone: Deterministic,
+    radii: tuple[float, ...],
+    m: float,
+    sigma: Sigma,
+    box: tuple[float, float] | None,
+    level: float,
+    family_wise: bool,
+    parts: Sequence[str],
+    seed: int,
+    watch: "_Watch",
+) -> MarginResult:
+    """The margins where nothing varies: every item is kept for certain, by a radius of 0."""
+    one, none = torch.ones_like(alone.norms.spectral), torch.zeros_like(alone.norms.spectral)
+    at = []
+    for radius in radii:
+        certified = alone.certified(radius, watch) if "certified" in parts else None
+        empirical = alone.empirical(radius, box, watch) if "empirical" in parts and not watch.stopped else None
+        held = Kept(none.long(), one, one, 0, 0.0)
+        at.append(MarginAt(radius, held, alone.estimates(radius), certified, empirical, None))
+    least = MinRadius(none, none, None, 0, m, 0.0)
+    norms, stopped = alone.norms, watch.stopped
+    return MarginResult(m, sigma, box, level, 0.0, family_wise, 0, seed, least, norms, tuple(at), stopped, True)
 
 
 def _fall(
@@ -230,59 +254,6 @@ class _Watch:
     def __call__(self, progress: Progress) -> bool:
         self.stopped = self.stopped or not self._go_on(progress)
         return not self.stopped
-
-
-class _Certificates:
-    """What certificates of all radii share: the traced encoder, its Lipschitz constants."""
-
-    def __init__(self, vae: VAE, x: Tensor, sigma: Sigma) -> None:
-        self._x, self._sigma = x, sigma
-        self._missing: list[str] = []
-        self._graph: Graph | None = None
-        self._norms: dict[str, Tensor] | None = None
-        self._lipschitz: Tensor | None = None
-        self._log_lipschitz: Tensor | None = None
-        try:
-            self._graph = trace_encoder(vae, x)
-        except UnsupportedError as error:
-            self._missing.append(str(error))
-            return
-        try:
-            bounds = LipschitzBounds(self._graph)
-            with torch.no_grad():
-                log_stddev = self._graph.module(x.double())[1]
-            self._lipschitz = bounds.of_output(0, torch.exp(-log_stddev))
-            self._log_lipschitz = bounds.of_output(1) if sigma == "full" else None
-        except UnsupportedError as error:
-            self._missing.append(f"from Lipschitz constants: {str(error).splitlines()[0]}")
-
-    def of(self, p_low: Tensor, m: float, go_on: _Watch) -> Certified:
-        """The certified margins from ``p_low`` (items,), lower bounds of p0."""
-        missing = list(self._missing)
-        everywhere = torch.full_like(p_low, torch.nan)
-        if self._lipschitz is not None:
-            everywhere = global_margin(p_low, m, self._lipschitz, self._log_lipschitz)
-        around = torch.full_like(p_low, torch.nan)
-        by = ["Lipschitz constants"] * len(p_low)
-        for first in range(0, len(p_low), _TOGETHER):
-            part = slice(first, first + _TOGETHER)
-            if self._graph is None or not go_on(Progress("certifying", len(p_low) - first, len(p_low))):
-                break
-            try:
-                if self._norms is None:
-                    self._norms = first_norms(self._graph, self._x[:1].double())
-                found = local_margin(self._graph, self._x[part], p_low[part], m, self._sigma, _TOGETHER, self._norms)
-            except UnsupportedError as error:
-                # The interpreter of a graph appends where it was, at length.
-                missing.append(f"around each item: {str(error).splitlines()[0]}")
-                break
-            around[part], by[part] = found.radius, found.won
-        better = torch.fmax(everywhere, around)
-        wins = [
-            "none" if not radius > 0 else near if near_radius >= radius else "Lipschitz constants"
-            for radius, near_radius, near in zip(better.tolist(), around.tolist(), by, strict=True)
-        ]
-        return Certified(better, everywhere, around, tuple(wins), tuple(missing))
 
 
 def _radii(r: float | Sequence[float], dtype: torch.dtype) -> tuple[float, ...]:

@@ -81,9 +81,10 @@ def summarise_likeness(result: CappedResult, data_range: tuple[float, float]) ->
 def summarise_margin(result: MarginResult) -> dict[str, Measurement]:
     """The metrics of the margins, over items, by name: ``margin.r{r}.{quantity}.{statistic}``.
 
-    Medians and quartiles of the certified margin, of the three estimates and of the empirical margin, in which an item
-    that nothing broke keeps its place at the top; the certified margin's mean, E R's lower bound; and the shares of
-    items that are certified at all, that nothing broke, and that are not r-robust even unperturbed.
+    Medians and quartiles of the certified margin, of the pathwise one where there is any, of the three estimates and of
+    the empirical margin, in which an item that nothing broke keeps its place at the top; the certified margin's mean,
+    E R's lower bound; and the shares of items that are certified at all, that nothing broke, and that are not r-robust
+    even unperturbed.
     """
     metrics = {
         "margin.min_r.median": stats.median(
@@ -99,7 +100,8 @@ def summarise_margin(result: MarginResult) -> dict[str, Measurement]:
         }
         shares = {"not_robust_unperturbed": (~at.estimates.robust, "lower")}
         if at.certified is not None:
-            columns = {"certified": at.certified.radius, **columns}
+            paths = {"pathwise": at.certified.pathwise} if at.certified.pathwise.isfinite().any() else {}
+            columns = {"certified": at.certified.radius, **paths, **columns}
             shares["certified"] = (at.certified.radius > 0, "higher")
             certified = at.certified.radius.tolist()
             metrics[f"{name}.certified.mean"] = stats.mean(certified, unit=unit, direction="higher", level=result.level)

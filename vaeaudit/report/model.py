@@ -195,7 +195,10 @@ class MarginItemEntry(_Entry):
     p0: float = Field(description="Share of draws within r where nothing is perturbed.")
     p_low: float = Field(description="Its lower confidence bound, on which certificate and estimates rest.")
     certified: Number = Field(description="Lower bound of the margin; null where there is none.")
-    by: str = Field(description="The certificate that gave it.")
+    pathwise: Number = Field(
+        None, description="Another lower bound, of a confidence of its own; null where there is none."
+    )
+    by: str = Field(description="The certificate that gave the certified margin.")
     frobenius: Number
     spectral: Number
     whitened: Number = Field(description="First-order estimate: bounded by neither of the two bounds.")
@@ -220,6 +223,9 @@ class MarginEntry(_Entry):
     estimator: str = Field(description="How the Jacobian's norms were found.")
     items: list[MarginItemEntry]
     missing: list[str] = Field(description="Certificates that there are none of, and why.")
+    deterministic: bool = Field(
+        False, description="The encoder has no spread: margins of g(mu(x)) alone, whose bounds are sure (alpha is 0)."
+    )
 
 
 class Report(_Entry):

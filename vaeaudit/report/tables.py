@@ -66,6 +66,8 @@ MARGIN_LEGEND = {
     "p0": "share of draws within r, unperturbed (lower confidence bound, on which certificate and estimates rest)",
     "certified": "lower bound of the margin: no distortion shorter than this takes the item out of r (by which proof): "
     "propagation of linear bounds through the encoder, its linear region around the item, or its Lipschitz constants",
+    "pathwise": "another lower bound, with a confidence of its own: how far each draw stays within r by the Lipschitz "
+    "constants of encoder and decoder, and their quantile; n/a where there are none",
     "Frobenius, spectral, whitened": "first-order estimates: what the margin would be if the encoder were linear; they "
     "are no bounds and may lie outside the two that are",
     "empirical": "upper bound of the margin: a distortion of this length was seen to take the item out of r",
@@ -74,6 +76,7 @@ MARGIN_LEGEND = {
 MARGIN_METRICS = {
     "min_r": "least r for which an item is r-robust unperturbed",
     "certified": "lower bound of the margin; its share is that of items certified at all, its mean a bound of E R",
+    "pathwise": "another lower bound of the margin, from how far each draw stays within r",
     "frobenius": "min sigma (Phi^-1(p) - Phi^-1(m)) / ||J||_F, theorem 1 as printed: an estimate",
     "spectral": "the same with ||J||_2",
     "whitened": "(Phi^-1(p) - Phi^-1(m)) / ||D^-1 J||_2, the sharpest of the three",
@@ -121,6 +124,7 @@ def margin_table(margins: MarginEntry) -> Table:
             f"{number(item.min_r)} ({number(item.min_r_upper)})",
             f"{number(item.p0)} ({number(item.p_low)})",
             number(item.certified) + ("" if item.by == "none" else f" ({item.by})"),
+            number(item.pathwise),
             ", ".join(number(value) for value in (item.frobenius, item.spectral, item.whitened)),
             f"> {number(item.largest)} tried" if item.censored else number(item.empirical),
         ]
@@ -132,6 +136,12 @@ def margin_table(margins: MarginEntry) -> Table:
 def asked(margins: MarginEntry) -> str:
     """What a margin is of, in a sentence."""
     box = f"x + d in [{margins.box[0]:g}, {margins.box[1]:g}]" if margins.box else "no box"
+    if margins.deterministic:
+        return (
+            f"r = {margins.r:.6g}, {box} for the empirical margin; the encoder is deterministic, so that this "
+            "probability is 0 or 1, the bounds are sure, and m, sigma and draws play no part; the estimates are "
+            f"r / ||J|| of g(mu(x)), with nothing to whiten; items: {margins.chosen}"
+        )
     level = f"{margins.level:.4g}" + (" for all items and radii together" if margins.family_wise else " each")
     return (
         f"r = {margins.r:.6g}, m = {margins.m:g}, sigma {margins.sigma}, {box} for the empirical margin; "

@@ -1,0 +1,200 @@
+"""The certified margins of all items: what their certificates share, which of them is best, and why one is missing."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from vaeaudit.attacks.term import GoOn, Progress
+from vaeaudit.certify.graph import Graph, Kind, name_of, trace_decoder
+from vaeaudit.certify.lipschitz import LipschitzBounds
+from vaeaudit.certify.local import Sigma, local_margin
+from vaeaudit.certify.propagation import first_norms
+from vaeaudit.certify.theorem import global_margin
+from vaeaudit.draws import noise_set
+from vaeaudit.errors import UnsupportedError
+from vaeaudit.vae import VAE
+
+_TOGETHER = 4  # items certified between two questions whether to go on
+_MOST_NUMBERS = 2**22  # of noise held at once
+_ROUNDING = 1e-9
+_SAME_VALUES = frozenset(
+    {
+        *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze"),
+        *("unsqueeze", "select", "slice", "narrow", "unbind", "split", "split_with_sizes", "chunk", "getitem"),
+        *("clone", "contiguous", "alias", "identity", "expand"),
+    }
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Certified:
+    """Lower bounds of R in input units, (items,) float64: NaN where the search was stopped before.
+
+    ``radius`` is the best of ``everywhere``, from Lipschitz constants (NaN where there are none), and ``around``, from
+    bounds that hold near each item (NaN where there are none); ``by`` names the certificate that gave it, "none" where
+    it is 0. ``pathwise`` is a bound of its own, which follows each draw as the input moves (THEOREM iii); NaN where
+    there is none. It is not maximised into ``radius``: both hold with the full confidence, but rest on different
+    events, so that the larger of the two would only hold with twice the error probability, or each with half of it.
+    ``missing`` says of a certificate that there is none why.
+    """
+
+    radius: Tensor
+    everywhere: Tensor
+    around: Tensor
+    pathwise: Tensor
+    by: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+class Certificates:
+    """What the certificates of all radii share: the traced encoder, its Lipschitz constants.
+
+    ``trace`` gives the encoder's graph, or raises :class:`UnsupportedError`. A network of more than ``most`` neurons
+    and outputs gets no bounds around the items.
+    """
+
+    def __init__(self, trace: Callable[[], Graph], x: Tensor, sigma: Sigma, *, most: float = math.inf) -> None:
+        self._x, self._sigma, self._near = x, sigma, True
+        self.missing: list[str] = []
+        self._graph: Graph | None = None
+        self._norms: dict[str, Tensor] | None = None
+        self._bounds: LipschitzBounds | None = None
+        self._lipschitz: Tensor | None = None
+        self._log_lipschitz: Tensor | None = None
+        self._latents = 0
+        try:
+            self._graph = trace()
+        except UnsupportedError as error:
+            self.missing.append(str(error))
+            return
+        neurons = _neurons(self._graph, x)
+        if neurons > most:
+            self._near = False
+            self.missing.append(
+                f"around each item: linear bounds of {neurons} neurons and outputs, more than {most}, take too long"
+            )
+        try:
+            bounds = LipschitzBounds(self._graph)
+            with torch.no_grad():
+                log_stddev = self._graph.module(x.double())[1]
+            self._lipschitz = bounds.of_output(0, torch.exp(-log_stddev))
+            self._log_lipschitz = bounds.of_output(1) if sigma == "full" else None
+            self._bounds, self._latents = bounds, log_stddev.shape[1]
+        except UnsupportedError as error:
+            self.missing.append(f"from Lipschitz constants: {str(error).splitlines()[0]}")
+
+    def growth(self, vae: VAE, *, draws: int, items: Sequence[int], seed: int, check: str) -> Tensor | None:
+        """W of theorem (iii) for the draws of ``draw_distances``, (draws, items) or less where they are all equal.
+
+        W = Lip(g) (Lip(mu) + ||c * eta||), c_i = Lip(sigma_i), 0 where sigma is frozen. None where there is no such
+        constant; ``missing`` then says which.
+        """
+        if self._graph is None:  # told already
+            return None
+        try:
+            if self._bounds is None:
+                raise UnsupportedError("it rests on the encoder's Lipschitz constant")
+            decoder = LipschitzBounds(trace_decoder(vae, self._x)).of_output(0)
+            mean, moves = self._bounds.of_output(0), self._x.new_zeros(1, dtype=torch.float64)
+            if self._sigma == "full":
+                moves = _stddev_lipschitz(self._graph, self._bounds, self._latents)
+        except UnsupportedError as error:
+            self.missing.append(f"along the path of each draw: {str(error).splitlines()[0]}")
+            return None
+        if not bool(moves.any()):
+            return decoder * mean * (1 + _ROUNDING)
+        with torch.no_grad():
+            shape = vae.encode(self._x[:1]).noise_shape
+        lengths = []
+        together = max(1, _MOST_NUMBERS // (draws * math.prod(shape)))
+        for first in range(0, len(items), together):
+            part = items[first : first + together]
+            eta = noise_set(shape, draws=draws, items=part, seed=seed, check=check, like=self._x)
+            lengths.append(torch.linalg.vector_norm(moves * eta.double().flatten(2), dim=2))
+        return decoder * (mean + torch.cat(lengths, dim=1)) * (1 + _ROUNDING)
+
+    def of(self, p_low: Tensor, m: float, go_on: GoOn, pathwise: Tensor | None = None) -> Certified:
+        """The certified margins from ``p_low`` (items,), lower bounds of p0; with ``pathwise`` (items,) if it is known.
+
+        Asked at least once for each few items whether to ``go_on``; on False what is left is NaN.
+        """
+        missing = list(self.missing)
+        everywhere = torch.full_like(p_low, torch.nan)
+        if self._lipschitz is not None:
+            everywhere = global_margin(p_low, m, self._lipschitz, self._log_lipschitz)
+        around = torch.full_like(p_low, torch.nan)
+        by = ["Lipschitz constants"] * len(p_low)
+        for first in range(0, len(p_low) if self._near else 0, _TOGETHER):
+            part = slice(first, first + _TOGETHER)
+            if self._graph is None or not go_on(Progress("certifying", len(p_low) - first, len(p_low))):
+                break
+            try:
+                if self._norms is None:
+                    self._norms = first_norms(self._graph, self._x[:1].double())
+                found = local_margin(self._graph, self._x[part], p_low[part], m, self._sigma, _TOGETHER, self._norms)
+            except UnsupportedError as error:
+                # The interpreter of a graph appends where it was, at length.
+                missing.append(f"around each item: {str(error).splitlines()[0]}")
+                break
+            around[part], by[part] = found.radius, found.won
+        better = torch.fmax(everywhere, around)
+        wins = [
+            "none" if not radius > 0 else near if near_radius >= radius else "Lipschitz constants"
+            for radius, near_radius, near in zip(better.tolist(), around.tolist(), by, strict=True)
+        ]
+        paths = torch.full_like(better, torch.nan) if pathwise is None else pathwise
+        return Certified(better, everywhere, around, paths, tuple(wins), tuple(missing))
+
+
+@torch.no_grad()
+def _neurons(graph: Graph, x: Tensor) -> int:
+    """How many inputs activations have, and how many elements the first output."""
+    run = fx.Interpreter(graph.module, garbage_collect_values=False)
+    outputs: tuple[Tensor, ...] = run.run(x[:1].double())
+    bending = graph.of(Kind.ACTIVATION, Kind.MAXIMUM)
+    return outputs[0].numel() + sum(int(run.env[node].numel()) for node in bending)
+
+
+def _stddev_lipschitz(graph: Graph, bounds: LipschitzBounds, latents: int) -> Tensor:
+    """Lip(sigma_i) of each latent, (latents,), from that of log sigma_i and the largest value that it can take."""
+    each = bounds.of_output(1, torch.eye(latents, dtype=torch.float64))
+    if not bool(each.any()):
+        return each
+    most = _ceiling(graph.outputs[1], graph)
+    if most == math.inf:
+        raise UnsupportedError(
+            "sigma = full needs a Lipschitz constant of sigma itself, and the exponential of a log sigma without an "
+            "upper limit has none; sigma = frozen needs none"
+        )
+    return each * math.exp(most) * (1 + _ROUNDING)
+
+
+def _ceiling(node: fx.Node, graph: Graph) -> float:
+    """An upper bound of a value's elements from what they are clamped to; infinite where nothing limits them."""
+    name, given = name_of(node), node.args
+    if graph.kinds[node] not in (Kind.ACTIVATION, Kind.AFFINE) or not isinstance(given[0], fx.Node):
+        return math.inf
+    before = given[0]
+    other = given[1] if len(given) > 1 else None
+    match name:
+        case "clamp":
+            low, high = (
+                node.kwargs.get(key, given[k] if k < len(given) else None) for k, key in ((1, "min"), (2, "max"))
+            )
+            if isinstance(high, (int, float)):
+                return float(high)
+            return max(_ceiling(before, graph), float(low)) if isinstance(low, (int, float)) else math.inf
+        case "hardtanh":
+            return float(given[2]) if len(given) > 2 and isinstance(given[2], (int, float)) else 1.0
+        case "tanh" | "sigmoid":
+            return 1.0
+        case "mul" | "div" if isinstance(other, (int, float)) and other > 0:
+            return _ceiling(before, graph) * (other if name == "mul" else 1 / other)
+        case "add" | "sub" if isinstance(other, (int, float)) and not node.kwargs:
+            return _ceiling(before, graph) + (other if name == "add" else -other)
+        case _ if name in _SAME_VALUES:
+            return _ceiling(before, graph)
+    return math.inf
