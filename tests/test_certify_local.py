@@ -149,6 +149,16 @@ def test_the_bounds_are_those_of_crown_by_hand() -> None:
     assert -upper.least(here.rho).item() == pytest.approx(2, rel=1e-8)
 
 
+def test_a_value_that_is_added_to_itself_moves_twice_as_far() -> None:
+    def network(x: Tensor) -> tuple[Tensor]:
+        h = torch.relu(x)
+        return (torch.relu(h + h - 1.5),)
+
+    here = ball(trace(network, (1,), random(1), "it"), torch.full((1, 1), 0.2, dtype=torch.float64), 1.0)
+    rise = -here.bounds(here.outputs[0], -torch.ones(1, 1, 1, dtype=torch.float64)).least(here.rho)
+    assert float(rise) >= 0.9  # at x = 1.2
+
+
 def encoder_of(mean: Callable[[Tensor], Tensor], log_stddev: Callable[[Tensor], Tensor], inputs: int) -> Graph:
     like = torch.zeros((), dtype=FLOAT64)
     return trace(lambda x: (mean(x), log_stddev(x)), (inputs,), like, "the encoder")

@@ -36,7 +36,8 @@ _STRUCTURAL = frozenset(
             "squeeze",
             "unsqueeze",
         ),
-        *("select", "slice", "unbind", "split", "split_with_sizes", "chunk", "getitem", "clone", "contiguous", "alias"),
+        *("select", "slice", "index_select", "unbind", "split", "split_with_sizes", "chunk", "getitem"),
+        *("clone", "contiguous", "alias"),
         *("avg_pool2d", "adaptive_avg_pool2d"),
     }
 )
@@ -250,7 +251,7 @@ class _Relaxing(fx.Interpreter):
         """
         name, target = name_of(n), cast(Callable[..., Any], n.target)
         rest = arguments[1:]
-        moving = [source for source in n.all_input_nodes if source in self.reach]
+        moving = [source for source in n.args if isinstance(source, fx.Node) and source in self.reach]  # h + h: twice
         reaches = [self.reach[source] for source in moving]
         if name in _STRUCTURAL:
             return target(reaches[0], *rest, **keywords)
