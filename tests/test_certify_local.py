@@ -256,6 +256,35 @@ def test_an_operation_without_linear_bounds_is_refused_by_name() -> None:
         ball(graph, torch.zeros(1, 16, dtype=FLOAT64), 0.1)
 
 
+@pytest.mark.parametrize("fold", [lambda h: h.view(-1, 4, 1).transpose(0, 1), lambda h: h.reshape(-1, 2)])
+def test_an_encoder_that_folds_items_or_turns_them_is_refused_in_one_sentence(fold: Any) -> None:
+    def mean(x: Tensor) -> Tensor:
+        h = torch.relu(fold(torch.relu(x + 5)) - 5.01)
+        return (h.transpose(0, 1) if h.dim() == 3 else h).reshape(-1, 4).sum(1, keepdim=True)
+
+    graph = encoder_of(mean, lambda x: 0 * x[:, :1], 4)
+    with pytest.raises(UnsupportedError, match="no local certificate: 'relu' acts where items are folded"):
+        local_margin(graph, torch.zeros(4, 4, dtype=torch.float64), torch.full((4,), 0.999, dtype=torch.float64))
+
+
+def test_numbers_too_large_for_bounds_certify_nothing_beyond_the_truth() -> None:
+    def mean(x: Tensor) -> Tensor:
+        h = torch.relu(x)
+        for _ in range(3):
+            h = torch.relu(h * 1e120 - 0.5e120)
+        return h
+
+    graph = encoder_of(mean, lambda x: 0 * x, 1)
+    one = torch.tensor([[0.1]], dtype=torch.float64), torch.tensor([0.999], dtype=torch.float64)
+    assert float(local_margin(graph, *one).radius) <= 0.4001
+
+
+def test_a_softplus_turned_around_is_refused() -> None:
+    graph = encoder_of(lambda x: F.softplus(3 * x, beta=-2.0), lambda x: 0 * x, 1)
+    with pytest.raises(UnsupportedError, match="softplus"):
+        local_margin(graph, torch.zeros(1, 1, dtype=torch.float64), torch.tensor([0.999], dtype=torch.float64))
+
+
 def test_an_encoder_that_does_not_depend_on_its_input_is_never_moved() -> None:
     graph = encoder_of(lambda x: F.relu(x) * 0, lambda x: 0 * x, 2)
     omega, moves = displacement(ball(graph, torch.ones(1, 2, dtype=FLOAT64), 5.0))

@@ -89,6 +89,14 @@ class Graph:
         return (node for node in self.module.graph.nodes if self.kinds[node] in kinds)
 
 
+def by_rows(node: fx.Node) -> bool:
+    """Whether the first dimension of its value is that of the rows: not where they were folded or transposed away."""
+    (rows,) = (n.meta["val"].shape[0] for n in node.graph.nodes if n.op == "placeholder")
+    first = node.meta["val"].shape[:1]
+    # As symbols: a size that merely equals the number of rows at hand is another size.
+    return bool(first) and str(first[0]) == str(rows)
+
+
 def name_of(node: fx.Node) -> str:
     """The operation without its overload: "conv2d" of ``aten.conv2d.default``, "getitem"."""
     target = node.target

@@ -41,13 +41,13 @@ _SMOOTH = {
 
 
 def bent(y: Tensor, below: Tensor, above: Tensor, kinks: Sequence[float] | None) -> Tensor:
-    """Where the activation is not known to be linear from ``y`` - ``below`` to ``y`` + ``above``."""
-    moves = below + above > 0
+    """Where the activation is not known to be linear from ``y`` - ``below`` to ``y`` + ``above``; NaN is not known."""
+    moves = ~(below + above <= 0)
     if kinks is None:
         return moves
     crossed = torch.zeros_like(moves)
     for kink in kinks:
-        crossed |= (y - below <= kink) & (kink <= y + above)
+        crossed |= ~((y - below > kink) | (kink > y + above))
     return moves & crossed
 
 
@@ -73,7 +73,7 @@ def shape_of(n: fx.Node, arguments: Sequence[object], keywords: Mapping[str, obj
             return values
         case _ if name in _SMOOTH and not numbers:
             return _SMOOTH[name]
-        case "softplus" if values[1:] in ([], [20.0]):
+        case "softplus" if values[0] > 0 and values[1:] in ([], [20.0]):
             return Smooth(0.0, 1.0, values[0] / 4, 3e-9 / values[0], 20 / values[0])
         case "elu" | "gelu" if all(value in (1, "none") for value in numbers):
             return _SMOOTH[name]

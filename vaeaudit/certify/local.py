@@ -12,12 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vaeaudit.certify.graph import Graph
+from vaeaudit.certify.graph import Graph, Kind, by_rows, name_of
 from vaeaudit.certify.lines import ROUNDING
 from vaeaudit.certify.maximum import without_maxima
 from vaeaudit.certify.norms import spectral_norm
 from vaeaudit.certify.propagation import Ball, Interval, first_norms, norm
 from vaeaudit.certify.theorem import kept, scale_loss
+from vaeaudit.errors import UnsupportedError
 
 Sigma = Literal["frozen", "full"]
 _START = 0.13  # of the first-order estimate: where the search begins; larger radii cost more to bound
@@ -67,8 +68,15 @@ def local_margin(
     says whether the noise keeps its scale ("frozen") or moves with the input ("full"). ``items_at_once`` bounds the
     memory; results depend on it by rounding only. ``norms`` are the graph's :func:`first_norms`, if they are known.
 
-    Raises :class:`UnsupportedError` for an operation without linear bounds, :class:`InputError` for p_low >= 1.
+    Raises :class:`UnsupportedError` for an operation without linear bounds, or on something else than rows of items,
+    and :class:`InputError` for p_low >= 1.
     """
+    for node in graph.of(Kind.ACTIVATION, Kind.MAXIMUM):
+        if not by_rows(node):
+            raise UnsupportedError(
+                f"there is no local certificate: '{name_of(node)}' acts where items are folded into rows, or stand in "
+                "another dimension than the first; the other certificates, estimates and the empirical margin need none"
+            )
     x, p_low = x.double(), p_low.to(device=x.device, dtype=torch.float64)
     graph = without_maxima(graph)
     norms = first_norms(graph, x[:1]) if norms is None else norms

@@ -147,7 +147,7 @@ class Ball:
                 sign = direction.gather(1, chosen)
                 function = torch.zeros(chosen.shape[1], *value.shape, dtype=y.dtype, device=y.device)
                 function.scatter_(2, chosen.T.unsqueeze(-1), -sign.T.unsqueeze(-1))
-                reach = -self.bounds(y, function.view(-1, *y.shape)).least(self.rho).T
+                reach = -self.bounds(y, function.view(-1, *y.shape)).least(self.rho).T.nan_to_num(nan=-math.inf)
                 straight = self.bent == 0  # where nothing before is bent, the other side is the same line
                 for side, here in ((below, sign < 0), (above, sign > 0)):
                     old = side.gather(1, chosen)
