@@ -71,15 +71,21 @@ def _weight(file: Path, name: str, entry: Mapping[str, object], base: int) -> We
             "expected; export the model in float32"
         )
     stored, dtype = _TYPES[kind]
-    matrix = matrix_shape(tuple(shape))
+    width = matrix_shape(tuple(shape))[1]
     start = base + int(offsets[0])
 
     def block(rows: slice, columns: slice) -> Tensor:
-        if 0 in matrix:
-            return torch.empty(matrix, dtype=dtype)[rows, columns]
-        # Mapped anew for each block: what stays mapped stays in memory once it was read.
-        mapped = np.memmap(file, dtype=stored, mode="r", offset=start, shape=matrix)
-        return torch.from_numpy(np.array(mapped[rows, columns])).view(dtype)
+        values = np.empty((rows.stop - rows.start, columns.stop - columns.start), stored)
+        # Whole rows lie behind one another. Not mapped into memory, where the system would keep far more than is read.
+        pieces = [values] if values.shape[1] == width else list(values)
+        with file.open("rb") as stream:
+            for row, piece in enumerate(pieces, rows.start):
+                stream.seek(start + values.itemsize * (row * width + columns.start))
+                read = np.fromfile(stream, stored, piece.size)
+                if read.size != piece.size:
+                    raise CheckpointError(f"{file} ended within {name} while it was read; is it still being written?")
+                piece[...] = read.reshape(piece.shape)
+        return torch.from_numpy(values).view(dtype)
 
     return Weight(tuple(shape), dtype, (file, start), block)
 

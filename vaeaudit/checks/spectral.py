@@ -69,8 +69,9 @@ def measured_norms(shape: tuple[int, int], block: Block, spectral: bool) -> Meas
     squares, bad = 0.0, 0
     for part in parts:
         values = _double(block(*part))
-        bad += int((~values.isfinite()).sum())
-        squares += float(values.square().sum())
+        squares += (of_part := float(torch.dot(values.flatten(), values.flatten())))
+        if not math.isfinite(of_part):
+            bad += int((~values.isfinite()).sum())
         if gram is not None:
             gram += values.T @ values if tall else values @ values.T
     l2 = math.sqrt(squares)

@@ -31,7 +31,8 @@ _HALF = (torch.float16, torch.bfloat16)
 class Weight:
     """One tensor, read a part at a time: ``block(rows, columns)`` of it as a matrix (shape[0], -1), in ``dtype``.
 
-    A tensor of fewer than two dimensions is a matrix of one row. ``place`` is equal for tensors that share memory.
+    Both are slices with a start and a stop inside the matrix. A tensor of fewer than two dimensions is a matrix of one
+    row. ``place`` is equal for tensors that share memory.
     """
 
     shape: tuple[int, ...]
@@ -238,7 +239,8 @@ def _tied(counted: Mapping[str, Weight], part_of: Mapping[str, str]) -> dict[str
     """
     alike: dict[Hashable, list[str]] = {}
     for name, weight in counted.items():
-        start = weight.block(slice(0, 1), slice(0, _START)).flatten().tolist()
+        rows, columns = matrix_shape(weight.shape)
+        start = weight.block(slice(0, min(rows, 1)), slice(0, min(columns, _START))).flatten().tolist()
         alike.setdefault((part_of[name], weight.shape, weight.dtype, tuple(start)), []).append(name)
     found: dict[str, str] = {}
     for names in alike.values():
