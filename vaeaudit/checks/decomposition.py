@@ -18,7 +18,7 @@ from vaeaudit.draws import noise_set, uniform
 from vaeaudit.errors import ConfigError, ContractError, NonFiniteError, nearest
 
 ESTIMATORS = ("exact", "stratified")
-_PAIRS = 5 * 10**8  # densities of one unit of one item that are evaluated by default: a few seconds on a CPU
+_PAIRS = 3 * 10**8  # densities of one unit of one item that are evaluated by default: a few seconds on a CPU
 _LEAST, _ENOUGH = 256, 4096  # points by default: at least so many, and no more of a small data set
 _BATCH = 1024  # items of a stratified minibatch by default
 _SATURATED = 0.9  # mutual information above this share of log N tells N rather than the model
