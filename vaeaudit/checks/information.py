@@ -154,8 +154,10 @@ class _Mixture:
         for block, items, values in _blocks(scale, panels, self._node):
             weighted = _spread(scale.own[items], scale.height[items], self._columns)
             density[block].flatten(0, 1).addmm_(values.T, weighted)
-        integrals = _log_ratios(density.clamp_(min=0)).mul_(self._weight[:, None] * scale.width)
-        inner = torch.isin(panels, scale.refined, assume_unique=True).nonzero().squeeze(1)
+        refined = torch.isin(panels, scale.refined, assume_unique=True)
+        inner, last = refined.nonzero().squeeze(1), (~refined).nonzero().squeeze(1)
+        integrals = torch.empty_like(density)
+        integrals[last] = _log_ratios(density[last].clamp_(min=0)).mul_(self._weight[:, None] * scale.width)
         for part in torch.split(inner, self._together // 2) if len(inner) else ():
             halves = torch.stack([2 * panels[part], 2 * panels[part] + 1], 1).flatten()
             found = self._visit(number + 1, halves, (self._halves @ density[part, None]).flatten(0, 1))
@@ -167,6 +169,8 @@ class _Mixture:
 
 def _blocks(scale: _Scale, panels: Tensor, node: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
     """Slices of panels and of the components that reach them, and exp(-((z - mean) / stddev)^2 / 2) at the nodes."""
+    if not len(scale.place):
+        return
     begins = panels[::_PANELS]
     ends = torch.cat([panels[_PANELS - 1 :: _PANELS], panels[-1:]])[: len(begins)] + 1
     first = torch.searchsorted(scale.place, (begins - _REACH).double()).tolist()
