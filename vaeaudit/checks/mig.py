@@ -90,7 +90,8 @@ def mig(
     says what other items would have given. Its draws move all mutual informations and entropies together along their
     influence functions, with normal multipliers (Gaussian multiplier bootstrap of the linear term), and find first and
     second anew; the interval is the basic one, which also mends the bias that choosing the largest has. It does not
-    know the bias of the mutual informations themselves, which shows at small n.
+    know the bias of the mutual informations themselves: of intervals at 90% for a code of three units, 85% held the
+    population's gap by "chen" and 70% by "hist20" at n = 500, 79% and 26% at n = 100.
 
     Args:
         vae: the model.
