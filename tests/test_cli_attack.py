@@ -79,8 +79,8 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder outside any repository with labelled data; figures, which cost most of the time, are not drawn."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr("vaeaudit.artifacts.attack_panel", lambda *_: b"png")
-    monkeypatch.setattr("vaeaudit.artifacts.distortion_curves", lambda *_: b"png")
+    monkeypatch.setattr("vaeaudit.audits.attack_record.attack_panel", lambda *_: b"png")
+    monkeypatch.setattr("vaeaudit.audits.attack_record.distortion_curves", lambda *_: b"png")
     with np.load(DATA) as shapes:
         # What a linear classifier tells from blurred reconstructions: where the shape lies.
         np.savez("labelled.npz", imgs=shapes["imgs"], labels=shapes["latents_classes"][:, 3] // 2)
@@ -329,5 +329,5 @@ def test_a_detached_encoder_is_not_attacked_at_all(attack: Attack) -> None:
     done = attack("--adapter", "masked.py:open", "--option", "how=detached")
     assert done.code == 5
     assert report()["attacks"] == []
-    assert "gradients" in report()["skipped"]["attack.latent"]
+    assert "gradients" in report()["skipped"]["attack"]
     assert "verdict: inconclusive" in done.out

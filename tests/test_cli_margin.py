@@ -60,6 +60,7 @@ from dataclasses import dataclass
 
 import torch
 import vaeaudit
+from vaeaudit.errors import UnsupportedError
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Point:
         return self.mean.expand(*noise.shape[:-1], -1)
 
     def kl(self, other):
-        return self.mean.new_zeros(len(self.mean))
+        raise UnsupportedError("a posterior of this family has no KL to the prior")
 
     wasserstein2 = kl
 
@@ -83,10 +84,21 @@ class Point:
 class Categorical(Point):
     noise_shape = (3,)
 
+    def kl(self, other):
+        return self.mean.new_zeros(len(self.mean))
+
     def sample(self, noise):
         gumbel = -(-torch.special.log_ndtr(noise)).log()
         drawn = torch.nn.functional.one_hot((self.mean + gumbel).argmax(-1), 3).to(self.mean)
         return self.mean + 1e-3 * drawn
+
+
+def stddev_0(mean):
+    return vaeaudit.DiagonalGaussian(mean, torch.full_like(mean, -torch.inf))
+
+
+def no_number(mean):
+    return vaeaudit.DiagonalGaussian(mean, torch.where(mean > 1, torch.nan, -3.0))
 
 
 def one_item_without_end(mean):
@@ -167,7 +179,7 @@ def test_a_radius_can_be_chosen_from_the_data_and_a_bound_left_out(margin: Margi
     assert done.code == 0
     (entry,) = report()["margins"]
     assert entry["chosen"].endswith("; r is twice the median of their least r, from other draws")
-    assert (entry["sigma"], entry["box"], entry["m"], entry["alpha"]) == ("full", None, 0.6, pytest.approx(0.025))
+    assert (entry["sigma"], entry["box"], entry["m"], entry["alpha"]) == ("full", None, 0.6, pytest.approx(0.05 / 6))
     assert all(item["empirical"] is None and item["certified"] > 0 for item in entry["items"])
     assert "margins at r = " in done.out
 
@@ -192,8 +204,9 @@ def test_margins_that_contradict_each_other_support_no_verdict(margin: Margin, m
     assert any("exceeds its empirical one" in warning for warning in written["warnings"])
 
 
-def test_a_deterministic_autoencoder_gets_the_margin_that_is_left_of_r_robustness(toy: Margin) -> None:
-    done = toy("Point", "--r", "0.5", "--items", "2", "-q")
+@pytest.mark.parametrize("posterior", ["Point", "stddev_0"])
+def test_a_deterministic_autoencoder_gets_the_margin_that_is_left_of_r_robustness(posterior: str, toy: Margin) -> None:
+    done = toy(posterior, "--r", "0.5", "--items", "2", "-q")
     assert (done.code, done.err) == (0, "")
     assert "r-robustness degenerates" in " ".join(done.out.split())
     written = report()
@@ -208,6 +221,12 @@ def test_a_deterministic_autoencoder_gets_the_margin_that_is_left_of_r_robustnes
     markdown = Path("vaeaudit-report/report.md").read_text(encoding="utf-8")
     assert "the encoder is deterministic, so that this probability is 0 or 1, the bounds are sure" in markdown
     assert markdown.count("Warning: ") == 1
+
+
+def test_standard_deviations_that_are_not_finite_leave_no_verdict(toy: Margin) -> None:
+    done = toy("no_number", "--r", "0.5", "-q")
+    assert (done.code, done.err) == (5, "")
+    assert report()["skipped"] == {"margin": "the model did not pass: KL to the prior, log-variance"}
 
 
 @pytest.mark.parametrize(
@@ -228,7 +247,7 @@ def test_a_posterior_that_has_no_margin_is_one_sentence_and_exit_2(
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
     assert words in done.err
-    assert report()["margins"] == []
+    assert not Path("vaeaudit-report").exists()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vaeaudit.checks.plausibility import Plausibility, Verdict, examine
 from vaeaudit.data import fit
-from vaeaudit.errors import ConfigError, ContractError, DataError, NonFiniteError
+from vaeaudit.errors import ConfigError, ContractError, DataError, NonFiniteError, UnsupportedError
 from vaeaudit.formats import read
 from vaeaudit.registry import open_model
 from vaeaudit.vae import BernoulliLogits, BernoulliProbabilities, DiagonalGaussian, GaussianLikelihood
@@ -343,6 +343,39 @@ def test_a_posterior_without_log_variance_passes_that_question(bundled_model: An
     assert examine(Altered(bundled_model, encode=lambda vae, x: Other(vae.encode(x))), bundled_images).passed
 
 
+@pytest.mark.parametrize("log_stddev", [400.0, math.nan, math.inf])
+def test_standard_deviations_that_are_not_finite_fail(
+    log_stddev: float, bundled_model: Any, bundled_images: Tensor
+) -> None:
+    def encode(vae: Any, x: Tensor) -> DiagonalGaussian:
+        mean = vae.encode(x).mean
+        return DiagonalGaussian(mean, torch.full_like(mean, log_stddev))
+
+    found = examine(Altered(bundled_model, encode=encode), bundled_images[:30])
+    assert "KL to the prior" in bad(found)
+
+
+def test_a_deterministic_encoder_has_no_kl_and_passes(bundled_model: Any, bundled_images: Tensor) -> None:
+    def point(vae: Any, x: Tensor) -> DiagonalGaussian:
+        mean = vae.encode(x).mean
+        return DiagonalGaussian(mean, torch.full_like(mean, -math.inf))
+
+    class Bare:
+        def __init__(self, mean: Tensor) -> None:
+            self.mean, self.noise_shape = mean, (0,)
+
+        def sample(self, noise: Tensor) -> Tensor:
+            return self.mean.expand(*noise.shape[:-1], -1)
+
+        def kl(self, _: object) -> Tensor:
+            raise UnsupportedError("a deterministic encoder has no KL")
+
+    for encode in (point, lambda vae, x: Bare(vae.encode(x).mean)):
+        found = examine(Altered(bundled_model, encode=encode), bundled_images)
+        assert found.passed
+        assert found.losses["kl"].value is None
+
+
 # Models that cannot be judged at all
 
 
@@ -350,7 +383,6 @@ def test_a_posterior_without_log_variance_passes_that_question(bundled_model: An
     ("change", "words"),
     [
         ({"encode": lambda vae, x: DiagonalGaussian(vae.encode(x).mean * math.nan, FIXED)}, "posterior mean.*NaN"),
-        ({"encode": lambda vae, x: DiagonalGaussian(vae.encode(x).mean, 0 * x.flatten(1)[:, :10] + 400)}, "KL"),
         ({"decode": lambda vae, z: BernoulliLogits(vae.decode(z).logits + math.nan)}, "decoder mean.*NaN"),
         (
             {"decode": lambda vae, z: GaussianLikelihood(vae.decode(z).logits / 0, FIXED)},

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from vaeaudit.artifacts import artifacts
 from vaeaudit.attacks.similarity import SIMILARITIES
-from vaeaudit.audit import Audit, run_attack
+from vaeaudit.audit import audit
 from vaeaudit.config import Resolved, resolve
 from vaeaudit.data import fit
 from vaeaudit.errors import OutputError
@@ -47,8 +47,8 @@ def asked(**values: object) -> Resolved:
 
 
 def audited(resolved: Resolved, folder: Path, go_on: Callable[[object], bool] = lambda _: True) -> Report:
-    audit = run_attack(prepare(resolved.settings), resolved, ["vaeaudit", "a test"], go_on)
-    return write(audit.report, artifacts(audit), folder)
+    done = audit(prepare(resolved.settings), resolved, ["vaeaudit", "a test"], ["attack"], go_on)
+    return write(done.report, artifacts(done), folder)
 
 
 @pytest.fixture(scope="module")
@@ -192,10 +192,9 @@ def test_a_panel_of_many_pairs_shows_the_first_ones(monkeypatch: pytest.MonkeyPa
         drawn.append(len(labels))
         return b""
 
-    monkeypatch.setattr("vaeaudit.artifacts.attack_panel", panel)
+    monkeypatch.setattr("vaeaudit.audits.attack_record.attack_panel", panel)
     resolved = asked(attack__pairs=PANEL_ROWS + 5, attack__lambdas=1, attack__max_evaluations=1)
-    audit: Audit = run_attack(prepare(resolved.settings), resolved, [], lambda _: True)
-    artifacts(audit)
+    artifacts(audit(prepare(resolved.settings), resolved, [], ["attack"], lambda _: True))
     assert drawn == [PANEL_ROWS]
 
 

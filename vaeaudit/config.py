@@ -136,7 +136,7 @@ class MarginSettings(_Section):
         "frozen", description="Whether the noise keeps its scale or moves with the input."
     )
     level: float = Field(0.95, ge=0.5, le=1 - 1e-9, description="Confidence of each bound.")
-    family_wise: bool = Field(False, description="Whether that is the confidence of all items and radii together.")
+    family_wise: bool = Field(False, description="Whether that is the confidence of all bounds together.")
     draws: Positive = Field(1000, description="Draws of the posterior for each item.")
     boxed: bool = Field(True, description="Whether the empirical margin stays within the data's range.")
     parts: tuple[Literal["certified", "empirical"], ...] = Field(

@@ -41,6 +41,13 @@ class Subject:
         """The named items as the model takes them, (len(items), *input_shape)."""
         return self.data.batch(items, dtype=self.dtype, device=self.device)
 
+    def drawn(self, most: int | None, check: str) -> tuple[list[int], str]:
+        """At most so many items (None for all), by a draw keyed by ``check``, in ascending order; and how, in words."""
+        if most is None or most >= self.n:
+            return list(range(self.n)), f"all {self.n}"
+        order = uniform(self.n, seed=self.settings.run.seed, check=check, item=0).argsort(kind="stable")
+        return sorted(order[:most].tolist()), f"{most} of {self.n}, drawn at random"
+
 
 def prepare(settings: Settings) -> Subject:
     """Open the model, fit the data to it, and try it on them.

@@ -313,7 +313,7 @@ class _Search(Within):
         x = self.x[item]
         d = settle(x, furthest(v, self.low[item], self.high[item], radius), *self.edges, radius)
         share = self.share(x + d, item, n, check)
-        norm = torch.linalg.vector_norm(d, dim=1, dtype=torch.float64)
+        norm = torch.linalg.vector_norm((x + d).double() - x.double(), dim=1)  # of what the model saw, x + d rounded
         self.tests[item] += 1
         for row, i in enumerate(item.tolist()):
             trials, j = int(n[row]), int(self.tests[i])

@@ -61,9 +61,10 @@ class MarginAt:
 class MarginResult:
     """The margins of items (I, *input_shape), one entry of ``at`` for each radius.
 
-    Every bound of an item and radius holds with probability 1 - ``alpha`` (``alpha`` is (1 - ``level``) over the number
-    of items and radii where ``family_wise``: then all hold together with probability ``level``). ``min_radius`` is the
-    least r for which an item is r-robust unperturbed. ``sigma`` is "frozen" or "full".
+    Every bound holds with probability 1 - ``alpha``. Where ``family_wise`` that is (1 - ``level``) over the number of
+    all bounds, and they hold together with probability ``level``: for each item one of min r, and for each item and
+    radius those that rest on p_low, the pathwise and the empirical one. ``min_radius`` is the least r for which an item
+    is r-robust unperturbed. ``sigma`` is "frozen" or "full".
 
     Where the encoder is ``deterministic`` R is inf{||d||: ||g(mu(x + d)) - g(mu(x))|| > r}: P is 0 or 1, so that m,
     sigma and draws play no part (``draws`` and ``min_radius`` are 0), every bound is sure (``alpha`` is 0), and
@@ -108,13 +109,14 @@ def margin(
     Args:
         vae: the model; the decoder's mean is what must stay within r.
         x: the items, (I, *input_shape), in the model's dtype and on its device.
-        r: one radius or several, in output units.
+        r: one radius or several, in output units; a radius read off a result spoils the confidence of another with
+            the same seed.
         m: the risk level: more than this probability must stay within r.
         sigma: "frozen" (sigma at x; theorem 1) or "full" (sigma at x + d; algorithm 2): two different quantities.
         data_range: [lo, hi] of x + d; the model's own where None.
         boxed: whether the empirical margin keeps x + d in that range; a certificate holds with and without.
         level: confidence of each bound.
-        family_wise: whether the level is that of all items and radii together (Bonferroni).
+        family_wise: whether the level is that of all bounds of all items and radii together (Bonferroni).
         draws: of the posterior for each item, on which min r and p0 rest.
         parts: of "certified" and "empirical", those that are wanted.
         seed: of every random draw.
@@ -140,7 +142,8 @@ def margin(
     if without_spread(vae, x, rows, items=keys):
         alone = Deterministic(vae, x, rows, items=keys, seed=seed, level=level)
         return _deterministic(alone, radii, m, sigma, used, level, family_wise, parts, seed, watch)
-    alpha = (1 - level) / (len(x) * len(radii) if family_wise else 1)
+    bounds = len(x) * (1 + len(radii) * (1 + len(set(parts))))
+    alpha = (1 - level) / (bounds if family_wise else 1)
     norms = jacobian_norms(vae, x, rows, items=keys, seed=seed, level=level)
     distances = draw_distances(vae, x, rows, draws=draws, items=keys, seed=seed, check=_DRAWN)
     certificates = growth = None

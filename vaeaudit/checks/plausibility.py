@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vaeaudit import stats
 from vaeaudit.batches import RowBatches
 from vaeaudit.draws import noise_set
-from vaeaudit.errors import ContractError, DataError, NonFiniteError
+from vaeaudit.errors import ContractError, DataError, NonFiniteError, UnsupportedError
 from vaeaudit.stats import Measurement
 from vaeaudit.vae import VAE, DiagonalGaussian, Likelihood, Posterior
 
@@ -62,7 +62,7 @@ def examine(vae: VAE, x: Tensor, *, seed: int = 0, batch_size: int | None = None
     Raises:
         DataError: fewer than two items, or all items equal: there is no mean image to compare with.
         ContractError: outputs of a wrong shape.
-        NonFiniteError: NaN or infinite outputs.
+        NonFiniteError: NaN or infinite means.
     """
     if len(x) < 2 or bool((x == x[:1]).all()):
         raise DataError(f"at least two different items are needed to try the model, but {len(x)} came, all equal")
@@ -80,14 +80,15 @@ def examine(vae: VAE, x: Tensor, *, seed: int = 0, batch_size: int | None = None
             -likelihood.log_prob(part)
             if _proper(likelihood, part)
             else torch.full_like(part.flatten(1)[:, 0], torch.nan),
-            posterior.kl(vae.prior),
+            _kl(posterior, vae.prior),
             (likelihood.mean - part).square().flatten(1).mean(1),
             (drawn.mean - part).square().flatten(1).mean(1),
             posterior.mean.flatten(1),
+            (posterior.sample(eta) != posterior.mean).flatten(1).any(1),
         )
 
-    mean, nll, kl, error, drawn_error, latents = rows.map(run, x, noise)
-    _check_finite(mean, kl, latents)
+    mean, nll, kl, error, drawn_error, latents, varies = rows.map(run, x, noise)
+    _check_finite(mean, latents)
     with torch.no_grad():
         likelihood = vae.decode(vae.encode(x[:2]).mean)
     probes = x[:: max(1, len(x) // _PROBED)][:_PROBED]  # spread: data are often stored class by class
@@ -95,6 +96,7 @@ def examine(vae: VAE, x: Tensor, *, seed: int = 0, batch_size: int | None = None
         _evaluation_mode(vae),
         _deterministic(vae, probes),
         _independent_rows(vae, probes),
+        _divergence(kl, varies),
         _range(likelihood, mean, x),
         _beats_mean_image("reconstruction", error, x),
         _beats_mean_image("reconstruction of a draw", drawn_error, x),
@@ -116,6 +118,14 @@ def _noise(vae: VAE, x: Tensor, seed: int) -> Tensor:
     return noise_set(shape, draws=1, items=range(len(x)), seed=seed, check="plausibility", like=x)[0]
 
 
+def _kl(posterior: Posterior, prior: Posterior) -> Tensor:
+    """KL to the prior, (batch,); infinite where the family has none, as a point has."""
+    try:
+        return posterior.kl(prior)
+    except UnsupportedError:
+        return torch.full_like(posterior.mean.flatten(1)[:, 0], torch.inf)
+
+
 def _proper(likelihood: Likelihood, x: Tensor) -> bool:
     """Whether log p exists: means or data outside the support are told as a finding, not as an exception."""
     return likelihood.support is None or all(_within(values, likelihood.support) for values in (likelihood.mean, x))
@@ -129,7 +139,7 @@ def _check_shapes(vae: VAE, x: Tensor) -> None:
     with torch.no_grad():
         posterior: Posterior = vae.encode(x)
         mean = vae.decode(posterior.mean).mean
-        kl = posterior.kl(vae.prior)
+        kl = _kl(posterior, vae.prior)
     if posterior.mean.shape[0] != len(x) or mean.shape != x.shape or kl.shape != x.shape[:1]:
         raise ContractError(
             f"for inputs {tuple(x.shape)} the model gave latents {tuple(posterior.mean.shape)}, a decoder mean "
@@ -138,9 +148,9 @@ def _check_shapes(vae: VAE, x: Tensor) -> None:
         )
 
 
-def _check_finite(mean: Tensor, kl: Tensor, latents: Tensor) -> None:
-    for name, values in (("posterior mean", latents), ("posterior's KL to the prior", kl), ("decoder mean", mean)):
-        bad = int((~values.isfinite().flatten(1).all(1) if values.ndim > 1 else ~values.isfinite()).sum())
+def _check_finite(mean: Tensor, latents: Tensor) -> None:
+    for name, values in (("posterior mean", latents), ("decoder mean", mean)):
+        bad = int((~values.isfinite().flatten(1).all(1)).sum())
         if bad:
             raise NonFiniteError(
                 f"the {name} is NaN or infinite for {bad} of {len(values)} items; check the data's range and the "
@@ -161,7 +171,9 @@ def _evaluation_mode(vae: VAE) -> Finding:
 def _deterministic(vae: VAE, x: Tensor) -> Finding:
     with torch.no_grad():
         first, second = vae.encode(x), vae.encode(x)
-        same = torch.equal(first.mean, second.mean) and torch.equal(first.kl(vae.prior), second.kl(vae.prior))
+        same = torch.equal(first.mean, second.mean) and torch.equal(
+            *(_kl(q, vae.prior).nan_to_num() for q in (first, second))
+        )
         same = same and torch.equal(vae.decode(first.mean).mean, vae.decode(first.mean).mean)
     if same:
         return Finding("determinism", Verdict.PASS, "the same input gives the same output")
@@ -172,7 +184,9 @@ def _independent_rows(vae: VAE, x: Tensor) -> Finding:
     @torch.no_grad()
     def run(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         posterior = vae.encode(part)
-        return posterior.mean, posterior.kl(vae.prior), vae.decode(posterior.mean).mean
+        kl = _kl(posterior, vae.prior)
+        # What is not finite is told of apart.
+        return posterior.mean, torch.where(kl.isfinite(), kl, 0.0), vae.decode(posterior.mean).mean
 
     def change(together: Tensor, alone: Tensor) -> float:
         return float((together - alone).abs().max() / together.abs().max().clamp(min=1))
@@ -183,6 +197,18 @@ def _independent_rows(vae: VAE, x: Tensor) -> Finding:
     # Far above the rounding that another batch size brings, in any precision.
     limit = torch.finfo(x.dtype).eps ** 0.5
     return Finding("rows apart", Verdict.PASS if gap <= limit else Verdict.FAIL, message)
+
+
+def _divergence(kl: Tensor, varies: Tensor) -> Finding:
+    """A posterior without spread has no finite KL, and none is asked of it."""
+    name = "KL to the prior"
+    if not bool(varies.any()):
+        return Finding(name, Verdict.PASS, "none: the encoder is deterministic")
+    bad = int((~kl.isfinite()).sum())
+    if bad:
+        told = f"NaN or infinite for {bad} of {len(kl)} items: standard deviations that are not finite, or 0?"
+        return Finding(name, Verdict.FAIL, f"{told}; check the data's range and the checkpoint, or try --dtype float64")
+    return Finding(name, Verdict.PASS, f"finite for {len(kl)} items")
 
 
 def _range(likelihood: Likelihood, mean: Tensor, x: Tensor) -> Finding:
@@ -267,6 +293,8 @@ def _log_variance(vae: VAE, x: Tensor, rows: RowBatches) -> Finding:
         return Finding("log-variance", Verdict.PASS, f"{type(first).__name__} has none")
     values, means = rows.map(run, x)
     span = f"between {float(values.min()):.4g} and {float(values.max()):.4g}"
+    if bool(values.isnan().any()):
+        return Finding("log-variance", Verdict.FAIL, f"NaN for {int(values.isnan().any(1).sum())} of {len(x)} items")
     values = values[:, (values != values[:1]).any(0)]  # a unit that never changes ties by design, not by a clamp
     if not values.numel():
         return Finding("log-variance", Verdict.PASS, f"{span}, the same for every item")

@@ -154,4 +154,4 @@ def command(
 ) -> int:
     """Attack every pair for all lambda, or every item under caps, and report what it took and what it did."""
     resolved = settings_of(context, _KEYS, config, isolated, option)
-    return carry_out("attack", resolved, output_format, output, quiet, verbose)
+    return carry_out(["attack"], resolved, output_format, output, quiet, verbose)

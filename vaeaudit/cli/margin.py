@@ -58,7 +58,9 @@ def command(
     ] = None,
     family_wise: Annotated[
         bool | None,
-        typer.Option("--family-wise", help="That confidence for all items and radii together.", show_default=False),
+        typer.Option(
+            "--family-wise", help="That confidence for all bounds of all items and radii together.", show_default=False
+        ),
     ] = None,
     draws: Annotated[
         int | None,
@@ -100,7 +102,7 @@ def command(
     if r:
         context.params["r"] = [_radius(text) for text in r]
     resolved = settings_of(context, _KEYS, config, isolated, option)
-    return carry_out("margin", resolved, output_format, output, quiet, verbose)
+    return carry_out(["margin"], resolved, output_format, output, quiet, verbose)
 
 
 def _radius(text: str) -> float | str:

@@ -242,9 +242,9 @@ class Report(_Entry):
     data: DataEntry
     environment: Environment
     plausibility: PlausibilityEntry
-    attacks: list[AttackEntry]
-    capped: list[CappedEntry]
-    margins: list[MarginEntry]
+    attacks: list[AttackEntry] = []
+    capped: list[CappedEntry] = []
+    margins: list[MarginEntry] = []
     metrics: dict[str, MetricEntry]
     checks: list[JsonValue] = Field(description="Thresholds with their outcome; none can be set yet.")
     baseline: None = Field(description="The report compared with; none can be set yet.")

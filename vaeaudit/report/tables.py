@@ -142,7 +142,7 @@ def asked(margins: MarginEntry) -> str:
             "probability is 0 or 1, the bounds are sure, and m, sigma and draws play no part; the estimates are "
             f"r / ||J|| of g(mu(x)), with nothing to whiten; items: {margins.chosen}"
         )
-    level = f"{margins.level:.4g}" + (" for all items and radii together" if margins.family_wise else " each")
+    level = f"{margins.level:.4g}" + (" for all bounds, items and radii together" if margins.family_wise else " each")
     return (
         f"r = {margins.r:.6g}, m = {margins.m:g}, sigma {margins.sigma}, {box} for the empirical margin; "
         f"confidence of the bounds {level}; {margins.draws} draws an item; items: {margins.chosen}"

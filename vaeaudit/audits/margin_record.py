@@ -1,11 +1,15 @@
-"""Writing margins down: the entries of a report, and what its reader must be warned of."""
+"""Writing margins down: entries of the report, what its reader must be warned of, figures."""
 
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from vaeaudit.audits.base import Drawing, array, number
 from vaeaudit.checks.margin import MarginAt, MarginResult
+from vaeaudit.report.figures import fall_curves, margin_panel
 from vaeaudit.report.model import MarginEntry, MarginItemEntry
 
 _AUTO = "; r is twice the median of their least r, from other draws"
@@ -64,19 +68,19 @@ def _item(result: MarginResult, at: MarginAt, place: int, item: int) -> MarginIt
     return MarginItemEntry(
         item=item,
         min_r=float(least.estimate[place]),
-        min_r_upper=_number(least.upper[place]),
+        min_r_upper=number(least.upper[place]),
         p0=float(at.kept.p0[place]),
         p_low=float(at.kept.p_low[place]),
-        certified=None if certified is None else _number(certified.radius[place]),
-        pathwise=None if certified is None else _number(certified.pathwise[place]),
+        certified=None if certified is None else number(certified.radius[place]),
+        pathwise=None if certified is None else number(certified.pathwise[place]),
         by="none" if certified is None else certified.by[place],
-        frobenius=_number(at.estimates.frobenius[place]),
-        spectral=_number(at.estimates.spectral[place]),
-        whitened=_number(at.estimates.whitened[place]),
-        empirical=None if empirical is None else _number(empirical.margin[place]),
-        p_at_empirical=None if empirical is None else _number(empirical.p[place]),
+        frobenius=number(at.estimates.frobenius[place]),
+        spectral=number(at.estimates.spectral[place]),
+        whitened=number(at.estimates.whitened[place]),
+        empirical=None if empirical is None else number(empirical.margin[place]),
+        p_at_empirical=None if empirical is None else number(empirical.p[place]),
         censored=False if empirical is None else bool(empirical.censored[place]),
-        largest=None if empirical is None else _number(empirical.largest[place]),
+        largest=None if empirical is None else number(empirical.largest[place]),
     )
 
 
@@ -121,5 +125,32 @@ def margin_warnings(margins: Margins) -> list[str]:
     return told
 
 
-def _number(value: Tensor) -> float | None:
-    return float(value) if bool(torch.isfinite(value)) else None
+def margin_drawings(margins: Margins) -> dict[str, Drawing]:
+    """For each radius all kinds of margins, and where something broke how the probability fell."""
+    drawings = {}
+    for at in margins.result.at:
+        name = f"{at.r:.6g}"
+        drawings[f"margins at r = {name}"] = Drawing(f"margin-r{name}.png", partial(_margin_panel, at))
+        if at.fall is not None and len(at.fall.place) and at.empirical is not None:
+            falls = partial(
+                fall_curves,
+                array(at.fall.lengths),
+                array(at.fall.p),
+                array(at.empirical.margin[at.fall.place]),
+                [str(margins.items[place]) for place in at.fall.place.tolist()],
+                margins.result.m,
+            )
+            drawings[f"falls at r = {name}"] = Drawing(f"margin-r{name}-falls.png", falls)
+    return drawings
+
+
+def _margin_panel(at: MarginAt) -> bytes:
+    margins = {"whitened estimate": array(at.estimates.whitened), "spectral estimate": array(at.estimates.spectral)}
+    if at.certified is not None:
+        margins = {"certified": array(at.certified.radius), **margins}
+    nothing = np.full(len(at.estimates.whitened), np.nan)
+    if at.empirical is None:
+        return margin_panel(margins, array(at.estimates.whitened), nothing, np.isfinite(nothing), nothing)
+    margins["empirical"] = array(at.empirical.margin)
+    censored, largest = at.empirical.censored.cpu().numpy(), array(at.empirical.largest)
+    return margin_panel(margins, array(at.estimates.whitened), margins["empirical"], censored, largest)

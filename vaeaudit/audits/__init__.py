@@ -1,0 +1,1 @@
+"""Each check from settings to what it adds to a report."""

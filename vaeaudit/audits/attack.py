@@ -1,0 +1,206 @@
+"""The attack check from settings to record: the pairs, every mode, and whether it succeeded."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from vaeaudit import pairs as choice
+from vaeaudit.attacks.objectives import Objective
+from vaeaudit.attacks.term import GoOn
+from vaeaudit.audits.attack_record import (
+    Outcome,
+    attack_drawings,
+    attack_entry,
+    attack_rows,
+    attack_warnings,
+    capped_drawings,
+    capped_entry,
+    capped_rows,
+    sign_warnings,
+)
+from vaeaudit.audits.base import Record
+from vaeaudit.checks.attack import AttackResult, attack
+from vaeaudit.checks.capped import CAPPED_MODES, CappedResult, capped_attack
+from vaeaudit.checks.classifier import Judge, judge
+from vaeaudit.checks.success import class_success, factor_success, summarise_classes, summarise_factor
+from vaeaudit.checks.summary import summarise, summarise_capped, summarise_likeness
+from vaeaudit.errors import VaeauditError
+from vaeaudit.pairs import Pairs
+from vaeaudit.stats import Measurement
+from vaeaudit.subject import Subject
+
+_L2_CAPS = (0.5, 1.0, 2.0)
+_LINF_CAPS = (2 / 255, 8 / 255, 16 / 255)  # of the range; the budgets of attacks on latent-diffusion encoders
+
+
+def run(subject: Subject, go_on: GoOn) -> Iterator[Record]:
+    """The attack in each mode that the settings name, a record a mode."""
+    pairs = _pairs(subject)
+    x, x_t = subject.images(pairs.sources), subject.images(pairs.targets)
+    _try(subject, x, x_t)
+    judged = _judge(subject, pairs)
+    for mode in subject.settings.attack.modes:
+        if mode in CAPPED_MODES:
+            yield _of_caps(subject, pairs, _capped(subject, mode, x, x_t, pairs, go_on))
+        else:
+            yield _of_sweep(
+                subject, pairs, _outcome(subject, pairs, _attack(subject, mode, x, x_t, pairs, go_on), judged)
+            )
+
+
+def _of_sweep(subject: Subject, pairs: Pairs, outcome: Outcome) -> Record:
+    result, name = outcome.result, outcome.result.mode
+    entry = attack_entry(subject, outcome, pairs)
+    return Record(
+        "pairs",
+        {"attacks": [entry]},
+        summarise(result) | outcome.metrics,
+        tuple(attack_warnings(outcome, pairs)),
+        interrupted=result.interrupted,
+        unsure=bool(result.signs.any.any()),
+        rows={f"attack.{name}": attack_rows(result, pairs)},
+        tensors={f"{name}.adversarial": result.sweep.adversarial, f"{name}.distortion": result.sweep.distortion},
+        about={"pairs": list(pairs), "lambdas": result.sweep.lambdas.tolist()},
+        drawings=attack_drawings(entry, result),
+    )
+
+
+def _of_caps(subject: Subject, pairs: Pairs, result: CappedResult) -> Record:
+    likeness, skipped = _likeness(subject, result)
+    entry = capped_entry(subject, result, pairs)
+    return Record(
+        "pairs",
+        {"capped": [entry]},
+        summarise_capped(result) | likeness,
+        tuple(sign_warnings(result, pairs)),
+        skipped,
+        interrupted=result.interrupted,
+        unsure=bool(result.signs.any.any()),
+        rows={f"attack.{result.mode}": capped_rows(result, pairs)},
+        tensors={
+            f"{result.mode}.adversarial": result.found.adversarial,
+            f"{result.mode}.distortion": result.found.distortion,
+        },
+        about={"pairs": list(pairs), "caps": result.found.caps.tolist()},
+        drawings=capped_drawings(entry, result),
+    )
+
+
+def _try(subject: Subject, x: Tensor, x_t: Tensor) -> None:
+    """Raise what the settings ask and the model does not give, before anything runs."""
+    chosen, vae = subject.settings.attack, subject.model.vae
+    with torch.no_grad():
+        noise = x.new_zeros((1, 1, *vae.encode(x[:1]).noise_shape))
+    for mode in chosen.modes:
+        objective = Objective(
+            "damage" if mode == "worst" else mode, chosen.similarity, chosen.on, chosen.ref, chosen.layers or None
+        )
+        if mode != "latent-side":
+            objective.data_term(vae, x[:1], x_t[:1], noise)
+
+
+def _attack(subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: Pairs, go_on: GoOn) -> AttackResult:
+    chosen = subject.settings.attack
+    return attack(
+        subject.model.vae,
+        x,
+        x_t,
+        mode,
+        lambdas=chosen.lambdas,
+        similarity=chosen.similarity,
+        on=chosen.on,
+        layers=chosen.layers or None,
+        penalty=chosen.penalty,
+        restarts=chosen.restarts,
+        data_range=subject.data.range,
+        seed=subject.settings.run.seed,
+        max_evaluations=chosen.max_evaluations,
+        batch_size=subject.batch_size,
+        items=pairs.sources,
+        go_on=go_on,
+    )
+
+
+def _capped(subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: Pairs, go_on: GoOn) -> CappedResult:
+    """The sources of the pairs attacked under caps, with their targets where the mode has any."""
+    chosen = subject.settings.attack
+    low, high = subject.data.range or (0.0, 1.0)
+    usual = _L2_CAPS if chosen.norm == "l2" else tuple((high - low) * cap for cap in _LINF_CAPS)
+    return capped_attack(
+        subject.model.vae,
+        x,
+        mode,
+        x_t if mode == "worst" else None,
+        caps=chosen.caps or usual,
+        norm=chosen.norm,
+        similarity=chosen.similarity,
+        on=chosen.on,
+        ref=chosen.ref,
+        data_range=subject.data.range,
+        seed=subject.settings.run.seed,
+        max_evaluations=chosen.max_evaluations,
+        batch_size=subject.batch_size,
+        items=pairs.sources,
+        go_on=go_on,
+    )
+
+
+def _pairs(subject: Subject) -> Pairs:
+    """The pairs that the settings ask for."""
+    asked, seed = subject.settings.attack, subject.settings.run.seed
+    if asked.pair:
+        return choice.given(subject.data, [choice.parse(text) for text in asked.pair], n=subject.n)
+    if asked.vary is not None:
+        return choice.by_factor(subject.data, asked.vary, asked.pairs, n=subject.n, seed=seed)
+    choose = choice.by_label if asked.pairing == "label" else choice.at_random
+    return choose(subject.data, asked.pairs, n=subject.n, seed=seed)
+
+
+def _judge(subject: Subject, pairs: Pairs) -> Judge | None:
+    """What names the classes of reconstructions, where pairs were chosen by them."""
+    labels = subject.data.labels
+    if subject.settings.attack.pairing != "label" or labels is None:
+        return None
+    return judge(
+        subject.model.vae,
+        subject.images,
+        labels[: subject.n],
+        attacked={*pairs.sources, *pairs.targets},
+        seed=subject.settings.run.seed,
+        batch_size=subject.batch_size,
+    )
+
+
+def _outcome(subject: Subject, pairs: Pairs, result: AttackResult, judged: Judge | None) -> Outcome:
+    """An attack with whether it succeeded, at each pair's chosen lambda."""
+    reconstruction, prefix = result.at_chosen(result.reconstruction), f"attack.{result.mode}"
+    data = subject.data
+    if judged is not None and data.labels is not None:
+        sources, targets = data.labels[list(pairs.sources)], data.labels[list(pairs.targets)]
+        classes = class_success(judged.classifier, reconstruction, result.source_reconstruction, sources, targets)
+        faults = (judged.fault,) if judged.fault else ()
+        metrics = summarise_classes(classes, judged, prefix=prefix)
+        return Outcome(result, metrics, (*judged.warnings, *faults), classes.table, judged.how)
+    if pairs.factor is not None and data.factors is not None:
+        success = factor_success(
+            reconstruction,
+            result.source_reconstruction,
+            result.target_reconstruction,
+            result.target,
+            pairs.targets,
+            subject.images,
+            data.factors.classes[: subject.n],
+        )
+        return Outcome(result, summarise_factor(success, prefix=prefix), (success.fault,) if success.fault else ())
+    return Outcome(result)
+
+
+def _likeness(subject: Subject, result: CappedResult) -> tuple[dict[str, Measurement], dict[str, str]]:
+    """MS-SSIM of an untargeted attack on images, or why there is none."""
+    if result.mode != "untargeted" or len(subject.model.vae.input_shape) != 3 or subject.data.range is None:
+        return {}, {}
+    try:
+        return summarise_likeness(result, subject.data.range), {}
+    except VaeauditError as error:
+        return {}, {"attack.untargeted.ms_ssim": str(error)}

@@ -1,0 +1,268 @@
+"""Writing attacks down: entries of the report, what its reader must be warned of, values of every item, figures."""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+from vaeaudit.attacks.signs import Sign
+from vaeaudit.audits.base import Drawing, Row, array, number
+from vaeaudit.checks.attack import AttackResult
+from vaeaudit.checks.capped import CappedResult
+from vaeaudit.checks.success import ClassTable
+from vaeaudit.optim.lbfgsb import Status
+from vaeaudit.pairs import Pairs
+from vaeaudit.report.figures import PANEL_ROWS, attack_panel, damage_curves, distortion_curves, is_image
+from vaeaudit.report.model import AttackEntry, CapEntry, CappedEntry, CappedItemEntry, ClassTableEntry, PairEntry
+from vaeaudit.stats import Measurement
+from vaeaudit.subject import Subject
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """An attack with whether it succeeded: further metrics, what is wrong with them, and the classes it led to.
+
+    ``classifier`` tells in words what named those classes.
+    """
+
+    result: AttackResult
+    metrics: dict[str, Measurement] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    classes: ClassTable | None = None
+    classifier: str = ""
+
+
+def sign_warnings(result: AttackResult | CappedResult, pairs: Pairs) -> list[str]:
+    """The failure signs of an attack, and what the first of each kind is."""
+    items, what = len(result.source), "pairs" if isinstance(result, AttackResult) else "items"
+    warnings = []
+    for sign, count in _signs(result).items():
+        first = int(result.signs.fired[list(Sign).index(Sign(sign))].nonzero()[0])
+        warnings.append(
+            f"failure sign '{sign}' in {count} of {items} {result.mode} {what}, so that they support no verdict; "
+            f"of source {pairs.sources[first]}: {result.signs.message(Sign(sign), first)}"
+        )
+    return warnings
+
+
+def attack_warnings(outcome: Outcome, pairs: Pairs) -> list[str]:
+    """What a reader of this attack must know."""
+    warnings = [*sign_warnings(outcome.result, pairs), *outcome.warnings]
+    status, mode = outcome.result.sweep.status, outcome.result.mode
+    limited = int(((status == int(Status.LIMIT)) | (status == int(Status.STALLED))).sum())
+    if limited:
+        warnings.append(
+            f"{limited} of {status.numel()} {mode} problems stopped at the evaluation limit or got stuck; "
+            "their objectives are upper bounds that a higher --max-evaluations may lower"
+        )
+    return warnings
+
+
+def attack_entry(subject: Subject, outcome: Outcome, pairs: Pairs) -> AttackEntry:
+    """The report's form of an attack over all lambda."""
+    result = outcome.result
+    found, objective, signs = result.sweep, result.objective, result.signs
+    chosen = found.chosen.tolist()
+    return AttackEntry(
+        mode=result.mode,
+        similarity=objective.similarity if result.mode == "latent" else None,
+        on=objective.on,
+        layers=list(objective.layers) if objective.layers and result.mode == "latent" else None,
+        unit=result.unit,
+        penalty=found.penalty,
+        box=subject.data.range,
+        lambdas=found.lambdas.tolist(),
+        restarts=subject.settings.attack.restarts,
+        chosen=pairs.how,
+        pairs=[
+            PairEntry(
+                source=source,
+                target=target,
+                lam=float(found.lambdas[k]),
+                norm=float(found.norm[p, k]),
+                data_term=float(found.data_term[p, k]),
+                penalty=float(found.penalty_term[p, k]),
+                objective=float(found.objective[p, k]),
+                target_nll=number(result.target_nll[p, k]),
+                target_nll_unattacked=number(result.source_nll[p]),
+                target_error=number(result.target_error[p, k]),
+                target_error_unattacked=number(result.source_error[p]),
+                target_error_floor=number(result.target_floor[p]),
+                own_error=number(result.own_error[p, k]),
+                fresh_data_term=None if result.fresh_data_term is None else number(result.fresh_data_term[p, k]),
+                status=Status(int(found.status[p, k])).message,
+                signs=[f"{sign}: {signs.message(sign, p)}" for sign in signs.of(p)],
+            )
+            for p, (k, (source, target)) in enumerate(zip(chosen, pairs, strict=True))
+        ],
+        signs=_signs(result),
+        classes=_classes(outcome),
+        statuses={s.message: count for s in Status if (count := int((found.status == int(s)).sum()))},
+        evaluations=int(found.evaluations.sum()),
+        zero_optimal=int((found.norm == 0).sum()),
+    )
+
+
+def capped_entry(subject: Subject, result: CappedResult, pairs: Pairs) -> CappedEntry:
+    """The report's form of an attack under caps."""
+    found, objective, signs = result.found, result.objective, result.signs
+    return CappedEntry(
+        mode=result.mode,
+        members=list(result.members),
+        similarity=objective.similarity if result.mode == "untargeted" else None,
+        on=objective.on,
+        ref=objective.ref,
+        norm=found.norm,
+        box=None if result.mode == "latent-side" else subject.data.range,
+        items=[
+            CappedItemEntry(
+                item=source,
+                target=target if result.mode == "worst" else None,
+                damage_unattacked=number(result.zero_damage[p]),
+                nll_unattacked=number(result.zero_nll[p]),
+                caps=[
+                    CapEntry(
+                        cap=cap,
+                        norm=float(found.norm_of[p, k]),
+                        damage=number(result.damage[p, k]),
+                        nll=number(result.nll[p, k]),
+                        by=result.members[int(result.member[p, k])],
+                        status=Status(int(found.status[p, k])).message,
+                    )
+                    for k, cap in enumerate(found.caps.tolist())
+                ],
+                signs=[f"{sign}: {signs.message(sign, p)}" for sign in signs.of(p)],
+            )
+            for p, (source, target) in enumerate(pairs)
+        ],
+        signs=_signs(result),
+        evaluations=int(found.evaluations.sum()),
+    )
+
+
+def _classes(outcome: Outcome) -> ClassTableEntry | None:
+    table = outcome.classes
+    if table is None:
+        return None
+    return ClassTableEntry(
+        classifier=outcome.classifier,
+        classes=list(table.classes),
+        attacked=table.attacked.tolist(),
+        valid=table.valid.tolist(),
+        left=table.left.tolist(),
+        reached=table.reached.tolist(),
+    )
+
+
+def capped_rows(result: CappedResult, pairs: Pairs) -> list[Row]:
+    """Every item under every cap."""
+    found = result.found
+    return [
+        {
+            "item": item,
+            "cap": cap,
+            "norm": number(found.norm_of[p, k]),
+            "data_term": number(found.value[p, k]),
+            "damage": number(result.damage[p, k]),
+            "target_nll": number(result.nll[p, k]),
+            "by": result.members[int(result.member[p, k])],
+            "members": {name: number(result.member_damage[m, p, k]) for m, name in enumerate(result.members)},
+            "evaluations": int(found.evaluations[p, k]),
+            "status": Status(int(found.status[p, k])).message,
+        }
+        for p, item in enumerate(pairs.sources)
+        for k, cap in enumerate(found.caps.tolist())
+    ]
+
+
+def attack_rows(result: AttackResult, pairs: Pairs) -> list[Row]:
+    """Every pair at every lambda."""
+    found, chosen = result.sweep, result.sweep.chosen.tolist()
+    columns: dict[str, list[list[float]]] = {
+        "norm": found.norm.tolist(),
+        "data_term": found.data_term.tolist(),
+        "penalty": found.penalty_term.tolist(),
+        "objective": found.objective.tolist(),
+        **({} if result.fresh_data_term is None else {"fresh_data_term": result.fresh_data_term.tolist()}),
+        "target_nll": result.target_nll.tolist(),
+        "target_error": result.target_error.tolist(),
+        "own_error": result.own_error.tolist(),
+        "evaluations": found.evaluations.tolist(),
+    }
+    return [
+        {
+            "pair": p,
+            "source": source,
+            "target": target,
+            "lam": lam,
+            "chosen": k == chosen[p],
+            **{name: number(values[p][k]) for name, values in columns.items()},
+            "status": Status(int(found.status[p, k])).message,
+        }
+        for p, (source, target) in enumerate(pairs)
+        for k, lam in enumerate(found.lambdas.tolist())
+    ]
+
+
+def attack_drawings(entry: AttackEntry, result: AttackResult) -> dict[str, Drawing]:
+    """The panel of the first pairs, where they are images, and the distortion curves."""
+
+    def panel() -> bytes:
+        columns = {
+            "input": result.source,
+            "reconstruction": result.source_reconstruction,
+            "adversarial": result.at_chosen(result.sweep.adversarial),
+            "distortion": result.at_chosen(result.sweep.distortion),
+            "its reconstruction": result.at_chosen(result.reconstruction),
+            "target": result.target,
+        }
+        labels = [f"{pair.source} → {pair.target}\nλ = {pair.lam:.3g}\n‖d‖ = {pair.norm:.3g}" for pair in entry.pairs]
+        arrays = {name: array(column[:PANEL_ROWS]) for name, column in columns.items()}
+        return attack_panel(arrays, labels[:PANEL_ROWS], entry.box)
+
+    def curve() -> bytes:
+        return distortion_curves(
+            array(result.sweep.norm),
+            array(result.target_error),
+            result.sweep.chosen.tolist(),
+            [f"{pair.source} → {pair.target}" for pair in entry.pairs],
+            array(result.source_error),
+            array(result.target_floor),
+            array(result.gap),
+        )
+
+    drawings = {f"{result.mode} curve": Drawing(f"attack-{result.mode}-curve.png", curve)}
+    if is_image(tuple(result.source.shape[1:])):
+        drawings[f"{result.mode} panel"] = Drawing(f"attack-{result.mode}-panel.png", panel)
+    return drawings
+
+
+def capped_drawings(entry: CappedEntry, result: CappedResult) -> dict[str, Drawing]:
+    """The panel of the first items under the largest cap, where they are images, and damage over the cap."""
+
+    def curve() -> bytes:
+        labels = [str(item.item) for item in entry.items]
+        return damage_curves(result.found.caps.tolist(), array(result.damage), array(result.zero_damage), labels)
+
+    drawings = {f"{result.mode} curve": Drawing(f"attack-{result.mode}-curve.png", curve)}
+    if is_image(tuple(result.source.shape[1:])):
+        panel = partial(_capped_panel, entry, result)
+        drawings[f"{result.mode} panel"] = Drawing(f"attack-{result.mode}-panel.png", panel)
+    return drawings
+
+
+def _capped_panel(entry: CappedEntry, result: CappedResult) -> bytes:
+    """Items under their largest cap; what is perturbed is drawn where it is an image."""
+    largest = int(result.found.caps.argmax())
+    columns = {"input": result.source, "reconstruction": result.source_reconstruction}
+    if result.mode != "latent-side":
+        columns["adversarial"] = result.found.adversarial[:, largest]
+        columns["distortion"] = result.found.distortion[:, largest]
+    columns["its reconstruction"] = result.reconstruction[:, largest]
+    labels = [f"{item.item}\n‖d‖ = {item.caps[largest].norm:.3g}\n{item.caps[largest].by}" for item in entry.items]
+    arrays = {name: array(column[:PANEL_ROWS]) for name, column in columns.items()}
+    return attack_panel(arrays, labels[:PANEL_ROWS], entry.box)
+
+
+def _signs(result: AttackResult | CappedResult) -> dict[str, int]:
+    """The failure signs of an attack: sign -> pairs or items that show it."""
+    counts = result.signs.fired.sum(1).tolist()
+    return {str(sign): count for sign, count in zip(Sign, counts, strict=True) if count}

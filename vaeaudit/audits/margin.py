@@ -1,0 +1,56 @@
+"""The margin check from settings to record: randomly drawn items at every radius."""
+
+from collections.abc import Iterator
+
+from vaeaudit.attacks.term import GoOn
+from vaeaudit.audits.base import Record
+from vaeaudit.audits.margin_record import Margins, margin_drawings, margin_entries, margin_warnings
+from vaeaudit.checks.margin import margin, usual_radius
+from vaeaudit.checks.summary import summarise_margin
+from vaeaudit.subject import Subject
+
+_TIMES = 2.0  # of the median of the items' least radii: what "auto" stands for
+
+
+def run(subject: Subject, go_on: GoOn) -> Iterator[Record]:
+    """The margins of the items at all radii that the settings name."""
+    chosen, vae, seed = subject.settings.margin, subject.model.vae, subject.settings.run.seed
+    items, how = subject.drawn(chosen.items, "margin.items")
+    x, auto = subject.images(items), None
+    radii = [radius for radius in chosen.r if not isinstance(radius, str)]
+    if len(radii) < len(chosen.r):
+        auto = usual_radius(vae, x, _TIMES, m=chosen.m, seed=seed, items=items, batch_size=subject.batch_size)
+        radii.append(auto)
+    result = margin(
+        vae,
+        x,
+        radii,
+        m=chosen.m,
+        sigma=chosen.sigma,
+        data_range=subject.data.range,
+        boxed=chosen.boxed,
+        level=chosen.level,
+        family_wise=chosen.family_wise,
+        draws=chosen.draws,
+        parts=chosen.parts,
+        seed=seed,
+        batch_size=subject.batch_size,
+        items=items,
+        go_on=go_on,
+    )
+    margins = Margins(result, tuple(items), how, auto)
+    entries = margin_entries(margins)
+    yield Record(
+        "items",
+        {"margins": entries},
+        summarise_margin(result),
+        tuple(margin_warnings(margins)),
+        interrupted=result.interrupted,
+        unsure=margins.contradictory,
+        rows={f"margin.r{entry.r:.6g}": [item.model_dump(mode="json") for item in entry.items] for entry in entries},
+        tensors={
+            f"margin.r{at.r:.6g}.distortion": at.empirical.distortion for at in result.at if at.empirical is not None
+        },
+        about={"items": items},
+        drawings=margin_drawings(margins),
+    )
