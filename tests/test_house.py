@@ -18,7 +18,7 @@ FLOORS = {
     3: {"checks"},
     4: {
         *("data", "formats", "archives", "checkpoints", "registry", "config", "report"),
-        *("artifacts", "audit", "audits", "pairs", "record", "subject", "weight_files"),
+        *("artifacts", "audit", "audits", "pairs", "record", "settings", "subject", "weight_files"),
     },
     5: {"cli", "__main__"},
 }

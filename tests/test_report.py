@@ -19,11 +19,16 @@ from vaeaudit.data import fit
 from vaeaudit.errors import OutputError
 from vaeaudit.formats import read
 from vaeaudit.registry import open_model
+from vaeaudit.report import attack as attacks
+from vaeaudit.report import margin as margins
 from vaeaudit.report import model as entries
+from vaeaudit.report.attack import LEGEND, attack_table, ends
+from vaeaudit.report.entry import MetricEntry
 from vaeaudit.report.figures import PANEL_ROWS
 from vaeaudit.report.markdown import render
 from vaeaudit.report.model import Report, json_schema
-from vaeaudit.report.tables import LEGEND, attack_table, ends, interval, metric_table, number
+from vaeaudit.report.section import interval, number
+from vaeaudit.report.tables import metric_table
 from vaeaudit.report.writer import check_writable, to_json, write, write_file
 from vaeaudit.subject import Subject, prepare
 
@@ -223,15 +228,15 @@ def test_trying_whether_a_folder_can_be_written_leaves_nothing_behind(tmp_path: 
 # ---- Exact texts
 
 
-def measured(value: float | None, ci: tuple[float, float] | None, **more: Any) -> entries.MetricEntry:
+def measured(value: float | None, ci: tuple[float, float] | None, **more: Any) -> MetricEntry:
     given = {"level": 0.95, "n": 2, "nonfinite": 0, "unit": "nats", "direction": "higher", "estimator": "median"}
-    return entries.MetricEntry(value=value, ci=ci, **(given | more))
+    return MetricEntry(value=value, ci=ci, **(given | more))
 
 
 @pytest.fixture
 def small() -> Report:
     """A report made by hand, with an odd path, a lost figure, and everything that a table must survive."""
-    pair = entries.PairEntry(
+    pair = attacks.PairEntry(
         source=3, target=14, lam=0.125, norm=1.5, data_term=0.25, penalty=0.1875, objective=0.4375, target_nll=None,
         target_nll_unattacked=1234567.0, target_error=0.5, target_error_unattacked=9.87654, target_error_floor=0.25,
         own_error=1e-7, fresh_data_term=None, status="converged", signs=["not converged: it could gain"],
@@ -261,10 +266,10 @@ def small() -> Report:
             losses={"kl": measured(1.0, (0.5, 1.5), n=4)},
         ),
         attacks=[
-            entries.AttackEntry(
+            attacks.AttackEntry(
                 mode="latent", similarity="kl", on="both", layers=None, unit="nats", penalty="l2", box=(0, 1),
                 lambdas=[0.125, 8.0], restarts=1, chosen="as given", pairs=[pair], signs={"not converged": 1},
-                classes=entries.ClassTableEntry(
+                classes=attacks.ClassTableEntry(
                     classifier="a coin", classes=[3, 7], attacked=[[0, 1], [2, 0]], valid=[[0, 1], [0, 0]],
                     left=[[0, 1], [0, 0]], reached=[[0, 0], [0, 0]],
                 ),
@@ -279,28 +284,28 @@ def small() -> Report:
             "margin.r4.certified.median": measured(0.125, None),
         },
         capped=[
-            entries.CappedEntry(
+            attacks.CappedEntry(
                 mode="worst", members=["damage", "random"], similarity=None, on="both", ref="reconstruction", norm="l2",
                 box=None, signs={}, evaluations=505,
                 items=[
-                    entries.CappedItemEntry(
+                    attacks.CappedItemEntry(
                         item=3, target=14, damage_unattacked=0.5, nll_unattacked=80.25, signs=[],
-                        caps=[entries.CapEntry(cap=1.0, norm=0.99, damage=None, nll=100.5, by="random", status="s")],
+                        caps=[attacks.CapEntry(cap=1.0, norm=0.99, damage=None, nll=100.5, by="random", status="s")],
                     )
                 ],
             )
         ],
         margins=[
-            entries.MarginEntry(
+            margins.MarginEntry(
                 r=4.0, m=0.5, sigma="frozen", box=(0, 1), level=0.95, alpha=0.05, family_wise=False, draws=100,
                 chosen="2 of 9, drawn at random", estimator="exact", missing=["no lines for 'max_pool2d'"],
                 items=[
-                    entries.MarginItemEntry(
+                    margins.MarginItemEntry(
                         item=3, min_r=1.25, min_r_upper=None, p0=1.0, p_low=0.97, certified=0.125, by="propagation",
                         frobenius=0.01, spectral=0.02, whitened=0.25, empirical=0.5, p_at_empirical=0.44,
                         censored=False, largest=2.0,
                     ),
-                    entries.MarginItemEntry(
+                    margins.MarginItemEntry(
                         item=8, min_r=2.5, min_r_upper=2.75, p0=0.9, p_low=0.84, certified=0.0, by="none",
                         frobenius=0.01, spectral=0.02, whitened=None, empirical=None, p_at_empirical=0.9,
                         censored=True, largest=28.0,

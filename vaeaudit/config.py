@@ -8,157 +8,18 @@ directory is looked at: a file planted in a shared parent must not choose the co
 
 import hashlib
 import json
-import math
 import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from vaeaudit.errors import ConfigError, nearest
-
-
-def _two_numbers(value: object) -> object:
-    numbers = value if isinstance(value, list | tuple) else ()
-    if len(numbers) == 2 and all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
-        return value
-    raise ValueError("two finite numbers LO HI")
-
-
-Whole = Annotated[int, Field(strict=True)]
-Positive = Annotated[int, Field(strict=True, ge=1)]
-Count = Annotated[int, Field(strict=True, ge=0)]
-Length = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Mode = Literal["latent", "output", "damage", "untargeted", "latent-side", "worst"]
-Name = Annotated[str, Field(min_length=1)]
-Range = Annotated[tuple[float, float], BeforeValidator(_two_numbers)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class ModelSettings(_Section):
-    """Which model, and how it is opened."""
-
-    path: Name | None = Field(None, description="Checkpoint: .safetensors, .pt, .pth, .ckpt, or its folder.")
-    adapter: Name | None = Field(None, description="Installed adapter, package.module:open, or file.py:open.")
-    options: dict[str, JsonValue] = Field({}, description="Options of the adapter, over what the file says of itself.")
-
-
-class DataSettings(_Section):
-    """Which data, and how they become the model's inputs."""
-
-    source: Name | None = Field(None, description="npz, npy, safetensors, MNIST idx(.gz), or a folder of images.")
-    range: Range | None = Field(None, description="[lo, hi] of the model's inputs; the model's own.")
-    resize: Name | None = Field(
-        None, description="Pillow filter that resizes images to the model's size; never unasked."
-    )
-
-
-class RunSettings(_Section):
-    """How the audit runs."""
-
-    seed: Whole = Field(0, description="Of every random draw.")
-    device: Name = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
-    dtype: Literal["float32", "float64"] = Field("float32", description="Precision of model and optimiser.")
-    batch_size: Positive | Literal["auto"] = Field("auto", description="Most rows given to the model at once.")
-    limit: Positive | None = Field(None, description="Use only the first N items; the report says it is partial.")
-    out: Name = Field("vaeaudit-report", description="Folder of the report.")
-
-
-class AttackSettings(_Section):
-    """The attack check."""
-
-    modes: tuple[Mode, ...] = Field(("latent",), description="What is attacked.")
-    pairs: Positive = Field(10, description="Source and target pairs.")
-    pairing: Literal["random", "label"] = Field("random", description="Pairs at random, or of different labels.")
-    vary: Name | None = Field(None, description="Pairs that differ in this one factor of the data.")
-    pair: tuple[Name, ...] = Field((), description='Pairs themselves, as item numbers "SOURCE:TARGET".')
-    lambdas: Positive = Field(50, description="Values of lambda, geometric from 2^-20 to 2^20.")
-    similarity: Literal["kl", "reverse-kl", "symmetric-kl", "mean", "sample", "wasserstein"] = Field(
-        "kl", description="What the latent attack minimises between the two posteriors."
-    )
-    on: Literal["both", "mean", "std"] = Field("both", description="What of the posterior the perturbation reaches.")
-    layers: tuple[Positive, ...] = Field((), description="Layers of a chain that are compared, from 1; all if empty.")
-    penalty: Literal["l2", "l2sq"] = Field("l2", description="||d||_2 or its square.")
-    caps: tuple[Length, ...] = Field((), description="Largest norms of a distortion under a cap; by norm if empty.")
-    norm: Literal["l2", "linf"] = Field("l2", description="Norm of the cap.")
-    ref: Literal["reconstruction", "input"] = Field("reconstruction", description="What damage is measured from.")
-    restarts: Count = Field(1, description="Points between source and target from which is searched besides.")
-    max_evaluations: Positive = Field(600, description="Model evaluations for one problem.")
-
-    @field_validator("modes")
-    @classmethod
-    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
-            raise ValueError("a list of at least one mode")
-        return tuple(dict.fromkeys(value))
-
-    @field_validator("pair")
-    @classmethod
-    def _pairs_alone(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        if value and (info.data.get("vary") or info.data.get("pairing") == "label"):
-            raise ValueError("left out where vary or pairing chooses the pairs")
-        return value
-
-    @field_validator("vary")
-    @classmethod
-    def _one_choice(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value and info.data.get("pairing") == "label":
-            raise ValueError("left out where pairing is label")
-        return value
-
-
-class MarginSettings(_Section):
-    """The margin check."""
-
-    r: tuple[Length | Literal["auto"], ...] = Field(
-        ("auto",), description='Radii in output units; "auto" is twice the median of the least that could hold.'
-    )
-    items: Positive = Field(20, description="Items, drawn at random.")
-    m: Share = Field(0.5, description="Risk level: more than this probability must stay within r.")
-    sigma: Literal["frozen", "full"] = Field(
-        "frozen", description="Whether the noise keeps its scale or moves with the input."
-    )
-    level: float = Field(0.95, ge=0.5, le=1 - 1e-9, description="Confidence of each bound.")
-    family_wise: bool = Field(False, description="Whether that is the confidence of all bounds together.")
-    draws: Positive = Field(1000, description="Draws of the posterior for each item.")
-    boxed: bool = Field(True, description="Whether the empirical margin stays within the data's range.")
-    parts: tuple[Literal["certified", "empirical"], ...] = Field(
-        ("certified", "empirical"), description="Which bounds are computed; the estimates always are."
-    )
-
-    @field_validator("r")
-    @classmethod
-    def _some(cls, value: tuple[float | str, ...]) -> tuple[float | str, ...]:
-        if not value:
-            raise ValueError("at least one radius")
-        return tuple(dict.fromkeys(value))
-
-
-class Settings(_Section):
-    """All sections. Thresholds and a baseline come with a later version; until then they are refused."""
-
-    model: ModelSettings = ModelSettings()
-    data: DataSettings = DataSettings()
-    run: RunSettings = RunSettings()
-    attack: AttackSettings = AttackSettings()
-    margin: MarginSettings = MarginSettings()
+from vaeaudit.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from vaeaudit.checks.plausibility import Plausibility
 from vaeaudit.config import Resolved
 from vaeaudit.errors import VaeauditError
 from vaeaudit.registry import told
+from vaeaudit.report.entry import MetricEntry
 from vaeaudit.report.model import (
     AdapterEntry,
     DataEntry,
     Environment,
     FileHash,
     FindingEntry,
-    MetricEntry,
     ModelEntry,
     PlausibilityEntry,
     Report,

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from vaeaudit.checks.plausibility import Plausibility, examine
-from vaeaudit.config import Settings
 from vaeaudit.data import Data, fit
 from vaeaudit.draws import uniform
 from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError
 from vaeaudit.formats import read
 from vaeaudit.registry import LoadedModel, open_model, told
+from vaeaudit.settings import Settings
 from vaeaudit.vae import VAE, Likelihood, Posterior
 
 _EXAMINED = 1000  # most items that the plausibility check looks at

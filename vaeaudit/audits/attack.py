@@ -53,7 +53,6 @@ def _of_sweep(subject: Subject, pairs: Pairs, outcome: Outcome) -> Record:
     result, name = outcome.result, outcome.result.mode
     entry = attack_entry(subject, outcome, pairs)
     return Record(
-        "pairs",
         {"attacks": [entry]},
         summarise(result) | outcome.metrics,
         tuple(attack_warnings(outcome, pairs)),
@@ -70,7 +69,6 @@ def _of_caps(subject: Subject, pairs: Pairs, result: CappedResult) -> Record:
     likeness, skipped = _likeness(subject, result)
     entry = capped_entry(subject, result, pairs)
     return Record(
-        "pairs",
         {"capped": [entry]},
         summarise_capped(result) | likeness,
         tuple(sign_warnings(result, pairs)),

@@ -10,8 +10,8 @@ from vaeaudit.checks.capped import CappedResult
 from vaeaudit.checks.success import ClassTable
 from vaeaudit.optim.lbfgsb import Status
 from vaeaudit.pairs import Pairs
+from vaeaudit.report.attack import AttackEntry, CapEntry, CappedEntry, CappedItemEntry, ClassTableEntry, PairEntry
 from vaeaudit.report.figures import PANEL_ROWS, attack_panel, damage_curves, distortion_curves, is_image
-from vaeaudit.report.model import AttackEntry, CapEntry, CappedEntry, CappedItemEntry, ClassTableEntry, PairEntry
 from vaeaudit.stats import Measurement
 from vaeaudit.subject import Subject
 

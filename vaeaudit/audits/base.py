@@ -27,10 +27,9 @@ class Record:
 
     ``entries`` go under the named fields of the report, ``rows`` into items.json, ``tensors`` into
     adversarial.safetensors with what ``about`` says of them, and ``drawings`` by what they show. ``unsure`` tells
-    that something was found with which no figure supports a verdict; ``over`` what the metrics were taken over.
+    that something was found with which no figure supports a verdict.
     """
 
-    over: str
     entries: Mapping[str, Sequence[BaseModel]] = field(default_factory=dict)
     metrics: Mapping[str, Measurement] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

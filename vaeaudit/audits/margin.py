@@ -41,7 +41,6 @@ def run(subject: Subject, go_on: GoOn) -> Iterator[Record]:
     margins = Margins(result, tuple(items), how, auto)
     entries = margin_entries(margins)
     yield Record(
-        "items",
         {"margins": entries},
         summarise_margin(result),
         tuple(margin_warnings(margins)),

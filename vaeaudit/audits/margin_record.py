@@ -10,7 +10,7 @@ from torch import Tensor
 from vaeaudit.audits.base import Drawing, array, number
 from vaeaudit.checks.margin import MarginAt, MarginResult
 from vaeaudit.report.figures import fall_curves, margin_panel
-from vaeaudit.report.model import MarginEntry, MarginItemEntry
+from vaeaudit.report.margin import MarginEntry, MarginItemEntry
 
 _AUTO = "; r is twice the median of their least r, from other draws"
 

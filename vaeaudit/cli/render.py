@@ -12,19 +12,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from vaeaudit.report.model import PlausibilityEntry, Report
-from vaeaudit.report.tables import (
-    Table,
-    asked,
-    attack_table,
-    capped_table,
-    class_table,
-    ends,
-    finding_table,
-    margin_table,
-    maximised,
-    metric_table,
-    minimised,
-)
+from vaeaudit.report.section import Table
+from vaeaudit.report.tables import finding_table, metric_table
 
 _PLAIN_WIDTH = 140  # where there is no terminal whose width would count
 
@@ -34,19 +23,12 @@ def report_text(report: Report, folder: Path, to_terminal: bool) -> str:
     parts: list[RenderableType] = []
     if not report.plausibility.passed:
         parts += [_table(finding_table(report.plausibility), "Is it the model it claims to be?")]
-    for attack in report.attacks:
-        title = f"{attack.mode} attack, {minimised(attack)}, in {attack.unit}; values before → after the attack"
-        parts += [_table(attack_table(attack), title, numbers_from=1), Text(f"{ends(attack)}."), Text()]
-        if attack.classes:
-            title = "reached, left / valid attacks by class of source and target"
-            parts += [_table(class_table(attack.classes), title, numbers_from=1)]
-    for capped in report.capped:
-        parts += [_table(capped_table(capped), f"{capped.mode} attack: {maximised(capped)}", numbers_from=1), Text()]
-    for margins in report.margins:
-        parts += [_table(margin_table(margins), f"margins at {asked(margins)}", numbers_from=1), Text()]
+    for section in report.sections:
+        for shown in section.tables:
+            parts += [_table(shown.table, shown.caption, numbers_from=shown.numbers_from)]
+        parts += [*map(Text, section.remarks), Text()]
     if report.metrics:
-        over = "over items" if report.margins else "over pairs"
-        parts += [_table(metric_table(report.metrics), over, numbers_from=1)]
+        parts += [_table(metric_table(report.metrics), "metrics", numbers_from=1)]
     parts += [Text(f"partial: {reason}") for reason in report.partial]
     parts += [Text(f"skipped {name}: {reason}") for name, reason in report.skipped.items()]
     parts += [Text(f"warning: {warning}") for warning in report.warnings]

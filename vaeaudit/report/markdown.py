@@ -1,28 +1,13 @@
 """report.md: the verdict first, then tables and figures, readable by someone who never saw the tool."""
 
 import shlex
+from collections.abc import Mapping
 
 from tabulate import tabulate
 
-from vaeaudit.report.model import AttackEntry, CappedEntry, ClassTableEntry, MarginEntry, Report
-from vaeaudit.report.tables import (
-    CAPPED_LEGEND,
-    LEGEND,
-    MARGIN_LEGEND,
-    MARGIN_METRICS,
-    METRICS,
-    Table,
-    asked,
-    attack_table,
-    capped_table,
-    class_table,
-    ends,
-    finding_table,
-    margin_table,
-    maximised,
-    metric_table,
-    minimised,
-)
+from vaeaudit.report.model import Report
+from vaeaudit.report.section import Section, Table
+from vaeaudit.report.tables import finding_table, metric_table
 
 _VERDICTS = {
     "ungated": "Ungated: measured, with no policy to pass or fail.",
@@ -45,9 +30,7 @@ def render(report: Report) -> str:
         _table(metric_table(report.metrics)) if report.metrics else "",
         _METRIC_NOTES if report.metrics else "",
         _meanings(report),
-        *(part for attack in report.attacks for part in _attack(report, attack)),
-        *(part for capped in report.capped for part in _capped(report, capped)),
-        *(part for margins in report.margins for part in _margins(report, margins)),
+        *(part for section in report.sections for part in _section(report, section)),
         "## Is it the model it claims to be?",
         _table(finding_table(report.plausibility)),
         f"Tried on {report.plausibility.items} items. Losses at z = the mean, with Student t intervals over items:",
@@ -68,80 +51,22 @@ def _asides(report: Report) -> list[str]:
 
 def _meanings(report: Report) -> str:
     """What the metrics of this report mean, a line each."""
-    names = [name.split(".", 2)[2] for name in report.metrics if name.startswith("attack.")]
-    told = [f"- **{part}**: {meaning}" for part, meaning in METRICS.items() if _names(part, names)]
-    of_margins = [name for name in report.metrics if name.startswith("margin.")]
-    told += [
-        f"- **{part}**: {meaning}"
-        for part, meaning in MARGIN_METRICS.items()
-        if any(f".{part}." in name for name in of_margins)
-    ]
-    return "\n".join(told)
+    names = [f".{name}." for name in report.metrics]
+    meanings = {part: meaning for section in report.sections for part, meaning in section.meanings.items()}
+    return _list({part: meaning for part, meaning in meanings.items() if any(f".{part}." in name for name in names)})
 
 
-def _names(part: str, names: list[str]) -> bool:
-    return any(f".{name}".removesuffix(".median").removesuffix(".mean").endswith(f".{part}") for name in names)
+def _section(report: Report, section: Section) -> list[str]:
+    parts = [f"## {section.heading}", section.asked]
+    for place, shown in enumerate(section.tables):
+        parts += [shown.caption if place else "", _table(shown.table), _list(shown.legend)]
+    parts += section.remarks
+    figures = ((report.files.get(purpose), told) for purpose, told in section.figures.items())
+    return parts + [f"![{told}]({name})" for name, told in figures if name]
 
 
-def _attack(report: Report, attack: AttackEntry) -> list[str]:
-    box = f"x + d in [{attack.box[0]:g}, {attack.box[1]:g}]" if attack.box else "no box"
-    panel, curve = (report.files.get(f"{attack.mode} {name}") for name in ("panel", "curve"))
-    return [
-        f"## Attack: {attack.mode}",
-        f"Minimises {minimised(attack)} over d with {box}; pairs: {len(attack.pairs)}, {attack.chosen}; values of λ: "
-        f"{len(attack.lambdas)}, from {attack.lambdas[0]:.3g} to {attack.lambdas[-1]:.3g}; the data term is in "
-        f"{attack.unit}. Here x is the source, x_t the target, x* = x + d the adversarial input, and rec the decoder's "
-        "mean at z = the posterior's mean. An attack is a lower bound on harm: a stronger one may do more.",
-        _table(attack_table(attack)),
-        "\n".join(f"- **{name}**: {meaning}" for name, meaning in LEGEND.items()),
-        f"{ends(attack)}.",
-        *(_classes(attack.classes) if attack.classes else ()),
-        "![Attack panel of the first pairs: input, reconstruction, adversarial, distortion, its reconstruction, "
-        f"target]({panel})"
-        if panel
-        else "",
-        f"![Distortion curves: distance to the target over the norm of the distortion]({curve})" if curve else "",
-    ]
-
-
-def _capped(report: Report, attack: CappedEntry) -> list[str]:
-    box = f"x + d in [{attack.box[0]:g}, {attack.box[1]:g}]" if attack.box else "no box"
-    norm = "‖d‖₂" if attack.norm == "l2" else "‖d‖∞"
-    panel, curve = (report.files.get(f"{attack.mode} {name}") for name in ("panel", "curve"))
-    return [
-        f"## Attack under a cap: {attack.mode}",
-        f"Maximises {maximised(attack)}, over d with {norm} at most the cap and {box}; items: {len(attack.items)}, "
-        f"{attack.evaluations:,} evaluations of the first attack. Damage is in input units. An attack is a lower bound "
-        "on harm: a stronger one may do more.",
-        _table(capped_table(attack)),
-        "\n".join(f"- **{name}**: {meaning}" for name, meaning in CAPPED_LEGEND.items()),
-        f"![Panel of the first items under the largest cap]({panel})" if panel else "",
-        f"![Damage over the cap]({curve})" if curve else "",
-    ]
-
-
-def _margins(report: Report, margins: MarginEntry) -> list[str]:
-    panel, falls = (report.files.get(f"{name} at r = {margins.r:.6g}") for name in ("margins", "falls"))
-    return [
-        f"## Margins at r = {margins.r:.6g}",
-        "How far an item may move before its reconstruction leaves the ball of radius r around g(mu(x)) with "
-        f"probability 1 - m or more: {asked(margins)}. The margin R lies between the certified and the empirical one.",
-        _table(margin_table(margins)),
-        "\n".join(f"- **{name}**: {meaning}" for name, meaning in MARGIN_LEGEND.items()),
-        "![Left: the margins of all items, each kind in ascending order. Right: the empirical margin over the whitened "
-        f"estimate, and the line where they are equal]({panel})"
-        if panel
-        else "",
-        f"![Probability of staying within r along the distortion that broke each item]({falls})" if falls else "",
-    ]
-
-
-def _classes(classes: ClassTableEntry) -> list[str]:
-    return [
-        f"Classes by {classes.classifier}; reached, left / valid: of the attacks whose clean reconstruction has the "
-        "source's class, how many end in the target's class, and in any other than the source's.",
-        _table(class_table(classes)),
-    ]
+def _list(meanings: Mapping[str, str]) -> str:
+    return "\n".join(f"- **{name}**: {meaning}" for name, meaning in meanings.items())
 
 
 def _provenance(report: Report) -> list[list[str]]:

@@ -3,25 +3,24 @@
 ``schema_version`` counts as major.minor: a minor step adds, a major step changes or removes.
 """
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
+
+from vaeaudit.report.attack import AttackEntry, CappedEntry
+from vaeaudit.report.entry import Entry, MetricEntry
+from vaeaudit.report.margin import MarginEntry
+from vaeaudit.report.section import Section
 
 SCHEMA_VERSION = "1.0"
 
-Number = float | None  # None stands for "not a finite number"
 
-
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class FileHash(_Entry):
+class FileHash(Entry):
     """A file that went into the audit."""
 
     path: str
     sha256: str
 
 
-class AdapterEntry(_Entry):
+class AdapterEntry(Entry):
     """The code that opened the model."""
 
     name: str
@@ -29,7 +28,7 @@ class AdapterEntry(_Entry):
     sha256: str | None
 
 
-class ModelEntry(_Entry):
+class ModelEntry(Entry):
     """What was audited."""
 
     file: FileHash
@@ -41,7 +40,7 @@ class ModelEntry(_Entry):
     parameters: int | None
 
 
-class DataEntry(_Entry):
+class DataEntry(Entry):
     """What it was audited on."""
 
     source: str
@@ -52,7 +51,7 @@ class DataEntry(_Entry):
     skipped: list[str]
 
 
-class Environment(_Entry):
+class Environment(Entry):
     """Where it ran."""
 
     python: str
@@ -66,20 +65,7 @@ class Environment(_Entry):
     deterministic: bool = Field(description="Same machine, same threads: the same bits.")
 
 
-class MetricEntry(_Entry):
-    """One figure with its confidence."""
-
-    value: Number
-    ci: tuple[float, float] | None
-    level: float
-    n: int
-    nonfinite: int
-    unit: str
-    direction: str = Field(description="Which way is more robust: higher, lower or none.")
-    estimator: str
-
-
-class FindingEntry(_Entry):
+class FindingEntry(Entry):
     """One finding of the plausibility check."""
 
     name: str
@@ -87,7 +73,7 @@ class FindingEntry(_Entry):
     message: str
 
 
-class PlausibilityEntry(_Entry):
+class PlausibilityEntry(Entry):
     """Whether this is the model it claims to be."""
 
     passed: bool
@@ -96,139 +82,7 @@ class PlausibilityEntry(_Entry):
     losses: dict[str, MetricEntry]
 
 
-class PairEntry(_Entry):
-    """One attacked pair at its chosen lambda."""
-
-    source: int
-    target: int
-    lam: float
-    norm: float
-    data_term: float
-    penalty: float
-    objective: float
-    target_nll: Number
-    target_nll_unattacked: Number
-    target_error: Number
-    target_error_unattacked: Number
-    target_error_floor: Number
-    own_error: Number
-    fresh_data_term: Number = Field(description="On noise that the search never saw; null where none is taken.")
-    status: str
-    signs: list[str] = Field(description="Failure signs in words; with one, the pair's figures support no verdict.")
-
-
-class ClassTableEntry(_Entry):
-    """Attacks by class of source (row) and target (column)."""
-
-    classifier: str
-    classes: list[int]
-    attacked: list[list[int]]
-    valid: list[list[int]] = Field(description="Their clean reconstruction has the source's class.")
-    left: list[list[int]] = Field(description="Valid, and the adversarial reconstruction has another class.")
-    reached: list[list[int]] = Field(description="Valid, and the adversarial reconstruction has the target's class.")
-
-
-class AttackEntry(_Entry):
-    """One attack mode over all pairs and lambda."""
-
-    mode: str
-    similarity: str | None = Field(description="What the latent attack compares posteriors by.")
-    on: str = Field(description="What of the posterior the perturbation reaches: mean, std or both.")
-    layers: list[int] | None = Field(description="Layers of a chain that are compared; null for all.")
-    unit: str
-    penalty: str
-    box: tuple[float, float] | None
-    lambdas: list[float]
-    restarts: int
-    chosen: str = Field(description="How the pairs were chosen.")
-    pairs: list[PairEntry]
-    signs: dict[str, int] = Field(description="Failure signs that were seen: sign -> pairs.")
-    classes: ClassTableEntry | None
-    statuses: dict[str, int] = Field(description="How the problems ended: message -> count.")
-    evaluations: int
-    zero_optimal: int = Field(description="Problems whose best distortion is d = 0.")
-
-
-class CapEntry(_Entry):
-    """One item under one cap."""
-
-    cap: float
-    norm: float
-    damage: Number
-    nll: Number = Field(description="-log p(x|z*) in nats.")
-    by: str = Field(description="The attack that found it.")
-    status: str
-
-
-class CappedItemEntry(_Entry):
-    """One attacked item."""
-
-    item: int
-    target: int | None
-    damage_unattacked: Number
-    nll_unattacked: Number
-    caps: list[CapEntry]
-    signs: list[str] = Field(description="Failure signs in words; with one, the item's figures support no verdict.")
-
-
-class CappedEntry(_Entry):
-    """One attack mode under caps."""
-
-    mode: str
-    members: list[str] = Field(description="The attacks of which the worst was taken.")
-    similarity: str | None
-    on: str
-    ref: str
-    norm: str
-    box: tuple[float, float] | None
-    items: list[CappedItemEntry]
-    signs: dict[str, int] = Field(description="Failure signs that were seen: sign -> items.")
-    evaluations: int
-
-
-class MarginItemEntry(_Entry):
-    """The margins of one item at one radius, in input units."""
-
-    item: int
-    min_r: float = Field(description="Least r for which the item is r-robust unperturbed, in output units.")
-    min_r_upper: Number = Field(description="Its upper confidence value; null where there are too few draws.")
-    p0: float = Field(description="Share of draws within r where nothing is perturbed.")
-    p_low: float = Field(description="Its lower confidence bound, on which certificate and estimates rest.")
-    certified: Number = Field(description="Lower bound of the margin; null where there is none.")
-    pathwise: Number = Field(
-        None, description="Another lower bound, of a confidence of its own; null where there is none."
-    )
-    by: str = Field(description="The certificate that gave the certified margin.")
-    frobenius: Number
-    spectral: Number
-    whitened: Number = Field(description="First-order estimate: bounded by neither of the two bounds.")
-    empirical: Number = Field(description="Upper bound of the margin; null where nothing broke the item.")
-    p_at_empirical: Number
-    censored: bool = Field(description="Nothing broke the item up to the largest norm tried.")
-    largest: Number
-
-
-class MarginEntry(_Entry):
-    """The margins of all items at one radius."""
-
-    r: float
-    m: float
-    sigma: str
-    box: tuple[float, float] | None = Field(description="Of the empirical margin; a certificate holds with any.")
-    level: float
-    alpha: float = Field(description="Error probability of each bound of each item.")
-    family_wise: bool
-    draws: int
-    chosen: str = Field(description="How the items and the radius were chosen.")
-    estimator: str = Field(description="How the Jacobian's norms were found.")
-    items: list[MarginItemEntry]
-    missing: list[str] = Field(description="Certificates that there are none of, and why.")
-    deterministic: bool = Field(
-        False, description="The encoder has no spread: margins of g(mu(x)) alone, whose bounds are sure (alpha is 0)."
-    )
-
-
-class Report(_Entry):
+class Report(Entry):
     """An audit."""
 
     schema_version: str = SCHEMA_VERSION
@@ -242,9 +96,9 @@ class Report(_Entry):
     data: DataEntry
     environment: Environment
     plausibility: PlausibilityEntry
-    attacks: list[AttackEntry] = []
-    capped: list[CappedEntry] = []
-    margins: list[MarginEntry] = []
+    attacks: list[AttackEntry] = Field([])
+    capped: list[CappedEntry] = Field([])
+    margins: list[MarginEntry] = Field([])
     metrics: dict[str, MetricEntry]
     checks: list[JsonValue] = Field(description="Thresholds with their outcome; none can be set yet.")
     baseline: None = Field(description="The report compared with; none can be set yet.")
@@ -257,6 +111,11 @@ class Report(_Entry):
     exit_code: int
     timings: dict[str, float]
     files: dict[str, str] = Field(description="What lies beside report.json: purpose -> name.")
+
+    @property
+    def sections(self) -> list[Section]:
+        """What every check shows, in order."""
+        return [entry.section() for entries in (self.attacks, self.capped, self.margins) for entry in entries]
 
 
 def json_schema() -> dict[str, JsonValue]:

@@ -1,0 +1,123 @@
+"""Margins in a report: their entries, and how they are shown."""
+
+from pydantic import Field
+
+from vaeaudit.report.entry import Entry, Number
+from vaeaudit.report.section import Section, Shown, Table, number
+
+# What the columns of the margin table mean.
+MARGIN_LEGEND = {
+    "item": "number of the item in the data",
+    "min r": "least r that holds the item's own draws, unperturbed (upper confidence value), in output units",
+    "p0": "share of draws within r, unperturbed (lower confidence bound, on which certificate and estimates rest)",
+    "certified": "lower bound of the margin: no distortion shorter than this takes the item out of r (by which proof): "
+    "propagation of linear bounds through the encoder, its linear region around the item, or its Lipschitz constants",
+    "pathwise": "another lower bound, with a confidence of its own: how far each draw stays within r by the Lipschitz "
+    "constants of encoder and decoder, and their quantile; n/a where there are none",
+    "Frobenius, spectral, whitened": "first-order estimates: what the margin would be if the encoder were linear; they "
+    "are no bounds and may lie outside the two that are",
+    "empirical": "upper bound of the margin: a distortion of this length was seen to take the item out of r",
+}
+# What the metrics of margins mean, by quantity.
+MARGIN_METRICS = {
+    "min_r": "least r for which an item is r-robust unperturbed",
+    "certified": "lower bound of the margin; its share is that of items certified at all, its mean a bound of E R",
+    "pathwise": "another lower bound of the margin, from how far each draw stays within r",
+    "frobenius": "min sigma (Phi^-1(p) - Phi^-1(m)) / ||J||_F, theorem 1 as printed: an estimate",
+    "spectral": "the same with ||J||_2",
+    "whitened": "(Phi^-1(p) - Phi^-1(m)) / ||D^-1 J||_2, the sharpest of the three",
+    "empirical": "upper bound of the margin",
+    "not_robust_unperturbed": "items that leave r by their own draws",
+    "censored": "items that nothing broke",
+}
+
+
+class MarginItemEntry(Entry):
+    """The margins of one item at one radius, in input units."""
+
+    item: int
+    min_r: float = Field(description="Least r for which the item is r-robust unperturbed, in output units.")
+    min_r_upper: Number = Field(description="Its upper confidence value; null where there are too few draws.")
+    p0: float = Field(description="Share of draws within r where nothing is perturbed.")
+    p_low: float = Field(description="Its lower confidence bound, on which certificate and estimates rest.")
+    certified: Number = Field(description="Lower bound of the margin; null where there is none.")
+    pathwise: Number = Field(
+        None, description="Another lower bound, of a confidence of its own; null where there is none."
+    )
+    by: str = Field(description="The certificate that gave the certified margin.")
+    frobenius: Number
+    spectral: Number
+    whitened: Number = Field(description="First-order estimate: bounded by neither of the two bounds.")
+    empirical: Number = Field(description="Upper bound of the margin; null where nothing broke the item.")
+    p_at_empirical: Number
+    censored: bool = Field(description="Nothing broke the item up to the largest norm tried.")
+    largest: Number
+
+
+class MarginEntry(Entry):
+    """The margins of all items at one radius."""
+
+    r: float
+    m: float
+    sigma: str
+    box: tuple[float, float] | None = Field(description="Of the empirical margin; a certificate holds with any.")
+    level: float
+    alpha: float = Field(description="Error probability of each bound of each item.")
+    family_wise: bool
+    draws: int
+    chosen: str = Field(description="How the items and the radius were chosen.")
+    estimator: str = Field(description="How the Jacobian's norms were found.")
+    items: list[MarginItemEntry]
+    missing: list[str] = Field(description="Certificates that there are none of, and why.")
+    deterministic: bool = Field(
+        False, description="The encoder has no spread: margins of g(mu(x)) alone, whose bounds are sure (alpha is 0)."
+    )
+
+    def section(self) -> Section:
+        """How the margins are shown."""
+        name = f"r = {self.r:.6g}"
+        return Section(
+            f"Margins at {name}",
+            "How far an item may move before its reconstruction leaves the ball of radius r around g(mu(x)) with "
+            f"probability 1 - m or more: {asked(self)}. The margin R lies between the certified and the empirical one.",
+            [Shown(f"margins at {asked(self)}", margin_table(self), MARGIN_LEGEND)],
+            figures={
+                f"margins at {name}": "Left: the margins of all items, each kind in ascending order. Right: the "
+                "empirical margin over the whitened estimate, and the line where they are equal",
+                f"falls at {name}": "Probability of staying within r along the distortion that broke each item",
+            },
+            meanings=MARGIN_METRICS,
+        )
+
+
+def margin_table(margins: MarginEntry) -> Table:
+    """One row an item."""
+    rows = [
+        [
+            str(item.item),
+            f"{number(item.min_r)} ({number(item.min_r_upper)})",
+            f"{number(item.p0)} ({number(item.p_low)})",
+            number(item.certified) + ("" if item.by == "none" else f" ({item.by})"),
+            number(item.pathwise),
+            ", ".join(number(value) for value in (item.frobenius, item.spectral, item.whitened)),
+            f"> {number(item.largest)} tried" if item.censored else number(item.empirical),
+        ]
+        for item in margins.items
+    ]
+    return list(MARGIN_LEGEND), rows
+
+
+def asked(margins: MarginEntry) -> str:
+    """What a margin is of, in a sentence."""
+    box = f"x + d in [{margins.box[0]:g}, {margins.box[1]:g}]" if margins.box else "no box"
+    if margins.deterministic:
+        return (
+            f"r = {margins.r:.6g}, {box} for the empirical margin; the encoder is deterministic, so that this "
+            "probability is 0 or 1, the bounds are sure, and m, sigma and draws play no part; the estimates are "
+            f"r / ||J|| of g(mu(x)), with nothing to whiten; items: {margins.chosen}"
+        )
+    level = f"{margins.level:.4g}" + (" for all bounds, items and radii together" if margins.family_wise else " each")
+    return (
+        f"r = {margins.r:.6g}, m = {margins.m:g}, sigma {margins.sigma}, {box} for the empirical margin; "
+        f"confidence of the bounds {level}; {margins.draws} draws an item; items: {margins.chosen}"
+    )

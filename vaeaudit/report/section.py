@@ -1,0 +1,45 @@
+"""A part of a report as it is shown, the same for the terminal and for Markdown."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from vaeaudit.report.entry import MetricEntry
+
+Headers = list[str]
+Table = tuple[Headers, list[list[str]]]  # headers, rows
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A table under its ``caption``, and what its columns mean; those from ``numbers_from`` on hold numbers."""
+
+    caption: str
+    table: Table
+    legend: Mapping[str, str] = field(default_factory=dict)
+    numbers_from: int = 1
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a check shows: a heading, what was asked and how to read the answer, tables, remarks, figures.
+
+    ``figures`` are the purposes of files beside the report, each with a description for those who cannot see it.
+    ``meanings`` say what the metrics of this check mean, by the part of their name between check and statistic.
+    """
+
+    heading: str
+    asked: str
+    tables: Sequence[Shown]
+    remarks: Sequence[str] = ()
+    figures: Mapping[str, str] = field(default_factory=dict)
+    meanings: Mapping[str, str] = field(default_factory=dict)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """So many significant digits; "n/a" for what is not a finite number."""
+    return "n/a" if value is None else f"{value:.{digits}g}"
+
+
+def interval(metric: MetricEntry, digits: int = 4) -> str:
+    """The interval as "[low, high]", or "n too small" where the sample gives none."""
+    return "n too small" if metric.ci is None else "[{}, {}]".format(*(number(end, digits) for end in metric.ci))
