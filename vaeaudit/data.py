@@ -100,7 +100,7 @@ class Data:
     ) -> Tensor:
         """The items named by ``indices``, (len(indices), *input_shape), inside ``range``.
 
-        Computed in float64 and rounded once to ``dtype``. Raises IndexError outside 0..len - 1.
+        As computed in float64 and rounded once to ``dtype``. Raises IndexError outside 0..len - 1.
         """
         index = np.asarray(indices)
         if index.size == 0:
@@ -111,16 +111,29 @@ class Data:
             raise IndexError(
                 f"items are numbered 0 to {len(self) - 1} but {index.min()} to {index.max()} were asked for"
             )
-        rows = self.layout.arrange(self.values[index])  # (b, *input_shape), or (b, *other, h, w) before resizing
+        run = index.size > 0 and bool((np.diff(index) == 1).all())
+        chosen = self.values[index[0] : index[-1] + 1] if run else self.values[index]  # a run needs no copy
+        rows = self.layout.arrange(chosen)  # (b, *input_shape), or (b, *other, h, w) before resizing
         if self.layout.filter is not None:
             rows = _resized(rows, self.input_shape, self.layout.filter, as_bytes=self.top == 255)
-        x = rows.astype(np.float64)
-        if self.range is not None:
-            lo, hi = self.range
-            if self.top is not None:
-                x = (lo * (self.top - x) + hi * x) / self.top  # one rounding where lo and hi are integers
-            x = np.clip(x, lo, hi)  # bicubic and lanczos overshoot
+        x = self._scaled(rows, np.float32 if dtype == torch.float32 else np.float64)
         return torch.from_numpy(x).to(dtype).to(device)  # two steps: mps has no float64
+
+    def _scaled(self, rows: NDArray[np.generic], wanted: type[np.float32 | np.float64]) -> NDArray[np.generic]:
+        """A copy of ``rows`` mapped onto ``range``; of ``wanted`` type only where that rounds no more than once."""
+        if self.top is not None and self.range is not None:
+            lo, hi = self.range
+            stored = np.arange(self.top + 1) if rows.dtype.kind in "biu" else rows.astype(np.float64)
+            x = (lo * (self.top - stored) + hi * stored) / self.top  # one rounding where lo and hi are integers
+            x = np.clip(x, lo, hi)  # bicubic and lanczos overshoot
+            if rows.dtype.kind in "biu":  # a look-up: few values are stored, and many times each
+                return x.astype(wanted)[rows.astype(np.uint8, copy=False)]
+            return x
+        # Rounding keeps the order, so that clipping after it, to the rounded range, is clipping before it.
+        x = rows.astype(wanted if rows.dtype.itemsize <= 4 else np.float64)
+        with np.errstate(over="ignore"):
+            lo, hi = np.asarray(self.range or (-np.inf, np.inf)).astype(x.dtype)
+        return np.clip(x, lo, hi, out=x)
 
 
 @dataclass(frozen=True)
