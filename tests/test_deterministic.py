@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vaeaudit.audits.margin_record import Margins, margin_entries, margin_warnings
 from vaeaudit.checks.margin import margin, usual_radius
-from vaeaudit.checks.summary import summarise_margin
+from vaeaudit.checks.summary_margin import summarise_margin
 from vaeaudit.errors import ConfigError, DataError, UnsupportedError
 from vaeaudit.vae import DiagonalGaussian, GaussianLikelihood
 

@@ -11,11 +11,12 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from vaeaudit.attacks.term import Progress
 from vaeaudit.certify.graph import trace_encoder
 from vaeaudit.certify.theorem import pathwise_margin
 from vaeaudit.checks.certified import Certificates
 from vaeaudit.checks.margin import MarginResult, margin, usual_radius
-from vaeaudit.checks.summary import summarise_margin
+from vaeaudit.checks.summary_margin import summarise_margin
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, DataError
 from vaeaudit.vae import DiagonalGaussian, GaussianLikelihood
@@ -194,6 +195,23 @@ def test_a_radius_chosen_from_the_data_rests_on_other_draws(bundled_model: Any, 
     assert r != 2 * float(result.min_radius.estimate.median())
     assert result.at[0].certified is None
     assert result.at[0].empirical is None
+
+
+def test_stopped_while_drawing_the_margins_are_of_the_items_drawn_until_then(
+    bundled_model: Any, bundled_images: Tensor
+) -> None:
+    stages: list[str] = []
+
+    def until_two(progress: Progress) -> bool:
+        stages.append(progress.stage)
+        return stages.count("drawing") < 2
+
+    result = margin(bundled_model, bundled_images[:4], 2.0, draws=2**16, go_on=until_two)  # an item at a time
+    assert (result.interrupted, result.n) == (True, 2)
+    (at,) = result.at
+    assert len(at.kept.p0) == len(at.estimates.whitened) == 2
+    assert at.empirical is None
+    assert (at.kept.p0 > 0).all()
 
 
 def test_what_is_interrupted_says_what_it_has_not_done(bundled_model: Any, bundled_images: Tensor) -> None:

@@ -120,6 +120,48 @@ def test_a_mean_leaves_out_what_is_not_finite_and_counts_it() -> None:
     assert (spoilt.nonfinite, clean.nonfinite) == (3, 0)
 
 
+def test_the_bootstrap_interval_of_a_mean_repeats_and_is_near_students_for_normal_values() -> None:
+    values = np.random.default_rng(0).normal(3, 1, 200).tolist()
+    found, student = (measure(values, unit="nats", direction="none") for measure in (stats.bootstrap_mean, stats.mean))
+    assert found == stats.bootstrap_mean(values, unit="nats", direction="none")
+    assert found.value == student.value
+    np.testing.assert_allclose(found.ci, student.ci, atol=0.02)
+
+
+def test_the_bootstrap_interval_of_a_mean_follows_the_skew_and_needs_two_values() -> None:
+    skewed = np.random.default_rng(1).exponential(1, 40)
+    found = stats.bootstrap_mean(skewed.tolist(), unit="nats", direction="none")
+    assert found.ci is not None
+    assert found.ci[1] - skewed.mean() > skewed.mean() - found.ci[0]
+    assert stats.bootstrap_mean([2.0], unit="nats", direction="none").ci is None
+    assert stats.bootstrap_mean([2.0, 2.0, math.inf], unit="nats", direction="none").ci == (2.0, 2.0)
+
+
+def test_the_rank_correlation_is_scipys_and_counts_infinity_as_the_largest() -> None:
+    x = np.random.default_rng(2).normal(size=30)
+    y = x + np.random.default_rng(3).normal(size=30)
+    found = stats.rank_correlation(x.tolist(), y.tolist())
+    assert found.value == pytest.approx(reference.spearmanr(x, y).statistic, rel=1e-12)
+    assert found.ci is not None
+    assert found.ci[0] < found.value < found.ci[1]
+    y[y.argmax()] = math.inf
+    assert stats.rank_correlation(x.tolist(), y.tolist()).value == found.value
+    assert stats.rank_correlation([1, 1, 1], [1, 2, 3]).value is None
+    assert stats.rank_correlation([1, 2], [2, 1]).ci is None
+
+
+def test_the_interval_of_the_rank_correlation_covers_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(4)
+    truth = 6 / math.pi * math.asin(0.6 / 2)  # of normal values correlated by 0.6
+    covered = 0
+    for _ in range(400):
+        x = generator.normal(size=25)
+        found = stats.rank_correlation(x.tolist(), (0.6 * x + 0.8 * generator.normal(size=25)).tolist())
+        assert found.ci is not None
+        covered += found.ci[0] <= truth <= found.ci[1]
+    assert covered >= 0.92 * 400
+
+
 def test_an_infinite_value_keeps_its_place_in_a_median_and_nan_has_none() -> None:
     # Left out, the infinities would pull the median down; they are the largest values there are.
     measured = median([math.nan, 1.0, 2.0, 3.0, 4.0, math.inf, math.inf, math.inf])

@@ -26,8 +26,15 @@ class RowBatches:
         elements = 2**19 if device.type == "cpu" else 2**24
         return cls(max(1, elements // max(1, torch.Size(input_shape).numel())))
 
-    def map(self, function: Callable[..., tuple[Tensor, ...]], *arguments: Tensor) -> tuple[Tensor, ...]:
+    def map(
+        self,
+        function: Callable[..., tuple[Tensor, ...]],
+        *arguments: Tensor,
+        go_on: Callable[[int, int], bool] | None = None,
+    ) -> tuple[Tensor, ...]:
         """``function`` of each part of ``arguments`` (all with the same rows), its results concatenated.
+
+        ``go_on`` is asked after each part with the rows that are left and all of them; on False those are left out.
 
         Raises :class:`VaeauditError` if a single row does not fit into memory.
         """
@@ -45,4 +52,6 @@ class RowBatches:
                 self.size = max(1, min(self.size, total) // 2)
                 continue
             done += self.size
+            if go_on is not None and done < total and not go_on(total - done, total):
+                break
         return results[0] if len(results) == 1 else tuple(torch.cat(column) for column in zip(*results, strict=True))

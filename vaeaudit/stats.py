@@ -92,6 +92,51 @@ def mean(values: Sequence[float], *, unit: str, direction: str, level: float = 0
     )
 
 
+def bootstrap_mean(values: Sequence[float], *, unit: str, direction: str, level: float = 0.95) -> Measurement:
+    """Sample mean of the finite values with its BCa bootstrap interval (Efron 1987), for values that may be skewed.
+
+    9,999 resamples, the same for the same number of values, so that the interval repeats to the bit.
+    """
+    plain = mean(values, unit=unit, direction=direction, level=level)
+    array = np.asarray(values, dtype=np.float64)
+    kept = array[np.isfinite(array)]
+    interval: tuple[float, float] | None = None
+    if kept.size >= 2:
+        interval = (float(kept[0]), float(kept[0]))
+        if np.ptp(kept) > 0:
+            generator = np.random.Generator(np.random.Philox(key=0))
+            found = stats.bootstrap((kept,), np.mean, confidence_level=level, random_state=generator)
+            interval = (float(found.confidence_interval.low), float(found.confidence_interval.high))
+    return replace(plain, ci=interval, estimator="mean, BCa bootstrap interval over items")
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float], *, level: float = 0.95) -> Measurement:
+    """Spearman's rank correlation of paired values with Fisher's interval (Bonett & Wright 2000), approximate.
+
+    An infinite value ranks above all others; pairs with NaN are left out. None where either side is constant.
+    """
+    pairs = np.stack([np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)])
+    kept = pairs[:, ~np.isnan(pairs).any(0)]
+    n = kept.shape[1]
+    value, interval = None, None
+    if n >= 2 and all(len(np.unique(side)) > 1 for side in kept):
+        ranks = stats.rankdata(kept, axis=1)
+        value = float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+        if n > 3 and abs(value) < 1:
+            half = float(stats.norm.ppf(0.5 + level / 2)) * math.sqrt((1 + value**2 / 2) / (n - 3))
+            interval = (math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half))
+    return Measurement(
+        value=value,
+        ci=interval,
+        level=level,
+        n=n,
+        nonfinite=int((~np.isfinite(pairs)).any(0).sum()),
+        unit="rank correlation",
+        direction="none",
+        estimator="Spearman's rank correlation, Fisher interval with the variance of Bonett & Wright",
+    )
+
+
 def clopper_pearson(successes: int, n: int, tail: float) -> tuple[float, float]:
     """Lower and upper confidence bound of a probability, each wrong with probability at most ``tail``.
 

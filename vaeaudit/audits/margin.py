@@ -6,7 +6,7 @@ from vaeaudit.attacks.term import GoOn
 from vaeaudit.audits.base import Record
 from vaeaudit.audits.margin_record import Margins, margin_drawings, margin_entries, margin_warnings
 from vaeaudit.checks.margin import margin, usual_radius
-from vaeaudit.checks.summary import summarise_margin
+from vaeaudit.checks.summary_margin import summarise_margin
 from vaeaudit.subject import Subject
 
 _TIMES = 2.0  # of the median of the items' least radii: what "auto" stands for
@@ -38,6 +38,7 @@ def run(subject: Subject, go_on: GoOn) -> Iterator[Record]:
         items=items,
         go_on=go_on,
     )
+    items = items[: result.n]  # all, unless the audit was stopped
     margins = Margins(result, tuple(items), how, auto)
     entries = margin_entries(margins)
     yield Record(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,11 +78,21 @@ def _item(result: MarginResult, at: MarginAt, place: int, item: int) -> MarginIt
         frobenius=number(at.estimates.frobenius[place]),
         spectral=number(at.estimates.spectral[place]),
         whitened=number(at.estimates.whitened[place]),
+        **_bars(at, place),
         empirical=None if empirical is None else number(empirical.margin[place]),
         p_at_empirical=None if empirical is None else number(empirical.p[place]),
         censored=False if empirical is None else bool(empirical.censored[place]),
         largest=None if empirical is None else number(empirical.largest[place]),
     )
+
+
+def _bars(at: MarginAt, place: int) -> dict[str, Any]:
+    """The intervals of the estimates of an item, where the norms that they rest on are estimated."""
+    bars = at.estimates.bars
+    if bars is None:
+        return {}
+    kinds = {"frobenius": bars.frobenius, "spectral": bars.spectral, "whitened": bars.whitened}
+    return {f"{kind}_interval": tuple(number(end) for end in ends[:, place]) for kind, ends in kinds.items()}
 
 
 def margin_warnings(margins: Margins) -> list[str]:
@@ -145,12 +156,19 @@ def margin_drawings(margins: Margins) -> dict[str, Drawing]:
 
 
 def _margin_panel(at: MarginAt) -> bytes:
-    margins = {"whitened estimate": array(at.estimates.whitened), "spectral estimate": array(at.estimates.spectral)}
+    margins = {
+        f"{kind} estimate": array(values)
+        for kind, values in {
+            "whitened": at.estimates.whitened,
+            "spectral": at.estimates.spectral,
+            "Frobenius": at.estimates.frobenius,
+        }.items()
+    }
     if at.certified is not None:
         margins = {"certified": array(at.certified.radius), **margins}
     nothing = np.full(len(at.estimates.whitened), np.nan)
     if at.empirical is None:
-        return margin_panel(margins, array(at.estimates.whitened), nothing, np.isfinite(nothing), nothing)
+        return margin_panel(margins, array(at.estimates.whitened), nothing, np.isfinite(nothing), nothing, at.r)
     margins["empirical"] = array(at.empirical.margin)
     censored, largest = at.empirical.censored.cpu().numpy(), array(at.empirical.largest)
-    return margin_panel(margins, array(at.estimates.whitened), margins["empirical"], censored, largest)
+    return margin_panel(margins, array(at.estimates.whitened), margins["empirical"], censored, largest, at.r)

@@ -18,6 +18,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.batches import RowBatches
 from vaeaudit.checks.radius import check_probability
 from vaeaudit.draws import noise_set
@@ -57,6 +58,12 @@ class JacobianNorms:
     bars: Bars | None
     level: float
     estimator: str
+
+    def first(self, n: int) -> "JacobianNorms":
+        """Those of the first ``n`` items."""
+        bars = self.bars and Bars(self.bars.frobenius[:, :n], self.bars.spectral[:, :n], self.bars.whitened[:, :n])
+        values = (self.frobenius[:n], self.spectral[:n], self.whitened[:n], self.smallest_stddev[:n])
+        return JacobianNorms(*values, self.exact, bars, self.level, self.estimator)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +125,7 @@ def jacobian_norms(
     seed: int,
     exact: bool | None = None,
     level: float = 0.95,
+    go_on: GoOn = always,
 ) -> JacobianNorms:
     """Norms of the Jacobian of the encoder's mean at ``x`` (items, *input_shape).
 
@@ -125,7 +133,8 @@ def jacobian_norms(
     spectral norms come from Lanczos's method, which errs low, by a factor that the theorem of Kuczynski & Wozniakowski
     (1992) bounds with probability ``level`` whatever the spectrum; ||J||_F^2 is the trace of J J^T on Lanczos's basis
     and E ||J^T v||^2 over signs v outside it (Hutchinson 1990; Meyer et al. 2021, Hutch++), with Student's t interval
-    over the probes. Probes and starts are keyed by ``seed`` and ``items``, the numbers of the rows of ``x``.
+    over the probes, which is approximate and covers less where all singular values are alike. Probes and starts are
+    keyed by ``seed`` and ``items``, the numbers of the rows of ``x``. Where ``go_on`` says no, the rest is left out.
 
     Raises:
         UnsupportedError: the posterior is no diagonal Gaussian, or its standard deviation is 0.
@@ -146,7 +155,10 @@ def jacobian_norms(
                 return encoder.sigma.amin(1), *_exact(encoder)
             return encoder.sigma.amin(1), *_matrix_free(encoder, [items[i] for i in index.tolist()], seed, level)
 
-    smallest, *norms = together.map(of_items, torch.arange(len(x), device=x.device))
+    def asked(left: int, of: int) -> bool:
+        return go_on(Progress("Jacobians", left, of))
+
+    smallest, *norms = together.map(of_items, torch.arange(len(x), device=x.device), go_on=asked)
     frobenius, spectral, whitened = _ordered(norms[0], norms[1], norms[2], smallest)
     if exact:
         return JacobianNorms(frobenius, spectral, whitened, smallest, True, None, level, "eigenvalues of J J^T")
@@ -203,8 +215,7 @@ class _Encoder:
             raise UnsupportedError(
                 f"the encoder is deterministic (a standard deviation of 0) for {without} of {len(x)} items: "
                 "r-robustness degenerates there, as P(||Delta|| <= r) is 0 or 1 in what has no spread, so there is no "
-                "estimate through it; ask for the deterministic margin, the least ||d|| that moves the reconstruction "
-                "by more than r"
+                "estimate through it"
             )
         if not self.mean.requires_grad:
             raise ContractError(

@@ -85,6 +85,11 @@ class MarginResult:
     interrupted: bool
     deterministic: bool = False
 
+    @property
+    def n(self) -> int:
+        """How many items these are of."""
+        return len(self.min_radius.estimate)
+
 
 def margin(
     vae: VAE,
@@ -122,7 +127,8 @@ def margin(
         seed: of every random draw.
         batch_size: most rows given to the model at once; by size where None.
         items: numbers that key the draws of each item; 0, 1, ... where None.
-        go_on: asked regularly; on False what is left is not done, and the result says so.
+        go_on: asked regularly; on False what is left is not done, and the result says so: it is of the first items
+            only where not even the draws of all were taken.
 
     Raises:
         ConfigError: r not positive and finite, m or level outside (0, 1), an unknown sigma or part, no draws.
@@ -142,10 +148,12 @@ def margin(
     if without_spread(vae, x, rows, items=keys):
         alone = Deterministic(vae, x, rows, items=keys, seed=seed, level=level)
         return _deterministic(alone, radii, m, sigma, used, level, family_wise, parts, seed, watch)
+    norms = jacobian_norms(vae, x, rows, items=keys, seed=seed, level=level, go_on=watch)
     bounds = len(x) * (1 + len(radii) * (1 + len(set(parts))))
     alpha = (1 - level) / (bounds if family_wise else 1)
-    norms = jacobian_norms(vae, x, rows, items=keys, seed=seed, level=level)
-    distances = draw_distances(vae, x, rows, draws=draws, items=keys, seed=seed, check=_DRAWN)
+    x, keys = x[: len(norms.spectral)], keys[: len(norms.spectral)]
+    distances = draw_distances(vae, x, rows, draws=draws, items=keys, seed=seed, check=_DRAWN, go_on=watch)
+    x, keys, norms = x[: distances.shape[1]], keys[: distances.shape[1]], norms.first(distances.shape[1])
     certificates = growth = None
     if "certified" in parts:
         certificates = Certificates(lambda: trace_encoder(vae, x), x, sigma)

@@ -12,12 +12,14 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.batches import RowBatches
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, NonFiniteError
 from vaeaudit.vae import VAE
 
 _MOST_NUMBERS = 2**22  # of noise held at once, as long as one item needs no more
+_MOST_ROWS = 2**16  # drawn between two questions whether to go on
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,17 +89,27 @@ def distances(vae: VAE, x: Tensor, noise: Tensor, rows: RowBatches) -> Tensor:
 
 
 def draw_distances(
-    vae: VAE, x: Tensor, rows: RowBatches, *, draws: int, items: Sequence[int], seed: int, check: str
+    vae: VAE,
+    x: Tensor,
+    rows: RowBatches,
+    *,
+    draws: int,
+    items: Sequence[int],
+    seed: int,
+    check: str,
+    go_on: GoOn = always,
 ) -> Tensor:
     """:func:`distances` with noise keyed by (seed, check, item), of which a bounded amount is held at a time.
 
-    ``items`` are the numbers of the rows of ``x``.
+    ``items`` are the numbers of the rows of ``x``. Where ``go_on`` says no, those not yet drawn are left out.
     """
     with torch.no_grad():
         shape = vae.encode(x[:1]).noise_shape
-    together = max(1, _MOST_NUMBERS // (draws * torch.Size(shape).numel()))
-    found = []
+    together = max(1, min(_MOST_NUMBERS // (draws * torch.Size(shape).numel()), _MOST_ROWS // draws))
+    found: list[Tensor] = []
     for first in range(0, len(x), together):
+        if found and not go_on(Progress("drawing", len(x) - first, len(x))):
+            break
         part = slice(first, first + together)
         noise = noise_set(shape, draws=draws, items=items[part], seed=seed, check=check, like=x)
         found.append(distances(vae, x[part], noise, rows))

@@ -5,7 +5,6 @@ from dataclasses import replace
 from vaeaudit import stats
 from vaeaudit.checks.attack import AttackResult
 from vaeaudit.checks.capped import CappedResult
-from vaeaudit.checks.margin import MarginResult
 from vaeaudit.likeness import ms_ssim
 from vaeaudit.stats import Measurement
 
@@ -75,46 +74,4 @@ def summarise_likeness(result: CappedResult, data_range: tuple[float, float]) ->
             measured = stats.median(likeness.value.tolist(), unit="share", direction=direction)
             name = f"attack.{result.mode}.{result.found.norm}-{cap:.4g}.ms_ssim_{side}.median"
             metrics[name] = replace(measured, estimator=f"{likeness.estimator}; {measured.estimator}")
-    return metrics
-
-
-def summarise_margin(result: MarginResult) -> dict[str, Measurement]:
-    """The metrics of the margins, over items, by name: ``margin.r{r}.{quantity}.{statistic}``.
-
-    Medians and quartiles of the certified margin, of the pathwise one where there is any, of the three estimates and of
-    the empirical margin, in which an item that nothing broke keeps its place at the top; the certified margin's mean,
-    E R's lower bound; and the shares of items that are certified at all, that nothing broke, and that are not r-robust
-    even unperturbed.
-    """
-    metrics = {
-        "margin.min_r.median": stats.median(
-            result.min_radius.estimate.tolist(), unit="output units", direction="lower", level=result.level
-        )
-    }
-    for at in result.at:
-        name, unit = f"margin.r{at.r:.6g}", "input units"
-        columns = {
-            "frobenius": at.estimates.frobenius,
-            "spectral": at.estimates.spectral,
-            "whitened": at.estimates.whitened,
-        }
-        shares = {"not_robust_unperturbed": (~at.estimates.robust, "lower")}
-        if at.certified is not None:
-            paths = {"pathwise": at.certified.pathwise} if at.certified.pathwise.isfinite().any() else {}
-            columns = {"certified": at.certified.radius, **paths, **columns}
-            shares["certified"] = (at.certified.radius > 0, "higher")
-            certified = at.certified.radius.tolist()
-            metrics[f"{name}.certified.mean"] = stats.mean(certified, unit=unit, direction="higher", level=result.level)
-        if at.empirical is not None:
-            columns["empirical"] = at.empirical.margin
-            shares["censored"] = (at.empirical.censored, "higher")
-        for figure, values in columns.items():
-            for part, q in (("lower_quartile", 0.25), ("median", 0.5), ("upper_quartile", 0.75)):
-                metrics[f"{name}.{figure}.{part}"] = stats.quantile(
-                    values.tolist(), q, unit=unit, direction="higher", level=result.level
-                )
-        for figure, (there, direction) in shares.items():
-            metrics[f"{name}.{figure}.share"] = stats.proportion(
-                int(there.sum()), len(there), unit="share of items", direction=direction, level=result.level
-            )
     return metrics

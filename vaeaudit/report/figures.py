@@ -98,13 +98,14 @@ def damage_curves(caps: list[float], damage: Array, start: Array, labels: list[s
 
 
 def margin_panel(
-    margins: dict[str, Array], estimate: Array, empirical: Array, censored: Array, largest: Array
+    margins: dict[str, Array], estimate: Array, empirical: Array, censored: Array, largest: Array, r: float
 ) -> bytes:
     """Left, ``margins`` (items,) of each kind in ascending order; right, ``empirical`` over ``estimate``, (items,).
 
     An item that nothing broke is drawn at the ``largest`` norm tried, as a triangle. Both on logarithmic scales.
     """
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    figure.suptitle(f"Margins at r = {r:.6g}", fontsize=11)
     left, right = figure.subplots(1, 2)
     for place, (name, values) in enumerate(margins.items()):
         known = np.sort(values[np.isfinite(values) & (values > 0)])

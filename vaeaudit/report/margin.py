@@ -15,7 +15,7 @@ MARGIN_LEGEND = {
     "pathwise": "another lower bound, with a confidence of its own: how far each draw stays within r by the Lipschitz "
     "constants of encoder and decoder, and their quantile; n/a where there are none",
     "Frobenius, spectral, whitened": "first-order estimates: what the margin would be if the encoder were linear; they "
-    "are no bounds and may lie outside the two that are",
+    "are no bounds and may lie outside the two that are; in brackets the last's interval, where norms are estimated",
     "empirical": "upper bound of the margin: a distortion of this length was seen to take the item out of r",
 }
 # What the metrics of margins mean, by quantity.
@@ -27,6 +27,9 @@ MARGIN_METRICS = {
     "spectral": "the same with ||J||_2",
     "whitened": "(Phi^-1(p) - Phi^-1(m)) / ||D^-1 J||_2, the sharpest of the three",
     "empirical": "upper bound of the margin",
+    "median": "straight after r: that of R itself, as far as it is known: the empirical median, and an interval from "
+    "the certified median's lower end to the empirical one's upper end; elsewhere that of the figure before it",
+    "correlation": "rank correlation of the empirical margin with the whitened estimate",
     "not_robust_unperturbed": "items that leave r by their own draws",
     "censored": "items that nothing broke",
 }
@@ -48,6 +51,9 @@ class MarginItemEntry(Entry):
     frobenius: Number
     spectral: Number
     whitened: Number = Field(description="First-order estimate: bounded by neither of the two bounds.")
+    frobenius_interval: tuple[Number, Number] | None = Field(None, description="Null where the norm is exact.")
+    spectral_interval: tuple[Number, Number] | None = None
+    whitened_interval: tuple[Number, Number] | None = None
     empirical: Number = Field(description="Upper bound of the margin; null where nothing broke the item.")
     p_at_empirical: Number
     censored: bool = Field(description="Nothing broke the item up to the largest norm tried.")
@@ -99,7 +105,8 @@ def margin_table(margins: MarginEntry) -> Table:
             f"{number(item.p0)} ({number(item.p_low)})",
             number(item.certified) + ("" if item.by == "none" else f" ({item.by})"),
             number(item.pathwise),
-            ", ".join(number(value) for value in (item.frobenius, item.spectral, item.whitened)),
+            ", ".join(number(value) for value in (item.frobenius, item.spectral, item.whitened))
+            + (" [{}, {}]".format(*map(number, item.whitened_interval)) if item.whitened_interval else ""),
             f"> {number(item.largest)} tried" if item.censored else number(item.empirical),
         ]
         for item in margins.items

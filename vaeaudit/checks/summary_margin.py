@@ -1,0 +1,89 @@
+"""The metrics of margins: figures over items, by name."""
+
+from vaeaudit import stats
+from vaeaudit.checks.margin import MarginAt, MarginResult
+from vaeaudit.stats import Measurement
+
+_UNIT = "input units"
+
+
+def summarise_margin(result: MarginResult) -> dict[str, Measurement]:
+    """The metrics of the margins, over items, by name: ``margin.r{r}.{quantity}.{statistic}``.
+
+    Medians and quartiles of the certified margin, of the pathwise one where there is any, of the three estimates and of
+    the empirical margin, in which an item that nothing broke keeps its place at the top; the means of the first and the
+    last, between which E R lies; how the empirical margin goes with the whitened estimate; and the shares of items that
+    are certified at all, that nothing broke, and that are not r-robust even unperturbed. ``margin.r{r}.median`` is
+    that of R itself, as far as it is known.
+    """
+    metrics = {
+        "margin.min_r.median": stats.median(
+            result.min_radius.estimate.tolist(), unit="output units", direction="lower", level=result.level
+        )
+    }
+    for at in result.at:
+        of_radius = _bounds(at, result.level) | _columns(at, result.level) | _shares(at, result.level)
+        metrics |= {f"margin.r{at.r:.6g}.{name}": value for name, value in of_radius.items()}
+    return metrics
+
+
+def _bounds(at: MarginAt, level: float) -> dict[str, Measurement]:
+    """What lies between both bounds, R's median and mean, and how well first order foretells the upper one."""
+    metrics = {}
+    if at.certified is not None:
+        certified = at.certified.radius.tolist()
+        metrics["certified.mean"] = stats.bootstrap_mean(certified, unit=_UNIT, direction="higher", level=level)
+    if at.empirical is None:
+        return metrics
+    empirical = at.empirical.margin.tolist()
+    if not bool(at.empirical.censored.any()):
+        metrics["empirical.mean"] = stats.bootstrap_mean(empirical, unit=_UNIT, direction="higher", level=level)
+    metrics["correlation"] = stats.rank_correlation(at.estimates.whitened.tolist(), empirical, level=level)
+    if at.certified is not None:
+        low, high = (
+            stats.median(values, unit=_UNIT, direction="higher", level=level) for values in (certified, empirical)
+        )
+        metrics["median"] = Measurement(
+            value=high.value,
+            ci=None if low.ci is None or high.ci is None else (low.ci[0], high.ci[1]),
+            level=level,
+            n=high.n,
+            nonfinite=high.nonfinite,
+            unit=_UNIT,
+            direction="higher",
+            estimator="median of the empirical margin, an upper bound; the interval goes from the lower end of the "
+            "certified margin's median to the upper end of the empirical one's",
+        )
+    return metrics
+
+
+def _columns(at: MarginAt, level: float) -> dict[str, Measurement]:
+    columns = {
+        "frobenius": at.estimates.frobenius,
+        "spectral": at.estimates.spectral,
+        "whitened": at.estimates.whitened,
+    }
+    if at.certified is not None:
+        paths = {"pathwise": at.certified.pathwise} if at.certified.pathwise.isfinite().any() else {}
+        columns = {"certified": at.certified.radius, **paths, **columns}
+    if at.empirical is not None:
+        columns["empirical"] = at.empirical.margin
+    return {
+        f"{name}.{part}": stats.quantile(values.tolist(), q, unit=_UNIT, direction="higher", level=level)
+        for name, values in columns.items()
+        for part, q in (("lower_quartile", 0.25), ("median", 0.5), ("upper_quartile", 0.75))
+    }
+
+
+def _shares(at: MarginAt, level: float) -> dict[str, Measurement]:
+    shares = {"not_robust_unperturbed": (~at.estimates.robust, "lower")}
+    if at.certified is not None:
+        shares["certified"] = (at.certified.radius > 0, "higher")
+    if at.empirical is not None:
+        shares["censored"] = (at.empirical.censored, "higher")
+    return {
+        f"{name}.share": stats.proportion(
+            int(there.sum()), len(there), unit="share of items", direction=direction, level=level
+        )
+        for name, (there, direction) in shares.items()
+    }
