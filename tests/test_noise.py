@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaeaudit import BernoulliLogits, DiagonalGaussian, GaussianLikelihood
+from vaeaudit import BernoulliLogits, BernoulliProbabilities, DiagonalGaussian, GaussianLikelihood
 from vaeaudit.attacks.term import Progress
 from vaeaudit.checks import noise as module
 from vaeaudit.checks.noise import SIGMAS, NoiseResult, noise, over_draws
@@ -245,6 +245,20 @@ def test_values_that_are_not_finite_are_counted_and_told() -> None:
     measured = summarise_noise(result)["noise.s1.log_likelihood.mean"]
     assert measured.nonfinite == int(result.log_likelihood[1].isnan().any(0).sum())
     assert measured.n == 50 - measured.nonfinite
+
+
+def test_probabilities_that_are_nan_are_missing_draws_and_end_nothing() -> None:
+    class Exploding(Scaled):
+        def decode(self, z: Tensor) -> BernoulliProbabilities:  # type: ignore[override]
+            return BernoulliProbabilities(torch.where(z.abs() > 2, torch.nan, z.sigmoid()))
+
+    result = noise(Exploding(), torch.zeros((50, 2), dtype=torch.float64), (0.1, 1.0))
+    assert bool(result.log_likelihood[0].isfinite().all())
+    bad = result.log_likelihood[1].isnan()
+    assert 0 < int(bad.sum()) < 250
+    assert result.signs[1] == f"with noise of 1, {int(bad.sum())} of 500 log-likelihoods are NaN or infinite"
+    measured = summarise_noise(result)["noise.s1.degradation.mean"]
+    assert (measured.n, measured.nonfinite) == (50 - int(bad.any(0).sum()), int(bad.any(0).sum()))
 
 
 def test_one_item_has_no_standard_error(x: Tensor, small_vae: type[Any]) -> None:

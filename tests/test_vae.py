@@ -226,7 +226,16 @@ def test_gradients_are_finite_where_probabilities_are_0_or_1() -> None:
     torch.testing.assert_close(gradient, torch.tensor([[1.0, -1.0, -0.5, 0.5]], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("bad", [1.0001, -0.2, math.nan, math.inf])
+def test_a_row_with_a_nan_has_no_log_probability_and_leaves_the_others_theirs() -> None:
+    p = torch.tensor([[0.5, torch.nan], [0.5, 0.25]], dtype=torch.float64, requires_grad=True)
+    found = BernoulliProbabilities(p).log_prob(torch.ones(1, 2, dtype=torch.float64))
+    assert bool(found[0].isnan())
+    assert float(found[1].detach()) == pytest.approx(math.log(0.5 * 0.25))
+    (gradient,) = torch.autograd.grad(found[1], p)
+    assert gradient.tolist() == [[0, 0], [2, 4]]
+
+
+@pytest.mark.parametrize("bad", [1.0001, -0.2, math.inf])
 def test_values_that_are_no_probabilities_are_an_error_that_asks_for_the_sigmoid(bad: float) -> None:
     with pytest.raises(ContractError, match=r"\[0, 1\].*missing sigmoid"):
         BernoulliProbabilities(torch.tensor([[0.5, bad]])).log_prob(torch.ones(1, 2))

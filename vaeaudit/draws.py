@@ -21,7 +21,11 @@ def uniform(count: int, *, seed: int, check: str, item: int | str) -> NDArray[np
     bits = np.random.Philox(key=np.frombuffer(digest, dtype="<u8")).random_raw(count)
     # 52 random bits in the middle of their cell: never 0 and never 1, so the inverse below is finite. With 53
     # bits the middle of the last cell is no float64, and rounds to 1.
-    return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    bits >>= np.uint64(12)
+    middles = bits.astype(np.float64)
+    middles += 0.5
+    middles *= 2.0**-52
+    return middles
 
 
 def noise_set(
@@ -32,6 +36,9 @@ def noise_set(
     Draw j of an item is the same whatever the number of draws and whichever items stand beside it.
     """
     size = int(np.prod(shape, dtype=np.int64))
-    columns = [uniform(draws * size, seed=seed, check=check, item=i).reshape(draws, *shape) for i in items]
-    normals = ndtri(np.stack(columns, axis=1))
+    # Item by item, whose numbers fit a cache: large arrays in between cost as much as the numbers do.
+    normals = np.empty((draws, len(items), *shape), np.float32 if like.dtype == torch.float32 else np.float64)
+    for place, item in enumerate(items):
+        u = uniform(draws * size, seed=seed, check=check, item=item)
+        normals[:, place] = ndtri(u, out=u).reshape(draws, *shape)
     return torch.from_numpy(normals).to(dtype=like.dtype, device=like.device)

@@ -274,15 +274,21 @@ class BernoulliProbabilities:
     def log_prob(self, x: Tensor) -> Tensor:
         """Sum of x log p + (1 - x) log(1 - p) with each log at least -100, (batch,); x in [0, 1].
 
-        Raises :class:`ContractError` if the decoder's values are not probabilities.
+        A row with a NaN has log p = NaN. Raises :class:`ContractError` if the decoder's numbers are no probabilities.
         """
         p = self.probabilities
-        if not bool(((p >= 0) & (p <= 1)).all()):
-            low, high = float(p.detach().min()), float(p.detach().max())
-            raise ContractError(
-                f"the decoder's probabilities must lie in [0, 1] but span [{low:.4g}, {high:.4g}]; a missing sigmoid?"
-            )
-        return -F.binary_cross_entropy(p, x.expand_as(p), reduction="none").flatten(1).sum(1)
+        known = (p >= 0) & (p <= 1)
+        whole = bool(known.all())
+        if not whole:
+            strange = p.detach()[~known & ~p.isnan()]
+            if strange.numel():
+                came = f"{float(strange.min()):.4g} to {float(strange.max()):.4g}"
+                raise ContractError(
+                    f"the decoder's probabilities must lie in [0, 1], but {came} came outside; a missing sigmoid?"
+                )
+            p = torch.where(known, p, 0.5)  # torch refuses NaN here
+        log_p = -F.binary_cross_entropy(p, x.expand_as(p), reduction="none").flatten(1).sum(1)
+        return log_p if whole else log_p.where(known.flatten(1).all(1), torch.nan)
 
 
 @dataclass(frozen=True, eq=False)
