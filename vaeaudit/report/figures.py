@@ -46,7 +46,7 @@ def attack_panel(columns: dict[str, Array], labels: list[str], box: tuple[float,
             if row == 0:
                 axis.set_title(name, fontsize=10)
         axes[row, 0].set_ylabel(labels[row], fontsize=8, rotation=0, ha="right", va="center")
-    return _png(figure)
+    return to_png(figure)
 
 
 def distortion_curves(
@@ -74,7 +74,7 @@ def distortion_curves(
     axis.grid(alpha=0.3)
     if len(norm) <= 20:
         axis.legend(fontsize=8, ncols=2)
-    return _png(figure)
+    return to_png(figure)
 
 
 def damage_curves(caps: list[float], damage: Array, start: Array, labels: list[str]) -> bytes:
@@ -94,7 +94,7 @@ def damage_curves(caps: list[float], damage: Array, start: Array, labels: list[s
     axis.grid(alpha=0.3)
     if len(damage) <= 20:
         axis.legend(fontsize=8, ncols=2, title="item", title_fontsize=8)
-    return _png(figure)
+    return to_png(figure)
 
 
 def margin_panel(
@@ -133,7 +133,7 @@ def margin_panel(
     right.set_ylabel("empirical margin (an upper bound)")
     right.set_title("below the line first order promises too much; triangles: unbroken", fontsize=9)
     right.grid(alpha=0.3)
-    return _png(figure)
+    return to_png(figure)
 
 
 def fall_curves(lengths: Array, p: Array, margin: Array, labels: list[str], m: float) -> bytes:
@@ -151,10 +151,11 @@ def fall_curves(lengths: Array, p: Array, margin: Array, labels: list[str], m: f
     axis.set_title("Along the distortion that broke each item; dots: empirical margins, dashed: m", fontsize=10)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, title="item", title_fontsize=8)
-    return _png(figure)
+    return to_png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """The figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
     # No date or version in the file: the same audit gives the same bytes.
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
