@@ -167,3 +167,12 @@ def test_what_cannot_be_encoded_is_said_in_a_sentence() -> None:
     x[3, 2] = torch.inf
     with pytest.raises(NonFiniteError, match="item 3 "):
         encodings(Model("gaussian"), lambda numbers: x[list(numbers)].nan_to_num(posinf=1e308) * 1e9, n=5)
+
+
+def test_draws_are_keyed_by_the_items_own_numbers() -> None:
+    x, some = rand(9, 4), [2, 3, 7]
+    every = encodings(Model("chain"), x)
+    for asked in (x[some], lambda numbers: x[list(numbers)]):
+        torch.testing.assert_close(encodings(Model("chain"), asked, n=3, items=some).mean, every.mean[some])
+    with pytest.raises(ConfigError, match="2 numbers were given for 3 items"):
+        encodings(Model("chain"), x[some], items=[2, 3])

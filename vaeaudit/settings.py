@@ -15,8 +15,10 @@ def _two_numbers(value: object) -> object:
 
 Whole = Annotated[int, Field(strict=True)]
 Positive = Annotated[int, Field(strict=True, ge=1)]
+Several = Annotated[int, Field(strict=True, ge=2)]
 Count = Annotated[int, Field(strict=True, ge=0)]
 Length = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Mode = Literal["latent", "output", "damage", "untargeted", "latent-side", "worst"]
 Name = Annotated[str, Field(min_length=1)]
@@ -126,6 +128,54 @@ class MarginSettings(_Section):
         return tuple(dict.fromkeys(value))
 
 
+class MigSettings(_Section):
+    """The mig check."""
+
+    items: Several | None = Field(None, description="Items, drawn at random; all if left out.")
+
+
+class LatentsSettings(_Section):
+    """The latents check."""
+
+    items: Several | None = Field(None, description="Items, drawn at random; all if left out.")
+    draws: Count = Field(1, description="Draws of z for each item; 0 leaves the ELBO out.")
+    estimator: Literal["exact", "stratified"] = Field(
+        "exact", description="Of q(z): the mixture over all items, or minibatch stratified sampling."
+    )
+    traverse: Annotated[int, Field(strict=True, ge=0, le=20)] = Field(
+        8, description="Units, those of largest KL, that are traversed in a figure."
+    )
+
+
+class NoiseSettings(_Section):
+    """The noise check."""
+
+    sigmas: tuple[NotNegative, ...] = Field(
+        (0.1, 0.25, 0.5, 1.0), description="Standard deviations of the noise, on the scale of the model's inputs."
+    )
+    items: Positive = Field(1000, description="Most items, drawn at random.")
+    draws: Positive = Field(10, description="Draws of noise and latents for each item.")
+    clip: bool = Field(False, description="Whether noisy inputs are clipped to the data's range.")
+
+    @field_validator("sigmas")
+    @classmethod
+    def _some(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value:
+            raise ValueError("at least one standard deviation")
+        return tuple(dict.fromkeys(value))
+
+
+class WeightsSettings(_Section):
+    """The weights check, which needs no data and runs no model."""
+
+    against: Name | None = Field(None, description="Checkpoint of the same architecture from which change is counted.")
+    parts: dict[Literal["encoder", "decoder", "neither"], tuple[Name, ...]] = Field(
+        {}, description="How the names of each part's tensors begin; as the adapter says where left out."
+    )
+    vectors: bool = Field(False, description="Whether biases and normalisation count as well.")
+    spectral: bool = Field(True, description="Whether each tensor's 2-norm is computed.")
+
+
 class Settings(_Section):
     """All sections. Thresholds and a baseline come with a later version; until then they are refused."""
 
@@ -134,3 +184,7 @@ class Settings(_Section):
     run: RunSettings = RunSettings()
     attack: AttackSettings = AttackSettings()
     margin: MarginSettings = MarginSettings()
+    noise: NoiseSettings = NoiseSettings()
+    weights: WeightsSettings = WeightsSettings()
+    mig: MigSettings = MigSettings()
+    latents: LatentsSettings = LatentsSettings()

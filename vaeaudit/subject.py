@@ -1,11 +1,12 @@
 """What is audited: a model, its data, and whether they go together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from vaeaudit.checks.encodings import Encodings
 from vaeaudit.checks.plausibility import Plausibility, examine
 from vaeaudit.data import Data, fit
 from vaeaudit.draws import uniform
@@ -30,6 +31,7 @@ class Subject:
     n: int
     plausibility: Plausibility
     likelihood: str
+    encoded: dict[tuple[int, ...], Encodings] = field(default_factory=dict)  # by items, kept for the checks to come
 
     @property
     def batch_size(self) -> int | None:

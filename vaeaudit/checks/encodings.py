@@ -72,6 +72,7 @@ def encodings(
     x: Tensor | Images,
     *,
     n: int | None = None,
+    items: Sequence[int] | None = None,
     layer: int | None = None,
     seed: int = 0,
     batch_size: int | None = None,
@@ -81,8 +82,9 @@ def encodings(
 
     Args:
         vae: the model.
-        x: the items, (n, *input_shape), or what gives those of the numbers 0 to n - 1.
+        x: the items, (n, *input_shape), or what gives those of any numbers out of ``items``.
         n: how many; all of a tensor where None.
+        items: their numbers, by which draws are keyed; 0 to n - 1 where None.
         layer: of a chain, counted from 1; the top one where None.
         seed: of the draws, keyed by the item's number, with which a chain is run up to that layer.
         batch_size: most rows given to the model at once; by size where None.
@@ -95,7 +97,8 @@ def encodings(
         NonFiniteError: a mean, standard deviation or probability that is NaN or infinite.
     """
     count = _count(x, n)
-    first = x[:1] if isinstance(x, Tensor) else x([0])
+    named = numbers_of(items, count)
+    first = x[:1] if isinstance(x, Tensor) else x(named[:1])
     check_items(vae, first, None, "items")
     top = vae.encode(first)
     layers = top.layers if isinstance(top, Chain) else 1
@@ -104,8 +107,8 @@ def encodings(
         raise ConfigError(f"the model has the stochastic layers 1 to {layers}, but layer {layer} was asked for")
 
     def encode(index: Tensor) -> tuple[Tensor, ...]:
-        numbers = index.tolist()
-        part = x[numbers[0] : numbers[-1] + 1] if isinstance(x, Tensor) else x(numbers)
+        numbers = [named[place] for place in index.tolist()]
+        part = x[index[0] : index[-1] + 1] if isinstance(x, Tensor) else x(numbers)
         check_items(vae, part, None, "items")
         posterior = vae.encode(part)
         if isinstance(posterior, Chain):
@@ -126,6 +129,13 @@ def encodings(
         interrupted = done < count and not go_on(Progress("encoding", count - done, count))
     mean, log_stddev, *log_probabilities = (torch.cat(column) for column in zip(*found, strict=True))
     return Encodings(mean, log_stddev, tuple(log_probabilities), layer, layers, interrupted)
+
+
+def numbers_of(items: Sequence[int] | None, count: int) -> list[int]:
+    """The numbers of ``count`` items, from 0 on unless ``items`` names them; else raises :class:`ConfigError`."""
+    if items is not None and len(items) != count:
+        raise ConfigError(f"{len(items)} numbers were given for {count} items; give one each")
+    return list(range(count) if items is None else items)
 
 
 def _count(x: Tensor | Images, n: int | None) -> int:

@@ -6,7 +6,7 @@ whole chain: the KL that their equation 9 prints in its place ignores that z^(i+
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.batches import RowBatches
 from vaeaudit.checks.decomposition import Decomposition, decompose, log_density, require_alike, unit_kl
-from vaeaudit.checks.encodings import Encodings, Images, units_of
+from vaeaudit.checks.encodings import Encodings, Images, numbers_of, units_of
 from vaeaudit.checks.inputs import check_items
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, ContractError, NonFiniteError, UnsupportedError
@@ -92,6 +92,7 @@ def latents(
     x: Tensor | Images,
     *,
     n: int | None = None,
+    items: Sequence[int] | None = None,
     draws: int = 1,
     estimator: str = "exact",
     points: int | None = None,
@@ -104,8 +105,9 @@ def latents(
 
     Args:
         vae: the model; a chain must be :class:`vaeaudit.vae.Hierarchical`.
-        x: the items, (n, *input_shape), or what gives those of the numbers 0 to n - 1; each is asked for once.
+        x: the items, (n, *input_shape), or what gives those of any numbers out of ``items``; each is asked for once.
         n: how many; all of a tensor where None.
+        items: their numbers, by which draws are keyed; 0 to n - 1 where None.
         draws: of z for each item, keyed by its number; 0 leaves the decoder, and with it the ELBO, out.
         estimator: of q(z), "exact" or "stratified"; see :func:`vaeaudit.checks.decomposition.decompose`.
         points: at how many draws of z the mixture is evaluated; by size where None.
@@ -125,7 +127,8 @@ def latents(
     count = _count(x, n)
     if draws < 0:
         raise ConfigError(f"a number of draws is 0 or more, but {draws} were asked for")
-    first = x[:1] if isinstance(x, Tensor) else x([0])
+    named = numbers_of(items, count)
+    first = x[:1] if isinstance(x, Tensor) else x(named[:1])
     check_items(vae, first, vae.range, "items")
     posterior = vae.encode(first)
     chain = _hierarchy(vae, posterior) if isinstance(posterior, Chain) else None
@@ -134,8 +137,8 @@ def latents(
     needed = draws if chain is None else max(draws, 1)  # what a chain's KL is has no closed form
 
     def of_items(index: Tensor) -> tuple[Tensor, ...]:
-        numbers = index.tolist()
-        part = x[numbers[0] : numbers[-1] + 1] if isinstance(x, Tensor) else x(numbers)
+        numbers = [named[place] for place in index.tolist()]
+        part = x[index[0] : index[-1] + 1] if isinstance(x, Tensor) else x(numbers)
         check_items(vae, part, vae.range, "items")
         q = vae.encode(part)
         noise = part.new_zeros(0)

@@ -78,6 +78,7 @@ def mig(
     estimators: Sequence[str] = ESTIMATORS,
     layer: int | None = None,
     level: float = 0.95,
+    items: Sequence[int] | None = None,
     encoded: Encodings | None = None,
     seed: int = 0,
     batch_size: int | None = None,
@@ -95,12 +96,13 @@ def mig(
 
     Args:
         vae: the model.
-        x: the items, (n, *input_shape), or what gives those of the numbers 0 to n - 1.
+        x: the items, (n, *input_shape), or what gives those of any numbers out of ``items``.
         factors: the class of each item in each factor, (n, factors), integers.
         names: of the factors; "factor 1", ... where None.
         estimators: of "chen" and "hist20", those that are wanted.
         layer: of a chain, counted from 1; the top one where None. Lower ones are run once an item.
         level: confidence of the intervals.
+        items: the numbers of the items, by which draws are keyed; 0 to n - 1 where None.
         encoded: what :func:`vaeaudit.checks.encodings.encodings` gave for these items; encoded here where None.
         seed: of every random draw.
         batch_size: most rows given to the model at once; by size where None.
@@ -122,7 +124,9 @@ def mig(
         raise DataError(f"{len(x)} items came with the factors of {len(table)}; give one row of factors for each item")
     classes, kept = _varying(table, every)
     if encoded is None:
-        encoded = encodings(vae, x, n=len(table), layer=layer, seed=seed, batch_size=batch_size, go_on=go_on)
+        encoded = encodings(
+            vae, x, n=len(table), items=items, layer=layer, seed=seed, batch_size=batch_size, go_on=go_on
+        )
     if encoded.n != len(table) and not encoded.interrupted:
         raise DataError(f"{encoded.n} encodings came with the factors of {len(table)} items; give those of the same")
     if encoded.units < 2:

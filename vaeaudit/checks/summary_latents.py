@@ -48,7 +48,7 @@ def summarise_latents(
             ("total_correlation", parts.total_correlation),
             ("dimension_wise_kl", parts.dimension_wise),
         ):
-            metrics[f"latents.{name}"] = replace(_interval(estimate, parts.n, level), estimator=f"{parts.estimator}")
+            metrics[f"latents.{name}"] = replace(estimated(estimate, parts.n, level), estimator=f"{parts.estimator}")
     return metrics
 
 
@@ -56,7 +56,7 @@ def _units(prefix: str, layer: Layer, n: int, threshold: float, level: float) ->
     metrics: dict[str, Measurement] = {}
     if len(layer.kl) <= _NAMED:
         for unit, (value, error) in enumerate(zip(layer.kl.tolist(), layer.kl_error.tolist(), strict=True)):
-            metrics[f"{prefix}.unit{unit}.kl.mean"] = _interval(Estimate(value, error, n - 1), n, level)
+            metrics[f"{prefix}.unit{unit}.kl.mean"] = estimated(Estimate(value, error, n - 1), n, level)
     criteria = {
         "kl": (layer.kl, layer.kl_error, f"units of mean KL > {threshold:g} nats"),
         "variance": (
@@ -88,7 +88,8 @@ def _active(values: Tensor, errors: Tensor, words: str, n: int, threshold: float
     )
 
 
-def _interval(estimate: Estimate, n: int, level: float) -> Measurement:
+def estimated(estimate: Estimate, n: int, level: float) -> Measurement:
+    """An estimate over ``n`` items with its Student t interval, where there are degrees of freedom for one."""
     known = estimate.freedom > 0 and math.isfinite(estimate.standard_error)
     half = float(distributions.t.ppf(0.5 + level / 2, estimate.freedom)) * estimate.standard_error if known else 0.0
     finite = math.isfinite(estimate.value)
