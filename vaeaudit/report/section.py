@@ -43,3 +43,8 @@ def number(value: float | None, digits: int = 4) -> str:
 def interval(metric: MetricEntry, digits: int = 4) -> str:
     """The interval as "[low, high]", or "n too small" where the sample gives none."""
     return "n too small" if metric.ci is None else "[{}, {}]".format(*(number(end, digits) for end in metric.ci))
+
+
+def with_interval(value: float | None, ci: tuple[float, float] | None, digits: int = 3) -> str:
+    """A value with its interval, where it has one, as "value [low, high]"."""
+    return number(value, digits) + (f" [{number(ci[0], digits)}, {number(ci[1], digits)}]" if ci else "")
