@@ -21,9 +21,9 @@ from vaeaudit.certify.theorem import kept, scale_loss
 from vaeaudit.errors import UnsupportedError
 
 Sigma = Literal["frozen", "full"]
-_START = 0.13  # of the first-order estimate: where the search begins; larger radii cost more to bound
+_START = 0.03  # of the first-order estimate: where the search begins; larger radii cost more to bound
 _EVALUATIONS = 24
-_TOLERANCE = 0.01  # of the radius
+_TOLERANCE = 0.02  # of the radius
 
 
 @dataclass(frozen=True, eq=False)
