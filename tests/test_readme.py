@@ -55,13 +55,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def offered(run: Run) -> dict[str, set[str]]:
     """The options that each command's help names."""
-    return {name: options(run(name, "--help")[1]) for name in ("attack", "margin", "doctor")}
+    return {name: options(run(name, "--help")[1]) for name in ("attack", "margin", "latents", "mig", "doctor")}
 
 
 def test_every_option_that_the_readme_names_exists(offered: dict[str, set[str]]) -> None:
     assert options(README)
-    assert options(README) <= offered["attack"] | offered["margin"]
-    for line in re.findall(r"^vaeaudit (?:attack|margin|doctor) .*", "\n".join(blocks("sh")), re.MULTILINE):
+    assert options(README) <= set().union(*offered.values())
+    for line in re.findall(r"^vaeaudit (?:attack|margin|latents|mig|doctor) .*", "\n".join(blocks("sh")), re.MULTILINE):
         command, *arguments = shlex.split(line, comments=True)[1:]
         assert options(" ".join(arguments)) <= offered[command]
 
@@ -69,7 +69,7 @@ def test_every_option_that_the_readme_names_exists(offered: dict[str, set[str]])
 @pytest.mark.skipif(not INTERFACE.is_file(), reason="the interface page of ../shared is not here")
 def test_every_option_that_the_interface_names_exists_or_is_to_come(offered: dict[str, set[str]]) -> None:
     named = options(INTERFACE.read_text(encoding="utf-8")) - {"--help", "--version"} - TO_COME
-    assert named <= offered["attack"] | offered["margin"]
+    assert named <= set().union(*offered.values())
 
 
 def test_both_commands_share_their_common_options(offered: dict[str, set[str]]) -> None:
@@ -81,6 +81,8 @@ def test_both_commands_share_their_common_options(offered: dict[str, set[str]]) 
         *("--r", "--items", "--m", "--sigma", "--level", "--family-wise", "--draws", "--box", "--no-box", "--part"),
         "--out",
     }
+    assert offered["latents"] - offered["doctor"] == {"--items", "--draws", "--estimator", "--traverse", "--out"}
+    assert offered["mig"] - offered["doctor"] == {"--items", "--out"}
 
 
 def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:

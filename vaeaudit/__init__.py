@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from vaeaudit.checks.attack import attack as attack
     from vaeaudit.checks.capped import CappedResult as CappedResult
     from vaeaudit.checks.capped import capped_attack as capped_attack
+    from vaeaudit.checks.latents import LatentsResult as LatentsResult
+    from vaeaudit.checks.latents import latents as latents
     from vaeaudit.checks.margin import MarginResult as MarginResult
     from vaeaudit.checks.margin import margin as margin
+    from vaeaudit.checks.mig import MigResult as MigResult
+    from vaeaudit.checks.mig import mig as mig
     from vaeaudit.registry import load as load
     from vaeaudit.vae import VAE as VAE
     from vaeaudit.vae import BernoulliLogits as BernoulliLogits
@@ -35,6 +39,10 @@ _HOME = {
     "capped_attack": "checks.capped",
     "MarginResult": "checks.margin",
     "margin": "checks.margin",
+    "LatentsResult": "checks.latents",
+    "latents": "checks.latents",
+    "MigResult": "checks.mig",
+    "mig": "checks.mig",
     "Checkpoint": "checkpoints",
     "load_state": "checkpoints",
     "load": "registry",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vaeaudit.attacks.term import GoOn
-from vaeaudit.audits import attack, margin
+from vaeaudit.audits import attack, latents, margin, mig
 from vaeaudit.audits.base import Record
 from vaeaudit.checks.plausibility import Verdict
 from vaeaudit.config import Resolved
@@ -18,7 +18,12 @@ from vaeaudit.report.model import Report
 from vaeaudit.subject import Subject
 
 # Each gives a record of whatever it has finished, before it goes on.
-CHECKS: dict[str, Callable[[Subject, GoOn], Iterator[Record]]] = {"attack": attack.run, "margin": margin.run}
+CHECKS: dict[str, Callable[[Subject, GoOn], Iterator[Record]]] = {
+    "attack": attack.run,
+    "margin": margin.run,
+    "latents": latents.run,  # before mig, which takes its encodings
+    "mig": mig.run,
+}
 
 
 @dataclass(frozen=True, eq=False)

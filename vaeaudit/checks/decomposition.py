@@ -113,7 +113,7 @@ def log_mixture(
     """
     size = len(batch.mean)
     n = size if n is None else n
-    of_own = log_density(_rows(batch, own), z, classes)
+    of_own = log_density(batch.rows(own), z, classes)
     joint, units = _log_sums(batch, z, classes, of_own, go_on)
     # log(w_other (sum - 1) + w_own), the sum being relative to the own density and so at least 1.
     w_other = -math.log(size) if size == n else math.log((n - 1) / (n * (size - 1)))
@@ -238,7 +238,7 @@ def _exact(
     done = len(log_q)
     if done < 8:
         return None
-    conditional = log_density(_rows(encoded, own[:done]), z[:done], classes[:done])
+    conditional = log_density(encoded.rows(own[:done]), z[:done], classes[:done])
     log_p = log_density(prior, z[:done], classes[:done])
     values = _parts(log_q, log_units, conditional, log_p)
     controls = torch.stack([conditional.sum(1), log_p.sum(1)], 1)
@@ -264,7 +264,7 @@ def _stratified(
     for k in range(batches):
         items = order[k * size : (k + 1) * size]
         own, z, classes = _drawn(encoded, items, 1, seed)
-        batch = _rows(encoded, own)
+        batch = encoded.rows(own)
         log_q, log_units = log_mixture(batch, z, classes, torch.arange(size, device=z.device), n=encoded.n, go_on=go_on)
         if len(log_q) < size:
             break
@@ -315,7 +315,7 @@ def _drawn(encoded: Encodings, items: Sequence[int], draws: int, seed: int) -> t
     noise = noise_set(shape, draws=draws, items=items, seed=seed, check="latents.points", like=encoded.mean)
     noise = noise.flatten(0, 1)
     own = torch.tensor(items, device=noise.device).repeat(draws)
-    of_own = _rows(encoded, own)
+    of_own = encoded.rows(own)
     z = of_own.mean + of_own.log_stddev.exp() * noise[:, :continuous]
     classes = own.new_empty(len(own), categorical)
     for k, log_probabilities in enumerate(of_own.log_probabilities):
@@ -326,15 +326,8 @@ def _drawn(encoded: Encodings, items: Sequence[int], draws: int, seed: int) -> t
 
 
 def _mean_kl(encoded: Encodings, prior: Encodings) -> float:
-    parts = [unit_kl(_rows(encoded, index), prior).sum(1) for index in torch.split(torch.arange(encoded.n), 2**12)]
+    parts = [unit_kl(encoded.rows(index), prior).sum(1) for index in torch.split(torch.arange(encoded.n), 2**12)]
     return float(torch.cat(parts).mean())
-
-
-def _rows(encoded: Encodings, index: Tensor) -> Encodings:
-    mean, log_stddev, *log_probabilities = (
-        values[index] for values in (encoded.mean, encoded.log_stddev, *encoded.log_probabilities)
-    )
-    return replace(encoded, mean=mean, log_stddev=log_stddev, log_probabilities=tuple(log_probabilities))
 
 
 def _double(encoded: Encodings) -> Encodings:

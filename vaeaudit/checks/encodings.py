@@ -1,7 +1,7 @@
 """The posteriors of all items, encoded once and kept small, for checks that look at the whole data set."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,13 @@ class Encodings:
     def units(self) -> int:
         """How many units, continuous and categorical."""
         return self.mean.shape[1] + len(self.log_probabilities)
+
+    def rows(self, index: Tensor) -> "Encodings":
+        """Those of some of the items."""
+        log_probabilities = tuple(values[index] for values in self.log_probabilities)
+        return replace(
+            self, mean=self.mean[index], log_stddev=self.log_stddev[index], log_probabilities=log_probabilities
+        )
 
 
 def units_of(posterior: Posterior) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:

@@ -27,12 +27,14 @@ class Traversal:
         values: what each unit was set to, (units, steps); the number of the class of a categorical unit.
         images: the decoder's mean, (units, steps, *shape), in input units.
         span: what the values are, in words.
+        classes: of the categorical units; 0 for continuous ones.
     """
 
     units: tuple[int, ...]
     values: Tensor
     images: Tensor
     span: str
+    classes: int = 0
 
 
 @torch.no_grad()
@@ -115,7 +117,8 @@ def traverse(
         return (vae.decode(part.reshape(-1, *origin.shape[1:])).mean,)
 
     (images,) = rows.map(decoded, z.flatten(0, 1))
-    return Traversal(tuple(units), values, images.reshape(*z.shape[:2], *images.shape[1:]), span)
+    images = images.reshape(*z.shape[:2], *images.shape[1:])
+    return Traversal(tuple(units), values, images, span, width if width > 1 else 0)
 
 
 @torch.no_grad()

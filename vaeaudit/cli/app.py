@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from typer.exceptions import TyperException
 
 from vaeaudit import __version__
-from vaeaudit.cli import attack, doctor, margin
+from vaeaudit.cli import attack, doctor, latents, margin, mig
 from vaeaudit.cli.common import complain, mute, speaker
 from vaeaudit.config import told
 from vaeaudit.errors import VaeauditError
@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 app.command("attack")(attack.command)
 app.command("margin")(margin.command)
+app.command("mig")(mig.command)
+app.command("latents")(latents.command)
 app.command("doctor")(doctor.command)
 
 

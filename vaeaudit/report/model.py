@@ -7,7 +7,9 @@ from pydantic import Field, JsonValue
 
 from vaeaudit.report.attack import AttackEntry, CappedEntry
 from vaeaudit.report.entry import Entry, MetricEntry
+from vaeaudit.report.latents import LatentsEntry
 from vaeaudit.report.margin import MarginEntry
+from vaeaudit.report.mig import MigEntry
 from vaeaudit.report.section import Section
 
 SCHEMA_VERSION = "1.0"
@@ -99,6 +101,8 @@ class Report(Entry):
     attacks: list[AttackEntry] = Field([])
     capped: list[CappedEntry] = Field([])
     margins: list[MarginEntry] = Field([])
+    latents: list[LatentsEntry] = Field([])
+    migs: list[MigEntry] = Field([])
     metrics: dict[str, MetricEntry]
     checks: list[JsonValue] = Field(description="Thresholds with their outcome; none can be set yet.")
     baseline: None = Field(description="The report compared with; none can be set yet.")
@@ -115,7 +119,8 @@ class Report(Entry):
     @property
     def sections(self) -> list[Section]:
         """What every check shows, in order."""
-        return [entry.section() for entries in (self.attacks, self.capped, self.margins) for entry in entries]
+        every = (self.attacks, self.capped, self.margins, self.latents, self.migs)
+        return [entry.section() for entries in every for entry in entries]
 
 
 def json_schema() -> dict[str, JsonValue]:

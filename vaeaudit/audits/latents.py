@@ -1,0 +1,65 @@
+"""The latents check from settings to record: what the code of the items holds, and traversals of its units."""
+
+from collections.abc import Iterator
+
+import torch
+
+from vaeaudit.attacks.term import GoOn
+from vaeaudit.audits.base import Record
+from vaeaudit.audits.latents_record import (
+    Latents,
+    latents_drawings,
+    latents_entry,
+    latents_rows,
+    most_informative,
+)
+from vaeaudit.checks.latents import LatentsResult, latents
+from vaeaudit.checks.summary_latents import summarise_latents
+from vaeaudit.checks.traversal import Traversal, traverse
+from vaeaudit.draws import uniform
+from vaeaudit.report.figures import is_image
+from vaeaudit.subject import Subject
+
+_QUANTILES = 4096  # items whose mixture gives the quantiles: of all there are, it would take far longer than it adds
+
+
+def run(subject: Subject, go_on: GoOn) -> Iterator[Record]:
+    """The latents of the items that the settings ask for."""
+    chosen, vae, seed = subject.settings.latents, subject.model.vae, subject.settings.run.seed
+    items, how = subject.drawn(chosen.items, "latents.items")
+    result = latents(
+        vae,
+        subject.images,
+        n=len(items),
+        items=items,
+        draws=chosen.draws,
+        estimator=chosen.estimator,
+        seed=seed,
+        batch_size=subject.batch_size,
+        go_on=go_on,
+    )
+    if not result.interrupted and len(result.layers) == 1:  # a chain's would be those of other draws
+        subject.encoded[tuple(items)] = result.encodings
+    found = Latents(result, tuple(items[: result.n]), how, vae.prior, tuple(_traversals(subject, items, result)))
+    yield Record(
+        {"latents": [latents_entry(found)]},
+        summarise_latents(result),
+        result.warnings,
+        interrupted=result.interrupted,
+        rows=latents_rows(found),
+        drawings=latents_drawings(found, subject.data.range),
+    )
+
+
+def _traversals(subject: Subject, items: list[int], result: LatentsResult) -> Iterator[Traversal]:
+    """Traversals of the units of largest KL from the first item, those of a kind together."""
+    vae = subject.model.vae
+    if result.interrupted or not subject.settings.latents.traverse or not is_image(tuple(vae.input_shape)):
+        return
+    some = None
+    if len(result.layers) == 1:
+        order = uniform(result.n, seed=subject.settings.run.seed, check="latents.quantiles", item=0).argsort()
+        some = result.encodings.rows(torch.from_numpy(order[:_QUANTILES].copy()))
+    start = subject.images(items[:1])[0]
+    for units in most_informative(result, subject.settings.latents.traverse):
+        yield traverse(vae, units, item=start, encoded=some, batch_size=subject.batch_size)
