@@ -25,7 +25,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 INTERFACE = ROOT.parent / "shared" / "INTERFACE.md"
 SHAPES = ROOT / "examples" / "shapes.npz"
 # Named by INTERFACE.md for commands and policies that are still to come.
-TO_COME = {"--resume", "--exit-zero", "--trust-code", "--against", "--nproc-per-node"}
+TO_COME = {"--resume", "--exit-zero", "--trust-code", "--nproc-per-node"}
 
 
 def blocks(language: str) -> list[str]:
@@ -55,13 +55,18 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def offered(run: Run) -> dict[str, set[str]]:
     """The options that each command's help names."""
-    return {name: options(run(name, "--help")[1]) for name in ("attack", "margin", "latents", "mig", "doctor")}
+    return {
+        name: options(run(name, "--help")[1])
+        for name in ("attack", "margin", "noise", "weights", "latents", "mig", "doctor")
+    }
 
 
 def test_every_option_that_the_readme_names_exists(offered: dict[str, set[str]]) -> None:
     assert options(README)
     assert options(README) <= set().union(*offered.values())
-    for line in re.findall(r"^vaeaudit (?:attack|margin|latents|mig|doctor) .*", "\n".join(blocks("sh")), re.MULTILINE):
+    for line in re.findall(
+        r"^vaeaudit (?:attack|margin|noise|weights|latents|mig|doctor) .*", "\n".join(blocks("sh")), re.MULTILINE
+    ):
         command, *arguments = shlex.split(line, comments=True)[1:]
         assert options(" ".join(arguments)) <= offered[command]
 
@@ -80,6 +85,10 @@ def test_both_commands_share_their_common_options(offered: dict[str, set[str]]) 
     assert offered["margin"] - offered["doctor"] == {
         *("--r", "--items", "--m", "--sigma", "--level", "--family-wise", "--draws", "--box", "--no-box", "--part"),
         "--out",
+    }
+    assert offered["noise"] - offered["doctor"] == {"--sigma", "--items", "--draws", "--clip", "--no-clip", "--out"}
+    assert offered["weights"] - offered["doctor"] == {
+        *("--against", "--part", "--vectors", "--spectral", "--no-spectral", "--out"),
     }
     assert offered["latents"] - offered["doctor"] == {"--items", "--draws", "--estimator", "--traverse", "--out"}
     assert offered["mig"] - offered["doctor"] == {"--items", "--out"}

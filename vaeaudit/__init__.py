@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from vaeaudit.checks.margin import margin as margin
     from vaeaudit.checks.mig import MigResult as MigResult
     from vaeaudit.checks.mig import mig as mig
+    from vaeaudit.checks.noise import NoiseResult as NoiseResult
+    from vaeaudit.checks.noise import noise as noise
+    from vaeaudit.checks.weights import WeightsResult as WeightsResult
+    from vaeaudit.checks.weights import weights as weights
     from vaeaudit.registry import load as load
     from vaeaudit.vae import VAE as VAE
     from vaeaudit.vae import BernoulliLogits as BernoulliLogits
@@ -43,6 +47,10 @@ _HOME = {
     "latents": "checks.latents",
     "MigResult": "checks.mig",
     "mig": "checks.mig",
+    "NoiseResult": "checks.noise",
+    "noise": "checks.noise",
+    "WeightsResult": "checks.weights",
+    "weights": "checks.weights",
     "Checkpoint": "checkpoints",
     "load_state": "checkpoints",
     "load": "registry",

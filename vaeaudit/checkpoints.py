@@ -47,7 +47,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         TrustError: loading would mean running pickled code.
         NonFiniteError: a weight is NaN or infinite.
     """
-    file = _find(Path(path))
+    file = find_checkpoint(Path(path))
     tensors, facts = _read_safetensors(file) if file.suffix.lower() == ".safetensors" else (_read_torch(file), {})
     if not tensors:
         raise CheckpointError(f"{file} holds no tensors, where a model's weights were expected; export it again")
@@ -108,7 +108,8 @@ def _some(names: list[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _find(path: Path) -> Path:
+def find_checkpoint(path: Path) -> Path:
+    """The file that ``path`` means: itself, or the only checkpoint in a folder. Raises :class:`CheckpointError`."""
     if path.is_dir():
         files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
         if len(files) != 1:
@@ -138,12 +139,36 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]
             tensors = {name: handle.get_tensor(name) for name in handle.offset_keys()}
             metadata = handle.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file} is not a whole safetensors file ({_first(error)}); it may be truncated or only named so"
-        ) from error
-    return tensors, {
+        raise not_whole(file, error) from error
+    return tensors, _facts(metadata)
+
+
+def read_facts(file: Path) -> dict[str, object]:
+    """What a checkpoint states about itself, as in :class:`Checkpoint`, without reading its tensors.
+
+    Raises :class:`CheckpointError` where the file or the config.json beside it is damaged.
+    """
+    metadata: dict[str, str] = {}
+    if file.suffix.lower() == ".safetensors":
+        try:
+            with safe_open(file, framework="pt", device="cpu") as handle:
+                metadata = handle.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise not_whole(file, error) from error
+    return {**_config_facts(file), **_facts(metadata)}
+
+
+def _facts(metadata: Mapping[str, str]) -> dict[str, object]:
+    return {
         key.removeprefix(FACT_PREFIX): _fact(value) for key, value in metadata.items() if key.startswith(FACT_PREFIX)
     }
+
+
+def not_whole(file: Path, error: Exception) -> CheckpointError:
+    """What to say where safetensors cannot read ``file``."""
+    return CheckpointError(
+        f"{file} is not a whole safetensors file ({_first(error)}); it may be truncated or only named so"
+    )
 
 
 def _fact(value: str) -> object:

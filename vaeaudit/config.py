@@ -122,7 +122,7 @@ def _anchored(section: str, key: str, value: object, folder: Path) -> object:
     """A path in a file is meant from the file's folder, wherever the command runs."""
     if not isinstance(value, str) or not value or re.match(r"[A-Za-z][A-Za-z0-9+]+:", value):  # hf:REPO is no path
         return value
-    is_path = (section, key) in {("model", "path"), ("data", "source"), ("run", "out")}
+    is_path = (section, key) in {("model", "path"), ("data", "source"), ("run", "out"), ("weights", "against")}
     is_code = (section, key) == ("model", "adapter") and ".py:" in value
     return str(folder / value) if is_path or is_code else value
 

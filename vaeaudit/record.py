@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 import torch
@@ -13,7 +13,7 @@ from vaeaudit.audits.base import Record
 from vaeaudit.checks.plausibility import Plausibility
 from vaeaudit.config import Resolved
 from vaeaudit.errors import VaeauditError
-from vaeaudit.registry import told
+from vaeaudit.registry import Adapter, told
 from vaeaudit.report.entry import MetricEntry
 from vaeaudit.report.model import (
     AdapterEntry,
@@ -27,10 +27,50 @@ from vaeaudit.report.model import (
 )
 from vaeaudit.stats import Measurement
 from vaeaudit.subject import Subject
+from vaeaudit.weight_files import StoredModel
+
+
+@dataclass(frozen=True, eq=False)
+class Audited:
+    """What an audit is of; ``data`` and ``plausibility`` are None where only a file was looked at."""
+
+    model: ModelEntry
+    data: DataEntry | None
+    environment: Environment
+    plausibility: PlausibilityEntry | None
+    partial: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+
+
+def whole(subject: Subject) -> Audited:
+    """A model with its data."""
+    n, there = subject.n, len(subject.data)
+    return Audited(
+        model_entry(subject),
+        data_entry(subject),
+        environment(subject.settings.run.seed, subject.settings.run.dtype, subject.device),
+        plausibility_entry(subject.plausibility),
+        [f"only the first {n} of {there} items"] if n < there else [],
+        subject.data.warnings,
+    )
+
+
+def file_alone(stored: StoredModel, seed: int) -> Audited:
+    """A model's file, which was not opened as a model."""
+    model = ModelEntry(
+        file=FileHash(path=str(stored.file), sha256=stored.sha256),
+        adapter=None if stored.adapter is None else adapter_entry(stored.adapter),
+        options={},
+        input_shape=None,
+        range=None,
+        likelihood=None,
+        parameters=None,
+    )
+    return Audited(model, None, environment(seed, "float64", torch.device("cpu")), None)
 
 
 def write_down(
-    subject: Subject,
+    audited: Audited,
     resolved: Resolved,
     argv: Sequence[str],
     records: Sequence[Record],
@@ -48,11 +88,11 @@ def write_down(
         status, verdict, exit_code, error = "error", "error", 3, f"the model raised {told(fault)}"
     elif interrupted:
         status, verdict, exit_code = "interrupted", "inconclusive", 130
-    elif subject.plausibility.passed and not any(record.unsure for record in records):
+    elif (audited.plausibility is None or audited.plausibility.passed) and not any(r.unsure for r in records):
         status, verdict = "complete", "ungated"
     else:
         status, verdict, exit_code = "complete", "inconclusive", 5
-    partial = [f"only the first {subject.n} of {len(subject.data)} items"] if subject.n < len(subject.data) else []
+    partial = [*audited.partial]
     if interrupted:
         partial.append("interrupted: what was still running shows the best found until then")
     entries: dict[str, list[object]] = {}
@@ -67,17 +107,17 @@ def write_down(
             "configuration": resolved.settings.model_dump(mode="json"),
             "configuration_sources": dict(resolved.sources),
             "configuration_sha256": resolved.sha256,
-            "model": model_entry(subject),
-            "data": data_entry(subject),
-            "environment": _environment(subject),
-            "plausibility": plausibility_entry(subject.plausibility),
+            "model": audited.model,
+            "data": audited.data,
+            "environment": audited.environment,
+            "plausibility": audited.plausibility,
             **entries,
             "metrics": {name: metric(value) for record in records for name, value in record.metrics.items()},
             "checks": [],
             "baseline": None,
             "partial": partial,
             "skipped": skipped | {name: why for record in records for name, why in record.skipped.items()},
-            "warnings": [*subject.data.warnings, *(warning for record in records for warning in record.warnings)],
+            "warnings": [*audited.warnings, *(warning for record in records for warning in record.warnings)],
             "status": status,
             "error": error,
             "verdict": verdict,
@@ -109,13 +149,18 @@ def model_entry(subject: Subject) -> ModelEntry:
     vae = model.vae
     return ModelEntry(
         file=FileHash(path=str(model.checkpoint.path), sha256=model.checkpoint.sha256),
-        adapter=AdapterEntry(name=model.adapter.name, source=model.adapter.source, sha256=model.adapter.sha256),
+        adapter=adapter_entry(model.adapter),
         options=dict(model.options),
         input_shape=list(vae.input_shape),
         range=vae.range,
         likelihood=subject.likelihood,
         parameters=sum(p.numel() for p in vae.parameters()) if isinstance(vae, nn.Module) else None,
     )
+
+
+def adapter_entry(adapter: Adapter) -> AdapterEntry:
+    """The report's form of an adapter."""
+    return AdapterEntry(name=adapter.name, source=adapter.source, sha256=adapter.sha256)
 
 
 def data_entry(subject: Subject) -> DataEntry:
@@ -131,16 +176,17 @@ def data_entry(subject: Subject) -> DataEntry:
     )
 
 
-def _environment(subject: Subject) -> Environment:
-    cuda = subject.device.type == "cuda"
+def environment(seed: int, dtype: str, device: torch.device) -> Environment:
+    """Where this runs."""
+    cuda = device.type == "cuda"
     return Environment(
         python=platform.python_version(),
         torch=str(torch.__version__),
         cuda=torch.version.cuda if cuda else None,
         platform=platform.platform(),
-        device=torch.cuda.get_device_name(subject.device) if cuda else subject.device.type,
+        device=torch.cuda.get_device_name(device) if cuda else device.type,
         threads=torch.get_num_threads(),
-        dtype=subject.settings.run.dtype,
-        seed=subject.settings.run.seed,
-        deterministic=subject.device.type == "cpu",
+        dtype=dtype,
+        seed=seed,
+        deterministic=device.type == "cpu",
     )

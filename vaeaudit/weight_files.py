@@ -7,6 +7,7 @@ No model is built: a safetensors file of any size is read through its header. Py
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vaeaudit.checkpoints import _find, _first, read_checkpoint
+from vaeaudit.checkpoints import find_checkpoint, not_whole, read_checkpoint, read_facts, sha256_of
 from vaeaudit.checks.spectral import matrix_shape
 from vaeaudit.checks.weights import NEITHER, PARTS, Weight
-from vaeaudit.errors import AdapterError, CheckpointError
-from vaeaudit.registry import Adapter
+from vaeaudit.errors import AdapterError, CheckpointError, ConfigError
+from vaeaudit.registry import Adapter, adapter_names, find_adapter
+from vaeaudit.settings import Settings
 
 # NumPy knows no bfloat16: its bits are read as integers.
 _TYPES: Mapping[str, tuple[str, torch.dtype]] = {
@@ -35,6 +37,39 @@ _TYPES: Mapping[str, tuple[str, torch.dtype]] = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class StoredModel:
+    """The weights of a file, which prefixes of names are whose, and the adapter that told it, if one did."""
+
+    file: Path
+    sha256: str
+    weights: Mapping[str, Weight]
+    adapter: Adapter | None
+    parts: Mapping[str, Sequence[str]]
+    settings: Settings
+
+
+def open_weights(settings: Settings) -> StoredModel:
+    """The weights of the model that the settings name, by the adapter that they name or the file itself does.
+
+    Raises:
+        ConfigError: no model is named.
+        AdapterError: there is no such adapter, or what it says of the weights is no mapping of prefixes.
+        CheckpointError, TrustError, NonFiniteError: see :func:`read_weights`.
+    """
+    if settings.model.path is None:
+        raise ConfigError(
+            "no model is named; give one, as in `vaeaudit weights vae.safetensors`, "
+            "or set [model] path in vaeaudit.toml"
+        )
+    file = find_checkpoint(Path(settings.model.path))
+    name = settings.model.adapter or read_facts(file).get("adapter")
+    named = isinstance(name, str) and (settings.model.adapter is not None or name in adapter_names())
+    adapter = find_adapter(str(name)) if named else None
+    parts = dict(PARTS if adapter is None else weight_parts(adapter)) | dict(settings.weights.parts)
+    return StoredModel(file, sha256_of(file), read_weights(file), adapter, parts, settings)
+
+
 def read_weights(path: str | Path) -> dict[str, Weight]:
     """The tensors of a .safetensors or PyTorch file, or of a folder that holds exactly one, in the file's order.
 
@@ -44,7 +79,7 @@ def read_weights(path: str | Path) -> dict[str, Weight]:
         CheckpointError: missing, truncated, or not a file of dense real numbers.
         TrustError, NonFiniteError: as :func:`vaeaudit.checkpoints.read_checkpoint` does, of PyTorch files.
     """
-    file = _find(Path(path))
+    file = find_checkpoint(Path(path))
     if file.suffix.lower() != ".safetensors":
         return {name: Weight.of(tensor) for name, tensor in read_checkpoint(file).tensors.items()}
     try:
@@ -54,9 +89,7 @@ def read_weights(path: str | Path) -> dict[str, Weight]:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file} is not a whole safetensors file ({_first(error)}); it may be truncated or only named so"
-        ) from error
+        raise not_whole(file, error) from error
     if not names:
         raise CheckpointError(f"{file} holds no tensors, where a model's weights were expected; export it again")
     return {name: _weight(file, name, header[name], 8 + length) for name in names}

@@ -139,7 +139,7 @@ def weights(
         if not any(part_of[name] == part for name in counted):
             raise ConfigError(
                 f"no tensor of the {part} holds weights that count; name the adapter of this model, which says which "
-                "tensors are encoder and decoder"
+                "tensors are encoder and decoder, or give the prefixes of their names (--part encoder=PREFIX)"
             )
     tied = _tied(counted, part_of)
     tied_there = {} if theirs is None else _tied({name: theirs[name] for name in counted}, part_of)
@@ -199,7 +199,8 @@ def assign(names: Iterable[str], parts: Mapping[str, Sequence[str]]) -> dict[str
         known = ", ".join(f"'{p}' ({part})" for p, part in prefixes)
         raise ConfigError(
             f"nothing says whether these tensors belong to the encoder or the decoder: {_some(strange)}; known are "
-            f"names that begin with {known}; name an adapter that says it (WEIGHT_PARTS)"
+            f"names that begin with {known}; name an adapter that says it "
+            "(WEIGHT_PARTS), or give the prefixes (--part encoder=PREFIX)"
         )
     return {name: part for name, part in found.items() if part is not None}
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from typer.exceptions import TyperException
 
 from vaeaudit import __version__
-from vaeaudit.cli import attack, doctor, latents, margin, mig
+from vaeaudit.cli import attack, doctor, latents, margin, mig, noise, weights
 from vaeaudit.cli.common import complain, mute, speaker
 from vaeaudit.config import told
 from vaeaudit.errors import VaeauditError
@@ -24,8 +24,10 @@ app = typer.Typer(
 )
 app.command("attack")(attack.command)
 app.command("margin")(margin.command)
+app.command("noise")(noise.command)
 app.command("mig")(mig.command)
 app.command("latents")(latents.command)
+app.command("weights")(weights.command)
 app.command("doctor")(doctor.command)
 
 

@@ -2,37 +2,60 @@
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vaeaudit.cli.common import Reporter, check_output, complain, deliver
 from vaeaudit.config import Resolved
+
+if TYPE_CHECKING:
+    from vaeaudit.audit import Audit
+
+Form = Literal["table", "json", "markdown"]
 
 
 def carry_out(
     checks: Sequence[str],
     resolved: Resolved,
-    output_format: Literal["table", "json", "markdown"],
+    output_format: Form,
     output: str | None,
     quiet: bool,
     verbose: bool,
 ) -> int:
     """Run ``checks`` with their settings; the report's exit code."""
+
+    def work(reporter: Reporter) -> "Audit":
+        from vaeaudit.audit import audit
+        from vaeaudit.subject import prepare
+
+        subject = prepare(resolved.settings)
+        reporter.keeping = True
+        return audit(subject, resolved, sys.argv, checks, reporter.go_on)
+
+    return show("opening the model and the data", work, resolved, output_format, output, quiet, verbose)
+
+
+def show(
+    doing: str,
+    work: Callable[[Reporter], "Audit"],
+    resolved: Resolved,
+    output_format: Form,
+    output: str | None,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """Do the ``work``, write its report and show it; the report's exit code."""
     from vaeaudit.artifacts import artifacts
-    from vaeaudit.audit import audit
     from vaeaudit.cli.render import report_text, stdout_is_terminal
     from vaeaudit.report.markdown import render
     from vaeaudit.report.writer import to_json, write
-    from vaeaudit.subject import prepare
 
     folder = Path(resolved.settings.run.out)
     reporter = Reporter(quiet)
     check_output(resolved.settings.run.out, output)
-    with reporter.working("opening the model and the data"):
-        subject = prepare(resolved.settings)
-        reporter.keeping = True
-        done = audit(subject, resolved, sys.argv, checks, reporter.go_on)
+    with reporter.working(doing):
+        done = work(reporter)
         report = write(done.report, artifacts(done), folder)
     texts = {
         "table": lambda: report_text(report, folder, output is None and stdout_is_terminal()),

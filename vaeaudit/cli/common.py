@@ -100,7 +100,7 @@ class Reporter:
 
     def go_on(self, progress: "Progress") -> bool:
         """Show how far the sweep is; False once interrupted."""
-        text = f"{progress.stage}: {progress.running} of {progress.problems} problems running"
+        text = f"{progress.stage}: {progress.running} of {progress.problems} left"
         if self._live is not None:
             self._live.update(text)
         elif time.monotonic() - self._told >= _LINE_EVERY:

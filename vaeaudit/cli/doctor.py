@@ -48,10 +48,10 @@ def command(
     else:
         facts = [
             ("model", about.file.path),
-            ("adapter", f"{about.adapter.name} ({about.adapter.source})"),
-            ("input", "x".join(map(str, about.input_shape))),
+            ("adapter", f"{subject.model.adapter.name} ({subject.model.adapter.source})"),
+            ("input", "x".join(map(str, subject.model.vae.input_shape))),
             ("range", f"[{on.range[0]:g}, {on.range[1]:g}]" if on.range else "none"),
-            ("likelihood", about.likelihood),
+            ("likelihood", subject.likelihood),
             ("data", f"{on.source}, {on.n} items"),
             ("stored as", on.stored),
             *(("left out", sentence) for sentence in on.skipped),

@@ -21,7 +21,7 @@ _PLAIN_WIDTH = 140  # where there is no terminal whose width would count
 def report_text(report: Report, folder: Path, to_terminal: bool) -> str:
     """The tables of every check, the metrics, and where the report lies."""
     parts: list[RenderableType] = []
-    if not report.plausibility.passed:
+    if report.plausibility is not None and not report.plausibility.passed:
         parts += [_table(finding_table(report.plausibility), "Is it the model it claims to be?")]
     for section in report.sections:
         for shown in section.tables:

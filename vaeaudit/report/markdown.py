@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from tabulate import tabulate
 
-from vaeaudit.report.model import Report
+from vaeaudit.report.model import PlausibilityEntry, Report
 from vaeaudit.report.section import Section, Table
 from vaeaudit.report.tables import finding_table, metric_table
 
@@ -28,13 +28,10 @@ def render(report: Report) -> str:
         "\n".join(f"- {line}" for line in _asides(report)),
         "## Metrics" if report.metrics else "",
         _table(metric_table(report.metrics)) if report.metrics else "",
-        _METRIC_NOTES if report.metrics else "",
+        _METRIC_NOTES if report.metrics and report.data else "",
         _meanings(report),
         *(part for section in report.sections for part in _section(report, section)),
-        "## Is it the model it claims to be?",
-        _table(finding_table(report.plausibility)),
-        f"Tried on {report.plausibility.items} items. Losses at z = the mean, with Student t intervals over items:",
-        _table(metric_table(report.plausibility.losses, digits=8)),
+        *_plausibility(report.plausibility),
         "## What was audited",
         _table((["", ""], _provenance(report))),
     ]
@@ -65,22 +62,38 @@ def _section(report: Report, section: Section) -> list[str]:
     return parts + [f"![{told}]({name})" for name, told in figures if name]
 
 
+def _plausibility(entry: PlausibilityEntry | None) -> list[str]:
+    if entry is None:
+        return []
+    return [
+        "## Is it the model it claims to be?",
+        _table(finding_table(entry)),
+        f"Tried on {entry.items} items. Losses at z = the mean, with Student t intervals over items:",
+        _table(metric_table(entry.losses, digits=8)),
+    ]
+
+
 def _list(meanings: Mapping[str, str]) -> str:
     return "\n".join(f"- **{name}**: {meaning}" for name, meaning in meanings.items())
 
 
 def _provenance(report: Report) -> list[list[str]]:
     model, data, environment = report.model, report.data, report.environment
+    rows = [["model", f"`{model.file.path}`"], ["model SHA-256", f"`{model.file.sha256}`"]]
+    if model.adapter is not None:
+        rows.append(["adapter", f"{model.adapter.name} ({model.adapter.source})"])
+    if model.likelihood is not None:
+        rows.append(["likelihood", model.likelihood])
+    if data is not None:
+        rows += [
+            ["data", f"`{data.source}`, {data.n} items"],
+            ["data SHA-256", f"`{data.sha256}`"],
+            ["stored as", data.stored],
+            *([["left out of the data", "; ".join(data.skipped)]] if data.skipped else []),
+            ["range", f"[{data.range[0]:g}, {data.range[1]:g}]" if data.range else "none"],
+        ]
     return [
-        ["model", f"`{model.file.path}`"],
-        ["model SHA-256", f"`{model.file.sha256}`"],
-        ["adapter", f"{model.adapter.name} ({model.adapter.source})"],
-        ["likelihood", model.likelihood],
-        ["data", f"`{data.source}`, {data.n} items"],
-        ["data SHA-256", f"`{data.sha256}`"],
-        ["stored as", data.stored],
-        *([["left out of the data", "; ".join(data.skipped)]] if data.skipped else []),
-        ["range", f"[{data.range[0]:g}, {data.range[1]:g}]" if data.range else "none"],
+        *rows,
         ["seed", str(environment.seed)],
         ["ran on", f"{environment.device}, threads: {environment.threads}, {environment.dtype}"],
         ["with", f"{report.tool}, torch {environment.torch}, Python {environment.python}"],

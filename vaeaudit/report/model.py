@@ -10,7 +10,9 @@ from vaeaudit.report.entry import Entry, MetricEntry
 from vaeaudit.report.latents import LatentsEntry
 from vaeaudit.report.margin import MarginEntry
 from vaeaudit.report.mig import MigEntry
+from vaeaudit.report.noise import NoiseEntry
 from vaeaudit.report.section import Section
+from vaeaudit.report.weights import WeightsEntry
 
 SCHEMA_VERSION = "1.0"
 
@@ -34,11 +36,11 @@ class ModelEntry(Entry):
     """What was audited."""
 
     file: FileHash
-    adapter: AdapterEntry
+    adapter: AdapterEntry | None = Field(description="null where none was needed, to look at the weights alone.")
     options: dict[str, JsonValue]
-    input_shape: list[int]
+    input_shape: list[int] | None = Field(description="null where the model was not opened; so are those below.")
     range: tuple[float, float] | None
-    likelihood: str = Field(description="How log p(x|z) is computed; never compared across routes.")
+    likelihood: str | None = Field(description="How log p(x|z) is computed; never compared across routes.")
     parameters: int | None
 
 
@@ -95,14 +97,16 @@ class Report(Entry):
     configuration_sources: dict[str, str]
     configuration_sha256: str
     model: ModelEntry
-    data: DataEntry
+    data: DataEntry | None = Field(description="null where no check needed any.")
     environment: Environment
-    plausibility: PlausibilityEntry
+    plausibility: PlausibilityEntry | None = Field(description="null where no check ran the model.")
     attacks: list[AttackEntry] = Field([])
     capped: list[CappedEntry] = Field([])
     margins: list[MarginEntry] = Field([])
     latents: list[LatentsEntry] = Field([])
     migs: list[MigEntry] = Field([])
+    noise: list[NoiseEntry] = Field([])
+    weights: list[WeightsEntry] = Field([])
     metrics: dict[str, MetricEntry]
     checks: list[JsonValue] = Field(description="Thresholds with their outcome; none can be set yet.")
     baseline: None = Field(description="The report compared with; none can be set yet.")
@@ -119,7 +123,7 @@ class Report(Entry):
     @property
     def sections(self) -> list[Section]:
         """What every check shows, in order."""
-        every = (self.attacks, self.capped, self.margins, self.latents, self.migs)
+        every = (self.attacks, self.capped, self.margins, self.noise, self.latents, self.migs, self.weights)
         return [entry.section() for entries in every for entry in entries]
 
 

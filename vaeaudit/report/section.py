@@ -41,8 +41,10 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def interval(metric: MetricEntry, digits: int = 4) -> str:
-    """The interval as "[low, high]", or "n too small" where the sample gives none."""
-    return "n too small" if metric.ci is None else "[{}, {}]".format(*(number(end, digits) for end in metric.ci))
+    """The interval as "[low, high]", or why there is none: the figure is exact, or the sample too small."""
+    if metric.ci is None:
+        return "exact" if "exact, so that it has no interval" in metric.estimator else "n too small"
+    return "[{}, {}]".format(*(number(end, digits) for end in metric.ci))
 
 
 def with_interval(value: float | None, ci: tuple[float, float] | None, digits: int = 3) -> str:

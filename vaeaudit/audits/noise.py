@@ -1,0 +1,124 @@
+"""The noise check from settings to record: randomly drawn items under every noise."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaeaudit.attacks.term import GoOn
+from vaeaudit.audits.base import Drawing, Record, Row, array, number
+from vaeaudit.checks.noise import NoiseResult, noise, over_draws
+from vaeaudit.checks.summary_noise import summarise_noise
+from vaeaudit.report.entry import MetricEntry
+from vaeaudit.report.figures import Array
+from vaeaudit.report.figures_noise import likelihood_histograms, noise_curves
+from vaeaudit.report.noise import NoiseEntry, NoiseLevelEntry
+from vaeaudit.stats import Measurement
+from vaeaudit.subject import Subject
+
+Metrics = Mapping[str, Measurement]
+
+
+def run(subject: Subject, go_on: GoOn) -> Iterator[Record]:
+    """The likelihoods of the items under noise of every standard deviation that the settings name."""
+    chosen = subject.settings.noise
+    items, how = subject.drawn(chosen.items, "noise.items")
+    result = noise(
+        subject.model.vae,
+        subject.images,
+        chosen.sigmas,
+        n=len(items),
+        items=items,
+        draws=chosen.draws,
+        clip=chosen.clip,
+        data_range=subject.data.range,
+        seed=subject.settings.run.seed,
+        batch_size=subject.batch_size,
+        go_on=go_on,
+    )
+    metrics = summarise_noise(result)
+    signs = tuple(sign for sign in result.signs if sign)
+    yield Record(
+        {"noise": [_entry(result, metrics, how)]},
+        metrics,
+        signs,
+        interrupted=result.interrupted,
+        unsure=bool(signs),
+        rows={"noise": _rows(result)},
+        drawings=_drawings(result, metrics),
+    )
+
+
+def _entry(result: NoiseResult, metrics: Metrics, how: str) -> NoiseEntry:
+    return NoiseEntry(
+        n=len(result.items),
+        chosen=how,
+        draws=result.draws,
+        clip=result.clip,
+        route=result.route,
+        levels=[
+            NoiseLevelEntry(
+                sigma=sigma,
+                log_likelihood_mean=_metric(metrics, sigma, "log_likelihood.mean"),
+                log_likelihood_median=_metric(metrics, sigma, "log_likelihood.median"),
+                degradation_mean=_metric(metrics, sigma, "degradation.mean") if noisy else None,
+                degradation_median=_metric(metrics, sigma, "degradation.median") if noisy else None,
+                relative_degradation_median=_metric(metrics, sigma, "relative_degradation.median") if noisy else None,
+                denoising_error_median=_metric(metrics, sigma, "denoising_error.median"),
+                noise_norm_median=_metric(metrics, sigma, "noise_norm.median") if noisy else None,
+                nonfinite=int((~values.isfinite()).sum()),
+                sign=sign,
+            )
+            for sigma, noisy, values, sign in _levels(result)
+        ],
+    )
+
+
+def _levels(result: NoiseResult) -> list[tuple[float, bool, Tensor, str | None]]:
+    """The standard deviation, whether noise was added, log p (D, I) and the failure sign, the clean items first."""
+    noisy = zip(result.sigmas, result.log_likelihood.unbind(0), result.signs, strict=True)
+    return [(0.0, False, result.clean, None), *((sigma, True, values, sign) for sigma, values, sign in noisy)]
+
+
+def _metric(metrics: Metrics, sigma: float, name: str) -> MetricEntry:
+    return MetricEntry(**asdict(metrics[f"noise.s{sigma:.6g}.{name}"]))
+
+
+def _rows(result: NoiseResult) -> list[Row]:
+    """One row an item and standard deviation."""
+    errors = [result.clean_error, *result.error.unbind(0)]
+    lengths = [result.clean_error.new_zeros(len(result.items)), *result.length.unbind(0)]
+    rows: list[Row] = []
+    for (sigma, _, values, _), error, length in zip(_levels(result), errors, lengths, strict=True):
+        columns = {
+            "log_likelihood_mean": over_draws(values),
+            "log_likelihood_median": over_draws(values, "median"),
+            "denoising_error": error,
+            "noise_norm": length,
+        }
+        named = {name: column.tolist() for name, column in columns.items()}
+        rows += [
+            {"item": item, "sigma": sigma} | {name: number(column[place]) for name, column in named.items()}
+            for place, item in enumerate(result.items)
+        ]
+    return rows
+
+
+def _drawings(result: NoiseResult, metrics: Metrics) -> dict[str, Drawing]:
+    levels = _levels(result)
+    values = {f"s = {sigma:g}" if noisy else "clean": array(of).ravel() for sigma, noisy, of, _ in levels}
+    sigmas = [sigma for sigma, *_ in levels]
+    likelihood: dict[str, Array] = {}
+    for name in ("mean", "lower_quartile", "median", "upper_quartile"):
+        found = [metrics[f"noise.s{sigma:.6g}.log_likelihood.{name}"] for sigma in sigmas]
+        ends = [(m.value, *(m.ci or (None, None))) for m in found]
+        likelihood[name] = np.array(ends, dtype=np.float64)  # None becomes NaN
+    error = array(torch.stack([result.clean_error, *result.error.unbind(0)]))
+    length = array(torch.stack([torch.zeros_like(result.clean_error), *result.length.unbind(0)]))
+    return {
+        "noise histograms": Drawing("noise-histograms.png", partial(likelihood_histograms, values)),
+        "noise curves": Drawing("noise-curves.png", partial(noise_curves, sigmas, likelihood, error, length)),
+    }

@@ -1,0 +1,74 @@
+"""The weights check from settings to record; it takes a file, where the others take a model with its data."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vaeaudit.attacks.term import GoOn
+from vaeaudit.audits.base import Record, number
+from vaeaudit.checkpoints import find_checkpoint, sha256_of
+from vaeaudit.checks.summary_weights import summarise_weights
+from vaeaudit.checks.weights import PartNorm, TensorNorm, weights
+from vaeaudit.report.weights import OtherEntry, PartEntry, TensorEntry, WeightsEntry
+from vaeaudit.weight_files import StoredModel, read_weights
+
+_SHOWN = 30  # most tensors in the report; all are in items.json
+
+
+def run(stored: StoredModel, go_on: GoOn) -> Iterator[Record]:
+    """The norms of encoder and decoder, and how they differ from the other model's."""
+    chosen = stored.settings.weights
+    other = None if chosen.against is None else find_checkpoint(Path(chosen.against))
+    result = weights(
+        stored.weights,
+        parts=stored.parts,
+        against=None if other is None else read_weights(other),
+        vectors=chosen.vectors,
+        spectral=chosen.spectral,
+        go_on=go_on,
+    )
+    tensors = [_tensor(tensor) for tensor in result.tensors]
+    largest = sorted(range(len(tensors)), key=lambda place: -tensors[place].l2)[:_SHOWN]
+    entry = WeightsEntry(
+        against=None if other is None else OtherEntry(path=str(other), sha256=sha256_of(other)),
+        prefixes={part: list(prefixes) for part, prefixes in stored.parts.items()},
+        vectors=result.vectors,
+        parts=[_part(part) for part in result.parts],
+        tensors=[tensors[place] for place in sorted(largest)],
+        counted=len(tensors),
+        left_out=list(result.left_out),
+    )
+    yield Record(
+        {"weights": [entry]},
+        summarise_weights(result),
+        result.warnings,
+        interrupted=result.interrupted,
+        rows={"weights": [tensor.model_dump(mode="json") for tensor in tensors]},
+    )
+
+
+def _tensor(tensor: TensorNorm) -> TensorEntry:
+    return TensorEntry(
+        name=tensor.name,
+        part=tensor.part,
+        shape=list(tensor.shape),
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        l2=tensor.l2,
+        share=None if tensor.share is None else number(tensor.share),
+        spectral=tensor.spectral,
+        method=tensor.method,
+        tied_to=tensor.tied_to,
+        against=tensor.against,
+        change=tensor.change,
+    )
+
+
+def _part(part: PartNorm) -> PartEntry:
+    return PartEntry(
+        name=part.name,
+        l2=number(part.l2),
+        tensors=part.tensors,
+        numbers=part.numbers,
+        against=None if part.against is None else number(part.against),
+        change=None if part.change is None else number(part.change),
+        why=part.why,
+    )

@@ -1,0 +1,94 @@
+"""`vaeaudit weights`: how large the weights of encoder and decoder are."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from vaeaudit.cli import options
+from vaeaudit.cli.checking import show
+from vaeaudit.cli.common import Reporter, settings_of
+from vaeaudit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vaeaudit.audit import Audit
+
+_KEYS = {
+    "model": "model.path",
+    "adapter": "model.adapter",
+    "out": "run.out",
+    "against": "weights.against",
+    "part": "weights.parts",
+    "vectors": "weights.vectors",
+    "spectral": "weights.spectral",
+}
+
+
+def command(
+    context: typer.Context,
+    model: options.Model = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OTHER",
+            help="Checkpoint of the same architecture, from which the change of each norm is counted.",
+            envvar="VAEAUDIT_AGAINST",
+        ),
+    ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PREFIX",
+            help="How names of a part's tensors begin, as in encoder=enc.; parts: encoder, decoder, neither; "
+            "repeatable. [default: as the adapter says, else encoder. and decoder.]",
+        ),
+    ] = None,
+    vectors: Annotated[
+        bool | None,
+        typer.Option("--vectors", help="Count biases and normalisation as well. [default: matrices and kernels alone]"),
+    ] = None,
+    spectral: Annotated[
+        bool | None,
+        typer.Option(
+            "--spectral/--no-spectral",
+            help="Whether each tensor's 2-norm is computed, which takes most of the time. [default: spectral]",
+            show_default=False,
+        ),
+    ] = None,
+    adapter: options.Adapter = None,
+    out: options.Out = None,
+    output_format: Annotated[
+        Literal["table", "json", "markdown"], typer.Option("--format", help="Form of the result.")
+    ] = "table",
+    output: options.Output = None,
+    config: options.Config = None,
+    isolated: options.Isolated = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Measure the L2 norms of encoder and decoder, from the file alone: no data, and the model is not run."""
+    context.params["part"] = _parts(part) if part else None
+    resolved = settings_of(context, _KEYS, config, isolated, None)
+
+    def work(reporter: Reporter) -> "Audit":
+        from vaeaudit.audit import weigh
+        from vaeaudit.weight_files import open_weights
+
+        stored = open_weights(resolved.settings)
+        reporter.keeping = True
+        return weigh(stored, resolved, sys.argv, reporter.go_on)
+
+    return show("reading the weights", work, resolved, output_format, output, quiet, verbose)
+
+
+def _parts(texts: list[str]) -> dict[str, list[str]]:
+    """Prefixes by part."""
+    parts: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, prefix = text.partition("=")
+        if not (equals and prefix and name in ("encoder", "decoder", "neither")):
+            raise ConfigError(
+                f"--part takes encoder=PREFIX, decoder=PREFIX or neither=PREFIX, as in encoder=enc., but '{text}' came"
+            )
+        parts.setdefault(name, []).append(prefix)
+    return parts
