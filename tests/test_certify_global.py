@@ -45,6 +45,31 @@ def network(*layers: nn.Module, seed: int = 0) -> nn.Sequential:
     return built
 
 
+def test_whole_numbers_among_the_parameters_stay_whole() -> None:
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.order = nn.Parameter(torch.tensor([2, 0]), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 3 * torch.index_select(x, 1, self.order)
+
+    assert float(bound(Chosen(), (3,))) == pytest.approx(3, rel=1e-6)
+
+
+def test_what_cannot_be_traced_is_one_sentence_and_nothing_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    def branching(x: Tensor) -> Tensor:
+        if bool((x < -5).any()):
+            raise ValueError
+        return x
+
+    with pytest.raises(UnsupportedError, match=r"torch\.export cannot trace it"):
+        bound(branching, (3,))
+    with pytest.raises(UnsupportedError, match="a change of the dtype"):
+        bound(lambda x: x.half().float(), (3,))
+    assert capfd.readouterr().err == ""
+
+
 def test_the_spectral_norm_is_never_below_the_true_one() -> None:
     for shape in ((3, 7), (7, 3), (1, 5)):
         matrices = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -18,7 +18,7 @@ from vaeaudit.checks.certified import Certificates
 from vaeaudit.checks.margin import MarginResult, margin, usual_radius
 from vaeaudit.checks.summary_margin import summarise_margin
 from vaeaudit.draws import noise_set
-from vaeaudit.errors import ConfigError, DataError
+from vaeaudit.errors import ConfigError, DataError, UnsupportedError
 from vaeaudit.vae import DiagonalGaussian, GaussianLikelihood
 
 CERTIFIED = ("certified",)
@@ -195,6 +195,30 @@ def test_a_radius_chosen_from_the_data_rests_on_other_draws(bundled_model: Any, 
     assert r != 2 * float(result.min_radius.estimate.median())
     assert result.at[0].certified is None
     assert result.at[0].empirical is None
+
+
+class Cooled(DiagonalGaussian):
+    """A posterior whose draws are closer to the mean than its standard deviation says."""
+
+    def sample(self, noise: Tensor) -> Tensor:
+        return self.mean + 0.05 * self.stddev * noise
+
+
+def test_a_posterior_whose_draws_are_not_what_it_says_has_no_margin() -> None:
+    class Cold(HalfSpace):
+        def encode(self, x: Tensor) -> DiagonalGaussian:
+            q = super().encode(x)
+            return Cooled(q.mean, q.log_stddev)
+
+    with pytest.raises(UnsupportedError, match=r"draws mean \+ stddev \* noise, .* this model's is Cooled"):
+        margin(Cold(), torch.zeros((1, 3), dtype=torch.float64), 0.3)
+
+
+def test_draws_too_few_to_show_anything_are_refused_with_the_number_that_could() -> None:
+    x = torch.zeros((1, 3), dtype=torch.float64)
+    with pytest.raises(ConfigError, match=r"100 draws can show a probability of 0.9705 at most .* take 299 draws"):
+        margin(HalfSpace(), x, 0.3, m=0.99, draws=100)
+    margin(HalfSpace(), x, 0.3, m=0.99, draws=299, parts=CERTIFIED)
 
 
 def test_stopped_while_drawing_the_margins_are_of_the_items_drawn_until_then(

@@ -13,7 +13,16 @@ def _two_numbers(value: object) -> object:
     raise ValueError("two finite numbers LO HI")
 
 
+def _listed(value: object) -> object:
+    """A value alone as a list of it; true and false are no numbers."""
+    values = value if isinstance(value, list | tuple) else (value,)
+    if any(isinstance(one, bool) for one in values):
+        raise ValueError("numbers")
+    return tuple(values)
+
+
 Whole = Annotated[int, Field(strict=True)]
+Truth = Annotated[bool, Field(strict=True)]
 Positive = Annotated[int, Field(strict=True, ge=1)]
 Several = Annotated[int, Field(strict=True, ge=2)]
 Count = Annotated[int, Field(strict=True, ge=0)]
@@ -104,7 +113,7 @@ class AttackSettings(_Section):
 class MarginSettings(_Section):
     """The margin check."""
 
-    r: tuple[Length | Literal["auto"], ...] = Field(
+    r: Annotated[tuple[Length | Literal["auto"], ...], BeforeValidator(_listed)] = Field(
         ("auto",), description='Radii in output units; "auto" is twice the median of the least that could hold.'
     )
     items: Positive = Field(20, description="Items, drawn at random.")
@@ -113,9 +122,9 @@ class MarginSettings(_Section):
         "frozen", description="Whether the noise keeps its scale or moves with the input."
     )
     level: float = Field(0.95, ge=0.5, le=1 - 1e-9, description="Confidence of each bound.")
-    family_wise: bool = Field(False, description="Whether that is the confidence of all bounds together.")
+    family_wise: Truth = Field(False, description="Whether that is the confidence of all bounds together.")
     draws: Positive = Field(1000, description="Draws of the posterior for each item.")
-    boxed: bool = Field(True, description="Whether the empirical margin stays within the data's range.")
+    boxed: Truth = Field(True, description="Whether the empirical margin stays within the data's range.")
     parts: tuple[Literal["certified", "empirical"], ...] = Field(
         ("certified", "empirical"), description="Which bounds are computed; the estimates always are."
     )

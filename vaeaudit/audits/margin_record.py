@@ -107,7 +107,10 @@ def margin_warnings(margins: Margins) -> list[str]:
         items, name = len(margins.items), f"r = {at.r:.6g}"
         bare = int((~at.estimates.robust).sum())
         if bare:
-            told.append(f"{bare} of {items} items are not r-robust even unperturbed at {name}: their margin is 0")
+            told.append(
+                f"{bare} of {items} items are not shown to be r-robust even unperturbed at {name}: their certified "
+                "margin and their estimates are 0"
+            )
         if at.certified is not None:
             told += [
                 f"no certificate {reason}" if reason.startswith(("from", "around", "along")) else reason
@@ -122,7 +125,10 @@ def margin_warnings(margins: Margins) -> list[str]:
                 f"the first-order estimate exceeds the empirical upper bound on {beyond} of {items} items at {name}: "
                 "first order misleads there"
             )
-        if bool(at.empirical.censored.any()):
+        if margins.result.interrupted:
+            left = int(at.empirical.censored.sum())
+            told.append(f"the search was stopped at {name} before it broke {left} of {items} items")
+        elif bool(at.empirical.censored.any()):
             told.append(
                 f"nothing broke {int(at.empirical.censored.sum())} of {items} items at {name} up to a norm of "
                 f"{float(at.empirical.largest.max()):.4g}: their margin may be larger still, or the attack too weak"

@@ -6,9 +6,11 @@ windows, or it has no safe bound here and the network is refused, naming it. A g
 model's precision: its certificates hold for the float64 function.
 """
 
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -152,7 +154,7 @@ def trace(
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # torch logs at length what the error below says
     try:
-        with warnings.catch_warnings():  # torch warns of what it does itself
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # torch warns and tells of what it does itself
             warnings.simplefilter("ignore", FutureWarning)
             exported = torch.export.export(wrapped, (example,), dynamic_shapes=({0: rows},))
     except Exception as error:  # torch.export has no common class for all that it raises
@@ -187,7 +189,8 @@ def _in_double(module: fx.GraphModule) -> fx.GraphModule:
     """The same graph on copies of its numbers in float64: those it holds are the model's own."""
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
-            setattr(part, name, nn.Parameter(parameter.detach().double(), requires_grad=False))
+            value = parameter.detach().double() if parameter.is_floating_point() else parameter.detach()
+            setattr(part, name, nn.Parameter(value, requires_grad=False))
         for name, buffer in list(part.named_buffers(recurse=False)):
             part.register_buffer(name, buffer.double() if buffer.is_floating_point() else buffer)
         for name, value in list(vars(part).items()):  # weights of a model that is no module
@@ -224,9 +227,9 @@ def _kind(node: fx.Node, kinds: dict[fx.Node, Kind], what: str) -> Kind:
         rounded = name == "div" and node.kwargs.get("rounding_mode") is not None
         if name in _AFFINE_IN_FIRST and len(taken) == len(moving) == 1 and taken[0] in places and not rounded:
             return Kind.AFFINE
+    told = "a change of the dtype" if name == "_assert_tensor_metadata" else f"its operation '{name}'"
     raise UnsupportedError(
-        f"{what} has no certificate: there is no safe bound for its operation '{name}'{_where(node)}; "
-        "the empirical margin needs none"
+        f"{what} has no certificate: there is no safe bound for {told}{_where(node)}; the empirical margin needs none"
     )
 
 

@@ -64,15 +64,15 @@ def without_spread(vae: VAE, x: Tensor, rows: RowBatches, *, items: Sequence[int
     """
     with torch.no_grad():
         first = vae.encode(x[:1])
+        gaussian = isinstance(first, DiagonalGaussian) and _as_it_says(first)
     kind, shape = type(first).__name__, tuple(first.noise_shape)
-    gaussian = isinstance(first, DiagonalGaussian)
     number = torch.arange(len(x), device=x.device)
 
     @torch.no_grad()
     def spread(index: Tensor) -> tuple[Tensor]:
         q: Posterior = vae.encode(x[index])
-        if isinstance(q, DiagonalGaussian):
-            return (q.stddev.flatten(1),)
+        if gaussian and isinstance(q, DiagonalGaussian):
+            return (q.log_stddev.exp().flatten(1),)
         noise = noise_set(shape, draws=2, items=index.tolist(), seed=0, check="spread", like=x)
         return ((q.sample(noise) - q.mean).abs().amax(0).flatten(1),)
 
@@ -88,8 +88,8 @@ def without_spread(vae: VAE, x: Tensor, rows: RowBatches, *, items: Sequence[int
         return True
     if not gaussian:
         raise UnsupportedError(
-            f"margins are defined for a diagonal Gaussian posterior, or for one that does not vary, but this model's "
-            f"is {kind}, which does vary; `vaeaudit attack` takes any posterior"
+            "margins are defined for a diagonal Gaussian posterior with draws mean + stddev * noise, or for one that "
+            f"does not vary, but this model's is {kind}, which does vary; `vaeaudit attack` takes any posterior"
         )
     without = int((found == 0).any(1).sum())
     if without:
@@ -99,3 +99,11 @@ def without_spread(vae: VAE, x: Tensor, rows: RowBatches, *, items: Sequence[int
             "be taken; ask for these items and the others apart"
         )
     return False
+
+
+def _as_it_says(q: DiagonalGaussian) -> bool:
+    """Whether a draw is what the fields say: a family of its own may scale its noise, as by a temperature."""
+    noise = torch.linspace(-2, 2, q.mean.numel(), dtype=q.mean.dtype, device=q.mean.device).reshape(q.mean.shape)
+    if tuple(q.noise_shape) != tuple(q.mean.shape[1:]):
+        return False
+    return torch.allclose(q.sample(noise), q.mean + q.log_stddev.exp() * noise, equal_nan=True)

@@ -5,6 +5,7 @@ a certified and an empirical margin, each with its confidence; first-order estim
 bounded by neither.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -148,9 +149,10 @@ def margin(
     if without_spread(vae, x, rows, items=keys):
         alone = Deterministic(vae, x, rows, items=keys, seed=seed, level=level)
         return _deterministic(alone, radii, m, sigma, used, level, family_wise, parts, seed, watch)
-    norms = jacobian_norms(vae, x, rows, items=keys, seed=seed, level=level, go_on=watch)
     bounds = len(x) * (1 + len(radii) * (1 + len(set(parts))))
     alpha = (1 - level) / (bounds if family_wise else 1)
+    _check_draws(draws, m, alpha)
+    norms = jacobian_norms(vae, x, rows, items=keys, seed=seed, level=level, go_on=watch)
     x, keys = x[: len(norms.spectral)], keys[: len(norms.spectral)]
     distances = draw_distances(vae, x, rows, draws=draws, items=keys, seed=seed, check=_DRAWN, go_on=watch)
     x, keys, norms = x[: distances.shape[1]], keys[: distances.shape[1]], norms.first(distances.shape[1])
@@ -204,8 +206,8 @@ def usual_radius(
         radius = times * float(min_radius(distances, m, 0.5).estimate.median())
     if not 0 < radius < float("inf"):
         raise ConfigError(
-            "the reconstructions do not vary over draws of the posterior, so no radius can be chosen from them; "
-            "give one"
+            "the reconstructions do not vary over draws of the posterior, as in a deterministic encoder, so no radius "
+            "can be chosen from them; give one, as in --r 4"
         )
     return float(f"{radius:.4g}")  # as it is printed
 
@@ -288,3 +290,13 @@ def _check(m: float, sigma: str, level: float, parts: Sequence[str], draws: int)
     for what, name, known in (("sigma", sigma, SIGMAS), *(("part", part, PARTS) for part in parts)):
         if name not in known:
             raise ConfigError(f"there is no {what} '{name}'{nearest(name, known)}; there are {', '.join(known)}")
+
+
+def _check_draws(draws: int, m: float, alpha: float) -> None:
+    """Raises :class:`ConfigError` where even draws that all stay within r would show no item to be r-robust."""
+    if alpha ** (1 / draws) <= m:
+        needed = math.floor(math.log(alpha) / math.log(m)) + 1
+        raise ConfigError(
+            f"{draws} draws can show a probability of {alpha ** (1 / draws):.4g} at most at this confidence, which is "
+            f"not above the risk level m = {m:g}; take {needed} draws or more"
+        )

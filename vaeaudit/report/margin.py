@@ -30,7 +30,7 @@ MARGIN_METRICS = {
     "median": "straight after r: that of R itself, as far as it is known: the empirical median, and an interval from "
     "the certified median's lower end to the empirical one's upper end; elsewhere that of the figure before it",
     "correlation": "rank correlation of the empirical margin with the whitened estimate",
-    "not_robust_unperturbed": "items that leave r by their own draws",
+    "not_robust_unperturbed": "items whose own draws do not show that they stay within r",
     "censored": "items that nothing broke",
 }
 
@@ -123,7 +123,7 @@ def asked(margins: MarginEntry) -> str:
             "probability is 0 or 1, the bounds are sure, and m, sigma and draws play no part; the estimates are "
             f"r / ||J|| of g(mu(x)), with nothing to whiten; items: {margins.chosen}"
         )
-    level = f"{margins.level:.4g}" + (" for all bounds, items and radii together" if margins.family_wise else " each")
+    level = f"{margins.level:.10g}" + (" for all bounds, items and radii together" if margins.family_wise else " each")
     return (
         f"r = {margins.r:.6g}, m = {margins.m:g}, sigma {margins.sigma}, {box} for the empirical margin; "
         f"confidence of the bounds {level}; {margins.draws} draws an item; items: {margins.chosen}"
