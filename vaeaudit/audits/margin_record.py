@@ -12,6 +12,7 @@ from vaeaudit.audits.base import Drawing, array, number
 from vaeaudit.checks.margin import MarginAt, MarginResult
 from vaeaudit.report.figures import fall_curves, margin_panel
 from vaeaudit.report.margin import MarginEntry, MarginItemEntry
+from vaeaudit.stats import rank_correlation
 
 _AUTO = "; r is twice the median of their least r, from other draws"
 
@@ -174,7 +175,10 @@ def _margin_panel(at: MarginAt) -> bytes:
         margins = {"certified": array(at.certified.radius), **margins}
     nothing = np.full(len(at.estimates.whitened), np.nan)
     if at.empirical is None:
-        return margin_panel(margins, array(at.estimates.whitened), nothing, np.isfinite(nothing), nothing, at.r)
+        return margin_panel(margins, array(at.estimates.whitened), nothing, np.isfinite(nothing), nothing, at.r, "")
     margins["empirical"] = array(at.empirical.margin)
     censored, largest = at.empirical.censored.cpu().numpy(), array(at.empirical.largest)
-    return margin_panel(margins, array(at.estimates.whitened), margins["empirical"], censored, largest, at.r)
+    estimate = array(at.estimates.whitened)
+    correlation = rank_correlation(estimate.tolist(), margins["empirical"].tolist()).value
+    told = "" if correlation is None else f"; rank correlation {correlation:.2f}"
+    return margin_panel(margins, estimate, margins["empirical"], censored, largest, at.r, told)

@@ -98,11 +98,12 @@ def damage_curves(caps: list[float], damage: Array, start: Array, labels: list[s
 
 
 def margin_panel(
-    margins: dict[str, Array], estimate: Array, empirical: Array, censored: Array, largest: Array, r: float
+    margins: dict[str, Array], estimate: Array, empirical: Array, censored: Array, largest: Array, r: float, told: str
 ) -> bytes:
     """Left, ``margins`` (items,) of each kind in ascending order; right, ``empirical`` over ``estimate``, (items,).
 
     An item that nothing broke is drawn at the ``largest`` norm tried, as a triangle. Both on logarithmic scales.
+    ``told`` is a remark on the right.
     """
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     figure.suptitle(f"Margins at r = {r:.6g}", fontsize=11)
@@ -131,7 +132,7 @@ def margin_panel(
         right.set_yscale("log")
     right.set_xlabel("whitened first-order estimate")
     right.set_ylabel("empirical margin (an upper bound)")
-    right.set_title("below the line first order promises too much; triangles: unbroken", fontsize=9)
+    right.set_title(f"below the line first order promises too much; triangles: unbroken{told}", fontsize=9)
     right.grid(alpha=0.3)
     return to_png(figure)
 
