@@ -112,8 +112,8 @@ def margin_panel(
         known = np.sort(values[np.isfinite(values) & (values > 0)])
         if len(known):
             # Items at 0 lie to the left of all that a logarithmic scale shows.
-            share = (np.arange(len(known)) + 1 + (values == 0).sum()) / np.isfinite(values).sum()
-            left.step(known, share, where="post", color=f"C{place}", label=name, linewidth=1.5)
+            share = (np.arange(len(known) + 1) + (values == 0).sum()) / np.isfinite(values).sum()
+            left.step([known[0], *known], share, where="post", color=f"C{place}", label=name, linewidth=1.5)
     left.set_xscale("log")
     left.set_xlabel("margin, in input units")
     left.set_ylabel("share of items with at most that margin")
@@ -132,7 +132,7 @@ def margin_panel(
         right.set_yscale("log")
     right.set_xlabel("whitened first-order estimate")
     right.set_ylabel("empirical margin (an upper bound)")
-    right.set_title(f"below the line first order promises too much; triangles: unbroken{told}", fontsize=9)
+    right.set_title(f"below the line first order promises too much\ntriangles: unbroken{told}", fontsize=9)
     right.grid(alpha=0.3)
     return to_png(figure)
 
