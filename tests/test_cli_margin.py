@@ -15,8 +15,6 @@ from safetensors.torch import save_file
 
 from vaeaudit.certify.local import LocalMargin
 from vaeaudit.cli.app import main
-from vaeaudit.config import resolve
-from vaeaudit.errors import ConfigError
 from vaeaudit.report.model import json_schema
 from vaeaudit.subject import _sample
 
@@ -192,14 +190,6 @@ def test_settings_come_from_a_configuration_file_too(margin: Margin) -> None:
     entries = report()["margins"]
     assert [entry["level"] for entry in entries] == [0.9, 0.9]
     assert entries[0]["r"] == 3
-
-
-def test_a_single_radius_needs_no_list_in_a_file_and_true_is_none() -> None:
-    assert resolve({"margin.r": (2, "x.toml")}, None).settings.margin.r == (2.0,)
-    assert resolve({"margin.r": ("auto", "x.toml")}, None).settings.margin.r == ("auto",)
-    for key, value in (("r", True), ("family_wise", "yes"), ("boxed", 1)):
-        with pytest.raises(ConfigError, match=f"margin.{key} must be"):
-            resolve({f"margin.{key}": (value, "x.toml")}, None)
 
 
 def test_margins_that_contradict_each_other_support_no_verdict(margin: Margin, monkeypatch: pytest.MonkeyPatch) -> None:

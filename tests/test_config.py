@@ -176,3 +176,19 @@ def test_names_that_are_no_paths_stay_as_they_are(tmp_path: Path) -> None:
     settings = resolve({}, written(tmp_path / "vaeaudit.toml", text)).settings
     assert (settings.model.path, settings.model.adapter) == ("/abs/vae.pt", "package.module:open")
     assert settings.data.source == "hf:repo@rev#split"
+
+
+@pytest.mark.parametrize("key", ["margin.r", "noise.sigmas", "attack.caps"])
+def test_one_number_needs_no_list_and_true_is_no_number(key: str) -> None:
+    section, name = key.split(".")
+    settings = resolve({key: (2, "x.toml")}, None).settings
+    assert getattr(getattr(settings, section), name) == (2.0,)
+    with pytest.raises(ConfigError, match=f"{key} must be numbers, but True came"):
+        resolve({key: (True, "x.toml")}, None)
+
+
+@pytest.mark.parametrize("key", ["margin.family_wise", "margin.boxed", "noise.clip", "weights.vectors"])
+def test_a_switch_is_true_or_false_and_nothing_like_it(key: str) -> None:
+    for value in ("yes", 1):
+        with pytest.raises(ConfigError, match=f"{key} must be a valid boolean"):
+            resolve({key: (value, "x.toml")}, None)

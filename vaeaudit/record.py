@@ -94,7 +94,7 @@ def write_down(
         status, verdict, exit_code = "complete", "inconclusive", 5
     partial = [*audited.partial]
     if interrupted:
-        partial.append("interrupted: what was still running shows the best found until then")
+        partial.append("interrupted: figures are of what was done until then")
     entries: dict[str, list[object]] = {}
     for record in records:
         for field, found in record.entries.items():

@@ -82,7 +82,9 @@ class AttackSettings(_Section):
     on: Literal["both", "mean", "std"] = Field("both", description="What of the posterior the perturbation reaches.")
     layers: tuple[Positive, ...] = Field((), description="Layers of a chain that are compared, from 1; all if empty.")
     penalty: Literal["l2", "l2sq"] = Field("l2", description="||d||_2 or its square.")
-    caps: tuple[Length, ...] = Field((), description="Largest norms of a distortion under a cap; by norm if empty.")
+    caps: Annotated[tuple[Length, ...], BeforeValidator(_listed)] = Field(
+        (), description="Largest norms of a distortion under a cap; by norm if empty."
+    )
     norm: Literal["l2", "linf"] = Field("l2", description="Norm of the cap.")
     ref: Literal["reconstruction", "input"] = Field("reconstruction", description="What damage is measured from.")
     restarts: Count = Field(1, description="Points between source and target from which is searched besides.")
@@ -159,12 +161,12 @@ class LatentsSettings(_Section):
 class NoiseSettings(_Section):
     """The noise check."""
 
-    sigmas: tuple[NotNegative, ...] = Field(
+    sigmas: Annotated[tuple[NotNegative, ...], BeforeValidator(_listed)] = Field(
         (0.1, 0.25, 0.5, 1.0), description="Standard deviations of the noise, on the scale of the model's inputs."
     )
     items: Positive = Field(1000, description="Most items, drawn at random.")
     draws: Positive = Field(10, description="Draws of noise and latents for each item.")
-    clip: bool = Field(False, description="Whether noisy inputs are clipped to the data's range.")
+    clip: Truth = Field(False, description="Whether noisy inputs are clipped to the data's range.")
 
     @field_validator("sigmas")
     @classmethod
@@ -181,8 +183,8 @@ class WeightsSettings(_Section):
     parts: dict[Literal["encoder", "decoder", "neither"], tuple[Name, ...]] = Field(
         {}, description="How the names of each part's tensors begin; as the adapter says where left out."
     )
-    vectors: bool = Field(False, description="Whether biases and normalisation count as well.")
-    spectral: bool = Field(True, description="Whether each tensor's 2-norm is computed.")
+    vectors: Truth = Field(False, description="Whether biases and normalisation count as well.")
+    spectral: Truth = Field(True, description="Whether each tensor's 2-norm is computed.")
 
 
 class Settings(_Section):
