@@ -6,20 +6,22 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from vaeaudit.attacks.term import Progress
 from vaeaudit.checks import spectral
 from vaeaudit.checks.spectral import GRAM, LANCZOS, measured_norms, row_blocks
 from vaeaudit.checks.summary_weights import summarise_weights
-from vaeaudit.checks.weights import PARTS, Weight, WeightsResult, assign, weights
+from vaeaudit.checks.ties import Weight
+from vaeaudit.checks.weights import PARTS, WeightsResult, assign, weights
 from vaeaudit.errors import AdapterError, CheckpointError, ConfigError, NonFiniteError, TrustError
 from vaeaudit.registry import Adapter, find_adapter, open_model
 from vaeaudit.weight_files import read_weights, weight_parts
@@ -157,6 +159,32 @@ def test_parts_cover_a_matrix_once_and_in_order(shape: tuple[int, int], monkeypa
     parts = [A[part].flatten() for part in row_blocks(shape)]
     assert torch.equal(torch.cat([torch.zeros(0, dtype=A.dtype), *parts]), A.flatten())
     assert all(0 < len(part) <= 10 for part in parts)
+
+
+@pytest.mark.parametrize("largest", [1e200, 1e-200, 1e-307, 5e-324])
+@pytest.mark.parametrize("method", [GRAM, LANCZOS])
+def test_squares_that_float64_cannot_hold_change_nothing(
+    largest: float, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if method == LANCZOS:
+        monkeypatch.setattr(spectral, "_GRAM", 4)
+    A = torch.full((7, 9), largest, dtype=torch.float64)  # of rank one: both norms are sqrt(63) times the entry
+    found = measured_norms((7, 9), lambda rows, columns: A[rows, columns], True)
+    assert found.method == method
+    assert found.spectral is not None
+    assert found.l2 / largest == pytest.approx(math.sqrt(63), rel=1e-9 if largest > 1e-300 else 0.02)
+    assert found.spectral / largest == pytest.approx(math.sqrt(63), rel=1e-9 if largest > 1e-300 else 0.02)
+
+
+def test_norms_of_parts_hold_huge_weights_and_say_when_float64_cannot() -> None:
+    huge = {"encoder.a": 1e200 * drawn(4, 3), "encoder.b": 1e200 * drawn(3, 3, seed=1), "decoder.w": torch.ones(2, 2)}
+    result = weights(huge, against={name: 0.5 * tensor for name, tensor in huge.items()})
+    squares = float(drawn(4, 3).square().sum()), float(drawn(3, 3, seed=1).square().sum())
+    assert part(result, "encoder").l2 == pytest.approx(1e200 * math.sqrt(sum(squares)), rel=1e-12)
+    assert part(result, "encoder").change == pytest.approx(100, rel=1e-12)
+    assert of(result, "encoder.a").share == pytest.approx(squares[0] / sum(squares), rel=1e-12)
+    with pytest.raises(NonFiniteError, match=r"the norm of encoder\.a is larger than any number of float64"):
+        weights({**huge, "encoder.a": torch.full((9, 9), 1e308, dtype=torch.float64)})
 
 
 # From files
@@ -362,6 +390,63 @@ def test_tied_weights_count_once_in_a_part(tmp_path: Path) -> None:
         compared = weights({**tensors, "encoder.b": 2 * W}, against=tensors)
         assert part(compared, "encoder").against == pytest.approx(float(W.norm()), rel=1e-14)
         assert part(compared, "encoder").l2 == pytest.approx(5**0.5 * float(W.norm()), rel=1e-14)
+
+
+def test_ties_that_a_safetensors_file_notes_are_kept(tmp_path: Path) -> None:
+    layers = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(4, 3, bias=False), nn.Linear(3, 3, bias=False))
+    layers[1].weight = layers[0].weight
+    net = nn.ModuleDict({"encoder": layers, "decoder": nn.Linear(4, 3, bias=False)})
+    net["decoder"].weight = layers[0].weight
+    save_model(net, str(tmp_path / "vae.safetensors"), metadata={"adapter": "own"})
+    save_file(net["encoder"].state_dict() | {"0.weight": torch.ones(2, 2)}, tmp_path / "x.safetensors", {"0": "1"})
+    read, whole = weights(read_weights(tmp_path / "vae.safetensors")), weights(net.state_dict())
+    assert {t.name for t in read.tensors} == {t.name for t in whole.tensors} == set(net.state_dict())
+    assert [(p.l2, p.tensors, p.numbers) for p in read.parts] == [(p.l2, p.tensors, p.numbers) for p in whole.parts]
+    assert part(read, "encoder").tensors == 2
+    assert "encoder and decoder share weights" in " ".join(read.warnings)
+    assert "0" not in read_weights(tmp_path / "x.safetensors")
+
+
+def test_weights_that_encoder_and_decoder_share_are_told_and_count_in_both(tmp_path: Path) -> None:
+    W, K = drawn(5, 80), drawn(4, 2, 3, 3, seed=1)
+    stored = {"encoder.w": W, "encoder.s": drawn(70, 70, seed=2), "encoder.k": K, "decoder.k": K.clone()}
+    stored |= {"decoder.w": W.T.contiguous(), "decoder.s": stored["encoder.s"].T.contiguous()}
+    save_file(stored, tmp_path / "vae.safetensors")
+    for tensors in (stored, read_weights(tmp_path / "vae.safetensors"), {**stored, "decoder.w": W.T}):
+        result = weights(tensors)
+        (told,) = result.warnings
+        assert told.startswith("encoder and decoder share weights, which count in the norm of each: ")
+        for pair in ("decoder.k = encoder.k", "decoder.w = encoder.w transposed", "decoder.s = encoder.s transposed"):
+            assert pair in told
+        assert [p.l2 for p in result.parts] == pytest.approx([part(result, "encoder").l2] * 2, rel=1e-14)
+        assert {t.tied_to for t in result.tensors} == {None}
+    almost = W.T.clone()
+    almost[-1, -1] += 1
+    ones = {"encoder.o": torch.ones(3, 3), "decoder.o": torch.ones(3, 3)}
+    assert weights({"encoder.w": W, "decoder.w": almost, **ones}).warnings == ()
+    assert weights({"encoder.w": W, "decoder.w": W.reshape(80, 5), **ones}).warnings == ()
+
+
+def test_what_power_iteration_keeps_is_no_weight() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the older forms are what many checkpoints hold
+        old, normed = nn.utils.spectral_norm(nn.Linear(4, 3)), nn.utils.weight_norm(nn.Linear(4, 3))
+    new = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3))
+    net = nn.ModuleDict({"encoder": nn.ModuleList([old, new]), "decoder": normed})
+    result = weights(net.state_dict(), vectors=True)
+    assert set(result.left_out) == {
+        "encoder.0.weight_u",
+        "encoder.0.weight_v",
+        "encoder.1.parametrizations.weight.0._u",
+        "encoder.1.parametrizations.weight.0._v",
+    }
+    assert {t.name for t in result.tensors if t.part == "decoder"} == {
+        "decoder.weight_g",
+        "decoder.weight_v",
+        "decoder.bias",
+    }
+    parameters = [p.detach().double().flatten() for p in net["encoder"].parameters()]
+    assert part(result, "encoder").l2 == pytest.approx(float(torch.cat(parameters).norm()), rel=1e-12)
 
 
 def test_weights_that_only_begin_alike_or_were_initialised_alike_are_not_tied() -> None:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from vaeaudit.checkpoints import find_checkpoint, not_whole, read_checkpoint, read_facts, sha256_of
 from vaeaudit.checks.spectral import matrix_shape
-from vaeaudit.checks.weights import NEITHER, PARTS, Weight
+from vaeaudit.checks.ties import Weight
+from vaeaudit.checks.weights import NEITHER, PARTS
 from vaeaudit.errors import AdapterError, CheckpointError, ConfigError
 from vaeaudit.registry import Adapter, adapter_names, find_adapter
 from vaeaudit.settings import Settings
@@ -73,7 +74,8 @@ def open_weights(settings: Settings) -> StoredModel:
 def read_weights(path: str | Path) -> dict[str, Weight]:
     """The tensors of a .safetensors or PyTorch file, or of a folder that holds exactly one, in the file's order.
 
-    Only the header of a safetensors file is read now, and parts of tensors where they are asked for.
+    Names that a safetensors file notes as those of a stored tensor too come last. Of such a file, only the header is
+    read now, and parts of tensors where they are asked for.
 
     Raises:
         CheckpointError: missing, truncated, or not a file of dense real numbers.
@@ -92,7 +94,10 @@ def read_weights(path: str | Path) -> dict[str, Weight]:
         raise not_whole(file, error) from error
     if not names:
         raise CheckpointError(f"{file} holds no tensors, where a model's weights were expected; export it again")
-    return {name: _weight(file, name, header[name], 8 + length) for name in names}
+    stored = {name: _weight(file, name, header[name], 8 + length) for name in names}
+    # Of tensors that share memory, save_model of safetensors stores one and notes the others' names beside its own.
+    noted: Mapping[str, str] = header.get("__metadata__") or {}
+    return stored | {name: stored[kept] for name, kept in noted.items() if kept in stored and name not in stored}
 
 
 def _weight(file: Path, name: str, entry: Mapping[str, object], base: int) -> Weight:

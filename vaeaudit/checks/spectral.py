@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ _GRAM = 2048  # the larger of two sides whose Gram matrix is formed
 _HELD = 2**25  # numbers of a larger matrix that is kept in float64, and not read again for each product
 _LONGEST = _MOST_NUMBERS  # columns of one whose products are formed from whole rows
 _TOLERANCE = 1e-8
+_SAFE = 1e-100, 1e100  # sums of squares whose parts neither overflow nor vanish: all of float32 lie between
 GRAM = "largest eigenvalue of the Gram matrix, exact up to rounding in float64"
 LANCZOS = f"Lanczos (ARPACK) on A'A to {_TOLERANCE:g} in float64, a value from below"
 
@@ -57,7 +58,8 @@ def measured_norms(shape: tuple[int, int], block: Block, spectral: bool) -> Meas
     """Norms of the matrix of which ``block`` gives the parts, at most 2^20 numbers at a time.
 
     The 2-norm comes from the Gram matrix of the smaller side in one pass; where that side has more than 2,048 rows,
-    from Lanczos iterations, each of which is a pass over a matrix of more than 2^25 numbers.
+    from Lanczos iterations, each of which is a pass over a matrix of more than 2^25 numbers. A matrix whose squares
+    float64 cannot hold is scaled by a power of two first, which takes two passes more.
     """
     rows, columns = shape
     side, numbers = min(shape), rows * columns
@@ -74,6 +76,13 @@ def measured_norms(shape: tuple[int, int], block: Block, spectral: bool) -> Meas
             bad += int((~values.isfinite()).sum())
         if gram is not None:
             gram += values.T @ values if tall else values @ values.T
+    if numbers and not bad and not _SAFE[0] < squares < _SAFE[1]:
+        largest = max(float(_double(block(*part)).abs().max()) for part in row_blocks(shape))
+        if largest:
+            scale = 2.0 ** (math.frexp(largest)[1] - 1)
+            found = measured_norms(shape, lambda *part: _double(block(*part)) / scale, spectral)
+            of_matrix = None if found.spectral is None else scale * found.spectral
+            return replace(found, l2=scale * found.l2, spectral=of_matrix)
     l2 = math.sqrt(squares)
     if bad or not spectral:
         return Measured(l2, None, "", bad, numbers)

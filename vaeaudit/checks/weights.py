@@ -7,45 +7,25 @@ tensor lies in memory at a time.
 
 import math
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from vaeaudit.attacks.term import GoOn, Progress, always
-from vaeaudit.checks.spectral import Measured, matrix_shape, measured_norms, row_blocks
+from vaeaudit.checks.spectral import Measured, matrix_shape, measured_norms
+from vaeaudit.checks.ties import Weight, shared, tied
 from vaeaudit.errors import ConfigError, NonFiniteError
 
 # Name prefixes of each part's tensors, where an adapter says nothing else; the longest that fits a name decides.
 PARTS: Mapping[str, Sequence[str]] = {"encoder": ("encoder.",), "decoder": ("decoder.",)}
 NEITHER = "neither"  # the part of tensors that belong to neither on purpose, such as a discriminator's
 _SHOWN = 6  # names in one sentence
-_START = 64  # numbers by which tensors of one shape are told apart at first
-_STATISTICS = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")
+# The last is what spectral normalisation keeps of its power iteration.
+_STATISTICS = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked|parametrizations\..+\._[uv])$")
 _REPARAMETRISED = re.compile(r"(^|\.)(weight_g|weight_v|weight_orig|parametrizations\..+)$")
 _HALF = (torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True, eq=False)
-class Weight:
-    """One tensor, read a part at a time: ``block(rows, columns)`` of it as a matrix (shape[0], -1), in ``dtype``.
-
-    Both are slices with a start and a stop inside the matrix. A tensor of fewer than two dimensions is a matrix of one
-    row. ``place`` is equal for tensors that share memory.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    place: Hashable
-    block: Callable[[slice, slice], Tensor]
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> "Weight":
-        """A tensor that is in memory."""
-        place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-        matrix = tensor.detach().reshape(matrix_shape(tuple(tensor.shape)))
-        return cls(tuple(tensor.shape), tensor.dtype, place, lambda rows, columns: matrix[rows, columns])
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,15 +114,15 @@ def weights(
     theirs = None if against is None else _taken(against)
     if theirs is not None:
         _check_alike(ours, theirs)
-    counted = {name: w for name, w in ours.items() if part_of[name] != NEITHER and _counts(name, w, vectors)}
+    counted = {name: w for name, w in ours.items() if part_of[name] != NEITHER and _counts(name, ours, vectors)}
     for part in PARTS:
         if not any(part_of[name] == part for name in counted):
             raise ConfigError(
                 f"no tensor of the {part} holds weights that count; name the adapter of this model, which says which "
                 "tensors are encoder and decoder, or give the prefixes of their names (--part encoder=PREFIX)"
             )
-    tied = _tied(counted, part_of)
-    tied_there = {} if theirs is None else _tied({name: theirs[name] for name in counted}, part_of)
+    same = tied(counted, part_of)
+    same_there = {} if theirs is None else tied({name: theirs[name] for name in counted}, part_of)
     done: list[TensorNorm] = []
     for left, (name, weight) in zip(range(len(counted), 0, -1), counted.items(), strict=True):
         if done and not go_on(Progress("weights", left, len(counted))):
@@ -164,7 +144,7 @@ def weights(
                 share=None,
                 spectral=here.spectral,
                 method=here.method,
-                tied_to=tied.get(name),
+                tied_to=same.get(name),
                 against=there,
                 change=None if not there else 100 * (here.l2 - there) / there,
             )
@@ -173,14 +153,15 @@ def weights(
     for part in PARTS:
         of_part = [t for t in done if t.part == part]
         whole = len(of_part) == sum(part_of[name] == part for name in counted)
-        norms.append(_part_norm(part, of_part, tied_there, compared=theirs is not None, whole=whole))
-    squares = {part.name: part.l2**2 for part in norms}
-    shared = [
-        replace(t, share=None if not squares[t.part] else 0.0 if t.tied_to else t.l2**2 / squares[t.part]) for t in done
+        norms.append(_part_norm(part, of_part, same_there, compared=theirs is not None, whole=whole))
+    whole_norms = {part.name: part.l2 for part in norms}
+    with_share = [
+        replace(t, share=None if not (l2 := whole_norms[t.part]) else 0.0 if t.tied_to else (t.l2 / l2) ** 2)
+        for t in done
     ]
     left_out = tuple(name for name in ours if name not in counted)
-    warned = _warnings(ours, part_of, counted, tied, theirs)
-    return WeightsResult(tuple(norms), tuple(shared), vectors, left_out, warned, len(done) < len(counted))
+    warned = _warnings(ours, part_of, counted, same, theirs)
+    return WeightsResult(tuple(norms), tuple(with_share), vectors, left_out, warned, len(done) < len(counted))
 
 
 def assign(names: Iterable[str], parts: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -209,9 +190,11 @@ def _taken(tensors: Mapping[str, Tensor | Weight]) -> dict[str, Weight]:
     return {name: t if isinstance(t, Weight) else Weight.of(t) for name, t in tensors.items()}
 
 
-def _counts(name: str, weight: Weight, vectors: bool) -> bool:
+def _counts(name: str, among: Mapping[str, Weight], vectors: bool) -> bool:
     """Whether it is a weight, and not a counter, a running statistic or (unless wanted) a vector."""
-    return weight.dtype.is_floating_point and not _STATISTICS.search(name) and (vectors or len(weight.shape) > 1)
+    # weight_v is a weight beside weight_g, of weight normalisation, but power iteration's beside weight_orig.
+    statistic = _STATISTICS.search(name) or (name.endswith(("_u", "_v")) and f"{name[:-2]}_orig" in among)
+    return among[name].dtype.is_floating_point and not statistic and (vectors or len(among[name].shape) > 1)
 
 
 def _check_alike(ours: Mapping[str, Weight], theirs: Mapping[str, Weight]) -> None:
@@ -232,62 +215,29 @@ def _check_alike(ours: Mapping[str, Weight], theirs: Mapping[str, Weight]) -> No
         )
 
 
-def _tied(counted: Mapping[str, Weight], part_of: Mapping[str, str]) -> dict[str, str]:
-    """Tensors that are the same as one named earlier in their part, by name.
-
-    Where tensors share memory they are. A file need not keep that, and there equal numbers tell; not for vectors and
-    for constant matrices, which are equal wherever they were initialised alike.
-    """
-    alike: dict[Hashable, list[str]] = {}
-    for name, weight in counted.items():
-        rows, columns = matrix_shape(weight.shape)
-        start = weight.block(slice(0, min(rows, 1)), slice(0, min(columns, _START))).flatten().tolist()
-        alike.setdefault((part_of[name], weight.shape, weight.dtype, tuple(start)), []).append(name)
-    found: dict[str, str] = {}
-    for names in alike.values():
-        firsts: list[str] = []
-        for name in names:
-            same = next((first for first in firsts if _same(counted[first], counted[name])), None)
-            if same is None:
-                firsts.append(name)
-            else:
-                found[name] = same
-    return found
-
-
-def _same(one: Weight, other: Weight) -> bool:
-    if one.place == other.place:
-        return True
-    if len(one.shape) < 2 or 0 in one.shape:
-        return False
-    start, varies = one.block(slice(0, 1), slice(0, 1)), False
-    for part in row_blocks(matrix_shape(one.shape)):
-        values = one.block(*part)
-        if not torch.equal(values, other.block(*part)):
-            return False
-        varies = varies or bool((values != start).any())
-    return varies
-
-
 def _finite(name: str, measured: Measured) -> Measured:
     if measured.bad:
         raise NonFiniteError(
             f"{name} holds {measured.bad} NaN or infinite value{'s' * (measured.bad > 1)} of {measured.numbers}, so "
             "that it has no norm; export the model again from a sound state"
         )
+    if not math.isfinite(measured.l2):
+        raise NonFiniteError(
+            f"the norm of {name} is larger than any number of float64; export the model again from a sound state"
+        )
     return measured
 
 
 def _part_norm(
-    name: str, tensors: Sequence[TensorNorm], tied_there: Mapping[str, str], *, compared: bool, whole: bool
+    name: str, tensors: Sequence[TensorNorm], same_there: Mapping[str, str], *, compared: bool, whole: bool
 ) -> PartNorm:
     """The norm of ``tensors``, which are all of a part where it is ``whole``."""
     own = [t for t in tensors if not t.tied_to]
-    l2 = math.sqrt(math.fsum(t.l2**2 for t in own)) if whole else math.nan
+    l2 = math.hypot(*(t.l2 for t in own)) if whole else math.nan
     against, change, why = None, None, ""
     if compared:
-        others = [t.against for t in tensors if t.against is not None and t.name not in tied_there]
-        against = math.sqrt(math.fsum(norm**2 for norm in others)) if whole else math.nan
+        others = [t.against for t in tensors if t.against is not None and t.name not in same_there]
+        against = math.hypot(*others) if whole else math.nan
         change = 100 * (l2 - against) / against if against else None
         why = "" if against else "the other model's norm is 0, and a change relative to it is undefined"
     return PartNorm(name, l2, len(own), sum(math.prod(t.shape) for t in own), against, change, why)
@@ -297,7 +247,7 @@ def _warnings(
     ours: Mapping[str, Weight],
     part_of: Mapping[str, str],
     counted: Mapping[str, Weight],
-    tied: Mapping[str, str],
+    same: Mapping[str, str],
     theirs: Mapping[str, Weight] | None,
 ) -> tuple[str, ...]:
     """Sentences on what makes these norms mean less than they seem to."""
@@ -325,9 +275,17 @@ def _warnings(
                 f"the {part} stores weights that the model works with in another form ({_some(derived)}), as weight "
                 "and spectral normalisation do: these are norms of what is stored"
             )
-    if tied:
-        pairs = [f"{name} = {first}" for name, first in tied.items()]
+    if same:
+        pairs = [f"{name} = {first}" for name, first in same.items()]
         told.append(f"equal tensors were counted once in a part, as tied weights: {_some(pairs)}")
+    own = [{name: w for name, w in counted.items() if part_of[name] == part and name not in same} for part in PARTS]
+    across = shared(own[0], own[1])
+    if across:
+        pairs = [f"{name} = {first}{' transposed' * transposed}" for first, name, transposed in across]
+        told.append(
+            f"encoder and decoder share weights, which count in the norm of each: {_some(pairs)}; these norms do not "
+            "change independently of each other"
+        )
     for whose, tensors in (("this", ours), ("the other", theirs or {})):
         half = [name for name in counted if name in tensors and tensors[name].dtype in _HALF]
         if half:
