@@ -311,6 +311,7 @@ def test_an_interruption_keeps_the_items_so_far(bundled: Latents, monkeypatch: p
     (entry,) = written["latents"]
     assert (entry["n"], entry["apart"], entry["traversals"]) == (100, [], {})
     assert len(items()["latents"]) == 100
+    assert "100 items (all 576, not all done)" in Path("vaeaudit-report/report.md").read_text(encoding="utf-8")
     assert written["status"] == "interrupted"
 
 

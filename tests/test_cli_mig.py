@@ -146,9 +146,9 @@ def test_fewer_items_are_drawn_at_random_and_few_are_warned_of(mig: Mig) -> None
     assert done.code == 0
     written = report()
     assert written["migs"][0]["chosen"] == "200 of 576, drawn at random"
-    (warning,) = written["warnings"]
-    assert warning.startswith("the mutual information gap of 200 items, fewer than 500, is misleading")
-    assert "26% held the gap of the population by 'hist20', 79% by 'chen'" in warning
+    warning = written["warnings"][-1]
+    assert warning.startswith("200 items are few for the intervals by 'hist20' of ")
+    assert "the mean (" in warning
 
 
 def test_what_does_not_vary_is_left_out_and_said(toy: Mig) -> None:
@@ -217,6 +217,7 @@ def test_the_table_names_each_factors_holder() -> None:
         layer=2,
         layers=2,
         level=0.95,
+        complete=False,
         factors=["posX"],
         entropy=[np.log(4)],
         constant=[],
@@ -229,4 +230,7 @@ def test_the_table_names_each_factors_holder() -> None:
             ["mean (MIG)", "", *2 * ["0.500 [0.250, 0.750]", ""]],
         ],
     )
-    assert "Of 576 items (all 576), 4 units, of which 1 categorical, layer 2 of 2;" in entry.section().asked
+    asked = entry.section().asked
+    assert "Of 576 items (all 576), 4 units, of which 1 categorical, layer 2 of 2;" in asked
+    assert asked.endswith("intervals at 95% take the items as a sample, and tell what others would have given.")
+    assert entry.model_copy(update={"complete": True}).section().asked.endswith("of which there are no others.")

@@ -208,6 +208,28 @@ def test_intervals_cover_and_the_controls_narrow_them() -> None:
     assert float(errors[:, 1].mean()) < 0.9 * float((log_q - log_units.sum(1)).std()) / 100**0.5
 
 
+@pytest.mark.parametrize(("n", "points"), [(11, None), (11, 33), (12, 100)])
+def test_controls_that_are_constant_leave_the_plain_means(n: int, points: int | None) -> None:
+    p = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
+    # All items alike but for the order of classes: log q(z|x) of a hard choice and log p(z) are constant.
+    hard = torch.full((n, 3), -torch.inf, dtype=torch.float64)
+    hard[torch.arange(n), torch.arange(n) % 3] = 0.0
+    even = torch.full((n, 3), 1 / 3, dtype=torch.float64).log()
+    empty = gaussian([[]] * n, [[]] * n, hard, even)
+    prior = standard(0, even[:1], even[:1])
+    found = decompose(empty, prior, points=points)
+    assert found is not None
+    shares = torch.bincount(torch.arange(n) % 3).double() / n
+    entropy = float(torch.special.entr(shares).sum())
+    for part, expected in zip(three(found), (entropy, 0.0, math.log(3) - entropy), strict=True):
+        assert part == pytest.approx(expected, abs=0.1)
+    assert sum(three(found)) == pytest.approx(found.kl, rel=1e-9)
+    values = torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    constant = p.log().sum().expand(n, 2) * torch.tensor([1.0, 1 / 3], dtype=torch.float64)
+    means, _ = decomposition._controlled(values, constant, constant[0] * (1 + 1e-15))
+    torch.testing.assert_close(means, values.mean(0), rtol=1e-9, atol=1e-9)
+
+
 def test_equal_posteriors_tell_nothing_and_isolated_ones_their_number() -> None:
     same = parts_of(gaussian([[0.0] * 3] * 9, [[1.0] * 3] * 9), points=100)
     assert three(same) == pytest.approx([0, 0, 0], abs=1e-12)

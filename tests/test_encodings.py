@@ -155,7 +155,7 @@ def test_what_cannot_be_encoded_is_said_in_a_sentence() -> None:
     with pytest.raises(ConfigError, match="give n"):
         encodings(Model("gaussian"), lambda numbers: x[list(numbers)])
     for n in (0, 6):
-        with pytest.raises(ConfigError, match=f"of 5 that are there, but {n} were asked for"):
+        with pytest.raises(ConfigError, match=f"at least one item is needed, but {n} of the 5 that are there"):
             encodings(Model("gaussian"), x, n=n)
     for layer in (0, 3):
         with pytest.raises(ConfigError, match=f"layers 1 to 2, but layer {layer}"):

@@ -314,6 +314,13 @@ def test_the_activity_of_an_upper_layer_is_that_of_its_mean_without_the_variance
     assert metrics["latents.layer1.active_units.variance"].value == 3
 
 
+def test_the_error_of_an_upper_layers_activity_is_what_other_items_would_have_given(chain: Linear) -> None:
+    uppers = [latents(chain, randn(200, 4, seed=seed), draws=2, points=8, seed=seed).layers[1] for seed in range(100)]
+    spread = torch.stack([upper.mean_variance for upper in uppers]).std(0)
+    told = torch.stack([upper.mean_variance_error for upper in uppers]).mean(0)
+    torch.testing.assert_close(told, spread, rtol=0.2, atol=0)  # two draws: without their own spread 30% too little
+
+
 def test_the_top_layer_of_a_chain_is_what_is_taken_apart(chain: Linear) -> None:
     found = latents(chain, randn(50, 4), draws=0)
     assert found.decomposition is not None
@@ -398,6 +405,39 @@ def test_a_categorical_unit_takes_its_classes_in_turn() -> None:
         traverse(JointModel(), [0, 2])
 
 
+def test_parts_of_several_dimensions_lie_side_by_side_along_the_last_axis() -> None:
+    class Grid:
+        """Latents (2, 3): two Gaussian columns of one part, one of the other; the decoder shows them."""
+
+        input_shape, range = (2, 3), None
+
+        @property
+        def prior(self) -> Any:
+            return self.encode(torch.zeros(1, 2, 3, dtype=torch.float64))
+
+        def encode(self, x: Tensor) -> Any:
+            both = (DiagonalGaussian(part, 0 * part) for part in (x[..., :2], x[..., 2:]))
+            return Columns(tuple(both))
+
+        def decode(self, z: Tensor) -> GaussianLikelihood:
+            return GaussianLikelihood(z, torch.zeros(()).double())
+
+    class Columns(Both):
+        @property
+        def mean(self) -> Tensor:
+            return torch.cat([part.mean for part in self.parts], -1)
+
+    vae = Grid()
+    encoded = latents(vae, randn(9, 2, 3), draws=0).encodings
+    marked = torch.arange(6, dtype=torch.float64).reshape(1, 2, 3)
+    mean = latents(vae, marked.repeat(2, 1, 1), draws=0, points=8).encodings.mean[0]
+    found = traverse(vae, range(6), steps=3)
+    assert encoded.units == 6
+    for unit in range(6):
+        moved = found.images[unit, 2].flatten().nonzero().squeeze(1).tolist()
+        assert moved == [int(mean[unit])]  # the place in the latents that the encodings have at this unit
+
+
 def test_a_traversal_of_a_chain_moves_any_layer_as_its_prior_does(chain: Linear) -> None:
     found = traverse(chain, [0, 4], steps=3)
     assert found.values[1].tolist() == pytest.approx([-3, 0, 3])
@@ -434,6 +474,34 @@ def test_metrics_hold_every_figure_with_its_interval(small_vae: type[Any]) -> No
     assert wider is not None and wider[0] < metrics["latents.total_correlation"].ci[0]  # type: ignore[index]
 
 
+class _Impossible(GaussianLikelihood):
+    """Of probability 0 for items whose first number is above 2."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return torch.where(x[:, 0] > 2, -torch.inf, super().log_prob(x))
+
+
+def test_items_that_the_likelihood_cannot_have_are_told(lin2: Any) -> None:
+    x = randn(30, *lin2.input_shape).clamp(max=1)
+    x[[4, 7], 0] = 3
+    assert not latents(lin2, x).impossible
+    decode = lin2.decode
+    lin2.decode = lambda z: _Impossible(decode(z).mean, decode(z).log_stddev)
+    found = latents(lin2, x, items=range(100, 130))
+    assert found.impossible
+    assert found.warnings[0].startswith("log p(x|z) is infinite for 2 of 30 items, the first of them item 104, and so")
+    metrics = summarise_latents(found)
+    assert (metrics["latents.elbo.mean"].nonfinite, metrics["latents.kl.mean"].nonfinite) == (2, 0)
+    assert metrics["latents.elbo.median"].value is not None
+
+
+def test_estimators_name_draws_and_interval(small_vae: type[Any]) -> None:
+    x = torch.rand(200, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for estimator, over in (("exact", "draws of z"), ("stratified", "minibatches")):
+        told = summarise_latents(latents(small_vae(), x, draws=0, estimator=estimator, batch=20))
+        assert told["latents.total_correlation"].estimator.endswith(f"Student t interval over {over}; n counts items")
+
+
 def test_saturation_and_bias_are_told(linear_gaussian: type[Any]) -> None:
     numbers = {"A": torch.eye(3).tolist(), "b": [0.0] * 3, "sigma": [1e-3] * 3, "B": torch.eye(3).tolist(),
                "c": [0.0] * 3, "tau": 1.0}  # fmt: skip
@@ -441,6 +509,7 @@ def test_saturation_and_bias_are_told(linear_gaussian: type[Any]) -> None:
     assert told.startswith("the mutual information, 3.91 nats, is near log N = 3.91, the most that 50 items can have")
     _, biased = latents(linear_gaussian(numbers), randn(50, 3), draws=0, estimator="stratified", batch=10).warnings
     assert "minibatch stratified sampling is biased" in biased
+    assert "the total correlation off either way; both can be negative" in biased
     wide = {**numbers, "sigma": [1.0] * 3}
     assert latents(linear_gaussian(wide), randn(50, 3), draws=0).warnings == ()
 
@@ -471,7 +540,7 @@ def test_what_cannot_be_looked_at_is_refused(small_vae: type[Any], lin2: Any) ->
     vae, x = small_vae(), torch.rand(9, 2, 3, dtype=torch.float64)
     with pytest.raises(ConfigError, match="give n"):
         latents(vae, lambda items: x[list(items)])
-    with pytest.raises(ConfigError, match="at least two items is needed, but 1 of the 9"):
+    with pytest.raises(ConfigError, match="at least 2 items are needed, but 1 of the 9"):
         latents(vae, x, n=1)
     with pytest.raises(ConfigError, match="but 10 of the 9"):
         latents(vae, x, n=10)

@@ -194,7 +194,7 @@ def test_a_categorical_latent_is_one_unit_and_its_information_an_exact_sum() -> 
     noise = torch.randn(3000, 1, generator=g, dtype=torch.float64)
     found = mig(Direct(1), lambda _: noise, classes, encoded=Encodings(noise, 0 * noise, (log_p,)))
     assert (found.units, found.categorical) == (2, 1)
-    assert [gaps.holder.tolist()[0] for gaps in found.by] == [1, 1]
+    assert [int(gaps.information[:, 0].argmax()) for gaps in found.by] == [1, 1]
     torch.testing.assert_close(found.by[0].information[1, 0], exact, rtol=0, atol=1e-12)
 
 
@@ -246,19 +246,19 @@ def test_a_gap_is_never_negative_and_information_never_above_what_there_is(seed:
         assert gaps.ci[0] <= gaps.value <= gaps.ci[1]
         assert ((gaps.gap_ci[:, 0] <= gaps.gaps) & (gaps.gaps <= gaps.gap_ci[:, 1])).all()
     assert (found.identified <= math.log(40) + 1e-9).all()
+    shut = of(mean, torch.full_like(stddev, 1e-20), classes)  # narrower than the quadrature resolves
+    assert (shut.identified <= math.log(40) + 1e-9).all()
     # What is known about a factor is known about the items.
     assert (found.by[0].information <= found.identified[:, None] + 1e-9).all()
 
 
 def test_units_so_narrow_that_items_stand_alone_are_named() -> None:
     mean, stddev, classes = random_code(100)
-    assert of(mean, stddev, classes).warnings == ()
+    assert not [told for told in of(mean, stddev, classes).warnings if told.startswith("unit")]
     stddev[:, 1] = 1e-9
     found = of(mean, stddev, classes)
-    assert len(found.warnings) == 1
-    assert found.warnings[0].startswith(
-        "unit 1 by itself tells nearly all of the 100 items apart (4.61 of at most 4.61"
-    )
+    (told,) = (told for told in found.warnings if told.startswith("unit"))
+    assert told.startswith("unit 1 by itself tells nearly all of the 100 items apart (4.61 of at most 4.61")
     torch.testing.assert_close(found.by[0].information[1], found.entropy, rtol=0, atol=1e-9)
 
 
@@ -295,6 +295,48 @@ def test_the_intervals_cover_the_gap_of_the_population() -> None:
         (gaps,) = of(mean[rows], stddev[rows], classes[rows], estimators=["chen"], level=0.9).by
         hits += gaps.ci[0] <= whole.value <= gaps.ci[1]
     assert hits >= 31  # of 40 at 90%: fewer have probability 1%, were there no bias
+
+
+def many_classes(n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A unit that half holds a factor of two classes, one that holds one of 32, and two of noise."""
+    g = generator(7)
+    classes = torch.stack([torch.randint(0, 2, (n,), generator=g), torch.randint(0, 32, (n,), generator=g)], 1)
+    mean = torch.randn(n, 4, generator=g, dtype=torch.float64)
+    mean[:, 0] += classes[:, 0]
+    mean[:, 1] = 0.2 * mean[:, 1] + classes[:, 1]
+    return mean, torch.full_like(mean, 0.3), classes
+
+
+def test_the_excess_is_about_what_a_gap_lies_too_low_and_named_where_the_interval_is_narrow_beside_it() -> None:
+    mean, stddev, classes = many_classes(20_000)
+    n = 1000
+    whole = of(mean, stddev, classes, estimators=["hist20"])
+    assert not any("factor 1 (" in told for told in whole.warnings)
+    parts = [
+        of(mean[k : k + n], stddev[k : k + n], classes[k : k + n], estimators=["hist20"], names=("half", "many"))
+        for k in range(0, 10 * n, n)
+    ]
+    low = whole.by[0].gaps - torch.stack([part.by[0].gaps for part in parts]).mean(0)
+    excess = torch.stack([part.by[0].excess for part in parts]).mean(0)
+    assert 0.5 < float(low[1] / excess[1]) < 2
+    assert excess[1] > 0.05
+    for part in parts:
+        (told,) = part.warnings
+        assert told.startswith("1000 items are few for the intervals by 'hist20' of many (")
+        assert "half (" not in told
+        assert "too LOW" in told
+
+
+def test_all_combinations_of_the_factors_are_no_sample_and_not_warned_of() -> None:
+    classes = torch.cartesian_prod(torch.arange(3), torch.arange(32))
+    mean = torch.randn(96, 3, generator=generator(), dtype=torch.float64)
+    found, other = (
+        of(mean, torch.ones_like(mean), c) for c in (classes, classes.clone().index_fill_(0, torch.tensor(0), 1))
+    )
+    assert found.complete
+    assert found.warnings == ()
+    assert not other.complete
+    assert any("items are few" in told for told in other.warnings)
 
 
 def test_two_units_alike_have_no_gap_and_the_interval_says_so() -> None:

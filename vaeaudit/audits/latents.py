@@ -46,6 +46,7 @@ def run(subject: Subject, go_on: GoOn) -> Iterator[Record]:
         summarise_latents(result),
         result.warnings,
         interrupted=result.interrupted,
+        unsure=result.impossible,
         rows=latents_rows(found),
         drawings=latents_drawings(found, subject.data.range),
     )

@@ -18,7 +18,6 @@ from vaeaudit.report.mig import GapsEntry, HeldEntry, MigEntry
 from vaeaudit.subject import Subject
 
 _KEY = "latents_classes"
-_FEW = 500  # items below which the intervals were measured to mislead
 
 
 def run(subject: Subject, go_on: GoOn) -> Iterator[Record]:
@@ -39,7 +38,7 @@ def run(subject: Subject, go_on: GoOn) -> Iterator[Record]:
     yield Record(
         {"migs": [_entry(result, how)]},
         summarise_mig(result),
-        tuple(_warnings(result)),
+        result.warnings,
         interrupted=result.interrupted,
         rows={} if result.interrupted else {f"mig.{gaps.estimator}": _rows(result, gaps) for gaps in result.by},
         drawings=_drawings(result),
@@ -74,6 +73,7 @@ def _entry(result: MigResult, how: str) -> MigEntry:
         layer=result.layer,
         layers=result.layers,
         level=result.level,
+        complete=result.complete,
         factors=list(result.names),
         entropy=result.entropy.tolist(),
         constant=list(result.constant),
@@ -91,7 +91,7 @@ def _entry(result: MigResult, how: str) -> MigEntry:
 
 def _held(gaps: Gaps, entropy: Tensor) -> list[HeldEntry]:
     shares, order = (gaps.information / entropy).topk(2, 0)
-    stopped = int(gaps.holder[0]) < 0
+    stopped = bool(shares.isnan().any())
     return [
         HeldEntry(
             gap=number(gaps.gaps[k]),
@@ -107,16 +107,6 @@ def _held(gaps: Gaps, entropy: Tensor) -> list[HeldEntry]:
 
 def _interval(ci: tuple[float, float]) -> tuple[float, float] | None:
     return ci if all(map(np.isfinite, ci)) else None
-
-
-def _warnings(result: MigResult) -> Iterator[str]:
-    yield from result.warnings
-    if result.n < _FEW:
-        yield (
-            f"the mutual information gap of {result.n} items, fewer than {_FEW}, is misleading, and so are its "
-            "intervals, above all those by 'hist20': mutual informations of few items lie too high, which no interval "
-            "covers (of intervals at 90% for 100 items, 26% held the gap of the population by 'hist20', 79% by 'chen')"
-        )
 
 
 def _rows(result: MigResult, gaps: Gaps) -> list[dict[str, object]]:

@@ -22,6 +22,7 @@ _PAIRS = 3 * 10**8  # densities of one unit of one item that are evaluated by de
 _LEAST, _ENOUGH = 256, 4096  # points by default: at least so many, and no more of a small data set
 _BATCH = 1024  # items of a stratified minibatch by default
 _SATURATED = 0.9  # mutual information above this share of log N tells N rather than the model
+_ROUNDING = 1e-12  # spread of a control, relative to its size, that is rounding alone
 _TOGETHER = 8  # points evaluated at once: with fewer a call costs more than its work, with more the cache is left
 
 
@@ -246,7 +247,8 @@ def _exact(
     for log_probabilities in encoded.log_probabilities:
         entropy = entropy - torch.special.xlogy(log_probabilities.exp(), log_probabilities.exp()).sum(1).mean()
     means, errors = _controlled(values, controls, torch.stack([-entropy, -entropy - kl]))
-    words = f"mixture of all {encoded.n} posteriors at {done} draws, controlled by log q(z|x) and log p(z)"
+    words = f"mixture of all {encoded.n} posteriors at {done} draws, controlled by log q(z|x) and log p(z), Student t "
+    words += "interval over draws of z"
     return _decomposition(kl, means, errors, done - 3, encoded.n, done, words, False)
 
 
@@ -273,7 +275,8 @@ def _stratified(
         return None
     values, freedom = torch.stack(found), len(found) - 1
     errors = values.std(0) / math.sqrt(len(found)) if freedom else torch.full_like(values[0], torch.nan)
-    words = f"minibatch stratified sampling of {encoded.n} posteriors, {len(found)} minibatches of {size}"
+    words = f"minibatch stratified sampling of {encoded.n} posteriors, {len(found)} minibatches of {size}, Student t "
+    words += "interval over minibatches"
     done = len(found) * size
     return _decomposition(kl, values.mean(0), errors, freedom, encoded.n, done, words, size < encoded.n)
 
@@ -292,7 +295,9 @@ def _controlled(values: Tensor, controls: Tensor, known: Tensor) -> tuple[Tensor
     the controls has that combination's known mean, without error.
     """
     centred = controls - controls.mean(0)
-    slopes = torch.linalg.pinv(centred) @ values  # (c, values); controls may be collinear or constant
+    constant = centred.abs().amax(0) <= _ROUNDING * controls.abs().amax(0)
+    centred = torch.where(constant, 0.0, centred)  # else what rounding left would be inverted
+    slopes = torch.linalg.pinv(centred) @ values  # (c, values); controls may be collinear
     means = values.mean(0) + (known - controls.mean(0)) @ slopes
     residuals = values - values.mean(0) - centred @ slopes
     points, freedom = len(values), len(values) - 1 - controls.shape[1]

@@ -103,7 +103,7 @@ def encodings(
         UnsupportedError: a posterior whose units are not known.
         NonFiniteError: a mean, standard deviation or probability that is NaN or infinite.
     """
-    count = _count(x, n)
+    count = count_of(x, n)
     named = numbers_of(items, count)
     first = x[:1] if isinstance(x, Tensor) else x(named[:1])
     check_items(vae, first, None, "items")
@@ -127,15 +127,10 @@ def encodings(
         return mean, log_stddev, *log_probabilities
 
     rows = RowBatches.automatic(tuple(vae.input_shape), first.device) if batch_size is None else RowBatches(batch_size)
-    found: list[tuple[Tensor, ...]] = []
-    done, interrupted = 0, False
-    while done < count and not interrupted:
-        index = torch.arange(done, min(done + rows.size, count))
-        found.append(rows.map(encode, index))
-        done += len(index)
-        interrupted = done < count and not go_on(Progress("encoding", count - done, count))
-    mean, log_stddev, *log_probabilities = (torch.cat(column) for column in zip(*found, strict=True))
-    return Encodings(mean, log_stddev, tuple(log_probabilities), layer, layers, interrupted)
+    mean, log_stddev, *log_probabilities = rows.map(
+        encode, torch.arange(count), go_on=lambda left, whole: go_on(Progress("encoding", left, whole))
+    )
+    return Encodings(mean, log_stddev, tuple(log_probabilities), layer, layers, len(mean) < count)
 
 
 def numbers_of(items: Sequence[int] | None, count: int) -> list[int]:
@@ -145,13 +140,15 @@ def numbers_of(items: Sequence[int] | None, count: int) -> list[int]:
     return list(range(count) if items is None else items)
 
 
-def _count(x: Tensor | Images, n: int | None) -> int:
+def count_of(x: Tensor | Images, n: int | None, *, least: int = 1) -> int:
+    """How many items are asked for, all of a tensor where ``n`` is None; else raises :class:`ConfigError`."""
     if n is None and not isinstance(x, Tensor):
         raise ConfigError("items that are given by a function must be counted; give n, how many there are")
     count = len(x) if isinstance(x, Tensor) and n is None else int(n or 0)
-    if count < 1 or (isinstance(x, Tensor) and count > len(x)):
-        there = f", of {len(x)} that are there" if isinstance(x, Tensor) else ""
-        raise ConfigError(f"at least one item must be encoded{there}, but {count} were asked for")
+    if count < least or (isinstance(x, Tensor) and count > len(x)):
+        there = f" of the {len(x)} that are there" if isinstance(x, Tensor) else ""
+        few = "one item is" if least == 1 else f"{least} items are"
+        raise ConfigError(f"at least {few} needed, but {count}{there} were asked for; give more")
     return count
 
 

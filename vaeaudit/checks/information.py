@@ -86,6 +86,16 @@ def gaussian_shares(mean: Tensor, log_stddev: Tensor, members: Membership) -> Te
     return _Mixture(mean, log_stddev, members).shares()
 
 
+def resolved(mean: Tensor, log_stddev: Tensor) -> Tensor:
+    """Standard deviations (n,) as the quadrature takes them: by 2^40 narrower or wider than the means' span at most.
+
+    float32 means that differ at all stay apart.
+    """
+    stddev = log_stddev.exp()
+    span = mean.max() - mean.min() + stddev.min()
+    return stddev.clamp(span * _FINEST, span / _FINEST)
+
+
 @dataclass(frozen=True, eq=False)
 class _Scale:
     """Components whose standard deviation is between half a panel's width and a whole one, lengths in widths.
@@ -110,9 +120,7 @@ class _Mixture:
     def __init__(self, mean: Tensor, log_stddev: Tensor, members: Membership) -> None:
         self._columns = members.columns
         self._node, self._weight, self._halves = _rule(mean.device)
-        stddev = log_stddev.exp()
-        span = mean.max() - mean.min() + stddev.min()
-        stddev = stddev.clamp(span * _FINEST, span / _FINEST)  # float32 means that differ at all stay apart
+        stddev = resolved(mean, log_stddev)
         widest = float(stddev.max())
         from_origin = mean - mean.min() + (_REACH + 1) * widest
         scale = torch.log2(widest / stddev).floor().long().clamp(min=0)

@@ -15,7 +15,7 @@ from torch import Tensor
 from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.batches import RowBatches
 from vaeaudit.checks.decomposition import Decomposition, decompose, log_density, require_alike, unit_kl
-from vaeaudit.checks.encodings import Encodings, Images, numbers_of, units_of
+from vaeaudit.checks.encodings import Encodings, Images, count_of, numbers_of, units_of
 from vaeaudit.checks.inputs import check_items
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, ContractError, NonFiniteError, UnsupportedError
@@ -85,6 +85,11 @@ class LatentsResult:
         """The evidence lower bound of each item, (n,), in nats; None without draws."""
         return None if self.log_likelihood is None else self.log_likelihood - self.kl
 
+    @property
+    def impossible(self) -> bool:
+        """Whether log p of an item is infinite, so that the mean ELBO is as well."""
+        return self.log_likelihood is not None and not bool(self.log_likelihood.isfinite().all())
+
 
 @torch.no_grad()
 def latents(
@@ -124,7 +129,7 @@ def latents(
         ContractError: a prior of other units than the posterior.
         NonFiniteError: an encoder or a decoder that gives NaN.
     """
-    count = _count(x, n)
+    count = count_of(x, n, least=2)
     if draws < 0:
         raise ConfigError(f"a number of draws is 0 or more, but {draws} were asked for")
     named = numbers_of(items, count)
@@ -157,14 +162,12 @@ def latents(
         return log_likelihood, *found
 
     rows = RowBatches.automatic(tuple(vae.input_shape), first.device) if batch_size is None else RowBatches(batch_size)
-    batches: list[tuple[Tensor, ...]] = []
-    done, interrupted = 0, False
-    while done < count and not interrupted:
-        index = torch.arange(done, min(done + rows.size, count))
-        batches.append(rows.map(of_items, index))
-        done += len(index)
-        interrupted = done < count and not go_on(Progress("encoding and decoding", count - done, count))
-    log_likelihood, kl, mean, log_stddev, *rest = (torch.cat(column) for column in zip(*batches, strict=True))
+    log_likelihood, kl, mean, log_stddev, *rest = rows.map(
+        of_items,
+        torch.arange(count),
+        go_on=lambda left, whole: go_on(Progress("encoding and decoding", left, whole)),
+    )
+    interrupted = len(kl) < count
     if chain is not None:
         top = Encodings(mean, log_stddev, (), len(chain.widths), len(chain.widths), interrupted)
         layers = tuple(_layers_of_chain(rest, needed))
@@ -182,7 +185,8 @@ def latents(
         parts = decompose(top, prior, estimator=estimator, points=points, batch=batch, seed=seed, go_on=watch)
     route = vae.decode(posterior.mean).route if draws else None
     likelihood = log_likelihood if draws else None
-    return LatentsResult(likelihood, kl, layers, top, parts, route, draws, seed, _warnings(parts), interrupted)
+    warnings = (*_impossible(named, log_likelihood), *_warnings(parts))
+    return LatentsResult(likelihood, kl, layers, top, parts, route, draws, seed, warnings, interrupted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,9 +238,8 @@ def _layers_of_chain(found: list[Tensor], draws: int) -> Iterator[Layer]:
     """The layers from what :func:`_of_chain` gave of all items."""
     for number, (terms, means, spread) in enumerate(zip(found[::3], found[1::3], found[2::3], strict=True), start=1):
         kl, kl_error = _mean(terms.double())
-        variance, variance_error = _variance(means.double())
-        if number > 1:  # the mean over draws still varies with them
-            variance = variance - spread.double().mean(0) / draws
+        of_drawing = spread.double() / draws if number > 1 else 0.0  # the mean over draws still varies with them
+        variance, variance_error = _variance(means.double(), of_drawing)
         yield Layer(number, kl, kl_error, variance, variance_error, terms.sum(1))
 
 
@@ -263,10 +266,11 @@ def _mean(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.mean(0), values.std(0) / math.sqrt(len(values))
 
 
-def _variance(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Variances over rows and their standard errors, from the fourth moments, as for large samples."""
-    squares = (values - values.mean(0)).square()
-    return values.var(0), squares.std(0) / math.sqrt(len(values))
+def _variance(values: Tensor, less: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    """Variances over rows, ``less`` that of each row itself, and their standard errors, as for large samples."""
+    n = len(values)
+    squares = (values - values.mean(0)).square() * (n / (n - 1)) - less
+    return squares.mean(0), squares.std(0) / math.sqrt(n)
 
 
 def _hierarchy(vae: VAE, q: Chain) -> _Hierarchy:
@@ -297,16 +301,6 @@ def _gaussian(layer: Posterior, number: int) -> Encodings:
     return Encodings(layer.mean, layer.log_stddev, ())
 
 
-def _count(x: Tensor | Images, n: int | None) -> int:
-    if n is None and not isinstance(x, Tensor):
-        raise ConfigError("items that are given by a function must be counted; give n, how many there are")
-    count = len(x) if isinstance(x, Tensor) and n is None else int(n or 0)
-    if count < 2 or (isinstance(x, Tensor) and count > len(x)):
-        there = f" of the {len(x)} that are there" if isinstance(x, Tensor) else ""
-        raise ConfigError(f"a data set of at least two items is needed, but {count}{there} were asked for; give more")
-    return count
-
-
 def _require_numbers(numbers: list[int], log_likelihood: Tensor, kl: Tensor, mean: Tensor, log_stddev: Tensor) -> None:
     """Raise :class:`NonFiniteError` for what cannot be averaged."""
     good = {
@@ -322,6 +316,17 @@ def _require_numbers(numbers: list[int], log_likelihood: Tensor, kl: Tensor, mea
             )
 
 
+def _impossible(numbers: Sequence[int], log_likelihood: Tensor) -> Iterator[str]:
+    bad = log_likelihood.isinf().nonzero().squeeze(1).tolist()
+    if bad:
+        yield (
+            f"log p(x|z) is infinite for {len(bad)} of {len(log_likelihood)} items, the first of them item "
+            f"{numbers[bad[0]]}, and so is the mean ELBO, which therefore has no value; the metrics "
+            "'latents.elbo.mean' and 'latents.log_likelihood.mean' are of the other items alone; read the medians, or "
+            "give the model a likelihood that every item can have"
+        )
+
+
 def _warnings(parts: Decomposition | None) -> tuple[str, ...]:
     warnings: list[str] = []
     if parts is not None and parts.saturated:
@@ -333,6 +338,7 @@ def _warnings(parts: Decomposition | None) -> tuple[str, ...]:
     if parts is not None and parts.biased:
         warnings.append(
             "minibatch stratified sampling is biased: log q(z) is too small, so that the mutual information is too "
-            "large and the dimension-wise KL too small, even negative; intervals do not cover the bias"
+            "large, the dimension-wise KL too small, and the total correlation off either way; both can be negative; "
+            "intervals do not cover the bias"
         )
     return tuple(warnings)

@@ -48,7 +48,9 @@ def summarise_latents(
             ("total_correlation", parts.total_correlation),
             ("dimension_wise_kl", parts.dimension_wise),
         ):
-            metrics[f"latents.{name}"] = replace(estimated(estimate, parts.n, level), estimator=f"{parts.estimator}")
+            metrics[f"latents.{name}"] = replace(
+                estimated(estimate, parts.n, level), estimator=f"{parts.estimator}; n counts items"
+            )
     return metrics
 
 

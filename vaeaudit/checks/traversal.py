@@ -1,6 +1,6 @@
 """Traversals: what the decoder makes of one unit moved while all others stay (Willetts et al. 2020, appendix F)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,7 +87,7 @@ def traverse(
             f"the encodings have {encoded.units} units, but the model has {len(places)}; give those of this model"
         )
     chosen = [places[unit] for unit in units]
-    classes = {place.stop - place.start for place in chosen}
+    classes = {len(place) for place in chosen}
     if len(classes) > 1:
         raise ConfigError(
             "units traversed together must all be continuous, or categorical with as many classes, but their "
@@ -110,7 +110,7 @@ def traverse(
         moves = values.to(origin)[..., None]
     z = origin.flatten(1).expand(len(chosen), moves.shape[1], -1).clone()
     for row, place in enumerate(chosen):
-        z[row, :, place] = moves[row]
+        z[row][:, place] = moves[row]
     rows = RowBatches.automatic(tuple(vae.input_shape), z.device) if batch_size is None else RowBatches(batch_size)
 
     def decoded(part: Tensor) -> tuple[Tensor]:
@@ -147,30 +147,27 @@ def aggregate_quantiles(encoded: Encodings, units: Sequence[int], levels: Tensor
     return torch.stack(found)
 
 
-def _places(q: Posterior) -> list[slice]:
+def _places(q: Posterior) -> list[Tensor]:
     """Where each unit lies in the flattened latents, in the order of Encodings: continuous units first."""
+    mean = q.mean[0]
+    numbers = torch.arange(mean.numel(), device=mean.device).reshape(mean.shape)
     if isinstance(q, Chain):
-        return [slice(k, k + 1) for k in range(q.mean.shape[1])]
-    continuous: list[slice] = []
-    categorical: list[slice] = []
-    used = 0
-    for part in _parts(q):
-        width = part.mean.flatten(1).shape[1]
-        if isinstance(part, DiagonalGaussian):
-            continuous += [slice(k, k + 1) for k in range(used, used + width)]
-        else:
-            categorical.append(slice(used, used + width))
-        used += width
-    return continuous + categorical
+        return list(numbers[:, None])
+    parts = list(_parts(q, numbers))
+    continuous = [place for part, of in parts if isinstance(part, DiagonalGaussian) for place in of.reshape(-1, 1)]
+    return continuous + [of.flatten() for part, of in parts if not isinstance(part, DiagonalGaussian)]
 
 
-def _parts(q: Posterior) -> list[Posterior]:
-    """The Gaussian and categorical parts of a posterior, in the order of its latents."""
-    if isinstance(q, Joint):
-        return [inner for part in q.parts for inner in _parts(part)]
+def _parts(q: Posterior, numbers: Tensor) -> Iterator[tuple[Posterior, Tensor]]:
+    """The Gaussian and categorical parts of a posterior, each with the ``numbers`` (*latent) of its latents."""
+    if isinstance(q, Joint):  # its parts lie one after another along the last axis
+        widths = [part.mean.shape[-1] for part in q.parts]
+        for part, of in zip(q.parts, torch.split(numbers, widths, dim=-1), strict=True):
+            yield from _parts(part, of)
+        return
     if not isinstance(q, DiagonalGaussian | Discrete):
         units_of(q)  # which says what is not known
-    return [q]
+    yield q, numbers
 
 
 def _prior_units(vae: VAE, origin: Tensor) -> tuple[Tensor, Tensor]:

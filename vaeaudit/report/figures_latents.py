@@ -49,9 +49,9 @@ def kl_bars(layers: list[Bars], threshold: float) -> bytes:
             axis.set_ylim(bottom=floor)
         axis.set_xlim(-0.7, len(order) - 0.3)
         axis.set_ylabel("mean KL to the prior, nats")
-        axis.set_title(title + (f"; {missing} at or below 0 not drawn" if missing else ""), fontsize=10)
+        axis.set_title(title + (f"; {missing} at or below 0 not drawn" if missing else ""), fontsize=10, pad=24)
         axis.grid(alpha=0.3, axis="y")
-        axis.legend(fontsize=8, loc="upper right")
+        axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     return to_png(figure)
 
 

@@ -8,8 +8,8 @@ from vaeaudit.report.section import Section, Shown, Table, number, with_interval
 SHOWN = 30  # units in the table; items.json holds all
 
 EVIDENCE_LEGEND = {
-    "ELBO": "evidence lower bound of log p(x), without a constant: the log-likelihood of the item under its own "
-    "reconstruction, less the KL; higher is a better model, not a more robust one",
+    "ELBO": "evidence lower bound of log p(x), no H(q(x)) added: the log-likelihood of the item under the decoder at "
+    "its own z, less the KL; higher is a better model, not a more robust one",
     "log-likelihood": "E log p(x|z), z drawn from q(z|x)",
     "KL": "KL(q(z|x) || p(z)), what an item's code costs; below it its shares, where the code has several parts",
 }
@@ -31,7 +31,7 @@ ACTIVE_LEGEND = {
     "active": "units that do, between those that surely do and those that may",
 }
 LATENTS_METRICS = {
-    "elbo": "evidence lower bound of each item, without a constant",
+    "elbo": "evidence lower bound of each item, no H(q(x)) added",
     "log_likelihood": "E log p(x|z) of each item, z drawn from its posterior",
     "kl": "KL of the posterior to the prior: of each item, or of a layer or unit over items",
     "active_units": "units whose KL, or whose variance of the mean, exceeds the threshold",
@@ -97,7 +97,8 @@ class LatentsEntry(Entry):
         """How the latents are shown."""
         level = f"{self.level:.0%} interval"
         draws = f"{self.draws} draw{'s' * (self.draws != 1)} of z an item"
-        of = f"{self.n} items ({self.chosen})"
+        done = "" if self.chosen == f"all {self.n}" or self.chosen.startswith(f"{self.n} of ") else ", not all done"
+        of = f"{self.n} items ({self.chosen}{done})"
         evidence = Shown(
             f"ELBO and its parts, mean over {of}, {draws}, nats",
             (["part", "mean", "standard error", level], [_figure(part) for part in self.evidence]),

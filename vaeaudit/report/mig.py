@@ -54,6 +54,7 @@ class MigEntry(Entry):
     layer: int
     layers: int
     level: float
+    complete: bool = Field(description="Whether the items are all combinations of the factors' classes, each once.")
     factors: list[str]
     entropy: list[float] = Field(description="Of each factor, in nats.")
     constant: list[str] = Field(description="Factors that do not vary over these items, left out.")
@@ -65,12 +66,13 @@ class MigEntry(Entry):
         of += f", of which {self.categorical} categorical" if self.categorical else ""
         of += f", layer {self.layer} of {self.layers}" if self.layers > 1 else ""
         told = "; ".join(_ESTIMATORS[gaps.estimator] for gaps in self.by)
+        others = ": but these are all combinations of the factors, of which there are no others" * self.complete
         return Section(
             "Mutual information gap",
             "Whether each known factor of the data is held by one unit of the latent code alone: the unit that knows "
             "most about the factor against the second (Chen et al. 2018). There are two usual estimators, whose "
-            f"figures must not be compared with each other: {told}. Of {of}; "
-            f"intervals at {self.level:.0%}.",
+            f"figures must not be compared with each other: {told}. Of {of}; intervals at {self.level:.0%} take the "
+            f"items as a sample, and tell what others would have given{others}.",
             [Shown(f"mutual information gap: {of}", mig_table(self), MIG_LEGEND)],
             [f"Left out, since constant over these items: {', '.join(self.constant)}."] if self.constant else [],
             {
