@@ -210,6 +210,13 @@ def test_the_section_says_exactly_this() -> None:
         "2 draws of noise and latents an item; noisy inputs clipped to [0, 1]; Bernoulli; items: 4 of 9, drawn at "
         "random, of which 3 were done."
     )
+    for n, chosen, told in (
+        (3, "all 5000", "all 5000, of which 3 were done."),
+        (5000, "all 5000", "all 5000."),
+        (300, "300 of 5000, drawn at random", "300 of 5000, drawn at random."),
+    ):
+        asked = entry.model_copy(update={"n": n, "chosen": chosen}).section().asked
+        assert asked.endswith(f"items: {told}")
     headers, rows = section.tables[0].table
     assert headers == ["s", "log p", "median", "lost", "median lost", "relative", "‖rec(x+ε)-x‖", "‖ε‖"]
     assert rows == [

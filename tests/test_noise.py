@@ -19,6 +19,7 @@ from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, DataError, InputError
 from vaeaudit.formats import read
 from vaeaudit.registry import open_model
+from vaeaudit.report.noise import NOISE_LEGEND
 from vaeaudit.vae import VAE
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -306,6 +307,21 @@ def test_relative_degradation_is_that_of_the_items_means(small_vae: type[Any], x
     torch.testing.assert_close(result.relative_degradation("median")[0], middle)
 
 
+def test_relative_degradation_counts_gains_as_losses_and_its_median_is_of_paired_differences() -> None:
+    clean = torch.tensor([[-10.0, -10], [-20, -10], [-30, -10]], dtype=torch.float64)  # (D, I)
+    noisy = torch.tensor([[-40.0, -5], [-10, -5], [-20, -5]], dtype=torch.float64)
+    none = torch.zeros(2, dtype=torch.float64)
+    result = NoiseResult((0.5,), 3, (0, 1), None, "", 0, clean, noisy[None], none, none[None], none[None], False)
+    torch.testing.assert_close(result.relative_degradation()[0], torch.tensor([0.5 / 3, 0.5]).double())
+    # Lost are 30, -10 and -10: their median is -10, where the medians differ by 0.
+    torch.testing.assert_close(result.relative_degradation("median")[0], torch.tensor([0.5, 0.5]).double())
+    metrics = summarise_noise(result)
+    assert metrics["noise.s0.5.relative_degradation.median"].value == pytest.approx(0.5)
+    assert metrics["noise.s0.5.relative_degradation.mean"].direction == "lower"
+    assert metrics["noise.s0.5.degradation.median"].value == pytest.approx(-10)
+    assert "Gains count as losses" in NOISE_LEGEND["relative"]
+
+
 def test_the_bundled_model_degrades_with_the_noise_and_denoises(bundled_model: Any, bundled_images: Tensor) -> None:
     result = noise(bundled_model, bundled_images, draws=4)
     assert result.route == "Bernoulli from logits"
@@ -347,9 +363,9 @@ def test_a_stop_keeps_the_items_done(small_vae: type[Any], x: Tensor) -> None:
         ({"sigmas": ()}, ConfigError, "finite and not negative"),
         ({"sigmas": (0.1, 0.10000001)}, ConfigError, "first six digits"),
         ({"draws": 0}, ConfigError, "at least one is needed, but 0"),
-        ({"n": 0}, ConfigError, "at least one item"),
-        ({"n": 10}, DataError, "9 items came, of which n = 10"),
-        ({"items": [1]}, DataError, "9 items came, of which n = 9 cannot be taken with 1 numbers"),
+        ({"n": 0}, ConfigError, "at least one item is needed, but 0"),
+        ({"n": 10}, ConfigError, "10 of the 9 that are there"),
+        ({"items": [1]}, ConfigError, "1 numbers were given for 9 items"),
         ({"batch_size": 0}, ConfigError, "batch size"),
         ({"data_range": (0.4, 0.6)}, DataError, r"items must lie in the range \[0.4, 0.6\]"),
         ({"x": torch.zeros((3, 6), dtype=torch.float64)}, DataError, "items must be floating-point"),

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.batches import RowBatches
-from vaeaudit.checks.encodings import Images
+from vaeaudit.checks.encodings import Images, count_of, numbers_of
 from vaeaudit.checks.inputs import check_items
 from vaeaudit.draws import noise_set
-from vaeaudit.errors import ConfigError, DataError
+from vaeaudit.errors import ConfigError
 from vaeaudit.vae import VAE
 
 Over = Literal["mean", "median"]
@@ -63,9 +63,11 @@ class NoiseResult:
         return self.clean - self.log_likelihood
 
     def relative_degradation(self, by: Over = "mean") -> Tensor:
-        """|E log p(x|z*) - E log p(x|z)| / |E log p(x|z)| of each item, (S, I), with its draws' mean or median for E.
+        """|E [log p(x|z*) - log p(x|z)]| / |E log p(x|z)| of each item, (S, I), with E over its draws.
 
-        float64 on the CPU. It depends on the constants of the likelihood, as the definition of Camuto et al. does.
+        float64 on the CPU. E is their mean, or their median: then that of the paired differences, not the difference of
+        two medians. Gains count as losses do, and draws alone make it larger than 0. It depends on the constants of
+        the likelihood, as the definition of Camuto et al. does.
         """
         return over_draws(self.degradation, by).abs() / over_draws(self.clean, by).abs()
 
@@ -126,7 +128,8 @@ def noise(
         DataError: items that are not the model's, outside the range or the likelihood's support.
     """
     levels = _levels(sigmas)
-    numbers = _numbers(x, n, items)
+    of_function = items is not None and not isinstance(x, Tensor)
+    numbers = numbers_of(items, count_of(x, len(items or ()) if n is None and of_function else n))
     box = data_range or vae.range
     if draws < 1:
         raise ConfigError(f"noise is averaged over draws: at least one is needed, but {draws} were asked for")
@@ -146,14 +149,12 @@ def noise(
         return values.view(draws, len(part), -1).transpose(0, 1), errors, lengths
 
     together = max(1, min(rows.size, _MOST_NUMBERS // (draws * first[0].numel())))
-    found: list[tuple[Tensor, ...]] = []
-    done, interrupted = 0, False
-    while done < len(numbers) and not interrupted:
-        index = torch.arange(done, min(done + together, len(numbers)), device=first.device)
-        found.append(RowBatches(together).map(of_items, index))
-        done += len(index)
-        interrupted = done < len(numbers) and not go_on(Progress("noise", len(numbers) - done, len(numbers)))
-    values, errors, lengths = (torch.cat(column) for column in zip(*found, strict=True))
+    values, errors, lengths = RowBatches(together).map(
+        of_items,
+        torch.arange(len(numbers), device=first.device),
+        go_on=lambda left, of: go_on(Progress("noise", left, of)),
+    )
+    done = len(values)
     clean, *noisy = values.permute(2, 1, 0).unbind(0)  # (I, D, 1 + S) -> 1 + S of (D, I)
     return NoiseResult(
         sigmas=levels,
@@ -167,7 +168,7 @@ def noise(
         clean_error=errors[:, 0],
         error=errors[:, 1:].T,
         length=lengths[:, 1:].T,
-        interrupted=interrupted,
+        interrupted=done < len(numbers),
     )
 
 
@@ -239,18 +240,3 @@ def _levels(sigmas: Sequence[float]) -> tuple[float, ...]:
     if len({f"{s:.6g}" for s in levels}) < len(levels):
         raise ConfigError(f"sigmas must differ in their first six digits, which name them, but {levels} were given")
     return levels
-
-
-def _numbers(x: Tensor | Images, n: int | None, items: Sequence[int] | None) -> list[int]:
-    if n is None and items is None and not isinstance(x, Tensor):
-        raise ConfigError("items that are given by a function must be counted; give n, how many there are")
-    there = len(x) if isinstance(x, Tensor) else None
-    count = next(c for c in (n, there, len(items or ())) if c is not None)
-    numbers = list(range(count)) if items is None else list(items)
-    if there is not None and not len(numbers) == count == min(count, there):
-        raise DataError(
-            f"{there} items came, of which n = {count} cannot be taken with {len(numbers)} numbers; correct one"
-        )
-    if not numbers:
-        raise ConfigError("noise needs at least one item, but none was given")
-    return numbers

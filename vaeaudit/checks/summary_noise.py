@@ -14,10 +14,11 @@ _QUANTILES = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}
 def summarise_noise(result: NoiseResult, level: float = 0.95) -> dict[str, Measurement]:
     """The metrics of noise, over items, by name: ``noise.s{sigma}.{figure}.{statistic}``.
 
-    ``log_likelihood`` (also at s = 0), ``degradation`` in nats and ``relative_degradation``, its share of
-    |log p(x|z)|: the mean over items of means over draws, and quantiles over items of medians over draws, which heavy
-    tails do not carry off. ``denoising_error``, ||rec(x + eps) - x||, beside ``noise_norm``, ||eps||, of one draw an
-    item.
+    ``log_likelihood`` (also at s = 0), ``degradation`` in nats and ``relative_degradation``, the absolute value of an
+    item's degradation as a share of its |log p(x|z)|: the mean over items of means over draws, and quantiles over items
+    of medians over draws, which heavy tails do not carry off. Relative degradation counts gains as losses; its
+    direction is "lower" all the same: a model that noise changes less. ``denoising_error``,
+    ||rec(x + eps) - x||, beside ``noise_norm``, ||eps||, of one draw an item.
     """
     clean, noisy, lost = result.clean, result.log_likelihood, result.degradation
     metrics = _over_both(result, "noise.s0.log_likelihood", clean, "nats", "higher", level)

@@ -12,7 +12,8 @@ NOISE_LEGEND = {
     "median": "the same by medians, which single draws that explode do not carry off",
     "lost": "log p of the clean input's own draws minus that under noise: mean, and its interval",
     "median lost": "the same by medians",
-    "relative": "that loss as a share of |log p|, which depends on constants of the likelihood: median",
+    "relative": "|lost| of each item as a share of its |log p|: median. Gains count as losses, and draws alone make it "
+    "larger than 0; it depends on constants of the likelihood",
     "‖rec(x+ε)-x‖": "how far the reconstruction from the noisy input is from the clean input, in input units: median",
     "‖ε‖": "how long the noise is, after clipping if there is any: median",
 }
@@ -20,7 +21,7 @@ NOISE_LEGEND = {
 NOISE_METRICS = {
     "log_likelihood": "log p(x|z) of the clean input, the encoder seeing it under the noise",
     "degradation": "how much of it the noise costs",
-    "relative_degradation": "that as a share of |log p(x|z)|",
+    "relative_degradation": "its absolute value, gains counted as losses, as a share of |log p(x|z)|",
     "denoising_error": "||rec(x + eps) - x||",
     "noise_norm": "||eps||",
 }
@@ -54,7 +55,8 @@ class NoiseEntry(Entry):
     def section(self) -> Section:
         """How the figures are shown."""
         clip = f"clipped to [{self.clip[0]:g}, {self.clip[1]:g}]" if self.clip else "not clipped"
-        done = "" if self.chosen.startswith(("all ", f"{self.n} of ")) else f", of which {self.n} were done"
+        complete = self.chosen == f"all {self.n}" or self.chosen.startswith(f"{self.n} of ")
+        done = "" if complete else f", of which {self.n} were done"
         asked = f"{self.draws} draws of noise and latents an item; noisy inputs {clip}; {self.route}"
         signs = [level for level in self.levels if level.sign]
         return Section(
