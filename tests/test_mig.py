@@ -379,6 +379,8 @@ def test_what_has_no_gap_is_refused_in_a_sentence() -> None:
         mig(Direct(3), lambda _: mean, classes[:49], encoded=Encodings(mean, stddev.log(), ()))
     with pytest.raises(DataError, match="2 factors came with 1 names"):
         of(mean, stddev, classes, names=("a",))
+    with pytest.raises(DataError, match="2 factors are named 'a'"):
+        of(mean, stddev, classes, names=("a", "a"))
     for odd in (classes[:, 0], classes.double(), classes[:, :0]):
         with pytest.raises(DataError, match="factors must be integers"):
             of(mean, stddev, odd)

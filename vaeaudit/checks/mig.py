@@ -129,6 +129,9 @@ def mig(
     every = tuple(names) if names is not None else tuple(f"factor {k + 1}" for k in range(table.shape[1]))
     if len(every) != table.shape[1]:
         raise DataError(f"{table.shape[1]} factors came with {len(every)} names; give one each")
+    twice = [name for name in every if every.count(name) > 1]
+    if twice:
+        raise DataError(f"{len(twice)} factors are named '{twice[0]}', which names their metrics; give each its own name")
     if isinstance(x, Tensor) and len(x) != len(table):
         raise DataError(f"{len(x)} items came with the factors of {len(table)}; give one row of factors for each item")
     classes, kept = _varying(table, every)
