@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/vaeaudit attack --mode latent --pairs 10
 
 test: $(STAMP) lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check

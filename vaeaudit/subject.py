@@ -72,7 +72,7 @@ def prepare(settings: Settings) -> Subject:
     n = min(len(data), settings.run.limit or len(data))
     if n < 2:
         some = f"--limit leaves {n} of {len(data)} items" if n < len(data) else f"{data.source} holds {n} item"
-        raise DataError(f"{some}, where at least two different ones are needed; give more")
+        raise DataError(f"{some}, where at least two are needed; give more")
     sample = data.batch(_sample(n, settings.run.seed), dtype=dtype, device=device)
     size = settings.run.batch_size if isinstance(settings.run.batch_size, int) else None
     try:

@@ -131,7 +131,7 @@ def mig(
         raise DataError(f"{table.shape[1]} factors came with {len(every)} names; give one each")
     twice = [name for name in every if every.count(name) > 1]
     if twice:
-        raise DataError(f"{len(twice)} factors are named '{twice[0]}', which names their metrics; give each its own name")
+        raise DataError(f"{len(twice)} factors are named '{twice[0]}', by which metrics are told apart; rename one")
     if isinstance(x, Tensor) and len(x) != len(table):
         raise DataError(f"{len(x)} items came with the factors of {len(table)}; give one row of factors for each item")
     classes, kept = _varying(table, every)
