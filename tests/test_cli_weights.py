@@ -73,7 +73,9 @@ def test_it_compares_the_norms_of_two_models_without_data(weights: Weights) -> N
         assert written["metrics"][f"weights.{part['name']}.l2"]["value"] == part["l2"]
     assert [tensor["name"] for tensor in entry["tensors"]][:2] == ["decoder.0.weight", "decoder.2.weight"]
     assert json.loads(Path("vaeaudit-report/items.json").read_text()) == {"weights": entry["tensors"]}
+    assert Path("vaeaudit-report/weights.png").read_bytes().startswith(b"\x89PNG")
     markdown = Path("vaeaudit-report/report.md").read_text(encoding="utf-8")
+    assert "and of the other model's](weights.png)" in markdown
     assert "| weights.encoder.l2 " in markdown
     assert "| exact " in markdown
     for what in ("Is it the model", "likelihood", "One value a pair", "data SHA-256"):

@@ -338,7 +338,7 @@ def test_tables_show_what_is_not_finite_and_what_is_too_small(small: Report) -> 
     assert interval(measured(1.0, (0.123456, 2.0))) == "[0.1235, 2]"
     headers, rows = metric_table(small.metrics)
     assert headers == ["metric", "value", "95% interval", "unit", "more robust", "n"]
-    assert rows[1] == ["attack.latent.target_nll.median", "n/a", "n too small", "nats", "higher", "0 (2 not finite)"]
+    assert rows[1] == ["attack.latent.target_nll.median", "n/a", "n/a", "nats", "higher", "0 (2 not finite)"]
     headers, rows = attack_table(small.attacks[0])
     assert headers == list(LEGEND)
     assert rows == [

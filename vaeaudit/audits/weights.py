@@ -1,13 +1,15 @@
 """The weights check from settings to record; it takes a file, where the others take a model with its data."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from vaeaudit.attacks.term import GoOn
-from vaeaudit.audits.base import Record, number
+from vaeaudit.audits.base import Drawing, Record, number
 from vaeaudit.checkpoints import find_checkpoint, sha256_of
 from vaeaudit.checks.summary_weights import summarise_weights
 from vaeaudit.checks.weights import PartNorm, TensorNorm, weights
+from vaeaudit.report.figures_weights import norm_bars
 from vaeaudit.report.weights import OtherEntry, PartEntry, TensorEntry, WeightsEntry
 from vaeaudit.weight_files import StoredModel, read_weights
 
@@ -43,6 +45,16 @@ def run(stored: StoredModel, go_on: GoOn) -> Iterator[Record]:
         result.warnings,
         interrupted=result.interrupted,
         rows={"weights": [tensor.model_dump(mode="json") for tensor in tensors]},
+        drawings={} if result.interrupted else {"weights": Drawing("weights.png", partial(_bars, entry.tensors))},
+    )
+
+
+def _bars(tensors: Sequence[TensorEntry]) -> bytes:
+    return norm_bars(
+        [tensor.name for tensor in tensors],
+        [tensor.part for tensor in tensors],
+        [tensor.l2 for tensor in tensors],
+        [tensor.against for tensor in tensors],
     )
 
 

@@ -41,7 +41,9 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def interval(metric: MetricEntry, digits: int = 4) -> str:
-    """The interval as "[low, high]", or why there is none: the figure is exact, or the sample too small."""
+    """The interval as "[low, high]", or why there is none: no figure, an exact one, or a sample too small."""
+    if metric.value is None:
+        return "n/a"
     if metric.ci is None:
         return "exact" if "exact, so that it has no interval" in metric.estimator else "n too small"
     return "[{}, {}]".format(*(number(end, digits) for end in metric.ci))

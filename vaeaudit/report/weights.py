@@ -106,6 +106,7 @@ class WeightsEntry(Entry):
                 ),
             ],
             remarks,
+            {"weights": "L2 norm of each tensor, by part" + (", and of the other model's" if self.against else "")},
             meanings=_METRICS,
         )
 
