@@ -248,6 +248,15 @@ def test_the_certified_radius_of_a_real_encoder_holds_against_ascent(
         assert shift.item() < torch.special.ndtri(p_low[item]).item()
 
 
+def test_stopped_between_balls_it_returns_what_it_had_verified() -> None:
+    graph, x = heads(weighted(mlp(nn.ReLU())), 6), random(3, 6)
+    p_low, asked = torch.full((3,), 0.99, dtype=torch.float64), iter([True, True, True, False])
+    whole, stopped = local_margin(graph, x, p_low), local_margin(graph, x, p_low, go_on=lambda: next(asked))
+    assert (stopped.radius <= whole.propagated).all()
+    assert (stopped.radius > 0).any()
+    assert (local_margin(graph, x, p_low, go_on=lambda: False).radius == 0).all()
+
+
 def test_an_operation_without_linear_bounds_is_refused_by_name() -> None:
     # What local_margin writes anew before: a Ball alone has no lines for it.
     network = nn.Sequential(nn.Unflatten(1, (1, 4, 4)), nn.MaxPool2d(2), nn.Flatten()).double()

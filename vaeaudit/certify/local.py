@@ -6,6 +6,7 @@ was verified to be kept. Inside the region where the encoder is linear its Jacob
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,12 +62,14 @@ def local_margin(
     sigma: Sigma = "frozen",
     items_at_once: int = 4,
     norms: dict[str, Tensor] | None = None,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> LocalMargin:
     """The certified margins of ``x`` (items, *input_shape) for an encoder traced by :func:`trace_encoder`.
 
     ``p_low`` (items,) are lower bounds of p0 = P(||Delta(x, 0)|| <= r); where p_low <= ``m`` the margin is 0. ``sigma``
     says whether the noise keeps its scale ("frozen") or moves with the input ("full"). ``items_at_once`` bounds the
     memory; results depend on it by rounding only. ``norms`` are the graph's :func:`first_norms`, if they are known.
+    ``go_on`` is asked between balls; on False the radii verified until then are returned.
 
     Raises :class:`UnsupportedError` for an operation without linear bounds, or on something else than rows of items,
     and :class:`InputError` for p_low >= 1.
@@ -81,7 +84,7 @@ def local_margin(
     graph = without_maxima(graph)
     norms = first_norms(graph, x[:1]) if norms is None else norms
     parts = [
-        _Search(graph, rows, p, m, sigma, norms).run()
+        _Search(graph, rows, p, m, sigma, norms).run(go_on)
         for rows, p in zip(torch.split(x, items_at_once), torch.split(p_low, items_at_once), strict=True)
     ]
     return LocalMargin(
@@ -128,7 +131,7 @@ class _Search:
         self.low_excess, self.high_excess = torch.zeros_like(p_low), torch.zeros_like(p_low)
         self.known: dict[str, Interval] = {}  # of the balls of radius high
 
-    def run(self) -> LocalMargin:
+    def run(self, go_on: Callable[[], bool]) -> LocalMargin:
         jacobian, log_rows = self._first_order()
         estimate = self.gap / jacobian
         tried = torch.where(estimate.isfinite(), _START * estimate, 1.0)
@@ -136,6 +139,8 @@ class _Search:
             open_ = (self.holding & (self.high > self.low * (1 + _TOLERANCE))).nonzero()[:, 0]
             if not len(open_):
                 break
+            if not go_on():
+                return LocalMargin(self.low, torch.zeros_like(self.low), torch.zeros_like(self.low))
             self._evaluate(open_, tried[open_])
             tried = self._next()
         limit = torch.where(self.high.isfinite(), self.high, torch.maximum(self.low, tried))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, fx
@@ -119,7 +120,7 @@ class Certificates:
     def of(self, p_low: Tensor, m: float, go_on: GoOn, pathwise: Tensor | None = None) -> Certified:
         """The certified margins from ``p_low`` (items,), lower bounds of p0; with ``pathwise`` (items,) if it is known.
 
-        Asked at least once for each few items whether to ``go_on``; on False what is left is NaN.
+        Asked between the balls of each few items whether to ``go_on``; on False what is left is NaN.
         """
         missing = list(self.missing)
         everywhere = torch.full_like(p_low, torch.nan)
@@ -129,12 +130,14 @@ class Certificates:
         by = ["Lipschitz constants"] * len(p_low)
         for first in range(0, len(p_low) if self._near else 0, _TOGETHER):
             part = slice(first, first + _TOGETHER)
-            if self._graph is None or not go_on(Progress("certifying", len(p_low) - first, len(p_low))):
+            asked = partial(go_on, Progress("certifying", len(p_low) - first, len(p_low)))
+            if self._graph is None or not asked():
                 break
             try:
                 if self._norms is None:
                     self._norms = first_norms(self._graph, self._x[:1].double())
-                found = local_margin(self._graph, self._x[part], p_low[part], m, self._sigma, _TOGETHER, self._norms)
+                x, p = self._x[part], p_low[part]
+                found = local_margin(self._graph, x, p, m, self._sigma, _TOGETHER, self._norms, asked)
             except UnsupportedError as error:
                 # The interpreter of a graph appends where it was, at length.
                 missing.append(f"around each item: {str(error).splitlines()[0]}")
