@@ -102,7 +102,7 @@ def test_at_another_risk_level_the_bounds_still_hold(oracle: dict[str, Any], lin
 def test_over_many_audits_a_certificate_is_wrong_at_most_as_often_as_it_says() -> None:
     x = torch.tensor([[-0.2, 0.3, 0.1]], dtype=torch.float64)
     vae, exact = half_space(0.4, x)
-    audits = 600
+    audits = 1000
     (at,) = margin(vae, x.expand(audits, -1).contiguous(), 0.4, level=0.8, draws=200, parts=CERTIFIED).at
     assert at.certified is not None
     wrong = int((at.certified.radius > exact).sum())
