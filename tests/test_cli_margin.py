@@ -192,6 +192,13 @@ def test_settings_come_from_a_configuration_file_too(margin: Margin) -> None:
     assert entries[0]["r"] == 3
 
 
+def test_a_report_of_an_earlier_run_is_not_taken_for_that_of_one_that_could_not_begin(margin: Margin) -> None:
+    assert margin("--r", "4", "--part", "certified").code == 0
+    done = margin("--r", "4", "--draws", "1")
+    assert done.code == 2
+    assert "note: vaeaudit-report/report.json is of an earlier run\nerror: 1 draws can show" in done.err
+
+
 def test_margins_that_contradict_each_other_support_no_verdict(margin: Margin, monkeypatch: pytest.MonkeyPatch) -> None:
     def overstated(*_: object) -> LocalMargin:
         return LocalMargin(*(torch.full((2,), value, dtype=torch.float64) for value in (1e3, 0.0, 0.0)))

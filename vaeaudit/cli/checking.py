@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vaeaudit.cli.common import Reporter, check_output, complain, deliver
 from vaeaudit.config import Resolved
+from vaeaudit.errors import VaeauditError
 
 if TYPE_CHECKING:
     from vaeaudit.audit import Audit
@@ -54,9 +55,14 @@ def show(
     folder = Path(resolved.settings.run.out)
     reporter = Reporter(quiet)
     check_output(resolved.settings.run.out, output)
-    with reporter.working(doing):
-        done = work(reporter)
-        report = write(done.report, artifacts(done), folder)
+    try:
+        with reporter.working(doing):
+            done = work(reporter)
+            report = write(done.report, artifacts(done), folder)
+    except VaeauditError:
+        if (folder / "report.json").exists():  # whoever reads it next must not take it for this run's
+            reporter.say(f"note: {folder / 'report.json'} is of an earlier run")
+        raise
     texts = {
         "table": lambda: report_text(report, folder, output is None and stdout_is_terminal()),
         "json": lambda: to_json(report),
