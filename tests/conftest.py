@@ -5,7 +5,9 @@ Test modules do not import each other, so everything shared is a fixture; a fixt
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vaeaudit import BernoulliLogits, DiagonalGaussian, GaussianLikelihood
+from vaeaudit.cli.app import main
 from vaeaudit.data import fit
 from vaeaudit.formats import read
 from vaeaudit.registry import open_model
@@ -112,3 +115,29 @@ def bundled_images(bundled_model: Any) -> Tensor:
     data = fit(read(EXAMPLES / "shapes.npz"), input_shape=bundled_model.input_shape, data_range=bundled_model.range)
     every_third: Sequence[int] = range(0, len(data), 3)
     return data.batch(every_third)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended, and what it wrote to stdout and stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Outcome]:
+    """`vaeaudit` with the given arguments in this process, outside any repository."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["vaeaudit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return Outcome(ended.value.code, *capsys.readouterr())
+
+    return run

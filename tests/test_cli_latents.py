@@ -2,9 +2,8 @@
 
 import json
 import math
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from safetensors.torch import save_file
 
 import vaeaudit
-from vaeaudit.cli.app import main
 from vaeaudit.report.latents import ActiveEntry, FigureEntry, LatentsEntry, UnitEntry
 from vaeaudit.report.model import json_schema
 
@@ -141,29 +139,12 @@ def open(checkpoint, config):
 """
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-Latents = Callable[..., Outcome]
+Latents = Callable[..., Any]  # its exit code, stdout and stderr: code, out, err
 
 
 @pytest.fixture
-def latents(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Latents:
-    """`vaeaudit latents` in this process, outside any repository."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["vaeaudit", "latents", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        return Outcome(ended.value.code, *capsys.readouterr())
-
-    return run
+def latents(command: Latents) -> Latents:
+    return partial(command, "latents")
 
 
 @pytest.fixture
@@ -176,7 +157,7 @@ def bundled(latents: Latents) -> Latents:
 def toy(latents: Latents) -> Latents:
     """The command on a linear model of the named kind with so many units, and 100 images."""
 
-    def run(kind: str, units: int, *more: object) -> Outcome:
+    def run(kind: str, units: int, *more: object) -> Any:
         generator = torch.Generator().manual_seed(1)
         basis = torch.randn(16, units, generator=generator) / math.sqrt(max(units, 16))
         save_file({"basis": basis}, "toy.safetensors")

@@ -1,9 +1,8 @@
 """`vaeaudit margin` as its user meets it."""
 
 import json
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 
 from vaeaudit.certify.local import LocalMargin
-from vaeaudit.cli.app import main
 from vaeaudit.report.model import json_schema
 from vaeaudit.subject import _sample
 
@@ -23,29 +21,12 @@ MODEL, DATA = EXAMPLES / "shapes-beta1.safetensors", EXAMPLES / "shapes.npz"
 FAST = ("--items", "2", "--draws", "100")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-Margin = Callable[..., Outcome]
+Margin = Callable[..., Any]  # its exit code, stdout and stderr: code, out, err
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Margin:
-    """`vaeaudit margin` in this process, outside any repository."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["vaeaudit", "margin", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        return Outcome(ended.value.code, *capsys.readouterr())
-
-    return run
+def cli(command: Margin) -> Margin:
+    return partial(command, "margin")
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 """`vaeaudit mig` as its user meets it."""
 
 import json
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 
 import vaeaudit
-from vaeaudit.cli.app import main
 from vaeaudit.report.mig import GapsEntry, HeldEntry, MigEntry, mig_table
 from vaeaudit.report.model import json_schema
 
@@ -50,36 +48,19 @@ def open(checkpoint, config):
 """
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-Mig = Callable[..., Outcome]
+Mig = Callable[..., Any]  # its exit code, stdout and stderr: code, out, err
 
 
 @pytest.fixture
-def mig(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Mig:
-    """`vaeaudit mig` in this process, outside any repository."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["vaeaudit", "mig", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        return Outcome(ended.value.code, *capsys.readouterr())
-
-    return run
+def mig(command: Mig) -> Mig:
+    return partial(command, "mig")
 
 
 @pytest.fixture
 def toy(mig: Mig) -> Mig:
     """The command on 60 items on so many units, whose file holds the arrays that are given besides."""
 
-    def run(units: int, file: str = "toy.npz", **arrays: np.ndarray[Any, Any]) -> Outcome:
+    def run(units: int, file: str = "toy.npz", **arrays: np.ndarray[Any, Any]) -> Any:
         basis = torch.linalg.qr(torch.randn(16, units, generator=torch.Generator().manual_seed(1))).Q.contiguous()
         save_file({"basis": basis}, "toy.safetensors")
         z = torch.randn(60, units, generator=torch.Generator().manual_seed(2))
@@ -191,7 +172,7 @@ def test_factors_that_no_gap_can_be_of_are_one_sentence_and_exit_2(toy: Mig, mig
     refused(mig(MODEL, "--data", DATA, "--items", "1"), "--items")
 
 
-def refused(done: Outcome, words: str) -> None:
+def refused(done: Any, words: str) -> None:
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1

@@ -1,9 +1,8 @@
 """`vaeaudit noise` as its user meets it."""
 
 import json
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
-from vaeaudit.cli.app import main
 from vaeaudit.cli.common import Reporter
 from vaeaudit.report import figures_noise
 from vaeaudit.report.entry import MetricEntry
@@ -25,29 +23,12 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 MODEL, DATA = EXAMPLES / "shapes-beta1.safetensors", EXAMPLES / "shapes.npz"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-Noise = Callable[..., Outcome]
+Noise = Callable[..., Any]  # its exit code, stdout and stderr: code, out, err
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Noise:
-    """`vaeaudit noise` in this process, outside any repository."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["vaeaudit", "noise", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        return Outcome(ended.value.code, *capsys.readouterr())
-
-    return run
+def cli(command: Noise) -> Noise:
+    return partial(command, "noise")
 
 
 @pytest.fixture

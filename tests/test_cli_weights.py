@@ -1,9 +1,8 @@
 """`vaeaudit weights` as its user meets it."""
 
 import json
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vaeaudit.cli.app import main
 from vaeaudit.cli.common import Reporter
 from vaeaudit.report.model import json_schema
 from vaeaudit.report.weights import PartEntry, TensorEntry, WeightsEntry
@@ -21,29 +19,12 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 MODEL, OTHER = EXAMPLES / "shapes-beta8.safetensors", EXAMPLES / "shapes-beta1.safetensors"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-Weights = Callable[..., Outcome]
+Weights = Callable[..., Any]  # its exit code, stdout and stderr: code, out, err
 
 
 @pytest.fixture
-def weights(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Weights:
-    """`vaeaudit weights` in this process, outside any repository."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["vaeaudit", "weights", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        return Outcome(ended.value.code, *capsys.readouterr())
-
-    return run
+def weights(command: Weights) -> Weights:
+    return partial(command, "weights")
 
 
 def report() -> dict[str, Any]:
