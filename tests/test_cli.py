@@ -24,7 +24,14 @@ from vaeaudit.cli.app import main
 
 COMMAND = Path(sys.executable).with_name("vaeaudit")
 FAST = ("--pairs", "2", "--lambdas", "3", "--max-evaluations", "400")
-REPORT = {"adversarial.safetensors", "attack-latent-curve.png", "items.json", "report.json", "report.md"}
+REPORT = {
+    "adversarial.safetensors",
+    "attack-latent-curve.png",
+    "items.json",
+    "report.json",
+    "report.md",
+    "samples.safetensors",
+}
 BASIS = torch.linalg.qr(torch.randn(16, 3, generator=torch.Generator().manual_seed(0)))[0]
 
 
@@ -272,7 +279,7 @@ def test_the_command_alone_shows_its_help_as_usage_error(cli: Cli) -> None:
         (["--penalty", "l1"], "--penalty must be 'l2' or 'l2sq', but 'l1' came"),
         (
             ["--format", "jsn"],
-            "--format must be one of 'table', 'json', 'markdown', but 'jsn' came (did you mean 'json'?)",
+            "--format must be one of 'table', 'json', 'markdown', 'junit', 'github', but 'jsn' came",
         ),
         (["--resize", "bilinea"], "(did you mean 'bilinear'?)"),
         (["--adapter", "mpl"], "there is no adapter 'mpl' (did you mean 'mlp'?); installed are burgess, mlp"),
@@ -372,7 +379,8 @@ def test_flags_win_over_variables_over_the_file_over_facts(attack: Cli, monkeypa
     assert attack("--seed", "3").code == 0
     written = report()
     assert written["configuration"]["run"] | {"out": ""} == {  # type: ignore[index]
-        "seed": 3, "limit": 35, "batch_size": "auto", "device": "auto", "dtype": "float32", "out": ""
+        "seed": 3, "limit": 35, "batch_size": "auto", "device": "auto", "dtype": "float32", "out": "",
+        "checks": ["attack"],
     }  # fmt: skip
     sources = written["configuration_sources"]
     assert isinstance(sources, dict)

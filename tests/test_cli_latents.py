@@ -204,7 +204,7 @@ def test_it_tells_what_the_latents_hold_and_writes_that_down(bundled: Latents) -
     assert [row["item"] for row in values["latents"]] == list(range(576))
     assert np.mean([row["elbo"] for row in values["latents"]]) == pytest.approx(elbo)
     assert len(values["latents.units"]) == 10
-    assert set(written["files"]) == {"items", "KL of each unit", "traversals", "markdown"}
+    assert set(written["files"]) == {"items", "samples", "KL of each unit", "traversals", "markdown"}
     assert all(Path("vaeaudit-report", name).stat().st_size for name in written["files"].values())
     markdown = Path("vaeaudit-report/report.md").read_text(encoding="utf-8")
     assert "## Latents" in markdown

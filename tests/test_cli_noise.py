@@ -58,7 +58,7 @@ def test_it_measures_every_noise_and_writes_that_down(noise: Noise) -> None:
     rows = json.loads(Path("vaeaudit-report/items.json").read_text())["noise"]
     assert [(row["item"], row["sigma"]) for row in rows[:60:20]] == [(rows[0]["item"], s) for s in (0, 0.5, 0.1)]
     assert len(rows) == 60
-    assert {"items", "noise histograms", "noise curves", "markdown"} == set(written["files"])
+    assert {"items", "samples", "noise histograms", "noise curves", "markdown"} == set(written["files"])
     for name in ("noise-histograms.png", "noise-curves.png"):
         assert Path("vaeaudit-report", name).read_bytes().startswith(b"\x89PNG")
     markdown = Path("vaeaudit-report/report.md").read_text(encoding="utf-8")

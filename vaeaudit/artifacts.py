@@ -5,6 +5,7 @@ import json
 from safetensors.torch import save
 
 from vaeaudit.audit import Audit
+from vaeaudit.samples import FILE, PURPOSE, pack
 
 Files = dict[str, tuple[str, bytes]]  # purpose -> file name, content
 
@@ -15,6 +16,8 @@ def artifacts(audit: Audit) -> Files:
     rows = {name: values for record in audit.records for name, values in record.rows.items()}
     if rows:
         files["items"] = ("items.json", (json.dumps(rows, indent=1, allow_nan=False) + "\n").encode())
+    if audit.samples:
+        files[PURPOSE] = (FILE, pack(audit.samples))
     if any(record.tensors for record in audit.records):
         files["adversarial inputs"] = ("adversarial.safetensors", _adversarial(audit))
     for record in audit.records:

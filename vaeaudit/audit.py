@@ -1,32 +1,56 @@
 """An audit from settings to report: the checks, in order, with what went wrong told apart from what was found.
 
-Nothing here prints or writes files; the command line renders what this returns.
+Nothing here prints or writes a report; the command line renders what this returns.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
-from vaeaudit.attacks.term import GoOn
+import torch
+
+import vaeaudit
+from vaeaudit.attacks.term import GoOn, Progress
 from vaeaudit.audits import attack, latents, margin, mig, noise, weights
 from vaeaudit.audits.base import Record
 from vaeaudit.checks.plausibility import Verdict
 from vaeaudit.config import Resolved
 from vaeaudit.errors import InputError
+from vaeaudit.journal import Journal
 from vaeaudit.record import Audited, file_alone, whole, write_down
 from vaeaudit.report.model import Report
+from vaeaudit.stats import Sample
 from vaeaudit.subject import Subject
-from vaeaudit.weight_files import StoredModel
+from vaeaudit.weight_files import StoredModel, open_weights
 
-# Each gives a record of whatever it has finished, before it goes on.
-CHECKS: dict[str, Callable[[Subject, GoOn], Iterator[Record]]] = {
-    "attack": attack.run,
-    "margin": margin.run,
-    "noise": noise.run,
-    "latents": latents.run,  # before mig, which takes its encodings
-    "mig": mig.run,
-}
+Work = Callable[[GoOn], Record]
+
+
+def journal_of(subject: Subject, resume: bool) -> Journal:
+    """The journal of this audit, in the folder of its report."""
+    model, data, run = subject.model, subject.data, subject.settings.run
+    facts = {
+        "model": model.checkpoint.sha256,
+        # An adapter may import code whose change no hash of its own file tells; its losses on the data do.
+        "behaviour": {name: loss.value for name, loss in subject.plausibility.losses.items()},
+        "adapter": [model.adapter.source, model.adapter.sha256, dict(model.options)],
+        "data": [data.sha256, data.source, subject.n, data.range, subject.settings.data.resize],
+        "run": [run.seed, run.dtype, run.batch_size, str(subject.device)],
+        "versions": [vaeaudit.__version__, str(torch.__version__)],
+    }
+    return Journal(Path(run.out), facts, resume)
+
+
+def works_of(check: str, subject: Subject) -> dict[str, Work]:
+    """What a check has to do, in pieces of which each gives a record that can be kept."""
+    if check == "attack":
+        return dict(attack.units(subject))
+    if check == "weights":
+        return {check: lambda go_on: weights.run(open_weights(subject.settings), go_on)}
+    runs = {"margin": margin.run, "noise": noise.run, "latents": latents.run, "mig": mig.run}
+    return {check: partial(runs[check], subject)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,18 +61,36 @@ class Audit:
     records: tuple[Record, ...]
     fault: BaseException | None
 
+    @property
+    def samples(self) -> dict[str, Sample]:
+        """The values behind every metric that is a statistic of one value an item."""
+        metrics = {name: value for record in self.records for name, value in record.metrics.items()}
+        return {name: value.sample for name, value in metrics.items() if value.sample is not None}
 
-def audit(subject: Subject, resolved: Resolved, argv: Sequence[str], checks: Sequence[str], go_on: GoOn) -> Audit:
+
+def audit(
+    subject: Subject,
+    resolved: Resolved,
+    argv: Sequence[str],
+    checks: Sequence[str],
+    go_on: GoOn,
+    journal: Journal | None = None,
+    optional: Collection[str] = (),
+) -> Audit:
     """Carry out the named ``checks``, in order, and write their report.
 
     An error in a check ends the audit with verdict "error" and what was found before it. After an interruption the
     checks that are left are not begun. A model that is not plausible gets none. What the user asked wrongly is raised
-    as long as nothing was found.
+    as long as nothing was found; where a check is ``optional``, it is skipped instead.
     """
     failed = [finding.name for finding in subject.plausibility.findings if finding.verdict is Verdict.FAIL]
     skipped = {check: f"the model did not pass: {', '.join(failed)}" for check in checks if failed}
-    works = {check: partial(CHECKS[check], subject) for check in checks if not failed}
-    return _carried_out(works, whole(subject), resolved, argv, skipped, go_on)
+    works: dict[str, Work] = {}
+    for check in () if failed else checks:
+        for unit, work in works_of(check, subject).items():
+            settings = getattr(subject.settings, check)
+            works[unit] = work if journal is None else partial(journal.record, unit, settings, work)
+    return _carried_out(works, whole(subject), resolved, argv, skipped, go_on, optional)
 
 
 def weigh(stored: StoredModel, resolved: Resolved, argv: Sequence[str], go_on: GoOn) -> Audit:
@@ -58,26 +100,40 @@ def weigh(stored: StoredModel, resolved: Resolved, argv: Sequence[str], go_on: G
 
 
 def _carried_out(
-    works: Mapping[str, Callable[[GoOn], Iterator[Record]]],
+    works: Mapping[str, Work],
     audited: Audited,
     resolved: Resolved,
     argv: Sequence[str],
     skipped: dict[str, str],
     go_on: GoOn,
+    optional: Collection[str] = (),
 ) -> Audit:
+    """Do the works, of which the check is what their names begin with, and write down what they gave."""
     records: list[Record] = []
-    seconds = dict.fromkeys([*skipped, *works], 0.0)
+    seconds = dict.fromkeys([*skipped, *(unit.partition(".")[0] for unit in works)], 0.0)
     fault: BaseException | None = None
-    for check, work in works.items():
-        started = time.monotonic()
+    for place, (unit, work) in enumerate(works.items()):
+        check, started = unit.partition(".")[0], time.monotonic()
         if fault is None and not any(record.interrupted for record in records):
             try:
-                records.extend(work(go_on))  # what came before an error stays
+                records.append(work(_placed(go_on, unit, place, len(works))))  # what came before an error stays
             except InputError as error:
-                if not records:
+                if check in optional:
+                    skipped[check] = str(error)
+                elif not records:
                     raise
-                fault = error
+                else:
+                    fault = error
             except (Exception, SystemExit) as error:  # the adapter is the user's code: it must not read as a finding
                 fault = error
-        seconds[check] = time.monotonic() - started
+        seconds[check] += time.monotonic() - started
     return Audit(write_down(audited, resolved, argv, records, skipped, fault, seconds), tuple(records), fault)
+
+
+def _placed(go_on: GoOn, unit: str, place: int, works: int) -> GoOn:
+    """Progress that tells which of several works it is of."""
+    if works == 1:
+        return go_on
+    return lambda progress: go_on(
+        Progress(f"{unit} ({place + 1} of {works}): {progress.stage}", progress.running, progress.problems)
+    )

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from vaeaudit.errors import ConfigError, nearest
-from vaeaudit.settings import Settings
+from vaeaudit.settings import BaselineSettings, GateSettings, Settings, WaiveSettings
+
+_POLICY = ("checks.", "baseline.")  # the settings that judge figures; all others say how they are measured
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,20 @@ class Resolved:
     def sha256(self) -> str:
         """Hash of all values, whatever said them."""
         return hashlib.sha256(self.settings.model_dump_json().encode()).hexdigest()
+
+
+def auditing(resolved: Resolved, checks: Sequence[str]) -> Resolved:
+    """The same settings with the checks of an audit named, so that its report tells how to do it again."""
+    settings = resolved.settings
+    run = settings.run.model_copy(update={"checks": tuple(checks)})
+    return Resolved(settings.model_copy(update={"run": run}), resolved.sources)
+
+
+def measuring(resolved: Resolved, checks: Sequence[str]) -> Resolved:
+    """The same settings for checks alone, without thresholds and baseline."""
+    named = auditing(resolved, checks)
+    bare = named.settings.model_copy(update={"checks": {}, "baseline": BaselineSettings()})
+    return Resolved(bare, {key: who for key, who in named.sources.items() if not key.startswith(_POLICY)})
 
 
 def find_config(start: Path) -> Path | None:
@@ -72,6 +88,12 @@ def read_config(file: Path) -> dict[str, dict[str, object]]:
     return sections
 
 
+def json_schema() -> dict[str, object]:
+    """The JSON Schema of a configuration file, for editors."""
+    about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "vaeaudit.toml"}
+    return {**Settings.model_json_schema(), **about}
+
+
 def strict_json(text: str) -> object:
     """Parse JSON without NaN and Infinity. Raises ValueError."""
 
@@ -88,11 +110,12 @@ def resolve(given: Mapping[str, tuple[object, str]], file: Path | None) -> Resol
     Raises :class:`ConfigError` that names the value at fault, who said it, and what was expected.
     """
     said: dict[str, tuple[object, str]] = {}
+    nested: dict[str, dict[str, object]] = {}
     if file is not None:
         for section, values in read_config(file).items():
+            nested[section] = {}  # a section without keys counts as said: it names its check
             said.update({f"{section}.{key}": (value, str(file)) for key, value in values.items()})
     said.update(given)
-    nested: dict[str, dict[str, object]] = {}
     for key, (value, _) in said.items():
         section, _, name = key.partition(".")
         nested.setdefault(section, {})[name] = value
@@ -122,7 +145,7 @@ def _anchored(section: str, key: str, value: object, folder: Path) -> object:
     """A path in a file is meant from the file's folder, wherever the command runs."""
     if not isinstance(value, str) or not value or re.match(r"[A-Za-z][A-Za-z0-9+]+:", value):  # hf:REPO is no path
         return value
-    is_path = (section, key) in {("model", "path"), ("data", "source"), ("run", "out"), ("weights", "against")}
+    is_path = f"{section}.{key}" in ("model.path", "data.source", "run.out", "weights.against", "baseline.path")
     is_code = (section, key) == ("model", "adapter") and ".py:" in value
     return str(folder / value) if is_path or is_code else value
 
@@ -134,19 +157,34 @@ def _explained(error: ValidationError, sources: Mapping[str, str]) -> ConfigErro
     section, key = place[0], place[1] if len(place) > 1 else ""
     name = f"{section}.{key}" if key else section
     source = sources.get(name, "the configuration")
-    if key == "options" and len(place) > 2:
+    if section == "checks":
+        name = ".".join([f'checks."{key}"', *place[2:]])
+    elif key in ("options", "min_effect") and len(place) > 2:
         name += f".{place[2]}"
-    field = Settings.model_fields[section].annotation
-    assert isinstance(field, type) and issubclass(field, BaseModel)
+    if fault["type"] == "missing":
+        return ConfigError(f"{source}: {name} is missing; give it")
     if fault["type"] == "extra_forbidden":
-        known = ", ".join(field.model_fields)
-        return ConfigError(
-            f"{source}: unknown key '{key}' in [{section}]{nearest(key, field.model_fields)}; known are {known}"
-        )
+        return ConfigError(f"{source}: {_unknown(place, fault['input'])}")
     others = [f for f in error.errors() if f["loc"][:2] == fault["loc"][:2]]  # the other types it could have had
     # A flag or a variable is what its user knows; the key is what the file says.
     spoken = source.startswith(("-", "VAEAUDIT_")) or source == "MODEL"
     return ConfigError(told(source if spoken else f"{source}: {name}", others))
+
+
+def _unknown(place: list[str], came: object) -> str:
+    """That the last key of ``place`` is not known in the section or threshold where it stands."""
+    key, section = place[-1], place[0]
+    if section == "checks" and isinstance(came, dict):  # [checks.margin.r4.median] is a table in a table in a table
+        came_as = ".".join(place)
+        return f'names with dots must be quoted, as in [checks."margin.r4.median"], but [{came_as}] came'
+    if section == "checks":
+        model: object = WaiveSettings if len(place) > 3 else GateSettings
+        where = f'[checks."{place[1]}"]' + " waive" * (len(place) > 3)
+    else:
+        model, where = Settings.model_fields[section].annotation, f"[{section}]"
+    assert isinstance(model, type) and issubclass(model, BaseModel)
+    fields = model.model_fields
+    return f"unknown key '{key}' in {where}{nearest(key, fields)}; known are {', '.join(fields)}"
 
 
 def told(name: str, faults: list[ErrorDetails]) -> str:
@@ -159,6 +197,10 @@ def told(name: str, faults: list[ErrorDetails]) -> str:
 
 _WORDS = {
     "string_too_short": "a text that is not empty",
+    "date_type": "a day such as 2026-12-31",
+    "date_parsing": "a day such as 2026-12-31",
+    "date_from_datetime_parsing": "a day such as 2026-12-31",
+    "model_type": "a table of keys and values",
     "invalid-json-value": "texts, finite numbers, booleans, or lists and tables of them",
 }
 

@@ -1,8 +1,8 @@
 """Named errors. Each says what was expected, what came, and what to do, in one sentence.
 
 ``exit_code`` is what the command line ends with when the error reaches it: 2 for usage, configuration or
-input; 3 when the audit could not complete; 4 when something was refused on trust. None of them is ever 1,
-which means "a check failed" and nothing else.
+input; 3 when the audit could not complete; 4 when something was refused on trust; 5 when there can be no verdict. None
+of them is ever 1, which means "a check failed" and nothing else.
 """
 
 from collections.abc import Iterable
@@ -55,6 +55,12 @@ class NonFiniteError(VaeauditError):
     """The model's weights or outputs are NaN or infinite."""
 
     exit_code = 3
+
+
+class IncomparableError(VaeauditError):
+    """Two audits whose figures cannot be held against each other: no verdict."""
+
+    exit_code = 5
 
 
 class ContractError(VaeauditError):

@@ -2,19 +2,18 @@
 
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import torch
 from torch import nn
 
 import vaeaudit
-from vaeaudit.audits.base import Record
+from vaeaudit.audits.base import Record, doubt_of, metric_entry
 from vaeaudit.checks.plausibility import Plausibility
 from vaeaudit.config import Resolved
 from vaeaudit.errors import VaeauditError
 from vaeaudit.registry import Adapter, told
-from vaeaudit.report.entry import MetricEntry
 from vaeaudit.report.model import (
     AdapterEntry,
     DataEntry,
@@ -25,7 +24,6 @@ from vaeaudit.report.model import (
     PlausibilityEntry,
     Report,
 )
-from vaeaudit.stats import Measurement
 from vaeaudit.subject import Subject
 from vaeaudit.weight_files import StoredModel
 
@@ -88,7 +86,7 @@ def write_down(
         status, verdict, exit_code, error = "error", "error", 3, f"the model raised {told(fault)}"
     elif interrupted:
         status, verdict, exit_code = "interrupted", "inconclusive", 130
-    elif (audited.plausibility is None or audited.plausibility.passed) and not any(r.unsure for r in records):
+    elif (audited.plausibility is None or audited.plausibility.passed) and not any(r.doubts for r in records):
         status, verdict = "complete", "ungated"
     else:
         status, verdict, exit_code = "complete", "inconclusive", 5
@@ -112,7 +110,11 @@ def write_down(
             "environment": audited.environment,
             "plausibility": audited.plausibility,
             **entries,
-            "metrics": {name: metric(value) for record in records for name, value in record.metrics.items()},
+            "metrics": {
+                name: metric_entry(value, doubt_of(name, record.doubts))
+                for record in records
+                for name, value in record.metrics.items()
+            },
             "checks": [],
             "baseline": None,
             "partial": partial,
@@ -128,18 +130,13 @@ def write_down(
     )
 
 
-def metric(measurement: Measurement) -> MetricEntry:
-    """The report's form of a measurement."""
-    return MetricEntry(**asdict(measurement))
-
-
 def plausibility_entry(plausibility: Plausibility) -> PlausibilityEntry:
     """The report's form of the plausibility check."""
     return PlausibilityEntry(
         passed=plausibility.passed,
         items=plausibility.items,
         findings=[FindingEntry(name=f.name, verdict=f.verdict, message=f.message) for f in plausibility.findings],
-        losses={name: metric(value) for name, value in plausibility.losses.items()},
+        losses={name: metric_entry(value) for name, value in plausibility.losses.items()},
     )
 
 

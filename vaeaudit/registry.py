@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -51,6 +52,30 @@ class LoadedModel:
 def adapter_names() -> dict[str, EntryPoint]:
     """The installed adapters by name."""
     return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
+
+
+@dataclass(frozen=True)
+class InstalledAdapter:
+    """An adapter of an installed package: what it opens in one sentence, or why it cannot be loaded."""
+
+    name: str
+    place: str
+    package: str
+    opens: str
+
+
+def installed_adapters() -> list[InstalledAdapter]:
+    """All adapters of installed packages; loading one runs its package's code."""
+    found = []
+    for name, point in adapter_names().items():
+        package = "unknown" if point.dist is None else f"{point.dist.name} {point.dist.version}"
+        try:
+            module = _imported(name, partial(importlib.import_module, point.module))
+            opens = (inspect.getdoc(module) or "no description").splitlines()[0]
+        except VaeauditError as error:
+            opens = str(error)
+        found.append(InstalledAdapter(name, point.value, package, opens))
+    return found
 
 
 def find_adapter(name: str) -> Adapter:

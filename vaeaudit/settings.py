@@ -1,9 +1,19 @@
 """The settings of an audit, section by section: names, types, defaults, and what each is for."""
 
 import math
-from typing import Annotated, Literal
+from datetime import date
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 
 def _two_numbers(value: object) -> object:
@@ -29,6 +39,7 @@ Count = Annotated[int, Field(strict=True, ge=0)]
 Length = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Check = Literal["attack", "margin", "noise", "latents", "mig", "weights"]
 Mode = Literal["latent", "output", "damage", "untargeted", "latent-side", "worst"]
 Name = Annotated[str, Field(min_length=1)]
 Range = Annotated[tuple[float, float], BeforeValidator(_two_numbers)]
@@ -65,6 +76,18 @@ class RunSettings(_Section):
     batch_size: Positive | Literal["auto"] = Field("auto", description="Most rows given to the model at once.")
     limit: Positive | None = Field(None, description="Use only the first N items; the report says it is partial.")
     out: Name = Field("vaeaudit-report", description="Folder of the report.")
+    checks: tuple[Check, ...] | None = Field(
+        None,
+        description="What `vaeaudit audit` checks; where left out, the checks whose section stands in the file or "
+        "that a threshold reads, and without any such, all.",
+    )
+
+    @field_validator("checks")
+    @classmethod
+    def _some(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and not value:
+            raise ValueError("a list of at least one check")
+        return value if value is None else tuple(dict.fromkeys(value))
 
 
 class AttackSettings(_Section):
@@ -187,8 +210,52 @@ class WeightsSettings(_Section):
     spectral: Truth = Field(True, description="Whether each tensor's 2-norm is computed.")
 
 
+class WaiveSettings(_Section):
+    """A known fault, which until that day does not count."""
+
+    until: date = Field(description="Last day on which it is waived, as 2026-12-31.")
+    reason: Name = Field(description="Why, or where it is tracked.")
+
+
+class GateSettings(_Section):
+    """A threshold for the metric that the section names, as in [checks."margin.r4.median"]."""
+
+    min: float | None = Field(None, description="It must be at least this.")
+    max: float | None = Field(None, description="It must be at most this.")
+    bound: Literal["interval", "ci_lower", "ci_upper", "value"] = Field(
+        "interval",
+        description="What is held against the threshold: the whole interval, which passes on the right side of it, "
+        "fails on the wrong side and is inconclusive across it; one end of the interval; or the value, whatever its "
+        "confidence.",
+    )
+    severity: Literal["error", "warn"] = Field("error", description="Whether it decides the verdict, or only warns.")
+    waive: WaiveSettings | None = Field(None, description="Do not count it until a day, for a reason.")
+
+    @model_validator(mode="after")
+    def _something_to_meet(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("a threshold with min or max")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError("a threshold whose min is not above its max")
+        return self
+
+
+class BaselineSettings(_Section):
+    """The earlier audit with which this one is compared."""
+
+    path: Name | None = Field(
+        None, description="Its report.json, or the folder of it; one that is not there only warns."
+    )
+    min_effect: dict[Name, NotNegative] = Field(
+        {}, description="Metrics that may regress, with the difference that it takes; the medians where left out."
+    )
+    level: Annotated[float, Field(ge=0.5, le=0.9999)] = Field(
+        0.95, description="Confidence of intervals; one minus it is the chance of any false alarm."
+    )
+
+
 class Settings(_Section):
-    """All sections. Thresholds and a baseline come with a later version; until then they are refused."""
+    """All sections."""
 
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
@@ -199,3 +266,5 @@ class Settings(_Section):
     weights: WeightsSettings = WeightsSettings()
     mig: MigSettings = MigSettings()
     latents: LatentsSettings = LatentsSettings()
+    checks: dict[Name, GateSettings] = Field({}, description="Thresholds by the metric that they read.")
+    baseline: BaselineSettings = BaselineSettings()

@@ -2,10 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """The values, one an item, float64 (n,), that a figure is the ``q`` quantile of, or the mean where that is None."""
+
+    values: NDArray[np.float64]
+    q: float | None
 
 
 @dataclass(frozen=True)
@@ -13,7 +22,8 @@ class Measurement:
     """One figure with what is known of its certainty.
 
     ``ci`` is None where the sample is too small for an interval at ``level``. ``direction`` tells which way
-    is more robust: "higher", "lower" or "none". ``nonfinite`` counts values that were NaN or infinite.
+    is more robust: "higher", "lower" or "none". ``nonfinite`` counts values that were NaN or infinite. ``sample`` is
+    there where the figure is a statistic of one value an item, so that those of two models can be paired.
     """
 
     value: float | None
@@ -24,6 +34,7 @@ class Measurement:
     unit: str
     direction: str
     estimator: str
+    sample: Sample | None = field(default=None, repr=False, compare=False)
 
 
 def median(values: Sequence[float], *, unit: str, direction: str, level: float = 0.95) -> Measurement:
@@ -61,6 +72,7 @@ def quantile(values: Sequence[float], q: float, *, unit: str, direction: str, le
         unit=unit,
         direction=direction,
         estimator=f"{q:g} quantile, order-statistic interval",
+        sample=Sample(array, q),
     )
 
 
@@ -89,6 +101,7 @@ def mean(values: Sequence[float], *, unit: str, direction: str, level: float = 0
         unit=unit,
         direction=direction,
         estimator="mean, Student t interval over items",
+        sample=Sample(array, None),
     )
 
 

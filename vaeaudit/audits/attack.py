@@ -1,6 +1,8 @@
 """The attack check from settings to record: the pairs, every mode, and whether it succeeded."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from vaeaudit.audits.attack_record import (
     capped_drawings,
     capped_entry,
     capped_rows,
+    doubts,
     sign_warnings,
 )
 from vaeaudit.audits.base import Record
@@ -34,19 +37,37 @@ _L2_CAPS = (0.5, 1.0, 2.0)
 _LINF_CAPS = (2 / 255, 8 / 255, 16 / 255)  # of the range; the budgets of attacks on latent-diffusion encoders
 
 
-def run(subject: Subject, go_on: GoOn) -> Iterator[Record]:
-    """The attack in each mode that the settings name, a record a mode."""
+def units(subject: Subject) -> dict[str, Callable[[GoOn], Record]]:
+    """The attack in each mode that the settings name, by name; all of the same pairs."""
+    chosen = cache(partial(_choose, subject))
+    return {f"attack.{mode}": partial(_run, subject, mode, chosen) for mode in subject.settings.attack.modes}
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """What all modes attack, and what names the classes of reconstructions."""
+
+    pairs: Pairs
+    x: Tensor
+    x_t: Tensor
+    judged: Judge | None
+
+
+def _choose(subject: Subject) -> _Chosen:
+    """Raises what the settings ask and the data or the model do not give, in any mode, before the first runs."""
     pairs = _pairs(subject)
     x, x_t = subject.images(pairs.sources), subject.images(pairs.targets)
     _try(subject, x, x_t)
-    judged = _judge(subject, pairs)
-    for mode in subject.settings.attack.modes:
-        if mode in CAPPED_MODES:
-            yield _of_caps(subject, pairs, _capped(subject, mode, x, x_t, pairs, go_on))
-        else:
-            yield _of_sweep(
-                subject, pairs, _outcome(subject, pairs, _attack(subject, mode, x, x_t, pairs, go_on), judged)
-            )
+    return _Chosen(pairs, x, x_t, _judge(subject, pairs))
+
+
+def _run(subject: Subject, mode: str, choose: Callable[[], _Chosen], go_on: GoOn) -> Record:
+    chosen = choose()
+    pairs, x, x_t = chosen.pairs, chosen.x, chosen.x_t
+    if mode in CAPPED_MODES:
+        return _of_caps(subject, pairs, _capped(subject, mode, x, x_t, pairs, go_on))
+    result = _attack(subject, mode, x, x_t, pairs, go_on)
+    return _of_sweep(subject, pairs, _outcome(subject, pairs, result, chosen.judged))
 
 
 def _of_sweep(subject: Subject, pairs: Pairs, outcome: Outcome) -> Record:
@@ -57,7 +78,7 @@ def _of_sweep(subject: Subject, pairs: Pairs, outcome: Outcome) -> Record:
         summarise(result) | outcome.metrics,
         tuple(attack_warnings(outcome, pairs)),
         interrupted=result.interrupted,
-        unsure=bool(result.signs.any.any()),
+        doubts=doubts(result),
         rows={f"attack.{name}": attack_rows(result, pairs)},
         tensors={f"{name}.adversarial": result.sweep.adversarial, f"{name}.distortion": result.sweep.distortion},
         about={"pairs": list(pairs), "lambdas": result.sweep.lambdas.tolist()},
@@ -74,7 +95,7 @@ def _of_caps(subject: Subject, pairs: Pairs, result: CappedResult) -> Record:
         tuple(sign_warnings(result, pairs)),
         skipped,
         interrupted=result.interrupted,
-        unsure=bool(result.signs.any.any()),
+        doubts=doubts(result),
         rows={f"attack.{result.mode}": capped_rows(result, pairs)},
         tensors={
             f"{result.mode}.adversarial": result.found.adversarial,

@@ -43,6 +43,14 @@ def sign_warnings(result: AttackResult | CappedResult, pairs: Pairs) -> list[str
     return warnings
 
 
+def doubts(result: AttackResult | CappedResult) -> dict[str, str]:
+    """Why the metrics of an attack support no verdict, where a pair or item shows a failure sign."""
+    if not bool(result.signs.any.any()):
+        return {}
+    counted = ", ".join(f"'{sign}' ({count} of {len(result.source)})" for sign, count in _signs(result).items())
+    return {f"attack.{result.mode}": f"failure signs of the attack: {counted}"}
+
+
 def attack_warnings(outcome: Outcome, pairs: Pairs) -> list[str]:
     """What a reader of this attack must know."""
     warnings = [*sign_warnings(outcome.result, pairs), *outcome.warnings]

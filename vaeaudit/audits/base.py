@@ -1,13 +1,14 @@
 """What every check adds to a report and to the files beside it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor
 
+from vaeaudit.report.entry import MetricEntry
 from vaeaudit.stats import Measurement
 
 Row = dict[str, object]
@@ -26,8 +27,8 @@ class Record:
     """What a check found, in the report's words.
 
     ``entries`` go under the named fields of the report, ``rows`` into items.json, ``tensors`` into
-    adversarial.safetensors with what ``about`` says of them, and ``drawings`` by what they show. ``unsure`` tells
-    that something was found with which no figure supports a verdict.
+    adversarial.safetensors with what ``about`` says of them, and ``drawings`` by what they show. ``doubts`` tell why
+    some metrics support no verdict: how their names begin -> a sentence.
     """
 
     entries: Mapping[str, Sequence[BaseModel]] = field(default_factory=dict)
@@ -35,11 +36,26 @@ class Record:
     warnings: tuple[str, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     interrupted: bool = False
-    unsure: bool = False
+    doubts: Mapping[str, str] = field(default_factory=dict)
     rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     about: Row = field(default_factory=dict)
     drawings: Mapping[str, Drawing] = field(default_factory=dict)
+
+
+def doubt_of(name: str, doubts: Mapping[str, str]) -> str | None:
+    """Why the metric ``name`` supports no verdict; None where it does."""
+    return next((why for beginning, why in doubts.items() if f"{name}.".startswith(f"{beginning}.")), None)
+
+
+def metric_entry(measurement: Measurement, doubt: str | None = None) -> MetricEntry:
+    """The report's form of a measurement; values that are not there are a ``doubt`` of their own."""
+    sample = measurement.sample
+    missing = 0 if sample is None else int(np.isnan(sample.values).sum())
+    if doubt is None and missing:
+        doubt = f"{missing} of its {measurement.n + missing} values are not there (NaN)"
+    plain = {field.name: getattr(measurement, field.name) for field in fields(measurement) if field.name != "sample"}
+    return MetricEntry(**plain, doubt=doubt)
 
 
 def number(value: Tensor | float) -> float | None:

@@ -23,7 +23,7 @@ from vaeaudit.subject import Subject
 _QUANTILES = 4096  # items whose mixture gives the quantiles: of all there are, it would take far longer than it adds
 
 
-def run(subject: Subject, go_on: GoOn) -> Iterator[Record]:
+def run(subject: Subject, go_on: GoOn) -> Record:
     """The latents of the items that the settings ask for."""
     chosen, vae, seed = subject.settings.latents, subject.model.vae, subject.settings.run.seed
     items, how = subject.drawn(chosen.items, "latents.items")
@@ -41,12 +41,12 @@ def run(subject: Subject, go_on: GoOn) -> Iterator[Record]:
     if not result.interrupted and len(result.layers) == 1:  # a chain's would be those of other draws
         subject.encoded[tuple(items)] = result.encodings
     found = Latents(result, tuple(items[: result.n]), how, vae.prior, tuple(_traversals(subject, items, result)))
-    yield Record(
+    return Record(
         {"latents": [latents_entry(found)]},
         summarise_latents(result),
         result.warnings,
         interrupted=result.interrupted,
-        unsure=result.impossible,
+        doubts={"latents": "an item has log p(x|z) of -inf, +inf or NaN"} if result.impossible else {},
         rows=latents_rows(found),
         drawings=latents_drawings(found, subject.data.range),
     )

@@ -1,7 +1,5 @@
 """The margin check from settings to record: randomly drawn items at every radius."""
 
-from collections.abc import Iterator
-
 from vaeaudit.attacks.term import GoOn
 from vaeaudit.audits.base import Record
 from vaeaudit.audits.margin_record import Margins, margin_drawings, margin_entries, margin_warnings
@@ -12,7 +10,7 @@ from vaeaudit.subject import Subject
 _TIMES = 2.0  # of the median of the items' least radii: what "auto" stands for
 
 
-def run(subject: Subject, go_on: GoOn) -> Iterator[Record]:
+def run(subject: Subject, go_on: GoOn) -> Record:
     """The margins of the items at all radii that the settings name."""
     chosen, vae, seed = subject.settings.margin, subject.model.vae, subject.settings.run.seed
     items, how = subject.drawn(chosen.items, "margin.items")
@@ -41,12 +39,12 @@ def run(subject: Subject, go_on: GoOn) -> Iterator[Record]:
     items = items[: result.n]  # all, unless the audit was stopped
     margins = Margins(result, tuple(items), how, auto)
     entries = margin_entries(margins)
-    yield Record(
+    return Record(
         {"margins": entries},
         summarise_margin(result),
         tuple(margin_warnings(margins)),
         interrupted=result.interrupted,
-        unsure=margins.contradictory,
+        doubts=margins.doubts,
         rows={f"margin.r{entry.r:.6g}": [item.model_dump(mode="json") for item in entry.items] for entry in entries},
         tensors={
             f"margin.r{at.r:.6g}.distortion": at.empirical.distortion for at in result.at if at.empirical is not None

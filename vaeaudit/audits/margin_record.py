@@ -30,9 +30,13 @@ class Margins:
     auto: float | None = None
 
     @property
-    def contradictory(self) -> bool:
-        """Whether a certified margin exceeds its empirical one, so that one of the two is wrong."""
-        return any(bool(_crossed(at).any()) for at in self.result.at)
+    def doubts(self) -> dict[str, str]:
+        """The radii at which a certified margin exceeds its empirical one, so that one of the two is wrong."""
+        return {
+            f"margin.r{at.r:.6g}": f"a certified margin exceeds the empirical one in {int(crossed.sum())} items"
+            for at in self.result.at
+            if bool((crossed := _crossed(at)).any())
+        }
 
 
 def _crossed(at: MarginAt) -> Tensor:

@@ -1,6 +1,5 @@
 """The mig check from settings to record: the items' factors against the units of their code."""
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import PurePath
 
@@ -20,7 +19,7 @@ from vaeaudit.subject import Subject
 _KEY = "latents_classes"
 
 
-def run(subject: Subject, go_on: GoOn) -> Iterator[Record]:
+def run(subject: Subject, go_on: GoOn) -> Record:
     """The mutual information gap of the items that the settings ask for, by both estimators."""
     factors = _factors(subject)
     items, how = subject.drawn(subject.settings.mig.items, "mig.items")
@@ -35,7 +34,7 @@ def run(subject: Subject, go_on: GoOn) -> Iterator[Record]:
         batch_size=subject.batch_size,
         go_on=go_on,
     )
-    yield Record(
+    return Record(
         {"migs": [_entry(result, how)]},
         summarise_mig(result),
         result.warnings,

@@ -1,7 +1,6 @@
 """The noise check from settings to record: randomly drawn items under every noise."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.attacks.term import GoOn
-from vaeaudit.audits.base import Drawing, Record, Row, array, number
+from vaeaudit.audits.base import Drawing, Record, Row, array, metric_entry, number
 from vaeaudit.checks.noise import NoiseResult, noise, over_draws
 from vaeaudit.checks.summary_noise import summarise_noise
 from vaeaudit.report.entry import MetricEntry
@@ -22,7 +21,7 @@ from vaeaudit.subject import Subject
 Metrics = Mapping[str, Measurement]
 
 
-def run(subject: Subject, go_on: GoOn) -> Iterator[Record]:
+def run(subject: Subject, go_on: GoOn) -> Record:
     """The likelihoods of the items under noise of every standard deviation that the settings name."""
     chosen = subject.settings.noise
     items, how = subject.drawn(chosen.items, "noise.items")
@@ -40,13 +39,13 @@ def run(subject: Subject, go_on: GoOn) -> Iterator[Record]:
         go_on=go_on,
     )
     metrics = summarise_noise(result)
-    signs = tuple(sign for sign in result.signs if sign)
-    yield Record(
+    signs = {f"noise.s{sigma:.6g}": sign for sigma, sign in zip(result.sigmas, result.signs, strict=True) if sign}
+    return Record(
         {"noise": [_entry(result, metrics, how)]},
         metrics,
-        signs,
+        tuple(signs.values()),
         interrupted=result.interrupted,
-        unsure=bool(signs),
+        doubts=signs,
         rows={"noise": _rows(result)},
         drawings=_drawings(result, metrics),
     )
@@ -84,7 +83,7 @@ def _levels(result: NoiseResult) -> list[tuple[float, bool, Tensor, str | None]]
 
 
 def _metric(metrics: Metrics, sigma: float, name: str) -> MetricEntry:
-    return MetricEntry(**asdict(metrics[f"noise.s{sigma:.6g}.{name}"]))
+    return metric_entry(metrics[f"noise.s{sigma:.6g}.{name}"])
 
 
 def _rows(result: NoiseResult) -> list[Row]:

@@ -1,6 +1,6 @@
 """The weights check from settings to record; it takes a file, where the others take a model with its data."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from vaeaudit.weight_files import StoredModel, read_weights
 _SHOWN = 30  # most tensors in the report; all are in items.json
 
 
-def run(stored: StoredModel, go_on: GoOn) -> Iterator[Record]:
+def run(stored: StoredModel, go_on: GoOn) -> Record:
     """The norms of encoder and decoder, and how they differ from the other model's."""
     chosen = stored.settings.weights
     other = None if chosen.against is None else find_checkpoint(Path(chosen.against))
@@ -39,7 +39,7 @@ def run(stored: StoredModel, go_on: GoOn) -> Iterator[Record]:
         counted=len(tensors),
         left_out=list(result.left_out),
     )
-    yield Record(
+    return Record(
         {"weights": [entry]},
         summarise_weights(result),
         result.warnings,

@@ -9,7 +9,21 @@ from pydantic import ValidationError
 from typer.exceptions import TyperException
 
 from vaeaudit import __version__
-from vaeaudit.cli import attack, doctor, latents, margin, mig, noise, weights
+from vaeaudit.cli import (
+    adapters,
+    attack,
+    audit,
+    compare,
+    config,
+    doctor,
+    init,
+    latents,
+    margin,
+    mig,
+    noise,
+    report,
+    weights,
+)
 from vaeaudit.cli.common import complain, mute, speaker
 from vaeaudit.config import told
 from vaeaudit.errors import VaeauditError
@@ -22,6 +36,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("audit")(audit.command)
+app.command("compare")(compare.command)
+app.command("report")(report.command)
 app.command("attack")(attack.command)
 app.command("margin")(margin.command)
 app.command("noise")(noise.command)
@@ -29,6 +46,9 @@ app.command("mig")(mig.command)
 app.command("latents")(latents.command)
 app.command("weights")(weights.command)
 app.command("doctor")(doctor.command)
+app.command("init")(init.command)
+app.command("adapters")(adapters.command)
+app.add_typer(config.app, name="config")
 
 
 def _version(wanted: bool) -> None:

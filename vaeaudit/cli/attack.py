@@ -1,11 +1,11 @@
 """`vaeaudit attack`: how far an input must move to be encoded as another."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from vaeaudit.cli import options
-from vaeaudit.cli.checking import carry_out
+from vaeaudit.cli.checking import Delivery, carry_out
 from vaeaudit.cli.common import SHARED_KEYS, settings_of
 
 _KEYS = SHARED_KEYS | {
@@ -143,9 +143,8 @@ def command(
     batch_size: options.BatchSize = None,
     limit: options.Limit = None,
     out: options.Out = None,
-    output_format: Annotated[
-        Literal["table", "json", "markdown"], typer.Option("--format", help="Form of the result.")
-    ] = "table",
+    resume: options.Resume = False,
+    output_format: options.Format = "table",
     output: options.Output = None,
     config: options.Config = None,
     isolated: options.Isolated = False,
@@ -154,4 +153,4 @@ def command(
 ) -> int:
     """Attack every pair for all lambda, or every item under caps, and report what it took and what it did."""
     resolved = settings_of(context, _KEYS, config, isolated, option)
-    return carry_out(["attack"], resolved, output_format, output, quiet, verbose)
+    return carry_out(["attack"], resolved, resume, Delivery(output_format, output, quiet, verbose))

@@ -1,60 +1,68 @@
-"""Carrying out a check for a command: open, measure, write the report, show the result."""
+"""Carrying out checks for a command: open, measure, write the report, show the result."""
 
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from vaeaudit.cli.common import Reporter, check_output, complain, deliver
-from vaeaudit.config import Resolved
+from vaeaudit.cli.options import Form
+from vaeaudit.config import Resolved, measuring
 from vaeaudit.errors import VaeauditError
 
 if TYPE_CHECKING:
     from vaeaudit.audit import Audit
+    from vaeaudit.report.model import Report
 
-Form = Literal["table", "json", "markdown"]
+
+@dataclass(frozen=True)
+class Delivery:
+    """How a command shows its result: in which form, to which file (stdout where None), and what it says besides."""
+
+    form: Form
+    output: str | None
+    quiet: bool
+    verbose: bool
+    exit_zero: bool = False
 
 
-def carry_out(
-    checks: Sequence[str],
-    resolved: Resolved,
-    output_format: Form,
-    output: str | None,
-    quiet: bool,
-    verbose: bool,
-) -> int:
-    """Run ``checks`` with their settings; the report's exit code."""
+def carry_out(checks: Sequence[str], resolved: Resolved, resume: bool, delivery: Delivery) -> int:
+    """Run ``checks`` with their settings and no policy; the report's exit code."""
+    resolved = measuring(resolved, checks)
 
     def work(reporter: Reporter) -> "Audit":
-        from vaeaudit.audit import audit
+        from vaeaudit.audit import audit, journal_of
         from vaeaudit.subject import prepare
 
         subject = prepare(resolved.settings)
         reporter.keeping = True
-        return audit(subject, resolved, sys.argv, checks, reporter.go_on)
+        return audit(subject, resolved, sys.argv, checks, reporter.go_on, journal_of(subject, resume))
 
-    return show("opening the model and the data", work, resolved, output_format, output, quiet, verbose)
+    return show("opening the model and the data", work, resolved, delivery)
 
 
-def show(
-    doing: str,
-    work: Callable[[Reporter], "Audit"],
-    resolved: Resolved,
-    output_format: Form,
-    output: str | None,
-    quiet: bool,
-    verbose: bool,
-) -> int:
+def show(doing: str, work: Callable[[Reporter], "Audit"], resolved: Resolved, delivery: Delivery) -> int:
     """Do the ``work``, write its report and show it; the report's exit code."""
-    from vaeaudit.artifacts import artifacts
-    from vaeaudit.cli.render import report_text, stdout_is_terminal
-    from vaeaudit.report.markdown import render
-    from vaeaudit.report.writer import to_json, write
+    from vaeaudit.cli.forms import text_of
 
     folder = Path(resolved.settings.run.out)
-    reporter = Reporter(quiet)
-    check_output(resolved.settings.run.out, output)
+    report = written(doing, work, folder, delivery)
+    deliver(text_of(report, folder, delivery.form, delivery.output), delivery.output)
+    if report.error is not None:
+        complain(f"error: {report.error}")
+    return 0 if delivery.exit_zero and report.exit_code == 1 else report.exit_code
+
+
+def written(doing: str, work: Callable[[Reporter], "Audit"], folder: Path, delivery: Delivery) -> "Report":
+    """Do the ``work`` and write its report with the files beside it; the report as written."""
+    from vaeaudit.artifacts import artifacts
+    from vaeaudit.journal import Journal
+    from vaeaudit.report.writer import write
+
+    reporter = Reporter(delivery.quiet)
+    check_output(str(folder), delivery.output)
     try:
         with reporter.working(doing):
             done = work(reporter)
@@ -63,14 +71,8 @@ def show(
         if (folder / "report.json").exists():  # whoever reads it next must not take it for this run's
             reporter.say(f"note: {folder / 'report.json'} is of an earlier run")
         raise
-    texts = {
-        "table": lambda: report_text(report, folder, output is None and stdout_is_terminal()),
-        "json": lambda: to_json(report),
-        "markdown": lambda: render(report),
-    }
-    deliver(texts[output_format](), output)
-    if done.fault is not None:
-        if verbose:
-            complain("".join(traceback.format_exception(done.fault)).rstrip())
-        complain(f"error: {report.error}")
-    return report.exit_code
+    if report.status == "complete":
+        Journal.remove(folder)
+    if done.fault is not None and delivery.verbose:
+        complain("".join(traceback.format_exception(done.fault)).rstrip())
+    return report

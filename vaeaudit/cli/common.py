@@ -19,6 +19,7 @@ from vaeaudit.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from vaeaudit.attacks.term import Progress
+    from vaeaudit.report.model import Report
 
 # Parameters that every command on a model has, with the settings that they give.
 SHARED_KEYS = {
@@ -40,6 +41,38 @@ def settings_of(
     context: typer.Context, keys: Mapping[str, str], config: str | None, isolated: bool, options: list[str] | None
 ) -> Resolved:
     """Settings from the command's parameters; ``keys`` tells which parameter is which "section.key"."""
+    given = _given(context, keys, options)
+    if config is not None and isolated:
+        if speaker(["--config"], "", context.get_parameter_source("config")) == "--config":
+            raise ConfigError("--config names a file and --isolated reads none; give one of them")
+        config = None
+    file = Path(config) if config is not None else None if isolated else find_config(Path.cwd())
+    return resolve(given, file)
+
+
+def settings_again(
+    context: typer.Context, keys: Mapping[str, str], options: list[str] | None, path: str
+) -> tuple[Resolved, "Report"]:
+    """The settings of the report at ``path``, under the command's parameters, and that report; no file is read.
+
+    Raises :class:`ConfigError` where the new report would take the place of that one.
+    """
+    from vaeaudit.report.reading import read_report
+
+    report, folder = read_report(path)
+    given: dict[str, tuple[object, str]] = {}
+    for section, values in report.configuration.items():
+        if isinstance(values, dict):
+            given |= {f"{section}.{key}": (value, "--from") for key, value in values.items() if value is not None}
+    del given["run.out"]
+    resolved = resolve(given | _given(context, keys, options), None)
+    if Path(resolved.settings.run.out).resolve() == folder.resolve():
+        raise ConfigError(f"the new report would take the place of {path}; name another folder with --out")
+    return resolved, report
+
+
+def _given(context: typer.Context, keys: Mapping[str, str], options: list[str] | None) -> dict[str, tuple[object, str]]:
+    """What the command's parameters say: "section.key" -> (value, who said it)."""
     given: dict[str, tuple[object, str]] = {}
     for parameter in context.command.params:
         name = parameter.name or ""
@@ -51,12 +84,7 @@ def settings_of(
         given[keys[name]] = (value, speaker(parameter.opts, parameter.envvar, context.get_parameter_source(name)))
     if options:
         given["model.options"] = (dict(_option(text) for text in options), "--option")
-    if config is not None and isolated:
-        if speaker(["--config"], "", context.get_parameter_source("config")) == "--config":
-            raise ConfigError("--config names a file and --isolated reads none; give one of them")
-        config = None
-    file = Path(config) if config is not None else None if isolated else find_config(Path.cwd())
-    return resolve(given, file)
+    return given
 
 
 def speaker(spellings: Sequence[str], variable: object, source: object) -> str:
@@ -173,6 +201,15 @@ def deliver(text: str, output: str | None) -> None:
     except OSError as error:
         mute(sys.stdout)
         raise OutputError(f"stdout cannot be written: {error.strerror}; give --output FILE") from error
+
+
+def append(file: Path, text: str) -> None:
+    """Add to a file that others write as well. Raises :class:`OutputError`."""
+    try:
+        with file.open("a", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise OutputError(f"{file} cannot be written: {error.strerror}; name another place") from error
 
 
 def mute(stream: TextIO) -> None:

@@ -1,11 +1,11 @@
 """`vaeaudit latents`: what the latent code holds, unit by unit."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from vaeaudit.cli import options
-from vaeaudit.cli.checking import carry_out
+from vaeaudit.cli.checking import Delivery, carry_out
 from vaeaudit.cli.common import SHARED_KEYS, settings_of
 
 _KEYS = SHARED_KEYS | {
@@ -59,9 +59,8 @@ def command(
     batch_size: options.BatchSize = None,
     limit: options.Limit = None,
     out: options.Out = None,
-    output_format: Annotated[
-        Literal["table", "json", "markdown"], typer.Option("--format", help="Form of the result.")
-    ] = "table",
+    resume: options.Resume = False,
+    output_format: options.Format = "table",
     output: options.Output = None,
     config: options.Config = None,
     isolated: options.Isolated = False,
@@ -70,4 +69,4 @@ def command(
 ) -> int:
     """Measure ELBO, KL of each unit, active units and how the units depend on each other."""
     resolved = settings_of(context, _KEYS, config, isolated, option)
-    return carry_out(["latents"], resolved, output_format, output, quiet, verbose)
+    return carry_out(["latents"], resolved, resume, Delivery(output_format, output, quiet, verbose))

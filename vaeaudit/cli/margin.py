@@ -1,11 +1,11 @@
 """`vaeaudit margin`: how far an input may move before its reconstruction leaves radius r."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from vaeaudit.cli import options
-from vaeaudit.cli.checking import carry_out
+from vaeaudit.cli.checking import Delivery, carry_out
 from vaeaudit.cli.common import SHARED_KEYS, settings_of
 from vaeaudit.errors import ConfigError
 
@@ -89,9 +89,8 @@ def command(
     batch_size: options.BatchSize = None,
     limit: options.Limit = None,
     out: options.Out = None,
-    output_format: Annotated[
-        Literal["table", "json", "markdown"], typer.Option("--format", help="Form of the result.")
-    ] = "table",
+    resume: options.Resume = False,
+    output_format: options.Format = "table",
     output: options.Output = None,
     config: options.Config = None,
     isolated: options.Isolated = False,
@@ -102,7 +101,7 @@ def command(
     if r:
         context.params["r"] = [_radius(text) for text in r]
     resolved = settings_of(context, _KEYS, config, isolated, option)
-    return carry_out(["margin"], resolved, output_format, output, quiet, verbose)
+    return carry_out(["margin"], resolved, resume, Delivery(output_format, output, quiet, verbose))
 
 
 def _radius(text: str) -> float | str:

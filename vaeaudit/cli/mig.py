@@ -1,11 +1,11 @@
 """`vaeaudit mig`: whether each known factor of the data is held by one unit of the code alone."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from vaeaudit.cli import options
-from vaeaudit.cli.checking import carry_out
+from vaeaudit.cli.checking import Delivery, carry_out
 from vaeaudit.cli.common import SHARED_KEYS, settings_of
 
 _KEYS = SHARED_KEYS | {"out": "run.out", "items": "mig.items"}
@@ -29,9 +29,8 @@ def command(
     batch_size: options.BatchSize = None,
     limit: options.Limit = None,
     out: options.Out = None,
-    output_format: Annotated[
-        Literal["table", "json", "markdown"], typer.Option("--format", help="Form of the result.")
-    ] = "table",
+    resume: options.Resume = False,
+    output_format: options.Format = "table",
     output: options.Output = None,
     config: options.Config = None,
     isolated: options.Isolated = False,
@@ -40,4 +39,4 @@ def command(
 ) -> int:
     """Measure the mutual information gap of the factors that the data name, by both estimators."""
     resolved = settings_of(context, _KEYS, config, isolated, option)
-    return carry_out(["mig"], resolved, output_format, output, quiet, verbose)
+    return carry_out(["mig"], resolved, resume, Delivery(output_format, output, quiet, verbose))

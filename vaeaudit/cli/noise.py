@@ -1,11 +1,11 @@
 """`vaeaudit noise`: how the likelihood of clean inputs falls when the encoder sees them under noise."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from vaeaudit.cli import options
-from vaeaudit.cli.checking import carry_out
+from vaeaudit.cli.checking import Delivery, carry_out
 from vaeaudit.cli.common import SHARED_KEYS, settings_of
 
 _KEYS = SHARED_KEYS | {
@@ -55,9 +55,8 @@ def command(
     batch_size: options.BatchSize = None,
     limit: options.Limit = None,
     out: options.Out = None,
-    output_format: Annotated[
-        Literal["table", "json", "markdown"], typer.Option("--format", help="Form of the result.")
-    ] = "table",
+    resume: options.Resume = False,
+    output_format: options.Format = "table",
     output: options.Output = None,
     config: options.Config = None,
     isolated: options.Isolated = False,
@@ -66,4 +65,4 @@ def command(
 ) -> int:
     """Measure how log p(x|z) of clean inputs falls where the encoder sees them under Gaussian noise."""
     resolved = settings_of(context, _KEYS, config, isolated, option)
-    return carry_out(["noise"], resolved, output_format, output, quiet, verbose)
+    return carry_out(["noise"], resolved, resume, Delivery(output_format, output, quiet, verbose))

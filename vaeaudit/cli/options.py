@@ -1,6 +1,6 @@
 """Options that several commands share; those with a value may come as VAEAUDIT_<NAME> from the environment."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -73,6 +73,15 @@ Limit = Annotated[
 Out = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="Folder of the report. [default: vaeaudit-report]", envvar="VAEAUDIT_OUT"),
+]
+Form = Literal["table", "json", "markdown", "junit", "github"]
+Format = Annotated[Form, typer.Option("--format", help="Form of the result.")]
+CompareFormat = Annotated[Literal["table", "json", "markdown"], typer.Option("--format", help="Form of the result.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Take what an audit that was ended, of the same things, had finished.")
+]
+ExitZero = Annotated[
+    bool, typer.Option("--exit-zero", help="End with 0 where a check failed or regressed; nothing else is changed.")
 ]
 Output = Annotated[
     str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the result there instead of to stdout.")

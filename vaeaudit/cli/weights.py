@@ -1,13 +1,14 @@
 """`vaeaudit weights`: how large the weights of encoder and decoder are."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vaeaudit.cli import options
-from vaeaudit.cli.checking import show
+from vaeaudit.cli.checking import Delivery, show
 from vaeaudit.cli.common import Reporter, settings_of
+from vaeaudit.config import measuring
 from vaeaudit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,9 +58,7 @@ def command(
     ] = None,
     adapter: options.Adapter = None,
     out: options.Out = None,
-    output_format: Annotated[
-        Literal["table", "json", "markdown"], typer.Option("--format", help="Form of the result.")
-    ] = "table",
+    output_format: options.Format = "table",
     output: options.Output = None,
     config: options.Config = None,
     isolated: options.Isolated = False,
@@ -68,7 +67,7 @@ def command(
 ) -> int:
     """Measure the L2 norms of encoder and decoder, from the file alone: no data, and the model is not run."""
     context.params["part"] = _parts(part) if part else None
-    resolved = settings_of(context, _KEYS, config, isolated, None)
+    resolved = measuring(settings_of(context, _KEYS, config, isolated, None), ["weights"])
 
     def work(reporter: Reporter) -> "Audit":
         from vaeaudit.audit import weigh
@@ -78,7 +77,8 @@ def command(
         reporter.keeping = True
         return weigh(stored, resolved, sys.argv, reporter.go_on)
 
-    return show("reading the weights", work, resolved, output_format, output, quiet, verbose)
+    delivery = Delivery(output_format, output, quiet, verbose)
+    return show("reading the weights", work, resolved, delivery)
 
 
 def _parts(texts: list[str]) -> dict[str, list[str]]:

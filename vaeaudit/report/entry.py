@@ -22,3 +22,14 @@ class MetricEntry(Entry):
     unit: str
     direction: str = Field(description="Which way is more robust: higher, lower or none.")
     estimator: str
+    doubt: str | None = Field(None, description="Why this figure supports no verdict; null where it does.")
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is estimated, so that the figure needs no interval."""
+        return "exact, so that it has no interval" in self.estimator
+
+    @property
+    def keeps_infinite(self) -> bool:
+        """Whether infinite values keep their place in the order, so that the figure counts them."""
+        return "order-statistic interval" in self.estimator

@@ -1,64 +1,53 @@
 """report.md: the verdict first, then tables and figures, readable by someone who never saw the tool."""
 
-import shlex
 from collections.abc import Mapping
 
 from tabulate import tabulate
 
+from vaeaudit.report.comparison import ComparisonEntry
 from vaeaudit.report.model import PlausibilityEntry, Report
 from vaeaudit.report.section import Section, Table
 from vaeaudit.report.tables import finding_table, metric_table
-
-_VERDICTS = {
-    "ungated": "Ungated: measured, with no policy to pass or fail.",
-    "inconclusive": "Inconclusive: the figures below support no verdict.",
-    "error": "Error: the audit could not complete.",
-}
-
-_METRIC_NOTES = (
-    "One value a pair or item. Medians and quartiles are order statistics; a small sample gives them no interval."
-)
+from vaeaudit.report.wording import METRIC_NOTES, VERDICTS, Fact, asides, meanings, provenance
 
 
 def render(report: Report) -> str:
     """The report as GitHub-flavoured Markdown; figures are links to the files beside it."""
     parts = [
         f"# Audit of `{report.model.file.path}`",
-        f"**{_VERDICTS[report.verdict]}**" + (f" {report.error}." if report.error else ""),
-        "\n".join(f"- {line}" for line in _asides(report)),
-        *(part for section in report.sections for part in _section(report, section)),
+        f"**{VERDICTS[report.verdict]}**" + (f" {report.error}." if report.error else ""),
+        "\n".join(f"- {line}" for line in asides(report)),
+        *(part for section in report.sections for part in _section(section, report.files)),
         "## Metrics" if report.metrics else "",
         _table(metric_table(report.metrics)) if report.metrics else "",
-        _METRIC_NOTES if report.metrics and report.data else "",
-        _meanings(report),
+        METRIC_NOTES if report.metrics and report.data else "",
+        _list(meanings(report)),
         *_plausibility(report.plausibility),
         "## What was audited",
-        _table((["", ""], _provenance(report))),
+        _table((["", ""], [_fact(fact) for fact in provenance(report)])),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _asides(report: Report) -> list[str]:
-    return [
-        *(f"Partial: {reason}." for reason in report.partial),
-        *(f"Skipped {name}: {reason}." for name, reason in report.skipped.items()),
-        *(f"Warning: {warning}." for warning in report.warnings),
+def render_comparison(compared: ComparisonEntry) -> str:
+    """A comparison of two reports as GitHub-flavoured Markdown."""
+    section = compared.section()
+    verdict = {"passed": "Passed: nothing regressed.", "failed": "Failed: the later audit is worse."}
+    parts = [
+        f"# {section.heading}",
+        f"**{verdict.get(compared.verdict, 'Inconclusive: there is no ground for a verdict.')}**",
+        "\n".join(f"- Warning: {warning}." for warning in compared.warnings),
+        *_section(section, {})[1:],
     ]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _meanings(report: Report) -> str:
-    """What the metrics of this report mean, a line each."""
-    names = [f".{name}." for name in report.metrics]
-    meanings = {part: meaning for section in report.sections for part, meaning in section.meanings.items()}
-    return _list({part: meaning for part, meaning in meanings.items() if any(f".{part}." in name for name in names)})
-
-
-def _section(report: Report, section: Section) -> list[str]:
+def _section(section: Section, files: Mapping[str, str]) -> list[str]:
     parts = [f"## {section.heading}", section.asked]
     for place, shown in enumerate(section.tables):
         parts += [shown.caption if place else "", _table(shown.table), _list(shown.legend)]
     parts += section.remarks
-    figures = ((report.files.get(purpose), told) for purpose, told in section.figures.items())
+    figures = ((files.get(purpose), told) for purpose, told in section.figures.items())
     return parts + [f"![{told}]({name})" for name, told in figures if name]
 
 
@@ -77,31 +66,8 @@ def _list(meanings: Mapping[str, str]) -> str:
     return "\n".join(f"- **{name}**: {meaning}" for name, meaning in meanings.items())
 
 
-def _provenance(report: Report) -> list[list[str]]:
-    model, data, environment = report.model, report.data, report.environment
-    rows = [["model", f"`{model.file.path}`"], ["model SHA-256", f"`{model.file.sha256}`"]]
-    if model.adapter is not None:
-        rows.append(["adapter", f"{model.adapter.name} ({model.adapter.source})"])
-    if model.likelihood is not None:
-        rows.append(["likelihood", model.likelihood])
-    if data is not None:
-        rows += [
-            ["data", f"`{data.source}`, {data.n} items"],
-            ["data SHA-256", f"`{data.sha256}`"],
-            ["stored as", data.stored],
-            *([["left out of the data", "; ".join(data.skipped)]] if data.skipped else []),
-            ["range", f"[{data.range[0]:g}, {data.range[1]:g}]" if data.range else "none"],
-        ]
-    return [
-        *rows,
-        ["seed", str(environment.seed)],
-        ["ran on", f"{environment.device}, threads: {environment.threads}, {environment.dtype}"],
-        ["with", f"{report.tool}, torch {environment.torch}, Python {environment.python}"],
-        ["at", report.created],
-        ["took", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.timings.items())],
-        ["command", f"`{shlex.join(report.argv)}`"],
-        ["configuration SHA-256", f"`{report.configuration_sha256}`"],
-    ]
+def _fact(fact: Fact) -> list[str]:
+    return [fact.name, ("" if fact.exact is None else f"`{fact.exact}`") + fact.words]
 
 
 def _table(table: Table) -> str:

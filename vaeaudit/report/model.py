@@ -6,7 +6,9 @@
 from pydantic import Field, JsonValue
 
 from vaeaudit.report.attack import AttackEntry, CappedEntry
-from vaeaudit.report.entry import Entry, MetricEntry
+from vaeaudit.report.comparison import ComparisonEntry
+from vaeaudit.report.entry import Entry, MetricEntry, Number
+from vaeaudit.report.gates import CheckEntry, gates_section
 from vaeaudit.report.latents import LatentsEntry
 from vaeaudit.report.margin import MarginEntry
 from vaeaudit.report.mig import MigEntry
@@ -14,7 +16,7 @@ from vaeaudit.report.noise import NoiseEntry
 from vaeaudit.report.section import Section
 from vaeaudit.report.weights import WeightsEntry
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 
 class FileHash(Entry):
@@ -86,6 +88,28 @@ class PlausibilityEntry(Entry):
     losses: dict[str, MetricEntry]
 
 
+class ReproductionEntry(Entry):
+    """Whether doing an audit again gave the same figures."""
+
+    report: str = Field(description="The report whose audit was done again.")
+    figures: int
+    differing: dict[str, Number] = Field(
+        description="Figures that are not the same to the bit, with their relative difference; null: one is missing."
+    )
+    tolerance: float
+    agree: bool = Field(description="Whether no figure differs by more than the tolerance.")
+
+    def summary(self) -> str:
+        """Whether the figures agree, in one sentence without a full stop."""
+        if not self.differing:
+            return f"all {self.figures} figures agree with {self.report} to the bit"
+        worst = max(self.differing, key=lambda name: self.differing[name] or float("inf"))
+        gap = self.differing[worst]
+        told = f"{len(self.differing)} of {self.figures} figures differ from {self.report}"
+        most = f"{worst} is only in one of the two" if gap is None else f"{worst} most, by {gap:.2g} relative"
+        return f"{told}, {most}" + (f", within {self.tolerance:g}" if self.agree else "")
+
+
 class Report(Entry):
     """An audit."""
 
@@ -108,23 +132,36 @@ class Report(Entry):
     noise: list[NoiseEntry] = Field([])
     weights: list[WeightsEntry] = Field([])
     metrics: dict[str, MetricEntry]
-    checks: list[JsonValue] = Field(description="Thresholds with their outcome; none can be set yet.")
-    baseline: None = Field(description="The report compared with; none can be set yet.")
+    checks: list[CheckEntry] = Field(description="Thresholds with their outcome; empty where no policy was asked.")
+    baseline: ComparisonEntry | None = Field(description="This audit against an earlier one; null without any.")
+    reproduced: ReproductionEntry | None = Field(None, description="Whether an earlier report was found again.")
     partial: list[str] = Field(description="Why the report covers less than it could; empty when it does not.")
     skipped: dict[str, str]
     warnings: list[str]
     status: str = Field(description="complete, interrupted or error")
     error: str | None
-    verdict: str = Field(description="ungated, inconclusive or error; passed and failed need a policy")
+    verdict: str = Field(description="passed, failed, inconclusive, error, or ungated: no policy decided")
     exit_code: int
     timings: dict[str, float]
     files: dict[str, str] = Field(description="What lies beside report.json: purpose -> name.")
+    files_sha256: dict[str, str] = Field({}, description="Hashes of those files, but for report.md.")
 
     @property
-    def sections(self) -> list[Section]:
+    def policy_sections(self) -> list[Section]:
+        """What decided the verdict, in order; empty without a policy."""
+        thresholds = [gates_section(self.checks)] if self.checks else []
+        return thresholds + ([self.baseline.section()] if self.baseline is not None else [])
+
+    @property
+    def check_sections(self) -> list[Section]:
         """What every check shows, in order."""
         every = (self.attacks, self.capped, self.margins, self.noise, self.latents, self.migs, self.weights)
         return [entry.section() for entries in every for entry in entries]
+
+    @property
+    def sections(self) -> list[Section]:
+        """What the policy and every check show, in order."""
+        return [*self.policy_sections, *self.check_sections]
 
 
 def json_schema() -> dict[str, JsonValue]:

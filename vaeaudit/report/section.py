@@ -45,7 +45,7 @@ def interval(metric: MetricEntry, digits: int = 4) -> str:
     if metric.value is None:
         return "n/a"
     if metric.ci is None:
-        return "exact" if "exact, so that it has no interval" in metric.estimator else "n too small"
+        return "exact" if metric.exact else "n too small"
     return "[{}, {}]".format(*(number(end, digits) for end in metric.ci))
 
 

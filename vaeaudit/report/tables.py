@@ -26,3 +26,23 @@ def metric_table(metrics: dict[str, MetricEntry], digits: int = 4) -> Table:
 def finding_table(plausibility: PlausibilityEntry) -> Table:
     """One row a finding."""
     return ["question", "answer", "seen"], [[f.name, f.verdict, f.message] for f in plausibility.findings]
+
+
+def marked_metrics(metrics: dict[str, MetricEntry], digits: int = 4) -> Table:
+    """:func:`metric_table` with a mark at the name of every figure that supports no verdict."""
+    headers, rows = metric_table(metrics, digits)
+    return headers, [
+        [row[0] + (" !" if metric.doubt else ""), *row[1:]] for row, metric in zip(rows, metrics.values(), strict=True)
+    ]
+
+
+def doubts(metrics: dict[str, MetricEntry]) -> list[str]:
+    """What the marks of :func:`marked_metrics` mean, a sentence for each reason, with the number of its figures."""
+    reasons: dict[str, int] = {}
+    for metric in metrics.values():
+        if metric.doubt:
+            reasons[metric.doubt] = reasons.get(metric.doubt, 0) + 1
+    return [
+        f"{n} figure{'' if n == 1 else 's'} marked ! support{'s' if n == 1 else ''} no verdict: {reason}."
+        for reason, n in reasons.items()
+    ]

@@ -1,5 +1,6 @@
 """Putting an audit on disk: every file whole or not at all, report.json last."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -35,7 +36,8 @@ def write(report: Report, files: Mapping[str, tuple[str, bytes]], folder: Path) 
     Raises :class:`OutputError` if the disk refuses; no file is left half-written.
     """
     named = {purpose: name for purpose, (name, _) in files.items()} | {"markdown": "report.md"}
-    report = report.model_copy(update={"files": named})
+    hashes = {purpose: hashlib.sha256(content).hexdigest() for purpose, (_, content) in files.items()}
+    report = report.model_copy(update={"files": named, "files_sha256": hashes})
     for name, content in files.values():
         write_file(folder / name, content)
     write_file(folder / "report.md", render(report).encode(errors="backslashreplace"))

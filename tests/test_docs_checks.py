@@ -1,0 +1,347 @@
+"""What the pages on the checks, on adapters and on security say is so."""
+
+import contextlib
+import io
+import json
+import re
+import shlex
+import socket
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vaeaudit import DiagonalGaussian, GaussianChain, GaussianLikelihood, stats
+from vaeaudit.attacks.signs import Sign
+from vaeaudit.checks.attack import MODES, attack
+from vaeaudit.checks.capped import CAPPED_MODES, capped_attack
+from vaeaudit.checks.classifier import Judge, LogisticRegression
+from vaeaudit.checks.latents import latents
+from vaeaudit.checks.margin import margin
+from vaeaudit.checks.mig import mig
+from vaeaudit.checks.noise import noise
+from vaeaudit.checks.success import ClassSuccess, FactorSuccess, summarise_classes, summarise_factor
+from vaeaudit.checks.summary import summarise, summarise_capped, summarise_likeness
+from vaeaudit.checks.summary_latents import summarise_latents
+from vaeaudit.checks.summary_margin import summarise_margin
+from vaeaudit.checks.summary_mig import summarise_mig
+from vaeaudit.checks.summary_noise import summarise_noise
+from vaeaudit.checks.summary_weights import summarise_weights
+from vaeaudit.checks.weights import assign, weights
+from vaeaudit.registry import GROUP
+from vaeaudit.report import attack as attack_report
+from vaeaudit.report import latents as latents_report
+from vaeaudit.report.margin import MARGIN_LEGEND
+from vaeaudit.report.mig import MIG_LEGEND
+from vaeaudit.report.noise import NOISE_LEGEND
+from vaeaudit.stats import Measurement
+from vaeaudit.vae import VAE
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+CHECKS = ("attack", "margin", "noise", "weights", "latents", "mig")
+PAGES = [*(DOCS / "checks" / f"{check}.md" for check in CHECKS), DOCS / "adapters.md", DOCS / "security.md"]
+HEADINGS = [
+    "What it asks",
+    "The formula",
+    "How to read the table and the figure",
+    "Metrics",
+    "Settings",
+    "What it cannot tell",
+    "Try it",
+]
+GENERATED = ("configuration.md", "reports.md", "gate.md")  # pages that need not be there for a link to be right
+LEGENDS: dict[str, list[str]] = {
+    "attack": [*attack_report.LEGEND, *attack_report.CAPPED_LEGEND],
+    "margin": [*MARGIN_LEGEND],
+    "noise": [*NOISE_LEGEND],
+    "latents": [
+        *latents_report.EVIDENCE_LEGEND,
+        *latents_report.APART_LEGEND,
+        *latents_report.UNITS_LEGEND,
+        *latents_report.ACTIVE_LEGEND,
+    ],
+    "mig": [*MIG_LEGEND],
+}
+NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
+# What the braces of a metric's name stand for; those with commas are alternatives.
+BRACES = {
+    "mode": "|".join(map(re.escape, (*MODES, *CAPPED_MODES))),
+    "norm": "l2|linf",
+    "estimator": "chen|hist20",
+    "factor": ".+",
+    "i": r"\d+",
+    "j": r"\d+",
+    **dict.fromkeys(("r", "cap", "sigma"), NUMBER),
+}
+Metrics = Mapping[str, Measurement]
+Command = Callable[..., Any]  # its exit code, stdout and stderr: code, out, err
+
+
+def page(check: str) -> str:
+    return (DOCS / "checks" / f"{check}.md").read_text(encoding="utf-8")
+
+
+def section(text: str, heading: str) -> str:
+    return text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def rows(text: str) -> list[list[str]]:
+    """The rows of the tables in ``text``, without their headers."""
+    split = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+    rules = [place for place, cells in enumerate(split) if set("".join(cells)) <= {"-", ":"}]
+    return [cells for place, cells in enumerate(split) if place not in rules and place + 1 not in rules]
+
+
+def pattern(name: str) -> str:
+    """`margin.r{r}.{certified,empirical}.median` as a regular expression."""
+    parts = re.split(r"\{(.*?)\}", name)
+    braces = [BRACES.get(part) or "|".join(map(re.escape, part.split(","))) for part in parts[1::2]]
+    return "".join(
+        re.escape(plain) + (f"(?:{brace})" if brace else "")
+        for plain, brace in zip(parts[::2], [*braces, ""], strict=True)
+    )
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_every_page_of_a_check_has_the_same_headings(check: str) -> None:
+    assert re.findall(r"^## (.*)$", page(check), re.MULTILINE) == HEADINGS
+    assert f"](../configuration.md#{check})" in section(page(check), "Settings")
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.stem)
+def test_relative_links_lead_somewhere(file: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", file.read_text(encoding="utf-8")):
+        place = (file.parent / target).resolve()
+        assert place.exists() or (place.parent == DOCS and place.name in GENERATED), target
+
+
+class Stacked:
+    """Two stochastic layers of two units each, whose second looks at the first; inputs of two numbers."""
+
+    input_shape, range = (2,), None
+
+    @property
+    def prior(self) -> DiagonalGaussian:
+        return DiagonalGaussian.standard((4,), like=torch.zeros(1))
+
+    def encode(self, x: Tensor) -> GaussianChain:
+        return GaussianChain(DiagonalGaussian(x, 0 * x - 1), (lambda z: DiagonalGaussian(z / 2, 0 * z - 1),))
+
+    def decode(self, z: Tensor) -> GaussianLikelihood:
+        return GaussianLikelihood(z[:, :2], torch.zeros(()))
+
+    def conditional_priors(self, z: Tensor) -> tuple[DiagonalGaussian, ...]:
+        return DiagonalGaussian(z[:, 2:], 0 * z[:, 2:]), DiagonalGaussian.standard((2,), like=z)
+
+
+def of_success() -> Metrics:
+    """The metrics of attacks whose pairs were chosen by label, or by one factor."""
+    zero, one = torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.long)
+    hits = torch.tensor([True, False, True, True])
+    classifier = LogisticRegression(torch.zeros(1, 2), torch.zeros(2), torch.arange(2))
+    accuracy = stats.proportion(99, 100, unit="share", direction="none")
+    by_label = ClassSuccess(source=zero, target=one, clean=zero, adversarial=one)
+    by_factor = FactorSuccess(hits, torch.rand(4), zero, ~hits, hits)
+    return {
+        **summarise_classes(by_label, Judge(classifier, accuracy, 0.5, ""), prefix="attack.latent"),
+        **summarise_factor(by_factor, prefix="attack.output"),
+    }
+
+
+@pytest.fixture(scope="module")
+def measured(small_vae: Any, bundled_model: Any, bundled_images: Tensor) -> dict[str, list[Metrics]]:
+    """The metrics of every check on a few items, those of one run together."""
+    generator = torch.Generator().manual_seed(0)
+    vae, other = small_vae(), small_vae(seed=6)
+    x = torch.rand(24, 2, 3, generator=generator, dtype=torch.float64)
+    short = {"lambdas": 3, "max_evaluations": 40}
+    seen = capped_attack(bundled_model, bundled_images[:2], "untargeted", caps=[0.1], norm="linf", max_evaluations=20)
+    return {
+        "attack": [
+            summarise(attack(vae, x[:3], x[3:6], "latent", **short)),
+            summarise(attack(vae, x[:3], x[3:6], "latent", similarity="mean", **short)),
+            summarise(attack(vae, x[:3], x[3:6], "output", **short)),
+            summarise_capped(capped_attack(vae, x[:3], "latent-side", caps=[0.25, 1], max_evaluations=30)),
+            summarise_capped(seen) | summarise_likeness(seen, (0.0, 1.0)),
+            of_success(),
+        ],
+        "margin": [summarise_margin(margin(vae, x[:2], [0.75], draws=100))],
+        "noise": [summarise_noise(noise(vae, x, [0.1, 1], draws=2))],
+        "weights": [summarise_weights(weights(vae.state_dict(), against=other.state_dict()))],
+        "latents": [
+            summarise_latents(latents(vae, x)),
+            summarise_latents(latents(Stacked(), torch.randn(20, 2, generator=generator), draws=2)),
+        ],
+        "mig": [summarise_mig(mig(vae, x, np.arange(24)[:, None] // np.array([12, 8]), names=["half", "third"]))],
+    }
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_metrics_of_a_page_are_those_that_its_check_gives(measured: dict[str, list[Metrics]], check: str) -> None:
+    told = [[row[0].strip("`"), *row[1:]] for row in rows(section(page(check), "Metrics"))]
+    left = {name for name, *_ in told}
+    for metrics in measured[check]:
+        for name, metric in metrics.items():
+            fitting = [row for row in told if re.fullmatch(pattern(row[0]), name)]
+            assert len(fitting) == 1, f"{name} is told by {fitting or 'no row'}"
+            ((told_as, unit, robust, *_),) = fitting
+            assert metric.unit in unit, name
+            assert robust == {"none": "neither"}.get(metric.direction, metric.direction), name
+            left.discard(told_as)
+    assert not left, "these are metrics of no check"
+
+
+@pytest.mark.parametrize("check", LEGENDS)
+def test_a_page_explains_every_column_of_its_tables(check: str) -> None:
+    told = section(page(check), "How to read the table and the figure")
+    assert [name for name in LEGENDS[check] if f"`{name}`" not in told] == []
+
+
+def test_the_page_on_attacks_tells_every_failure_sign_with_its_limit() -> None:
+    told = {row[0]: row[2] for row in rows(section(page("attack"), "How to read the table and the figure"))}
+    assert told == {str(sign): f"{sign.limit:g}" for sign in Sign}
+
+
+def test_the_page_on_attacks_tells_every_mode() -> None:
+    told = [row[0].strip("`") for row in rows(section(page("attack"), "The formula"))]
+    assert told == [*MODES, *CAPPED_MODES]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_what_a_page_gives_to_try_can_be_tried(command: Command, check: str) -> None:
+    (block,) = blocks(section(page(check), "Try it"), "sh")
+    (line,) = block.splitlines()
+    program, name, *arguments = shlex.split(line)
+    assert (program, name) == ("vaeaudit", check)
+    offered = command(check, "--help").out
+    for argument in arguments:
+        if argument.startswith("--"):
+            assert re.search(rf"(?<![\w-]){argument}(?![\w-])", offered), argument
+        elif "/" in argument:
+            assert (ROOT / argument).is_file(), argument
+
+
+def test_the_page_on_weights_explains_what_its_own_example_shows(command: Command, tmp_path: Path) -> None:
+    (line,) = blocks(section(page("weights"), "Try it"), "sh")
+    _, *arguments = shlex.split(line)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    done = command(*arguments, "--format", "markdown")
+    assert done.code == 0
+    told = section(page("weights"), "How to read the table and the figure")
+    columns, _, metrics = done.out.partition("## Metrics")
+    for name in re.findall(r"^- \*\*(.*?)\*\*: ", columns, re.MULTILINE):
+        assert f"`{name}`" in told
+    for figure in re.findall(r"\]\((.*\.png)\)", done.out):
+        assert f"`{figure}`" in told
+    assert "weights.encoder.l2.change" in metrics
+
+
+ADAPTERS = (DOCS / "adapters.md").read_text(encoding="utf-8")
+ADAPTER, TRAIN, WEIGHT_PARTS, WITH_OPTION = blocks(ADAPTERS, "python")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder in which the training script of the page on adapters ran, and what it printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "my_adapter.py").write_text(ADAPTER, encoding="utf-8")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        torch.random.fork_rng(),
+        contextlib.redirect_stdout(io.StringIO()) as out,
+    ):
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        exec(compile(TRAIN, "train.py", "exec"), {"__name__": "__main__"})
+    sys.modules.pop("my_adapter", None)
+    return folder, out.getvalue()
+
+
+@pytest.fixture
+def printed(trained: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What that script printed, with the files that it wrote in the working directory."""
+    folder, out = trained
+    monkeypatch.setattr(sys, "path", [*sys.path])  # on which an adapter puts its folder
+    for name in ("my_adapter.py", "vae.safetensors", "val.npz"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    return out
+
+
+def test_the_adapter_of_the_page_has_at_most_twenty_lines() -> None:
+    assert len([line for line in ADAPTER.splitlines() if line.strip()]) <= 20
+
+
+def test_the_adapter_of_the_page_opens_the_model_of_the_page(command: Command, printed: str) -> None:
+    lines = [line for block in blocks(ADAPTERS, "sh") for line in block.splitlines()]
+    assert lines[0] == "python train.py"
+    program, *arguments = shlex.split(lines[1])
+    assert program == "vaeaudit" and arguments[0] == "doctor"
+    assert command(*arguments).code == 0
+    losses = json.loads(command(*arguments, "--format", "json").out)["plausibility"]["losses"]
+    told = re.fullmatch(r"reconstruction (.*), KL (.*)\n", printed)
+    assert told is not None
+    # The page promises the same numbers, which are printed to four digits and summed in another order.
+    for name, value in zip(("reconstruction", "kl"), told.groups(), strict=True):
+        assert losses[name]["value"] == pytest.approx(float(value), abs=2e-4)
+
+
+def test_the_option_of_the_page_is_taken_from_the_file_and_from_the_user(
+    command: Command, printed: str, tmp_path: Path
+) -> None:
+    assert printed
+    (tmp_path / "my_adapter.py").write_text(f"{ADAPTER}\n\n{WITH_OPTION}", encoding="utf-8")
+    doctor = ("doctor", "vae.safetensors", "--adapter", "my_adapter.py:open", "--data", "val.npz", "--format", "json")
+    done = command(*doctor)
+    assert (done.code, json.loads(done.out)["model"]["options"]) == (0, {"activation": "relu"})
+    given = command(*doctor, "--option", "activation=tanh")
+    assert json.loads(given.out)["model"]["options"] == {"activation": "tanh"}
+    assert given.code == 5  # another function than the one that was trained
+    for wrong in ("activation=gelu", "layers=3"):
+        refused = command(*doctor, "--option", wrong)
+        assert refused.code == 2
+        assert "my_adapter takes an activation, relu or tanh" in refused.err
+
+
+def test_the_other_examples_of_the_page_on_adapters_mean_what_it_says() -> None:
+    namespace: dict[str, Any] = {}
+    exec(WEIGHT_PARTS, namespace)
+    names = {"enc.0.weight": "encoder", "dec.0.weight": "decoder", "discriminator.weight": "neither"}
+    assert assign(names, namespace["WEIGHT_PARTS"]) == names
+    (entry,) = blocks(ADAPTERS, "toml")
+    assert tomllib.loads(entry)["project"]["entry-points"].keys() == {GROUP}
+    told = {re.match(r"`(\w+)", row[0])[1] for row in rows(section(ADAPTERS, "What the contract asks"))}  # type: ignore[index]
+    assert told == {name for name in vars(VAE) if not name.startswith("_")}
+
+
+def test_a_file_names_no_code_of_its_own_as_the_page_on_security_says(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "planted.py").write_text("raise SystemExit('this was run')\n", encoding="utf-8")
+    for named in ("planted.py:open", "planted:open"):
+        save_file({"decoder.0.weight": torch.ones(2, 2)}, tmp_path / "a.safetensors", {"vaeaudit.adapter": named})
+        done = command("doctor", "a.safetensors", "--data", ROOT / "examples" / "shapes.npz")
+        assert done.code == 2
+        assert f"names the adapter '{named}', which is not installed" in done.err
+
+
+def test_doctor_writes_nothing_and_opens_no_connection_as_the_page_on_security_says(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "socket", None)  # whoever opened one would fail
+    examples = ROOT / "examples"
+    assert command("doctor", examples / "shapes-beta1.safetensors", "--data", examples / "shapes.npz").code == 0
+    assert [*tmp_path.iterdir()] == []

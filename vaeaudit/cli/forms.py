@@ -1,0 +1,71 @@
+"""A report as text, in every form that a command offers."""
+
+import os
+from pathlib import Path
+
+from vaeaudit.cli.common import append
+from vaeaudit.report.comparison import ComparisonEntry
+from vaeaudit.report.model import Report
+
+
+def text_of(report: Report, folder: Path, form: str, output: str | None) -> str:
+    """The report, which lies in ``folder``, in a form, as it goes to the file ``output`` or to stdout (None).
+
+    On GitHub the summary of "github" goes to the job's summary page, and only the annotations are left to show.
+    Each form loads what it needs and no other.
+    """
+    match form:
+        case "json":
+            from vaeaudit.report.writer import to_json
+
+            return to_json(report)
+        case "markdown":
+            from vaeaudit.report import markdown
+
+            return markdown.render(report)
+        case "junit":
+            from vaeaudit.report import junit
+
+            return junit.render(report)
+        case "card":
+            from vaeaudit.report import card
+
+            return card.render(report)
+        case "html":
+            from vaeaudit.report import html
+            from vaeaudit.report.reading import figures_of
+
+            return html.render(report, figures_of(report, folder))
+        case "github":
+            return _github(report)
+        case _:
+            from vaeaudit.cli.render import report_text, stdout_is_terminal
+
+            return report_text(report, folder, output is None and stdout_is_terminal())
+
+
+def _github(report: Report) -> str:
+    from vaeaudit.report import github
+
+    page = os.environ.get("GITHUB_STEP_SUMMARY")
+    if page:
+        append(Path(page), github.summary(report))
+        return github.annotations(report)
+    return github.annotations(report) + github.summary(report)
+
+
+def comparison_text(compared: ComparisonEntry, form: str, output: str | None) -> str:
+    """A comparison of two reports in a form, as it goes to the file ``output`` or to stdout (None)."""
+    match form:
+        case "json":
+            from vaeaudit.report.writer import dumps
+
+            return dumps(compared.model_dump(mode="json"))
+        case "markdown":
+            from vaeaudit.report import markdown
+
+            return markdown.render_comparison(compared)
+        case _:
+            from vaeaudit.cli.render import comparison_lines, stdout_is_terminal
+
+            return comparison_lines(compared, output is None and stdout_is_terminal())

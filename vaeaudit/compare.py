@@ -1,0 +1,256 @@
+"""Two audits of the same items: which figures are worse in the later one, beyond chance and beyond what is allowed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vaeaudit.errors import IncomparableError
+from vaeaudit.paired import Difference, difference, holm, least_p
+from vaeaudit.report.comparison import ComparisonEntry, DifferenceEntry, Result, SideEntry
+from vaeaudit.report.entry import MetricEntry
+from vaeaudit.report.model import Report
+from vaeaudit.report.reading import SchemaError, read_report
+from vaeaudit.samples import read_samples
+from vaeaudit.stats import Sample
+
+# First-order estimates are no bounds, and quartiles repeat what medians say: neither regresses unless it is named.
+_ESTIMATES = ("frobenius", "spectral", "whitened")
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """An audit with the samples behind its figures, and where its report was read (None for one under way)."""
+
+    report: Report
+    samples: Mapping[str, Sample]
+    path: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """A metric in both audits; ``why`` tells why it has no ``found``, if it has none."""
+
+    name: str
+    old: MetricEntry | None
+    new: MetricEntry | None
+    found: Difference | None
+    why: str | None
+
+
+def side_of(path: str) -> Side:
+    """A report on disk, or the folder of one, with the samples beside it.
+
+    Raises:
+        ReportError: no report, or a damaged one.
+        SamplesError: the samples are not beside it, or not those of the report.
+        IncomparableError: one of another major schema.
+    """
+    try:
+        report, folder = read_report(path)
+    except SchemaError as error:
+        raise IncomparableError(f"{error}, so that it cannot be compared") from error
+    return Side(report, read_samples(report, folder), path)
+
+
+def compare(
+    old: Side, new: Side, *, min_effect: Mapping[str, float] | None = None, level: float = 0.95
+) -> ComparisonEntry:
+    """Compare two audits metric by metric, paired by item.
+
+    The metrics that may regress are those that ``min_effect`` names, with the difference that a regression must exceed;
+    without any, all medians of which one way is more robust, but for first-order estimates. A metric regressed where
+    its change for the worse is significant by Wilcoxon's signed-rank test at 1 - ``level``, Holm-adjusted over those
+    metrics, its BCa interval leaves out 0, and it exceeds ``min_effect``. Two audits of different data, seeds or
+    definitions are refused: the comparison says why, and its verdict is inconclusive.
+    """
+    allowed = dict(min_effect or {})
+    refused = list(_obstacles(old.report, new.report))
+    tested: list[DifferenceEntry] = []
+    others: list[DifferenceEntry] = []
+    if not refused:
+        there = {**old.report.metrics, **new.report.metrics}
+        family = list(allowed) or [name for name, metric in there.items() if _may_regress(name, metric)]
+        tested = _tested([_paired(name, old, new, level) for name in family], allowed, level)
+        rest = [name for name in old.report.metrics if name in new.report.metrics and name not in family]
+        others = [_entry(_paired(name, old, new, level), "not tested") for name in rest]
+        if not tested:
+            refused = ["they share no figure of which one way is more robust"]
+    outcomes = {one.outcome for one in tested}
+    unknown = bool(refused) or "cannot tell" in outcomes
+    return ComparisonEntry(
+        old=_side(old),
+        new=_side(new),
+        level=level,
+        refused=refused,
+        warnings=list(_cautions(old.report, new.report)),
+        differences=[*tested, *others],
+        verdict="failed" if "regressed" in outcomes else "inconclusive" if unknown else "passed",
+    )
+
+
+def _may_regress(name: str, metric: MetricEntry) -> bool:
+    return metric.direction != "none" and name.endswith(".median") and not any(f".{e}." in name for e in _ESTIMATES)
+
+
+def _obstacles(old: Report, new: Report) -> Iterator[str]:
+    """Why two audits cannot be compared at all."""
+    for which, report in (("earlier", old), ("later", new)):
+        if report.status != "complete":
+            yield f"the {which} audit is not complete (status {report.status})"
+        elif report.plausibility is not None and not report.plausibility.passed:
+            yield f"the {which} audit has no figures, since its model did not pass"
+    if old.data is None or new.data is None:
+        if old.data is not new.data:
+            yield "one of the audits has no data"
+    else:
+        if old.data.sha256 != new.data.sha256:
+            yield f"their data differ ({old.data.source} and {new.data.source} hold different bytes)"
+        elif old.data.n != new.data.n:
+            yield f"one saw {old.data.n} items and the other {new.data.n}"
+        if old.data.range != new.data.range:
+            yield f"the range of their inputs differs ({old.data.range} and {new.data.range})"
+    if old.environment.seed != new.environment.seed:
+        yield f"their seeds differ ({old.environment.seed} and {new.environment.seed})"
+    if old.model.input_shape != new.model.input_shape:
+        yield f"their inputs differ in shape ({old.model.input_shape} and {new.model.input_shape})"
+    if old.model.likelihood != new.model.likelihood:
+        yield f"log p(x|z) is computed differently ({old.model.likelihood} and {new.model.likelihood})"
+
+
+def _cautions(old: Report, new: Report) -> Iterator[str]:
+    """What else differs and may explain a difference of figures."""
+    sides = {
+        "adapters": (old.model.adapter and old.model.adapter.sha256, new.model.adapter and new.model.adapter.sha256),
+        "versions of vaeaudit": (old.tool, new.tool),
+        "versions of torch": (old.environment.torch, new.environment.torch),
+        "devices": (old.environment.device, new.environment.device),
+        "precisions": (old.environment.dtype, new.environment.dtype),
+    }
+    for what, (one, other) in sides.items():
+        if one != other:
+            yield f"their {what} differ ({str(one)[:24]} and {str(other)[:24]}), which may change figures by itself"
+
+
+def _paired(name: str, old: Side, new: Side, level: float) -> _Pair:
+    """One metric of both, with the reason where it cannot be compared."""
+    before, after = old.report.metrics.get(name), new.report.metrics.get(name)
+    found: Difference | None = None
+    why = _unpairable(name, old, new, before, after)
+    if why is None:
+        found = difference(old.samples[name], new.samples[name], level)
+        why = "the figure is not a finite number in both audits" if found is None else None
+    return _Pair(name, before, after, found, why)
+
+
+def _unpairable(name: str, old: Side, new: Side, before: MetricEntry | None, after: MetricEntry | None) -> str | None:
+    if before is None or after is None:
+        which = "either audit" if before is after else "the later audit" if after is None else "the earlier audit"
+        return f"it was not measured in {which}"
+    check = name.partition(".")[0]
+    if old.report.configuration.get(check) != new.report.configuration.get(check):
+        return f"the settings of [{check}] differ{_named(old.report, new.report, check)}"
+    if (before.unit, before.estimator) != (after.unit, after.estimator):
+        return f"it is estimated differently ({before.estimator}; {after.estimator})"
+    if name not in old.samples or name not in new.samples:
+        return "it is no statistic of one value an item, so that nothing can be paired"
+    one, other = old.samples[name].values, new.samples[name].values
+    if one.shape != other.shape:
+        return f"it is of {len(one)} items in one audit and of {len(other)} in the other"
+    return None
+
+
+def _named(old: Report, new: Report, check: str) -> str:
+    """Which keys of a section differ."""
+    one, other = old.configuration.get(check), new.configuration.get(check)
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return ""
+    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    return f" ({', '.join(keys)})"
+
+
+def _tested(pairs: Sequence[_Pair], allowed: Mapping[str, float], level: float) -> list[DifferenceEntry]:
+    """The family of metrics that may regress, judged together."""
+    worse, better = (_adjusted(pairs, worse) for worse in (True, False))
+    found = []
+    for pair in pairs:
+        outcome, why = _judged(pair, worse.get(pair.name), better.get(pair.name), allowed, len(pairs), level)
+        found.append(_entry(pair, outcome, why, allowed.get(pair.name, 0.0), worse.get(pair.name)))
+    return found
+
+
+def _adjusted(pairs: Sequence[_Pair], worse: bool) -> dict[str, float]:
+    """Holm-adjusted p-values of changes for the worse, or for the better, by metric."""
+    p: dict[str, float] = {}
+    for pair in pairs:
+        if pair.found is not None and pair.new is not None:
+            p[pair.name] = pair.found.p_lower if (pair.new.direction == "higher") == worse else pair.found.p_higher
+    # Metrics without an answer count in the family: leaving them out afterwards would make the others' p too small.
+    alone = holm(np.array([*p.values(), *[1.0] * (len(pairs) - len(p))]))
+    return dict(zip(p, alone.tolist(), strict=False))
+
+
+def _judged(
+    pair: _Pair,
+    worse: float | None,
+    better: float | None,
+    allowed: Mapping[str, float],
+    family: int,
+    level: float,
+) -> tuple[Result, str | None]:
+    """What became of one metric of the family, and why where it cannot be told."""
+    if pair.found is None or pair.old is None or pair.new is None or worse is None or better is None:
+        return "cannot tell", pair.why
+    for which, metric in (("earlier", pair.old), ("later", pair.new)):
+        if metric.doubt is not None:
+            return "cannot tell", f"in the {which} audit, {metric.doubt}"
+    if pair.new.direction == "none":
+        return "cannot tell", "neither way is more robust, so that it cannot regress; set a threshold instead"
+    found, alpha = pair.found, 1 - level
+    if found.ci == (0.0, 0.0):
+        return "no difference shown", None
+    if least_p(found.n) * family > alpha:
+        return "cannot tell", (
+            f"{found.n} items cannot show a change among {family} metrics, whatever it is; take more items, or name "
+            "the metrics that count under min_effect"
+        )
+    if found.ci is None:
+        return "cannot tell", "the interval of its difference is not finite"
+    loss = -found.value if pair.new.direction == "higher" else found.value
+    clear = not found.ci[0] <= 0 <= found.ci[1]
+    if clear and worse <= alpha and loss > allowed.get(pair.name, 0.0):
+        return "regressed", None
+    if clear and better <= alpha and -loss > allowed.get(pair.name, 0.0):
+        return "improved", None
+    return "no difference shown", None
+
+
+def _entry(
+    pair: _Pair, outcome: Result, why: str | None = None, min_effect: float = 0.0, p: float | None = None
+) -> DifferenceEntry:
+    metric = pair.new or pair.old
+    return DifferenceEntry(
+        metric=pair.name,
+        old=pair.old.value if pair.old else None,
+        new=pair.new.value if pair.new else None,
+        difference=pair.found.value if pair.found else None,
+        ci=pair.found.ci if pair.found else None,
+        n=pair.found.n if pair.found else 0,
+        unit=metric.unit if metric else "",
+        direction=metric.direction if metric else "none",
+        min_effect=min_effect,
+        p=p,
+        outcome=outcome,
+        why=why or pair.why,
+    )
+
+
+def _side(side: Side) -> SideEntry:
+    report = side.report
+    return SideEntry(
+        report=side.path,
+        model=report.model.file.path,
+        model_sha256=report.model.file.sha256,
+        created=report.created,
+        tool=report.tool,
+    )

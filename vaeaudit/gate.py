@@ -1,0 +1,154 @@
+"""An audit held against what was asked of it: thresholds, an earlier audit, its own reproduction."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from vaeaudit.attacks.term import GoOn
+from vaeaudit.audit import Audit, audit, journal_of
+from vaeaudit.compare import Side, compare, side_of
+from vaeaudit.config import Resolved, auditing
+from vaeaudit.errors import ConfigError
+from vaeaudit.metric_names import check_names
+from vaeaudit.policy import CHECK_NAMES, EXIT_CODES, enabled, evaluate, remarks, verdict
+from vaeaudit.report.entry import MetricEntry
+from vaeaudit.report.model import Report, ReproductionEntry
+from vaeaudit.settings import Settings
+from vaeaudit.subject import Subject, prepare
+
+_AGREES = 1e-4  # relative: what another machine, version or batch size may change of figures without an optimiser
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """What an audit is held against; ``warnings`` tell what of it is not there."""
+
+    baseline: Side | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def release_audit(
+    resolved: Resolved,
+    argv: Sequence[str],
+    today: date,
+    resume: bool,
+    go_on: GoOn,
+    ready: Callable[[], None] = lambda: None,
+    again: str | None = None,
+    earlier: Report | None = None,
+) -> Audit:
+    """Every check that the settings enable, then their policy: one verdict.
+
+    ``ready`` is called once model and data are open: from then on an interruption keeps what was found. ``earlier`` is
+    the report, read from ``again``, whose audit this one does again. For errors see :func:`terms` and
+    :func:`vaeaudit.subject.prepare`.
+    """
+    checks, optional = enabled(resolved.settings)
+    held = terms(resolved.settings)
+    subject = prepare(resolved.settings)
+    if earlier is not None and again is not None:
+        same_subject(subject, earlier, again)
+        optional = frozenset(earlier.skipped)
+    ready()
+    journal = journal_of(subject, resume)
+    done = audit(subject, auditing(resolved, checks), argv, checks, go_on, journal, optional)
+    done = judged(done, resolved.settings, held, today)
+    return done if earlier is None or again is None else reproduced(done, earlier, again)
+
+
+def terms(settings: Settings) -> Terms:
+    """What these settings hold an audit against, read and tried before anything long begins.
+
+    Raises:
+        ConfigError: a threshold or ``min_effect`` for a figure that these settings do not give.
+        ReportError, SamplesError, IncomparableError: a baseline that cannot be compared with; see
+            :func:`vaeaudit.compare.side_of`.
+    """
+    check_names(settings)
+    path = settings.baseline.path
+    if path is None:
+        return Terms()
+    if not Path(path).exists():
+        return Terms(warnings=(f"there is no baseline at {path} yet, so that nothing was compared",))
+    return Terms(side_of(path))
+
+
+def judged(done: Audit, settings: Settings, held: Terms, today: date) -> Audit:
+    """The audit with the outcome of every threshold and of the comparison, and the verdict that they come to.
+
+    An audit that did not complete keeps its verdict, and its thresholds are inconclusive.
+    """
+    report, gates = done.report, settings.checks
+    complete = report.status == "complete"
+    metrics = report.metrics if complete else {}
+    reasons = report.skipped if complete else dict.fromkeys(CHECK_NAMES, "the audit did not complete")
+    checks = evaluate(gates, metrics, reasons, today)
+    compared = None
+    if held.baseline is not None:
+        asked = settings.baseline
+        compared = compare(held.baseline, Side(report, done.samples), min_effect=asked.min_effect, level=asked.level)
+    warnings = [*report.warnings, *held.warnings, *remarks(checks, gates, today)]
+    warnings += compared.warnings if compared else []
+    update: dict[str, Any] = {"checks": checks, "baseline": compared, "warnings": warnings}
+    if complete:
+        outcomes = [check.verdict for check in checks if check.counts] + ([compared.verdict] if compared else [])
+        update |= _decided(verdict(outcomes, doubtful=report.verdict == "inconclusive"))
+    return replace(done, report=report.model_copy(update=update))
+
+
+def same_subject(subject: Subject, earlier: Report, path: str) -> None:
+    """Make sure that an audit which is done again is of the same model and data; else raises :class:`ConfigError`."""
+    model, data = subject.model.checkpoint, subject.data
+    if model.sha256 != earlier.model.file.sha256:
+        raise ConfigError(
+            f"{model.path} is not the model of {path}: its SHA-256 begins {model.sha256[:12]}, where that one's begins "
+            f"{earlier.model.file.sha256[:12]}; give the file that was audited"
+        )
+    if earlier.data is None or data.sha256 != earlier.data.sha256:
+        raise ConfigError(f"{data.source} does not hold the data of {path}; give those that were audited, with --data")
+
+
+def reproduced(done: Audit, earlier: Report, path: str) -> Audit:
+    """The audit with whether its figures agree with those of ``earlier``; where they do not, it is inconclusive."""
+    report = done.report
+    differing = _differing(earlier.metrics, report.metrics)
+    agree = all(value is not None and value <= _AGREES for value in differing.values())
+    entry = ReproductionEntry(
+        report=path, figures=len(earlier.metrics), differing=differing, tolerance=_AGREES, agree=agree
+    )
+    update: dict[str, Any] = {"reproduced": entry}
+    if report.status == "complete" and not agree:
+        update["warnings"] = [*report.warnings, entry.summary()]
+        update |= _decided("failed" if report.verdict == "failed" else "inconclusive")
+    return replace(done, report=report.model_copy(update=update))
+
+
+def _decided(word: str) -> dict[str, Any]:
+    return {"verdict": word, "exit_code": EXIT_CODES[word]}
+
+
+def _differing(old: Mapping[str, MetricEntry], new: Mapping[str, MetricEntry]) -> dict[str, float | None]:
+    """Figures that are not the same to the bit, with their relative difference; None where one is missing."""
+    found: dict[str, float | None] = {}
+    for name in [*old, *(name for name in new if name not in old)]:
+        if name not in old or name not in new:
+            found[name] = None
+        elif (gap := _gap(old[name], new[name])) != 0:
+            found[name] = gap if math.isfinite(gap) else None
+    return found
+
+
+def _gap(old: MetricEntry, new: MetricEntry) -> float:
+    """The largest relative difference of value and interval; infinite where one has what the other lacks."""
+    sides = [(old.value, new.value)]
+    sides += list(zip(old.ci, new.ci, strict=True)) if old.ci and new.ci else [(None, 0.0)] * (old.ci != new.ci)
+    gaps = [0.0]
+    for one, other in sides:
+        if one is None or other is None:
+            gaps.append(0.0 if one is other else math.inf)
+        elif one != other:
+            gaps.append(abs(one - other) / max(abs(one), abs(other)))
+    return max(gaps)

@@ -1,0 +1,157 @@
+"""Statistics of paired samples: how much a figure differs between two models that saw the same items."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from vaeaudit.stats import Sample
+
+Array = NDArray[np.float64]
+
+_RESAMPLES = 1999  # of the bootstrap
+_PERMUTATIONS = 9999  # of a test whose exact distribution is too large, or not known because of ties
+_AT_ONCE = 4_000_000  # values resampled together, which bounds memory
+
+
+@dataclass(frozen=True)
+class Difference:
+    """New minus old figure, its interval (None where it has none), and two one-sided p-values.
+
+    ``p_higher`` is the chance of differences as high as these where neither model is higher, ``p_lower`` likewise.
+    """
+
+    value: float
+    ci: tuple[float, float] | None
+    n: int
+    p_higher: float
+    p_lower: float
+
+
+def difference(old: Sample, new: Sample, level: float) -> Difference | None:
+    """The difference between paired samples; None where it is not finite.
+
+    Of a mean it is the mean of the items' differences, of a median their median (that of two middle ones in between, so
+    that neither sample is favoured), and of another quantile the difference of both quantiles. The interval is BCa
+    (Efron 1987) over items. The p-values are those of Wilcoxon's signed-rank test (1945) of the items' differences,
+    exact or by permutation of signs: where both models are the same, they are as likely to have either sign, whatever
+    their distribution. Raises ValueError unless both hold equally many values of the same statistic.
+    """
+    if old.values.shape != new.values.shape or old.q != new.q:
+        raise ValueError(f"{old.values.shape} values cannot be paired with {new.values.shape}")
+    there = ~(np.isnan(old.values) | np.isnan(new.values))
+    if old.q is None:
+        there &= np.isfinite(old.values) & np.isfinite(new.values)
+    both = np.stack([old.values[there], new.values[there]])
+    n = both.shape[1]
+    if n == 0:
+        return None
+    each = _each(both)
+    value = float(_statistic(both, old.q))
+    if not math.isfinite(value):
+        return None
+    p_higher, p_lower = _signed_rank(each, "greater"), _signed_rank(each, "less")
+    return Difference(value, _bca(both, old.q, value, level), n, p_higher, p_lower)
+
+
+def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Holm's (1979) adjusted p-values: rejecting those <= alpha has any false rejection with chance alpha at most."""
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)) if len(p) else p
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(steps, 1.0)
+    return adjusted
+
+
+def least_p(n: int) -> float:
+    """The smallest one-sided p-value that ``n`` pairs can give: that of differences which all have one sign."""
+    return 0.5**n
+
+
+def _signed_rank(each: Array, side: Literal["greater", "less"]) -> float:
+    """One-sided p-value of Wilcoxon's signed-rank test, zeros left out as Wilcoxon does."""
+    each = each[each != 0]
+    n = len(each)
+    if n == 0:
+        return 1.0
+    tied = len(np.unique(np.abs(each))) < n
+    method: Literal["exact", "approx"] | stats.PermutationMethod = "exact"
+    if n > 50:
+        method = "approx"  # by the normal distribution: accurate there, with ties as well
+    elif tied:
+        method = stats.PermutationMethod(n_resamples=_PERMUTATIONS, rng=np.random.default_rng(0))
+    return float(stats.wilcoxon(each, alternative=side, method=method, axis=None).pvalue)
+
+
+def _each(both: Array) -> Array:
+    """New minus old value of every item, (2, ..., n) -> (..., n); 0 where both are the same infinity."""
+    with np.errstate(invalid="ignore"):
+        return np.where(both[0] == both[1], 0.0, both[1] - both[0])
+
+
+def _statistic(both: Array, q: float | None) -> Array:
+    """The difference of items (2, ..., n), (...)."""
+    found: Array
+    if q is None:
+        found = _each(both).mean(-1)
+    elif q == 0.5:
+        with np.errstate(invalid="ignore"):  # two middle ones of opposite infinity
+            found = np.median(_each(both), axis=-1)
+    else:
+        place = _place(both.shape[-1], q)
+        found = _each(np.partition(both, place, axis=-1)[..., [place]])[..., 0]
+    return found
+
+
+def _place(n: int, q: float) -> int:
+    """Where the ``q`` quantile of n values stands in order, from 0: x_(ceil(q n))."""
+    return max(math.ceil(round(q * n, 9)) - 1, 0)
+
+
+def _bca(both: Array, q: float | None, value: float, level: float) -> tuple[float, float] | None:
+    n = both.shape[1]
+    if (both[0] == both[1]).all():
+        return (0.0, 0.0)
+    if n < 2:
+        return None
+    found = _resampled(both, q)
+    below = (np.sum(found < value) + np.sum(found == value) / 2) / len(found)
+    if not np.isfinite(found).all() or not 0 < below < 1:
+        return None
+    z0 = stats.norm.ppf(below)
+    tails = z0 + stats.norm.ppf([0.5 - level / 2, 0.5 + level / 2])
+    shares = stats.norm.cdf(z0 + tails / (1 - _acceleration(both, q) * tails))
+    low, high = np.quantile(found, shares)
+    return float(low), float(high)
+
+
+def _resampled(both: Array, q: float | None) -> Array:
+    """The difference of every resample of the items."""
+    n = both.shape[1]
+    found = np.empty(_RESAMPLES)
+    step = max(1, _AT_ONCE // n)
+    for start in range(0, _RESAMPLES, step):
+        chosen = _indices(n, start, min(step, _RESAMPLES - start))
+        found[start : start + step] = _statistic(both[:, chosen], q)
+    return found
+
+
+@lru_cache(maxsize=4)
+def _indices(n: int, start: int, count: int) -> NDArray[np.int64]:
+    """Resampled items, the same for the same numbers, so that intervals repeat to the bit."""
+    return np.random.Generator(np.random.Philox(key=[n, start])).integers(n, size=(count, n))
+
+
+def _acceleration(both: Array, q: float | None) -> float:
+    """Efron's a of a mean, from the mean without each item; 0 for quantiles, whose jackknife tells nothing (BC)."""
+    if q is not None:
+        return 0.0
+    spread = _each(both) - _each(both).mean()
+    if not spread.any():
+        return 0.0
+    # Without item i the mean moves by -spread_i / (n - 1): Efron's formula has the opposite sign of that cubed.
+    return float((spread**3).sum() / (6 * (spread**2).sum() ** 1.5))

@@ -1,0 +1,139 @@
+"""From figures to a verdict: thresholds, waivers, and what counts.
+
+A threshold that reads a whole interval passes where all of it lies on the right side, fails where all of it lies on the
+wrong side, and is inconclusive in between: then more items would tell, and neither red nor green would be earned.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from typing import Literal, get_args
+
+from vaeaudit.errors import nearest
+from vaeaudit.report.entry import MetricEntry
+from vaeaudit.report.gates import CheckEntry, WaiverEntry
+from vaeaudit.report.section import number
+from vaeaudit.settings import Check, GateSettings, Settings
+
+Outcome = Literal["passed", "failed", "inconclusive"]
+EXIT_CODES = {"passed": 0, "ungated": 0, "failed": 1, "inconclusive": 5}
+CHECK_NAMES: tuple[str, ...] = get_args(Check)
+
+
+def enabled(settings: Settings) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The checks of an audit, in the order in which they are carried out, and which of them nobody asked for by name.
+
+    Those that [run] checks names; else those whose section stands in the configuration or that a threshold or the
+    baseline reads; else all, of which those that the model or the data cannot answer are left out.
+    """
+    read = {name.partition(".")[0] for name in (*settings.checks, *settings.baseline.min_effect)}
+    named = settings.run.checks or [
+        check for check in CHECK_NAMES if check in settings.model_fields_set or check in read
+    ]
+    if not named:
+        return CHECK_NAMES, frozenset(CHECK_NAMES)
+    return tuple(check for check in CHECK_NAMES if check in named), frozenset()
+
+
+def evaluate(
+    gates: Mapping[str, GateSettings], metrics: Mapping[str, MetricEntry], skipped: Mapping[str, str], today: date
+) -> list[CheckEntry]:
+    """Hold every metric that a gate names against its threshold; a gate whose metric is not there is inconclusive."""
+    return [_evaluated(name, gate, metrics, skipped, today) for name, gate in gates.items()]
+
+
+def verdict(outcomes: Iterable[Outcome], doubtful: bool) -> str:
+    """What the ``outcomes`` that count come to; without any "ungated", or "inconclusive" where figures are in doubt."""
+    found = set(outcomes)
+    for worst in ("failed", "inconclusive", "passed"):
+        if worst in found:
+            return worst
+    return "inconclusive" if doubtful else "ungated"
+
+
+def remarks(checks: Sequence[CheckEntry], gates: Mapping[str, GateSettings], today: date) -> list[str]:
+    """What a reader must hear of thresholds that do not count, or no longer do not."""
+    told = [
+        f"{check.id}: {check.why}; it only warns"
+        for check in checks
+        if check.severity == "warn" and check.waived is None and check.verdict != "passed"
+    ]
+    for name, gate in gates.items():
+        if gate.waive is not None and gate.waive.until < today:
+            told.append(f"the waiver of {name} ({gate.waive.reason}) ended on {gate.waive.until}: it counts again")
+    return told
+
+
+def _evaluated(
+    name: str, gate: GateSettings, metrics: Mapping[str, MetricEntry], skipped: Mapping[str, str], today: date
+) -> CheckEntry:
+    metric = metrics.get(name)
+    outcome: Outcome = "inconclusive"
+    observed: float | None = None
+    if metric is None:
+        why = next(
+            (f"not measured: {reason}" for what, reason in skipped.items() if f"{name}.".startswith(f"{what}.")),
+            f"there is no such figure{nearest(name, metrics)}",
+        )
+    elif (fault := _no_ground(metric, gate)) is not None:
+        why, observed = fault, metric.value
+    else:
+        outcome, observed, why = _held(metric, gate)
+    waived = None
+    if gate.waive is not None and today <= gate.waive.until:
+        waived = WaiverEntry(until=gate.waive.until.isoformat(), reason=gate.waive.reason)
+    return CheckEntry(
+        id=name,
+        bound=gate.bound,
+        min=gate.min,
+        max=gate.max,
+        observed=observed,
+        verdict=outcome,
+        severity=gate.severity,
+        waived=waived,
+        why=why,
+    )
+
+
+def _no_ground(metric: MetricEntry, gate: GateSettings) -> str | None:
+    """Why a metric can be held against no threshold, if it cannot."""
+    if metric.doubt is not None:
+        return metric.doubt
+    if metric.value is None:
+        return "the figure is not a finite number"
+    if metric.nonfinite and not metric.keeps_infinite:
+        return f"{metric.nonfinite} of its values are NaN or infinite and were left out"
+    if metric.ci is None and gate.bound != "value" and not metric.exact:
+        return f"it has no interval, since {metric.n} values are too few for one"
+    return None
+
+
+def _held(metric: MetricEntry, gate: GateSettings) -> tuple[Outcome, float, str]:
+    """The outcome of a figure that can be held against the threshold, the number that decided, and why in words."""
+    assert metric.value is not None
+    low, high = metric.ci or (metric.value, metric.value)
+    if gate.bound != "interval":
+        low = high = {"ci_lower": low, "ci_upper": high, "value": metric.value}[gate.bound]
+    found: list[tuple[Outcome, float, str]] = []
+    if gate.min is not None:
+        found.append(_side(low, high, gate.min, gate.bound, above=True))
+    if gate.max is not None:
+        found.append(_side(high, low, gate.max, gate.bound, above=False))
+    order = ("failed", "inconclusive", "passed")
+    return min(found, key=lambda one: order.index(one[0]))
+
+
+def _side(near: float, far: float, threshold: float, bound: str, *, above: bool) -> tuple[Outcome, float, str]:
+    """One threshold: ``near`` is the end of the interval that lies nearer to the wrong side of it."""
+
+    def right(end: float) -> bool:
+        return end >= threshold if above else end <= threshold
+
+    end, other = ("lower", "upper") if above else ("upper", "lower")
+    wrong, at_worst = ("below", "at least") if above else ("above", "at most")
+    said = {"ci_lower": "the lower end ", "ci_upper": "the upper end ", "value": "the value "}.get(bound)
+    if right(near):
+        return "passed", near, f"{said or f'the {end} end '}{number(near)} is {at_worst} {threshold:g}"
+    if not right(far):
+        return "failed", far, f"{said or f'even the {other} end '}{number(far)} is {wrong} {threshold:g}"
+    why = f"the {end} end {number(near)} is {wrong} {threshold:g} and the {other} end {number(far)} is not"
+    return "inconclusive", near, f"{why}; more items may tell"

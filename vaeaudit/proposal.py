@@ -1,0 +1,174 @@
+"""A first configuration, with thresholds that a first audit suggests."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from vaeaudit.errors import ConfigError
+from vaeaudit.report.entry import MetricEntry
+from vaeaudit.report.model import Report
+from vaeaudit.report.section import number, with_interval
+from vaeaudit.settings import Settings
+
+FILE = "vaeaudit.toml"
+_MODELS = (".safetensors", ".pt", ".pth", ".ckpt")
+_DATA = re.compile(r"\.np[yz]$|[.-]idx\d?(-\w+)?(\.gz)?$")
+# Of the many figures of a check, those that say most of robustness, with an interval from ten or twenty items.
+_GATED = (
+    r"attack\.(latent|output)\.delta\.median",
+    r"attack\.(damage|worst|untargeted|latent-side)\..*\.damage\.median",
+    r"margin\.r[\d.e+-]+\.(certified|empirical)\.median",
+    r"noise\.s[\d.e+-]+\.degradation\.median",
+)
+
+
+def find_model(folder: Path) -> str:
+    """The name of the one checkpoint in ``folder``; raises :class:`ConfigError` where there is none, or a choice."""
+    found = sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix.lower() in _MODELS)
+    return _only(found, "checkpoint", f"{', '.join(_MODELS)}", "name one, as in `vaeaudit init vae.safetensors`")
+
+
+def find_data(folder: Path) -> str:
+    """The name of the one data file in ``folder``; raises :class:`ConfigError` where there is none, or a choice."""
+    found = sorted(path.name for path in folder.iterdir() if path.is_file() and _DATA.search(path.name))
+    return _only(found, "data file", ".npz, .npy or MNIST idx", "name one, as in `--data val.npz`")
+
+
+def _only(found: list[str], what: str, kinds: str, cure: str) -> str:
+    if not found:
+        raise ConfigError(f"there is no {what} here ({kinds}); {cure}")
+    if len(found) > 1:
+        raise ConfigError(f"there are {len(found)} {what}s here ({', '.join(found[:5])}); {cure}")
+    return found[0]
+
+
+def propose(report: Report, settings: Settings, folder: Path) -> str:
+    """The text of a configuration in ``folder`` for the model and data of a first audit.
+
+    Each threshold lies beyond the interval of its figure by half of the interval's width, so that an audit of the same
+    model passes with other seeds as well, and one that is clearly worse does not. A figure without an interval, or in
+    doubt, gets none.
+    """
+    return "\n".join([*_head(report, settings, folder), *_checks(report, settings), *_policy(report)]) + "\n"
+
+
+def threshold(metric: MetricEntry) -> float | None:
+    """What a figure like this should keep to: a least value where higher is more robust, else a most one."""
+    if metric.ci is None or metric.value is None or metric.doubt is not None:
+        return None
+    low, high = metric.ci
+    slack = (high - low) / 2
+    if metric.direction == "higher":
+        least = low - slack
+        # A least value of 0 or less could never be missed by what cannot be negative.
+        return _rounded(low / 2 if low > 0 >= least else least, math.floor)
+    return _rounded(high + slack, math.ceil)
+
+
+def _rounded(value: float, to: object) -> float:
+    """Two significant digits, away from the figure."""
+    if value == 0:
+        return 0.0
+    step = 10.0 ** (math.floor(math.log10(abs(value))) - 1)
+    steps = math.floor(value / step) if to is math.floor else math.ceil(value / step)
+    return float(f"{steps * step:.2g}")
+
+
+def _head(report: Report, settings: Settings, folder: Path) -> Iterator[str]:
+    model, data = settings.model, settings.data
+    yield f"# What `vaeaudit audit` does here. Written by `vaeaudit init` after a first audit ({report.created[:10]})."
+    yield "# Every key is explained by `vaeaudit config schema`; `vaeaudit config show` tells what counts."
+    yield ""
+    yield "[model]"
+    yield f"path = {_toml(_near(str(model.path), folder))}"
+    if report.model.adapter is not None:
+        said = "" if model.adapter else "  # as the checkpoint itself says"
+        yield f"adapter = {_toml(model.adapter or report.model.adapter.name)}{said}"
+    if model.options:
+        yield f"options = {_toml(model.options)}"
+    yield ""
+    yield "[data]"
+    yield f"source = {_toml(_near(str(data.source), folder))}"
+    if report.data is not None and report.data.range is not None:
+        yield f"range = {_toml(list(report.data.range))}  # of the model's inputs"
+    if data.resize is not None:
+        yield f"resize = {_toml(data.resize)}"
+    yield ""
+    yield "[run]"
+    yield f"seed = {settings.run.seed}  # two audits are comparable only with the same"
+    yield ""
+
+
+def _checks(report: Report, settings: Settings) -> Iterator[str]:
+    """The sections of the checks that could be done; a section, even an empty one, enables its check."""
+    attack, margin, noise = settings.attack, settings.margin, settings.noise
+    keys = {
+        "attack": {"modes": list(attack.modes), "pairs": attack.pairs},
+        "margin": {"r": _radii(report, settings), "items": margin.items},
+        "noise": {"sigmas": list(noise.sigmas), "items": noise.items},
+        "latents": {},
+        "mig": {},
+        "weights": {},
+    }
+    comments = {
+        "modes": "latent, output, damage, untargeted, latent-side, worst",
+        "pairs": "more give narrower intervals",
+        "r": "in output units; twice the median least radius that holds an unperturbed item's own draws",
+        "sigmas": "on the scale of the inputs",
+    }
+    for check, values in keys.items():
+        if check in report.skipped:
+            yield f"# [{check}]  # left out: {report.skipped[check]}"
+        elif check in report.timings:
+            yield f"[{check}]  # took {report.timings[check]:.0f} s"
+            for key, value in values.items():
+                yield f"{key} = {_toml(value)}" + (f"  # {comments[key]}" if key in comments else "")
+        yield ""
+
+
+def _radii(report: Report, settings: Settings) -> list[float | str]:
+    """The radii that were measured, so that later audits measure the same ones whatever their model."""
+    return [entry.r for entry in report.margins] or list(settings.margin.r)
+
+
+def _policy(report: Report) -> Iterator[str]:
+    yield "# Thresholds. Each reads the whole interval of its figure: it passes where all of it is on the right side,"
+    yield "# fails where all of it is on the wrong side, and is inconclusive (exit code 5) in between. They lie half an"
+    yield "# interval beyond what was measured; move them to what your release needs."
+    yield ""
+    for name, metric in report.metrics.items():
+        if not any(re.fullmatch(pattern, name) for pattern in _GATED):
+            continue
+        measured = f"{with_interval(metric.value, metric.ci, 4)} {metric.unit}, n = {metric.n}"
+        value = threshold(metric)
+        if value is None:
+            yield f"# No threshold for {name} ({measured}): {metric.doubt or 'too few items for an interval'}"
+        else:
+            yield f'[checks."{name}"]'
+            yield f"{'min' if metric.direction == 'higher' else 'max'} = {value:g}  # measured {measured}"
+        yield ""
+    yield '# A threshold may warn only (severity = "warn"), and a known fault may be waived until a day:'
+    yield '# waive = { until = 2030-12-31, reason = "where it is tracked" }'
+    yield ""
+    yield "# Compare every audit with that of the last release: keep its whole report folder."
+    yield "# [baseline]"
+    yield '# path = "audit/last-release"'
+
+
+def _near(path: str, folder: Path) -> str:
+    """A path as it is said from ``folder``, where it lies below it."""
+    whole = Path(path).resolve()
+    return whole.relative_to(folder.resolve()).as_posix() if whole.is_relative_to(folder.resolve()) else str(whole)
+
+
+def _toml(value: object) -> str:
+    """A value in TOML: like JSON, but for tables."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(inner)}" for key, inner in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, float):
+        return number(value, 12)
+    return json.dumps(value, ensure_ascii=False)

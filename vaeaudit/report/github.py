@@ -1,0 +1,207 @@
+"""What a GitHub workflow shows: annotations beside the run, and the page of the step's summary.
+
+Names of files and reasons come from outside: nothing in them may become a workflow command, HTML, a link, or the end
+of a table's cell.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from vaeaudit.report.gates import check_table, gates_section
+from vaeaudit.report.model import Report
+from vaeaudit.report.outcomes import KINDS, Kind, outcomes
+from vaeaudit.report.section import Section, Table
+from vaeaudit.report.tables import doubts, marked_metrics
+from vaeaudit.report.wording import VERDICTS, one_line, spans, visible
+
+_MOST_ANNOTATIONS = 10  # GitHub shows no more of a step
+_MOST_BYTES = 1_000_000  # GitHub drops a summary above 1 MiB, which other commands of the step write to as well
+_MOST_CHARACTERS = 2_000  # of one message or cell
+_CUT = "_Cut here, since GitHub shows no more: the whole report lies in report.md and report.json._"
+
+_LEVELS = ("error", "warning", "notice")
+_SHOWN: dict[Kind, tuple[str, str]] = {
+    "error": ("error", "could not complete"),
+    "interrupted": ("error", "was interrupted"),
+    "failed": ("error", "failed"),
+    "inconclusive": ("error", "is inconclusive"),
+    "warns": ("warning", "only warns"),
+    "waived": ("notice", "is waived"),
+    "ungated": ("notice", "is ungated"),
+}
+
+
+class _Annotation(NamedTuple):
+    level: str
+    title: str
+    message: str
+
+
+def annotations(report: Report) -> str:
+    """Workflow commands, the worst first; at most ten, of which the last tells how many more there are."""
+    found = sorted(_annotations(report), key=lambda one: _LEVELS.index(one.level))
+    if len(found) > _MOST_ANNOTATIONS:
+        shown, rest = found[: _MOST_ANNOTATIONS - 1], found[_MOST_ANNOTATIONS - 1 :]
+        counted = ", ".join(
+            f"{n} more of level {level}" for level in _LEVELS if (n := sum(one.level == level for one in rest))
+        )
+        found = [*shown, _Annotation(rest[0].level, "vaeaudit: more", f"{counted}; see the summary or the report")]
+    return "".join(_command(one) for one in found)
+
+
+def _annotations(report: Report) -> Iterator[_Annotation]:
+    told = outcomes(report)
+    for outcome in sorted(told, key=lambda one: KINDS.index(one.kind)):
+        if outcome.kind != "passed":
+            level, word = _SHOWN[outcome.kind]
+            name = "the audit" if outcome.name == "audit" else outcome.name
+            asked = f"must be {outcome.asked}: " if outcome.asked else ""
+            yield _Annotation(level, f"vaeaudit: {name} {word}", asked + outcome.why)
+    # A threshold that only warns, and figures that were not found again, are among the warnings as well.
+    known = {f"{check.id}: {check.why}; it only warns" for check in report.checks}
+    known |= {one.why for one in told if one.name == "reproduction"}
+    for warning in report.warnings:
+        if warning not in known:
+            yield _Annotation("warning", "vaeaudit: warning", warning)
+    for reason in report.partial:
+        yield _Annotation("notice", "vaeaudit: partial", reason)
+    for name, reason in report.skipped.items():
+        yield _Annotation("notice", f"vaeaudit: skipped {name}", reason)
+
+
+def _command(annotation: _Annotation) -> str:
+    title = _escaped(one_line(annotation.title, 200)).replace(":", "%3A").replace(",", "%2C")
+    return f"::{annotation.level} title={title}::{_escaped(_clipped(visible(annotation.message)))}\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def summary(report: Report) -> str:
+    """The verdict, the thresholds and what regressed, then warnings and metrics, as Markdown for the step's summary."""
+    first = [*_verdict(report), *_thresholds(report)]
+    rest = [*_compared(report), *_asides(report)]
+    rest += _metrics(report)
+    rest += ["", f"Model SHA-256 {_code(report.model.file.sha256)}; {_plain(report.tool)}, {_plain(report.created)}."]
+    return _cut([*first, *rest])
+
+
+def _verdict(report: Report) -> list[str]:
+    error = f" {_plain(report.error)}." if report.error else ""
+    data = f", {report.data.n} items of {_code(report.data.source)}" if report.data is not None else ""
+    return [
+        f"## Audit of {_code(report.model.file.path)}",
+        "",
+        f"**{_plain(VERDICTS.get(report.verdict, report.verdict))}**{error}",
+        *(
+            f"- {_plain(one.name)}: {_plain(one.why)}"
+            for one in outcomes(report)
+            if one.group == "audit" and one.kind in ("interrupted", "failed", "inconclusive")
+        ),
+        "",
+        f"{_plain(report.model.adapter.name if report.model.adapter else 'weights alone')}{data}",
+    ]
+
+
+def _thresholds(report: Report) -> list[str]:
+    if not report.checks:
+        return []
+    section = gates_section(report.checks)
+    kinds = [KINDS.index(one.kind) for one in outcomes(report)[: len(report.checks)]]
+    headers, rows = check_table(report.checks)
+    worst_first = [row for _, row in sorted(zip(kinds, rows, strict=True), key=lambda pair: pair[0])]
+    return ["", f"### {section.heading}", "", _inline(section.asked), "", *_table((headers, worst_first))]
+
+
+def _compared(report: Report) -> list[str]:
+    if report.baseline is None:
+        return []
+    section: Section = report.baseline.section()
+    lines = ["", f"### {section.heading}", "", _inline(section.asked)]
+    if report.baseline.tested:
+        headers, rows = section.tables[0].table
+        order = ("regressed", "cannot tell")
+        ranked = sorted(rows, key=lambda row: order.index(row[-1]) if row[-1] in order else len(order))
+        lines += ["", *_table((headers, ranked))]
+    return [*lines, "", *(f"- {_plain(remark)}" for remark in section.remarks)]
+
+
+def _asides(report: Report) -> list[str]:
+    groups = {
+        "Warnings": [f"- {_plain(warning)}" for warning in report.warnings],
+        "What is missing": [
+            *(f"- Partial: {_plain(reason)}" for reason in report.partial),
+            *(f"- Skipped {_plain(name)}: {_plain(reason)}" for name, reason in report.skipped.items()),
+        ],
+    }
+    return [line for heading, lines in groups.items() if lines for line in ("", f"### {heading}", "", *lines)]
+
+
+def _metrics(report: Report) -> list[str]:
+    if not report.metrics:
+        return []
+    remarks = [f"- {_plain(doubt)}" for doubt in doubts(report.metrics)]
+    return [
+        "",
+        f"<details><summary>Metrics ({len(report.metrics)})</summary>",
+        "",
+        *_table(marked_metrics(report.metrics)),
+        *(["", *remarks] if remarks else []),
+        "",
+        "</details>",
+    ]
+
+
+def _table(table: Table) -> list[str]:
+    headers, rows = table
+    lines = [headers, ["---"] * len(headers)]
+    return [f"| {' | '.join(cells)} |" for cells in (*lines, *([_plain(cell) for cell in row] for row in rows))]
+
+
+def _cut(lines: Sequence[str]) -> str:
+    """As many whole lines as GitHub takes, from the first; a part that was open is closed."""
+    whole = "\n".join(lines) + "\n"
+    if len(whole.encode()) <= _MOST_BYTES:
+        return whole
+    left = _MOST_BYTES - len(f"\n\n</details>\n\n{_CUT}\n".encode())
+    kept = list(_within(lines, left))
+    is_open = sum(line.startswith("<details>") for line in kept) > kept.count("</details>")
+    return "\n".join([*kept, *(["", "</details>"] if is_open else []), "", _CUT]) + "\n"
+
+
+def _within(lines: Iterable[str], left: int) -> Iterator[str]:
+    for line in lines:
+        left -= len(line.encode()) + 1
+        if left < 0:
+            return
+        yield line
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 1] + "…"
+
+
+def _inline(text: str) -> str:
+    return "".join(_code(piece) if is_code else _spaced(piece) for piece, is_code in spans(text))
+
+
+def _spaced(piece: str) -> str:
+    """Plain text that keeps a space at its ends, where it meets its neighbours."""
+    before, after = piece[:1].isspace() * " ", piece[-1:].isspace() * " "
+    return before + _plain(piece) + after
+
+
+def _code(text: str) -> str:
+    """Text shown to the letter: in backticks where it holds nothing that could end them, else escaped."""
+    line = one_line(text, _MOST_CHARACTERS)
+    return f"`{line}`" if re.fullmatch(r"[\w./\\+=, -]*[\w./]", line, re.ASCII) else _plain(text)
+
+
+def _plain(text: str) -> str:
+    """Text of which Markdown and HTML make nothing but that text, on one line."""
+    line = one_line(text, _MOST_CHARACTERS)
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
+    line = re.sub(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)
+    return line.replace("://", "&#58;//").replace("www.", "www&#46;").replace("##", "#&#35;")
