@@ -159,9 +159,9 @@ def read_facts(file: Path) -> dict[str, object]:
 
 
 def _facts(metadata: Mapping[str, str]) -> dict[str, object]:
-    return {
-        key.removeprefix(FACT_PREFIX): _fact(value) for key, value in metadata.items() if key.startswith(FACT_PREFIX)
-    }
+    # Sorted, since safetensors gives them in another order in every process.
+    stated = {key.removeprefix(FACT_PREFIX): value for key, value in metadata.items() if key.startswith(FACT_PREFIX)}
+    return {name: _fact(value) for name, value in sorted(stated.items())}
 
 
 def not_whole(file: Path, error: Exception) -> CheckpointError:

@@ -54,7 +54,7 @@ def difference(old: Sample, new: Sample, level: float) -> Difference | None:
     value = float(_statistic(both, old.q))
     if not math.isfinite(value):
         return None
-    p_higher, p_lower = _signed_rank(each, "greater"), _signed_rank(each, "less")
+    p_higher, p_lower = signed_rank_p(each, "greater"), signed_rank_p(each, "less")
     return Difference(value, _bca(both, old.q, value, level), n, p_higher, p_lower)
 
 
@@ -72,8 +72,8 @@ def least_p(n: int) -> float:
     return 0.5**n
 
 
-def _signed_rank(each: Array, side: Literal["greater", "less"]) -> float:
-    """One-sided p-value of Wilcoxon's signed-rank test, zeros left out as Wilcoxon does."""
+def signed_rank_p(each: Array, side: Literal["greater", "less"]) -> float:
+    """One-sided p-value of Wilcoxon's signed-rank test of differences (n,), zeros left out as Wilcoxon does."""
     each = each[each != 0]
     n = len(each)
     if n == 0:

@@ -131,6 +131,8 @@ def _side(near: float, far: float, threshold: float, bound: str, *, above: bool)
     end, other = ("lower", "upper") if above else ("upper", "lower")
     wrong, at_worst = ("below", "at least") if above else ("above", "at most")
     said = {"ci_lower": "the lower end ", "ci_upper": "the upper end ", "value": "the value "}.get(bound)
+    if said is None and near == far:  # an exact figure
+        said = "the value "
     if right(near):
         return "passed", near, f"{said or f'the {end} end '}{number(near)} is {at_worst} {threshold:g}"
     if not right(far):

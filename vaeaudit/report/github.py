@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from vaeaudit.report.gates import check_table, gates_section
 from vaeaudit.report.model import Report
-from vaeaudit.report.outcomes import KINDS, Kind, outcomes
+from vaeaudit.report.outcomes import KINDS, Kind, outcomes, together
 from vaeaudit.report.section import Section, Table
 from vaeaudit.report.tables import doubts, marked_metrics
 from vaeaudit.report.wording import VERDICTS, one_line, spans, visible
@@ -52,12 +52,11 @@ def annotations(report: Report) -> str:
 
 def _annotations(report: Report) -> Iterator[_Annotation]:
     told = outcomes(report)
-    for outcome in sorted(told, key=lambda one: KINDS.index(one.kind)):
-        if outcome.kind != "passed":
-            level, word = _SHOWN[outcome.kind]
-            name = "the audit" if outcome.name == "audit" else outcome.name
-            asked = f"must be {outcome.asked}: " if outcome.asked else ""
-            yield _Annotation(level, f"vaeaudit: {name} {word}", asked + outcome.why)
+    for outcome, others in together(one for one in told if one.kind != "passed"):
+        level, word = _SHOWN[outcome.kind]
+        name = "the audit" if outcome.name == "audit" else outcome.name
+        asked = f"must be {outcome.asked}: " if outcome.asked and not others else ""
+        yield _Annotation(level, f"vaeaudit: {name} {word}{_and(others)}", asked + outcome.why)
     # A threshold that only warns, and figures that were not found again, are among the warnings as well.
     known = {f"{check.id}: {check.why}; it only warns" for check in report.checks}
     known |= {one.why for one in told if one.name == "reproduction"}
@@ -68,6 +67,10 @@ def _annotations(report: Report) -> Iterator[_Annotation]:
         yield _Annotation("notice", "vaeaudit: partial", reason)
     for name, reason in report.skipped.items():
         yield _Annotation("notice", f"vaeaudit: skipped {name}", reason)
+
+
+def _and(others: int) -> str:
+    return f", and so {others} more" if others else ""
 
 
 def _command(annotation: _Annotation) -> str:
@@ -90,16 +93,14 @@ def summary(report: Report) -> str:
 
 def _verdict(report: Report) -> list[str]:
     error = f" {_plain(report.error)}." if report.error else ""
+    meaning = VERDICTS.get(report.verdict, report.verdict)
+    told = [one for one in outcomes(report) if one.group == "audit" and one.why not in (meaning[:-1], report.error)]
     data = f", {report.data.n} items of {_code(report.data.source)}" if report.data is not None else ""
     return [
         f"## Audit of {_code(report.model.file.path)}",
         "",
-        f"**{_plain(VERDICTS.get(report.verdict, report.verdict))}**{error}",
-        *(
-            f"- {_plain(one.name)}: {_plain(one.why)}"
-            for one in outcomes(report)
-            if one.group == "audit" and one.kind in ("interrupted", "failed", "inconclusive")
-        ),
+        f"**{_plain(meaning)}**{error}",
+        *(f"- {_plain(one.name)}: {_plain(one.why)}" for one in told),
         "",
         f"{_plain(report.model.adapter.name if report.model.adapter else 'weights alone')}{data}",
     ]
@@ -125,7 +126,9 @@ def _compared(report: Report) -> list[str]:
         order = ("regressed", "cannot tell")
         ranked = sorted(rows, key=lambda row: order.index(row[-1]) if row[-1] in order else len(order))
         lines += ["", *_table((headers, ranked))]
-    return [*lines, "", *(f"- {_plain(remark)}" for remark in section.remarks)]
+    unsure = together(one for one in outcomes(report) if one.group == "baseline" and one.kind == "inconclusive")
+    told = [f"- {_plain(f'{one.name}{_and(others)}: {one.why}')}" for one, others in unsure if one.name != "baseline"]
+    return [*lines, *(["", *told] if told else [])]
 
 
 def _asides(report: Report) -> list[str]:

@@ -27,7 +27,7 @@ def render(report: Report) -> str:
     suites: dict[str, list[Outcome]] = {}
     for outcome in outcomes(report):
         suites.setdefault(outcome.group, []).append(outcome)
-    root = ET.Element("testsuites", name="vaeaudit", **_counts([one for suite in suites.values() for one in suite]))
+    root = ET.Element("testsuites", {"name": "vaeaudit"} | _counts([one for suite in suites.values() for one in suite]))
     root.set("time", _seconds(sum(report.timings.values())))
     for name, found in suites.items():
         root.append(_suite(name, found, report))
@@ -36,7 +36,7 @@ def render(report: Report) -> str:
 
 
 def _suite(name: str, found: Sequence[Outcome], report: Report) -> ET.Element:
-    suite = ET.Element("testsuite", name=visible(name), **_counts(found))
+    suite = ET.Element("testsuite", {"name": visible(name)} | _counts(found))
     suite.set("time", _seconds(report.timings.get(name, 0.0)))
     suite.set("timestamp", visible(report.created))
     properties = ET.SubElement(suite, "properties")

@@ -4,11 +4,11 @@ A report of which anything but "passed" is the verdict has at least one outcome 
 nothing decided and nothing finished must never look like everything in order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from vaeaudit.report.comparison import ComparisonEntry, DifferenceEntry
+from vaeaudit.report.comparison import ComparisonEntry, DifferenceEntry, Result
 from vaeaudit.report.gates import CheckEntry, check_table
 from vaeaudit.report.model import Report
 from vaeaudit.report.section import number, with_interval
@@ -19,6 +19,8 @@ Kind = Literal["error", "interrupted", "failed", "inconclusive", "warns", "waive
 KINDS: tuple[Kind, ...] = ("error", "interrupted", "failed", "inconclusive", "warns", "waived", "ungated", "passed")
 # Outcomes for which an audit does not end well.
 COUNTING: frozenset[Kind] = frozenset({"error", "interrupted", "failed", "inconclusive"})
+
+_KINDS: dict[Result, Kind] = {"regressed": "failed", "cannot tell": "inconclusive"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,14 @@ def outcomes(report: Report) -> list[Outcome]:
     return [*found, *_of_audit(report, {one.kind for one in found})]
 
 
+def together(found: Iterable[Outcome]) -> list[tuple[Outcome, int]]:
+    """The worst first; those of the same kind for the same reason as one, with how many others it stands for."""
+    shared: dict[tuple[bool, Kind, str], list[Outcome]] = {}
+    for one in sorted(found, key=lambda one: KINDS.index(one.kind)):
+        shared.setdefault((one.group == "baseline", one.kind, one.why), []).append(one)
+    return [(same[0], len(same) - 1) for same in shared.values()]
+
+
 def _of_check(check: CheckEntry, asked: str) -> Outcome:
     group = check.id.partition(".")[0]
     if check.verdict == "passed":
@@ -56,7 +66,7 @@ def _of_baseline(compared: ComparisonEntry) -> Iterator[Outcome]:
     if compared.refused:
         yield Outcome("baseline", "baseline", "inconclusive", compared.summary())
     for one in compared.tested:
-        kind: Kind = {"regressed": "failed", "cannot tell": "inconclusive"}.get(one.outcome, "passed")  # type: ignore[assignment]
+        kind = _KINDS.get(one.outcome, "passed")
         why = f"cannot tell: {one.why or 'no reason is given'}" if kind == "inconclusive" else _difference(one)
         yield Outcome("baseline", one.metric, kind, why)
 
@@ -64,7 +74,7 @@ def _of_baseline(compared: ComparisonEntry) -> Iterator[Outcome]:
 def _difference(one: DifferenceEntry) -> str:
     told = f"{one.outcome}: {number(one.old)} before, {number(one.new)} now"
     change = f"new - old = {with_interval(one.difference, one.ci)} {one.unit}".rstrip()
-    allowed = f", where {number(one.min_effect)} for the worse is allowed" if one.outcome == "regressed" else ""
+    allowed = f"; {number(one.min_effect)} for the worse is allowed" if one.outcome == "regressed" else ""
     return f"{told}; {change}{allowed}"
 
 
@@ -84,8 +94,8 @@ def _of_audit(report: Report, kinds: set[Kind]) -> Iterator[Outcome]:
         if not kinds & {"passed", *COUNTING}:  # a document without any case would read as a fault
             yield Outcome("audit", "audit", "passed", meaning)
     elif report.verdict not in kinds:
-        failed = report.verdict == "failed"
-        yield Outcome("audit", "audit", "failed" if failed else "inconclusive", "; ".join([meaning, *_doubts(report)]))
+        kind = "failed" if report.verdict == "failed" else "inconclusive"
+        yield Outcome("audit", "audit", kind, "; ".join(_doubts(report)) or meaning)
 
 
 def _doubts(report: Report) -> list[str]:

@@ -1,0 +1,232 @@
+"""Two audits are paired item by item; what is worse beyond chance and allowance regressed; what differs is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vaeaudit.artifacts import artifacts
+from vaeaudit.audit import Audit, audit
+from vaeaudit.compare import Side, compare, side_of
+from vaeaudit.config import resolve
+from vaeaudit.errors import IncomparableError
+from vaeaudit.report.model import Report
+from vaeaudit.report.reading import ReportError
+from vaeaudit.report.writer import write
+from vaeaudit.samples import SamplesError, pack, read_samples
+from vaeaudit.stats import Sample
+from vaeaudit.subject import prepare
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+MEDIANS = {
+    f"noise.s{sigma}.{figure}.median"
+    for sigma in ("0", "0.5")
+    for figure in ("log_likelihood", "degradation", "relative_degradation", "denoising_error")
+} - {"noise.s0.degradation.median", "noise.s0.relative_degradation.median"}
+
+
+def measured(**values: object) -> Audit:
+    given = {
+        "model.path": str(EXAMPLES / "shapes-beta1.safetensors"),
+        "data.source": str(EXAMPLES / "shapes.npz"),
+        "run.device": "cpu",
+        "run.limit": 60,
+        "noise.sigmas": 0.5,
+        **{name.replace("__", "."): value for name, value in values.items()},
+    }
+    resolved = resolve({name: (value, "test") for name, value in given.items()}, None)
+    return audit(prepare(resolved.settings), resolved, ["test"], ["noise", "latents"], lambda _: True)
+
+
+@pytest.fixture(scope="module")
+def done() -> Audit:
+    return measured()
+
+
+@pytest.fixture(scope="module")
+def old(done: Audit) -> Side:
+    return Side(done.report, done.samples, "old")
+
+
+def moved(side: Side, by: Callable[[np.ndarray], np.ndarray], only: str = "") -> Side:
+    """The same audit with other values behind its figures; the figures themselves stay."""
+    samples = {
+        name: Sample(by(sample.values.copy()), sample.q) if only in name else sample
+        for name, sample in side.samples.items()
+    }
+    return Side(side.report, samples, "new")
+
+
+def changed(side: Side, **update: Any) -> Side:
+    return Side(side.report.model_copy(update=update), side.samples)
+
+
+def test_an_audit_compared_with_itself_shows_no_difference_in_any_median(old: Side) -> None:
+    found = compare(old, old)
+    assert found.verdict == "passed"
+    assert {one.metric for one in found.tested} == MEDIANS
+    assert {(one.difference, one.ci, one.outcome) for one in found.tested} == {(0, (0, 0), "no difference shown")}
+    others = {one.metric for one in found.of("not tested")}
+    assert "latents.elbo.mean" in others  # of which neither way is more robust
+    assert "noise.s0.5.degradation.upper_quartile" in others
+
+
+def test_what_is_worse_regressed_whichever_way_is_more_robust(old: Side) -> None:
+    name = "noise.s0.5.degradation.median"  # lower is more robust
+    worse = compare(old, moved(old, lambda values: values * 1.01, "s0.5.degradation"))
+    assert [one.metric for one in worse.of("regressed")] == [name]
+    assert worse.verdict == "failed"
+    better = compare(old, moved(old, lambda values: values * 0.99, "s0.5.degradation"))
+    assert ([one.metric for one in better.of("improved")], better.verdict) == ([name], "passed")
+    likelihood = compare(old, moved(old, lambda values: values - 1, "s0.5.log_likelihood"))  # higher is
+    assert [one.metric for one in likelihood.of("regressed")] == ["noise.s0.5.log_likelihood.median"]
+
+
+def test_the_difference_is_of_items_and_not_of_the_two_medians(old: Side) -> None:
+    """Every item moves by 3, whatever else: shuffling the items of one audit would lose that."""
+    name = "noise.s0.5.log_likelihood.median"
+    (one,) = compare(old, moved(old, lambda values: values - 3), min_effect={name: 0}).tested
+    assert one.difference == pytest.approx(-3)
+    assert one.ci == pytest.approx((-3, -3))
+    generator = np.random.default_rng(0)
+    shuffled = moved(old, lambda values: generator.permutation(values) - 3)
+    (other,) = compare(old, shuffled, min_effect={name: 0}).tested
+    assert other.ci is not None
+    assert other.ci[0] < -4 < -2 < other.ci[1]
+
+
+@pytest.mark.parametrize(("allowed", "outcome"), [(0.0, "regressed"), (2.9, "regressed"), (3.1, "no difference shown")])
+def test_a_regression_must_exceed_what_is_allowed(old: Side, allowed: float, outcome: str) -> None:
+    name = "noise.s0.5.log_likelihood.median"
+    (one,) = compare(old, moved(old, lambda values: values - 3), min_effect={name: allowed}).tested
+    assert (one.outcome, one.min_effect) == (outcome, allowed)
+
+
+def test_chance_is_no_regression(old: Side) -> None:
+    noise = np.random.default_rng(4)
+    found = compare(old, moved(old, lambda values: values + noise.normal(size=values.shape)))
+    assert found.verdict == "passed"
+    assert all(one.p is not None and one.ci is not None for one in found.tested)
+
+
+def test_few_items_cannot_tell_among_many_metrics_and_can_of_one(old: Side) -> None:
+    def few(side: Side) -> Side:
+        return Side(side.report, {name: Sample(one.values[:5], one.q) for name, one in side.samples.items()})
+
+    worse = moved(old, lambda values: values - 3, "s0.5.log_likelihood")
+    name = "noise.s0.5.log_likelihood.median"
+    many = compare(few(old), few(worse))
+    told = next(one for one in many.tested if one.metric == name)
+    assert (told.outcome, many.verdict) == ("cannot tell", "inconclusive")
+    assert told.why is not None
+    assert "5 items cannot show a change among 6 metrics" in told.why
+    alone = compare(few(old), few(worse), min_effect={name: 0.5})
+    assert (alone.tested[0].outcome, alone.tested[0].p) == ("regressed", 0.5**5)
+
+
+def test_a_figure_in_doubt_cannot_be_told_however_much_worse(old: Side) -> None:
+    name = "noise.s0.5.log_likelihood.median"
+    metrics = {**old.report.metrics, name: old.report.metrics[name].model_copy(update={"doubt": "a sign"})}
+    found = compare(old, moved(changed(old, metrics=metrics), lambda values: values - 30), min_effect={name: 0})
+    assert (found.tested[0].outcome, found.tested[0].why) == ("cannot tell", "in the later audit, a sign")
+    assert found.verdict == "inconclusive"
+
+
+def test_a_named_figure_that_is_missing_or_has_no_direction_cannot_be_told(old: Side) -> None:
+    found = compare(old, old, min_effect={"margin.r4.median": 0, "latents.elbo.mean": 0, "mig.chen": 0})
+    assert [one.outcome for one in found.tested] == ["cannot tell"] * 2 + ["cannot tell"]
+    whys = [one.why for one in found.tested]
+    assert whys[0] == "it was not measured in either audit"
+    assert whys[1] is not None
+    assert whys[1].startswith("neither way is more robust")
+    lacking = {name: metric for name, metric in old.report.metrics.items() if "s0.5" not in name}
+    gone = compare(old, changed(old, metrics=lacking))
+    assert gone.verdict == "inconclusive"
+    assert {one.why for one in gone.of("cannot tell")} == {"it was not measured in the later audit"}
+
+
+def test_other_settings_of_a_check_make_its_figures_incomparable_and_name_the_setting(old: Side) -> None:
+    other = {**old.report.configuration, "noise": {**old.report.configuration["noise"], "draws": 3}}  # type: ignore[dict-item]
+    found = compare(old, changed(old, configuration=other))
+    assert found.verdict == "inconclusive"
+    assert {one.why for one in found.tested} == {"the settings of [noise] differ (draws)"}
+
+
+@pytest.mark.parametrize(
+    ("place", "update", "reason"),
+    [
+        ("data", {"sha256": "0" * 64}, "their data differ"),
+        ("data", {"n": 3}, "one saw 60 items and the other 3"),
+        ("data", {"range": (0.0, 255.0)}, "the range of their inputs differs"),
+        ("environment", {"seed": 1}, "their seeds differ (0 and 1)"),
+        ("model", {"input_shape": [784]}, "their inputs differ in shape"),
+        ("model", {"likelihood": "Bernoulli from probabilities"}, "log p(x|z) is computed differently"),
+        ("plausibility", {"passed": False}, "the later audit has no figures, since its model did not pass"),
+        (None, {"status": "interrupted"}, "the later audit is not complete (status interrupted)"),
+    ],
+)
+def test_audits_of_other_things_are_refused_with_the_reason(
+    old: Side, place: str | None, update: dict[str, Any], reason: str
+) -> None:
+    entry = update if place is None else {place: getattr(old.report, place).model_copy(update=update)}
+    found = compare(old, changed(old, **entry))
+    assert (found.verdict, found.differences) == ("inconclusive", [])
+    assert any(told.startswith(reason) for told in found.refused), found.refused
+
+
+def test_what_may_change_figures_by_itself_is_a_warning(old: Side) -> None:
+    found = compare(old, changed(old, tool="vaeaudit 9.9"))
+    assert found.verdict == "passed"
+    assert found.warnings == [
+        "their versions of vaeaudit differ (vaeaudit 0.1.0 and vaeaudit 9.9), which may change figures by itself"
+    ]
+
+
+def kept(done: Audit, folder: Path) -> Report:
+    return write(done.report, artifacts(done), folder)
+
+
+def test_a_report_on_disk_with_its_samples_gives_the_same_answer(done: Audit, old: Side, tmp_path: Path) -> None:
+    kept(done, tmp_path)
+    for path in (tmp_path, tmp_path / "report.json"):
+        read = side_of(str(path))
+        assert set(read.samples) == set(old.samples)
+        for name, sample in read.samples.items():
+            assert np.array_equal(sample.values, old.samples[name].values, equal_nan=True)
+            assert sample.q == old.samples[name].q
+        assert compare(read, old).verdict == "passed"
+
+
+def test_samples_of_another_report_or_none_are_refused(done: Audit, tmp_path: Path) -> None:
+    kept(done, tmp_path)
+    (tmp_path / "samples.safetensors").write_bytes(pack({"x": Sample(np.ones(3), None)}))
+    with pytest.raises(SamplesError, match="is not the file that was written with the report"):
+        side_of(str(tmp_path))
+    (tmp_path / "samples.safetensors").unlink()
+    with pytest.raises(SamplesError, match="keep it beside the report"):
+        side_of(str(tmp_path))
+
+
+def test_a_report_that_leads_elsewhere_for_its_samples_is_not_followed(done: Audit, tmp_path: Path) -> None:
+    report = kept(done, tmp_path / "a")
+    report = report.model_copy(update={"files": {**report.files, "samples": "../../b/samples.safetensors"}})
+    assert read_samples(report, tmp_path / "a")  # the one beside it
+
+
+def test_a_report_of_another_major_schema_cannot_be_compared(done: Audit, tmp_path: Path) -> None:
+    kept(done, tmp_path)
+    file = tmp_path / "report.json"
+    file.write_text(file.read_text().replace('"schema_version": "1.', '"schema_version": "2.'))
+    with pytest.raises(IncomparableError, match="so that it cannot be compared"):
+        side_of(str(file))
+    file.write_text("{")
+    with pytest.raises(ReportError):
+        side_of(str(file))
+
+
+def test_equal_columns_are_stored_once() -> None:
+    values = np.arange(1000.0)
+    once = len(pack({"a": Sample(values, None)}))
+    assert len(pack({"a": Sample(values, None), "b": Sample(values.copy(), 0.5)})) < once + 200

@@ -1,0 +1,216 @@
+"""What the journal keeps comes back to the bit, and is never served for anything else."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vaeaudit.artifacts import artifacts
+from vaeaudit.attacks.term import Progress
+from vaeaudit.audit import Audit, audit, journal_of
+from vaeaudit.audits.base import Record
+from vaeaudit.config import Resolved, resolve
+from vaeaudit.errors import OutputError
+from vaeaudit.journal import FOLDER, Journal
+from vaeaudit.policy import CHECK_NAMES
+from vaeaudit.report.writer import to_json
+from vaeaudit.settings import NoiseSettings
+from vaeaudit.subject import Subject, prepare
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def asked(**values: object) -> Resolved:
+    given = {
+        "model.path": str(EXAMPLES / "shapes-beta1.safetensors"),
+        "data.source": str(EXAMPLES / "shapes.npz"),
+        "run.device": "cpu",
+        "run.limit": 60,
+        "attack.modes": ["latent", "damage"],
+        "attack.pairs": 2,
+        "attack.lambdas": 3,
+        "attack.caps": 1,
+        "attack.max_evaluations": 15,
+        "margin.r": 4,
+        "margin.items": 2,
+        "margin.draws": 50,
+        "margin.parts": ["certified"],
+        "noise.sigmas": 0.5,
+        "weights.spectral": False,
+        **{name.replace("__", "."): value for name, value in values.items()},
+    }
+    return resolve({name: (value, "test") for name, value in given.items()}, None)
+
+
+def carried_out(
+    resolved: Resolved, resume: bool, go_on: Callable[[Progress], bool] = lambda _: True
+) -> tuple[Audit, Journal]:
+    subject = prepare(resolved.settings)
+    journal = journal_of(subject, resume)
+    return audit(subject, resolved, ["test"], CHECK_NAMES, go_on, journal), journal
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Resolved, Audit]:
+    """A whole audit whose journal is still there, as if it had been killed before its report was written."""
+    resolved = asked(run__out=str(tmp_path_factory.mktemp("kept")))
+    return resolved, carried_out(resolved, resume=False)[0]
+
+
+def go(_: Progress) -> bool:
+    return True
+
+
+SETTINGS = NoiseSettings()
+
+
+UNITS = ["attack.latent", "attack.damage", "margin", "noise", "latents", "mig", "weights"]
+
+
+def but_for_time(done: Audit) -> str:
+    return to_json(done.report.model_copy(update={"timings": {}, "created": ""}))
+
+
+def test_a_resumed_audit_gives_the_same_report_and_files_to_the_bit(kept: tuple[Resolved, Audit]) -> None:
+    resolved, first = kept
+
+    def never(_: Progress) -> bool:
+        raise AssertionError("something was computed again")
+
+    again, journal = carried_out(resolved, resume=True, go_on=never)
+    assert journal.served == UNITS
+    assert but_for_time(again) == but_for_time(first)
+    assert artifacts(again) == artifacts(first)
+    for name, sample in first.samples.items():
+        assert np.array_equal(again.samples[name].values, sample.values, equal_nan=True)
+        assert again.samples[name].q == sample.q
+
+
+def test_without_resume_nothing_is_served(kept: tuple[Resolved, Audit]) -> None:
+    journal = journal_of(prepare(kept[0].settings), resume=False)
+    fresh = Record(warnings=("computed",), interrupted=True)  # which is not kept
+    assert journal.record("noise", kept[0].settings.noise, lambda _: fresh, go) is fresh
+    assert journal.served == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"run__seed": 1},
+        {"run__dtype": "float64"},
+        {"run__limit": 59},
+        {"run__batch_size": 7},
+        {"noise__draws": 3},
+        {"model__path": str(EXAMPLES / "shapes-beta8.safetensors")},
+        {"model__options": {"activation": "tanh"}},
+    ],
+    ids=str,
+)
+def test_a_record_is_never_served_for_anything_else(kept: tuple[Resolved, Audit], changes: dict[str, object]) -> None:
+    resolved = asked(run__out=kept[0].settings.run.out, **changes)
+    journal = journal_of(prepare(resolved.settings), resume=True)
+    fresh = Record(warnings=("computed",), interrupted=True)
+    served = journal.record("noise", resolved.settings.noise, lambda _: fresh, go)
+    assert served.warnings == ("computed",)
+    assert journal.served == []
+
+
+def test_a_model_whose_adapters_own_imports_changed_is_another_model(tmp_path: Path) -> None:
+    """No file that is hashed changes; what the model does with the data does."""
+    (tmp_path / "adapter.py").write_text(
+        "import vaeaudit, helper_of_test_journal as helper\n"
+        "def open(checkpoint, config):\n"
+        f"    vae = vaeaudit.load({str(EXAMPLES / 'shapes-beta1.safetensors')!r})\n"
+        "    return helper.Shifted(vae)\n"
+    )
+    helper = tmp_path / "helper_of_test_journal.py"
+    source = (
+        "import torch, vaeaudit\n"
+        "class Shifted(torch.nn.Module):\n"
+        "    def __init__(self, vae):\n"
+        "        super().__init__()\n"
+        "        self.vae, self.input_shape, self.range = vae, vae.input_shape, vae.range\n"
+        "    prior = property(lambda self: self.vae.prior)\n"
+        "    def decode(self, z): return self.vae.decode(z)\n"
+        "    def encode(self, x):\n"
+        "        q = self.vae.encode(x)\n"
+        "        return vaeaudit.DiagonalGaussian(q.mean + SHIFT, q.log_stddev)\n"
+    )
+    facts = []
+    for shift in ("0.0", "0.01"):
+        helper.write_text(source.replace("SHIFT", shift))
+        sys.modules.pop("helper_of_test_journal", None)
+        resolved = asked(model__adapter=f"{tmp_path / 'adapter.py'}:open", run__out=str(tmp_path / "out"))
+        facts.append(journal_of(prepare(resolved.settings), resume=True).facts)
+    sys.path.remove(str(tmp_path))
+    assert {key for key in facts[0] if facts[0][key] != facts[1][key]} == {"behaviour"}
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Journal:
+    return Journal(tmp_path, {"model": "a"}, resume=True)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00" * 40, None], ids=["empty", "zeros", "cut"])
+def test_a_damaged_record_is_computed_again(small: Journal, damage: bytes | None) -> None:
+    small.record("noise", SETTINGS, lambda _: Record(warnings=("first",)), go)
+    (file,) = (small.folder).iterdir()
+    file.write_bytes(file.read_bytes()[:-20] if damage is None else damage)
+    assert small.record("noise", SETTINGS, lambda _: Record(warnings=("second",)), go).warnings == ("second",)
+
+
+def test_an_interrupted_record_is_not_kept(small: Journal) -> None:
+    small.record("noise", SETTINGS, lambda _: Record(interrupted=True), go)
+    assert not small.folder.exists()
+
+
+def test_odd_values_come_back_as_they_were(small: Journal) -> None:
+    tensors = {"x": torch.tensor([0.1, -0.0, 1e-45]), "none": torch.empty(0, 3)}
+    first = Record(tensors=tensors, about={"pairs": [[1, 2]]}, doubts={"noise.s1": "ü\ud800"}, skipped={"a": "b"})
+    small.record("noise", SETTINGS, lambda _: first, go)
+    again = small.record("noise", SETTINGS, lambda _: Record(), go)
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in tensors.items())
+    assert torch.signbit(again.tensors["x"][1])
+    assert (again.about, again.doubts, again.skipped) == (first.about, first.doubts, first.skipped)
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / FOLDER).write_text("a file stands here")
+    journal = Journal(tmp_path, {}, resume=False)
+    with pytest.raises(OutputError):
+        journal.record("noise", SETTINGS, lambda _: Record(), go)
+
+
+def test_removing_takes_only_what_the_journal_wrote(small: Journal, tmp_path: Path) -> None:
+    small.record("noise", SETTINGS, lambda _: Record(), go)
+    (small.folder / "diary.txt").write_text("mine")
+    Journal.remove(tmp_path)
+    assert [file.name for file in small.folder.iterdir()] == ["diary.txt"]
+    (small.folder / "diary.txt").unlink()
+    Journal.remove(tmp_path)
+    assert not small.folder.exists()
+    Journal.remove(tmp_path)  # where there is none
+
+
+def test_every_setting_that_a_check_reads_is_among_the_facts_or_in_its_section(kept: tuple[Resolved, Audit]) -> None:
+    """A new key of [model], [data] or [run] must be told apart, or be known to change no figure."""
+    no_figure = {
+        "model.path",
+        "model.adapter",
+        "data.source",
+        "data.range",
+        "run.device",
+        "run.limit",
+    }  # by what they gave
+    no_figure |= {"run.out", "run.checks"}
+    keyed = {"model.options", "data.resize", "run.seed", "run.dtype", "run.batch_size"}
+    settings: Any = kept[0].settings
+    sections = {name: getattr(settings, name) for name in ("model", "data", "run")}
+    assert {
+        f"{name}.{key}" for name, section in sections.items() for key in type(section).model_fields
+    } == no_figure | keyed
+    assert isinstance(prepare(settings), Subject)
