@@ -74,6 +74,8 @@ def main() -> None:
     _prepare_streams()
     try:
         code = app(standalone_mode=False, prog_name="vaeaudit")
+        if code == 1 and {"--show-completion", "--install-completion"} & set(sys.argv):
+            code = 2  # typer's own code for a shell that it does not know
         sys.stdout.flush()
     except VaeauditError as error:
         code = _tell(str(error), error.exit_code, verbose)

@@ -58,6 +58,7 @@ def asides(report: Report) -> list[str]:
         *(f"Partial: {reason}." for reason in report.partial),
         *(f"Skipped {name}: {reason}." for name, reason in report.skipped.items()),
         *(f"Warning: {warning}." for warning in report.warnings),
+        *([f"Reproduced: {report.reproduced.summary()}."] if report.reproduced and report.reproduced.agree else []),
     ]
 
 

@@ -1,0 +1,314 @@
+"""`vaeaudit audit`, `compare` and `report` as a release engineer uses them, on the bundled model with few items."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vaeaudit.registry import Adapter
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SMALL = f"""
+[model]
+path = "{EXAMPLES / "shapes-beta1.safetensors"}"
+[data]
+source = "{EXAMPLES / "shapes.npz"}"
+[run]
+device = "cpu"
+limit = 60
+[attack]
+modes = ["latent", "damage"]
+pairs = 6
+lambdas = 4
+max_evaluations = 300
+caps = 1
+[margin]
+r = 4
+items = 6
+draws = 60
+parts = ["certified"]
+[noise]
+sigmas = [0.5]
+[latents]
+traverse = 0
+[weights]
+spectral = false
+"""
+POLICY = """
+[checks."noise.s0.5.degradation.median"]
+max = 200
+[checks."margin.r4.certified.median"]
+min = 0.001
+"""
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def _plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures cost most of the time of small audits, and other tests look at them."""
+    for module, names in {
+        "attack_record": ("attack_panel", "distortion_curves", "damage_curves"),
+        "margin_record": ("margin_panel",),
+        "noise": ("likelihood_histograms", "noise_curves"),
+    }.items():
+        for name in names:
+            monkeypatch.setattr(f"vaeaudit.audits.{module}.{name}", lambda *_: b"png")
+
+
+def configured(more: str = POLICY, base: str = SMALL) -> None:
+    Path("vaeaudit.toml").write_text(base + more)
+
+
+def report(folder: str = "vaeaudit-report") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(folder, "report.json").read_text(encoding="utf-8"))
+    return found
+
+
+def but_for_time(found: dict[str, Any]) -> dict[str, Any]:
+    run = {**found["configuration"]["run"], "out": ""}
+    sources = {key: who for key, who in found["configuration_sources"].items() if key != "run.out"}
+    timeless = {"created": "", "timings": {}, "argv": [], "configuration_sha256": "", "configuration_sources": sources}
+    return {**found, **timeless, "configuration": {**found["configuration"], "run": run}}
+
+
+def test_an_audit_carries_out_every_enabled_check_and_gives_one_verdict(command: Command) -> None:
+    configured()
+    done = command("audit", "-q")
+    assert (done.code, done.err) == (0, "")
+    found = report()
+    assert list(found["timings"]) == ["attack", "margin", "noise", "latents", "weights"]
+    assert (found["verdict"], found["status"], found["exit_code"]) == ("passed", "complete", 0)
+    assert [check["verdict"] for check in found["checks"]] == ["passed", "passed"]
+    assert found["configuration"]["run"]["checks"] == list(found["timings"])
+    assert "verdict: passed" in done.out
+    assert Path("vaeaudit-report/report.md").read_text(encoding="utf-8").splitlines()[2].startswith("**Passed: ")
+    assert not Path("vaeaudit-report/vaeaudit-journal").exists()
+
+
+def test_model_and_data_are_opened_once_and_mig_takes_the_encodings_of_latents(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured(more="[mig]\n")
+    opened = []
+    before = Adapter.__init__
+
+    def counting(self: Adapter, *arguments: Any) -> None:
+        before(self, *arguments)
+        opened.append(arguments[0])
+
+    monkeypatch.setattr(Adapter, "__init__", counting)
+    reads: list[object] = []
+    from vaeaudit import subject
+    from vaeaudit.checks import mig
+
+    read = subject.read
+    monkeypatch.setattr(subject, "read", lambda source: (reads.append(source), read(source))[1])
+    monkeypatch.setattr(mig, "encodings", lambda *_, **__: pytest.fail("mig encoded the items again"))
+    assert command("audit", "-q").code == 0
+    assert len(reads) == 1
+    assert opened == ["mlp", "mlp"]  # the model's, and that of the weights, which are read from the file
+
+
+def test_an_audit_done_twice_is_the_same_to_the_bit(command: Command) -> None:
+    configured()
+    command("audit", "-q", "--out", "a")
+    command("audit", "-q", "--out", "b")
+    assert but_for_time(report("a")) == but_for_time(report("b"))
+    names = {file.name for file in Path("a").iterdir()}
+    assert names == {file.name for file in Path("b").iterdir()}
+    for name in names - {"report.json", "report.md"}:
+        assert Path("a", name).read_bytes() == Path("b", name).read_bytes(), name
+
+
+def test_another_batch_size_changes_no_figure_that_no_optimiser_found_by_more_than_a_ten_thousandth(
+    command: Command,
+) -> None:
+    configured()
+    command("audit", "-q", "--out", "a", "--check", "margin", "--check", "noise", "--check", "latents")
+    command(
+        "audit", "-q", "--out", "b", "--check", "margin", "--check", "noise", "--check", "latents", "--batch-size", "7"
+    )
+    one, other = report("a")["metrics"], report("b")["metrics"]
+    assert one.keys() == other.keys()
+    for name in one:
+        values = [[m["value"], *(m["ci"] or [])] for m in (one[name], other[name])]
+        np.testing.assert_allclose(*np.array(values, dtype=float), rtol=1e-4, atol=1e-9, err_msg=name)
+
+
+def test_an_audit_done_again_from_its_report_says_that_all_figures_agree(command: Command) -> None:
+    configured()
+    command("audit", "-q", "--out", "first")
+    Path("vaeaudit.toml").unlink()  # the report alone is enough
+    done = command("audit", "-q", "--from", "first/report.json", "--out", "again")
+    assert done.code == 0
+    found = report("again")
+    count = len(found["metrics"])
+    assert f"reproduced: all {count} figures agree with first/report.json to the bit" in " ".join(done.out.split())
+    assert found["reproduced"] == {
+        "report": "first/report.json", "figures": count, "differing": {}, "tolerance": 1e-4, "agree": True
+    }  # fmt: skip
+    assert found["metrics"] == report("first")["metrics"]
+    assert "agree with" in Path("again/report.md").read_text(encoding="utf-8")
+
+
+def test_figures_that_do_not_agree_are_named_and_make_it_inconclusive(command: Command) -> None:
+    configured(more="", base=SMALL.partition("[attack]")[0] + "[noise]\nsigmas = [0.5]\n")
+    command("audit", "-q", "--out", "first")
+    file = Path("first/report.json")
+    found = json.loads(file.read_text())
+    found["metrics"]["noise.s0.5.degradation.median"]["value"] *= 1.01
+    file.write_text(json.dumps(found))
+    done = command("audit", "-q", "--from", "first", "--out", "again")
+    assert done.code == 5
+    count = len(found["metrics"])
+    told = f"1 of {count} figures differ from first, noise.s0.5.degradation.median most, by 0.0099 relative"
+    assert told in " ".join(done.out.split())
+    assert told in Path("again/report.md").read_text(encoding="utf-8")
+    found["metrics"]["noise.s0.5.degradation.median"]["value"] *= (1 + 5e-5) / 1.01
+    file.write_text(json.dumps(found))
+    done = command("audit", "-q", "--from", "first", "--out", "again")
+    assert (done.code, report("again")["verdict"]) == (0, "ungated")
+    assert "within 0.0001" in done.out
+
+
+def test_an_audit_is_done_again_only_of_the_same_model_and_data_and_beside_its_report(command: Command) -> None:
+    configured(more="", base=SMALL.partition("[attack]")[0] + "[weights]\nspectral = false\n")
+    command("audit", "-q", "--out", "first")
+    other = EXAMPLES / "shapes-beta8.safetensors"
+    done = command("audit", other, "--from", "first", "--out", "again")
+    assert done.code == 2
+    assert f"error: {other} is not the model of first: its SHA-256 begins" in done.err
+    done = command("audit", "--from", "first", "--out", "first")
+    assert done.code == 2
+    assert done.err == "error: the new report would take the place of first; name another folder with --out\n"
+
+
+def test_a_baseline_is_compared_in_the_same_run_and_the_worse_model_fails(command: Command) -> None:
+    noise = SMALL.partition("[attack]")[0] + "[noise]\nsigmas = [0.5]\n"
+    configured(more="", base=noise)
+    command("audit", "-q", "--out", "audit/v1")
+    done = command("audit", "-q", "--baseline", "audit/v1")
+    assert (done.code, report()["verdict"]) == (0, "passed")
+    worse = EXAMPLES / "shapes-beta8.safetensors"
+    done = command("audit", worse, "-q", "--baseline", "audit/v1/report.json")
+    found = report()
+    assert (done.code, found["verdict"], found["baseline"]["verdict"]) == (1, "failed", "failed")
+    regressed = [one["metric"] for one in found["baseline"]["differences"] if one["outcome"] == "regressed"]
+    assert "noise.s0.log_likelihood.median" in regressed  # beta = 8 reconstructs worse
+    assert "regressed" in done.out
+    same = command("compare", "audit/v1", "vaeaudit-report")
+    assert same.code == 1
+    assert command("compare", "audit/v1", "vaeaudit-report", "--exit-zero").code == 0
+    other = command("compare", "audit/v1", "vaeaudit-report", "--format", "json")
+    assert json.loads(other.out)["differences"] == found["baseline"]["differences"]
+    markdown = command("compare", "audit/v1", "vaeaudit-report", "--format", "markdown", "-o", "compared.md")
+    assert (markdown.out, Path("compared.md").read_text(encoding="utf-8").splitlines()[2]) == (
+        "", "**Failed: the later audit is worse.**"
+    )  # fmt: skip
+
+
+def test_allowing_a_difference_is_an_option_and_a_setting(command: Command) -> None:
+    noise = SMALL.partition("[attack]")[0] + "[noise]\nsigmas = [0.5]\n"
+    configured(more="", base=noise)
+    command("audit", "-q", "--out", "v1")
+    command("audit", EXAMPLES / "shapes-beta8.safetensors", "-q", "--out", "v2")
+    name = "noise.s0.log_likelihood.median"
+    assert command("compare", "v1", "v2", "--min-effect", f"{name}=1").code == 1
+    assert command("compare", "v1", "v2", "--min-effect", f"{name}=1000").code == 0
+    configured(more=f'[baseline]\nmin_effect = {{ "{name}" = 1000 }}\n', base=noise)
+    assert command("compare", "v1", "v2").code == 0
+    done = command("compare", "v1", "v2", "--min-effect", name)
+    assert (done.code, done.err) == (
+        2, f"error: --min-effect takes METRIC=DIFFERENCE, as in margin.r4.median=0.02, but '{name}' came\n"
+    )  # fmt: skip
+
+
+def test_checks_that_nobody_named_are_left_out_where_the_data_cannot_answer_them(command: Command) -> None:
+    images = np.load(EXAMPLES / "shapes.npz")["imgs"][:40]
+    np.save("images.npy", images)
+    model = f'[model]\npath = "{EXAMPLES / "shapes-beta1.safetensors"}"\n[data]\nsource = "images.npy"\n'
+    configured(base=model, more="[run]\nchecks = ['mig']\n")
+    asked = command("audit")
+    assert asked.code == 2
+    assert "holds no factors" in asked.err
+    configured(base=model, more="")
+    shutil.rmtree("vaeaudit-report", ignore_errors=True)
+    done = command("audit", "-q", "--limit", "3", "--out", "all")
+    assert done.code in (0, 5), done.err  # a sign of the attack may make it inconclusive
+    assert "holds no factors" in report("all")["skipped"]["mig"]
+
+
+def test_a_model_that_does_not_pass_doctor_gets_no_verdict_whatever_the_thresholds(command: Command) -> None:
+    configured()
+    np.save("noise.npy", np.random.default_rng(0).random((40, 1, 28, 28), np.float32))  # which it cannot reconstruct
+    done = command("audit", "-q", "--data", "noise.npy")
+    found = report()
+    assert (done.code, found["verdict"]) == (5, "inconclusive")
+    assert {check["why"] for check in found["checks"]} == {f"not measured: {found['skipped']['noise']}"}
+
+
+def test_a_threshold_of_a_check_that_is_not_carried_out_is_inconclusive(command: Command) -> None:
+    configured()
+    done = command("audit", "-q", "--check", "noise")
+    outcomes = {check["id"]: check["verdict"] for check in report()["checks"]}
+    assert outcomes == {"noise.s0.5.degradation.median": "passed", "margin.r4.certified.median": "inconclusive"}
+    assert done.code == 5
+
+
+def test_one_check_alone_is_ungated_and_reads_no_threshold(command: Command) -> None:
+    configured(more='[checks."noise.s0.5.degradation.median"]\nmax = 0.001\n')
+    done = command("noise", "-q")
+    assert (done.code, report()["verdict"], report()["checks"]) == (0, "ungated", [])
+
+
+@pytest.mark.parametrize("form", ["markdown", "junit", "github", "card", "html"])
+def test_a_report_is_shown_in_every_form(command: Command, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    configured(
+        base=SMALL.partition("[attack]")[0] + "[noise]\nsigmas = [0.5]\n", more=POLICY.partition('[checks."margin')[0]
+    )
+    command("audit", "-q")
+    done = command("report", "vaeaudit-report", "--format", form)
+    assert (done.code, done.err) == (0, "")
+    assert "noise.s0.5.degradation.median" in re.sub(r"<wbr>|</?span[^>]*>", "", done.out)
+    if form in ("junit", "github", "markdown"):  # the audit itself gives them as well
+        again = command("audit", "-q", "--format", form).out
+        times = r'time="[\d.]+"|noise [\d.]+ s|^\| (at|command) .*$'
+        assert re.sub(times, "", again, flags=re.MULTILINE) == re.sub(times, "", done.out, flags=re.MULTILINE)
+
+
+def test_on_github_the_summary_goes_to_the_page_of_the_job(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    configured(
+        base=SMALL.partition("[attack]")[0],
+        more='[checks."noise.s0.5.degradation.median"]\nmax = 1\n[noise]\nsigmas=0.5\n',
+    )
+    command("audit", "-q")
+    page = Path("summary.md")
+    page.write_text("what another step wrote\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page.resolve()))
+    done = command("report", "vaeaudit-report", "--format", "github")
+    assert all(line.startswith("::") for line in done.out.splitlines())
+    assert "noise.s0.5.degradation.median" in done.out
+    written = page.read_text(encoding="utf-8")
+    assert written.startswith("what another step wrote\n")
+    assert "noise.s0.5.degradation.median" in written
+
+
+def test_progress_tells_the_check_and_how_many_there_are(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vaeaudit.cli.common._LINE_EVERY", 0.0)
+    configured(base=SMALL.partition("[attack]")[0], more="[noise]\nsigmas=0.5\n[weights]\nspectral = false\n")
+    assert "weights (2 of 2): weights: 7 of 8 left" in command("audit").err
+
+
+def test_no_threads_are_changed(command: Command) -> None:
+    before = torch.get_num_threads()
+    configured(base=SMALL.partition("[attack]")[0], more="[weights]\nspectral = false\n")
+    command("audit", "-q")
+    assert torch.get_num_threads() == before
