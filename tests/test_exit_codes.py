@@ -1,20 +1,22 @@
 """Exit codes and streams of the installed command, row by row, as a user or a pipeline sees them.
 
-Every run is a process of its own. Loading torch takes each of them seconds, so that most are forks of one which has
-loaded it and then run the command's own file, with streams, folder and variables of their own; ``cold`` starts one from
-nothing.
+Every run is a process of its own. Loading torch takes each of them seconds, so that most are forks of one process which
+has loaded it; they then run the command's own file, with streams, folder and variables of their own. ``cold`` starts
+the command from nothing.
 """
 
 import json
-import math
 import os
 import pickle
+import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,16 +29,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 COMMAND = Path(sys.executable).with_name("vaeaudit")
-LONG = 60  # seconds after which a run counts as hanging
+MOST_SECONDS = 60  # after which a run counts as hanging
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork a loaded process")
-
-# Answers each request, a line of JSON, with the number of a fork that becomes the command, then with how it ended.
+# Answers every request, a line of JSON, with the id of a fork that becomes the command, and then with how it ended.
 LOADED = """
-import json, os, resource, runpy, signal, sys
-import vaeaudit.artifacts, vaeaudit.cli.forms, vaeaudit.compare, vaeaudit.gate, vaeaudit.report.markdown
+import gc, json, os, resource, runpy, signal, sys
+import vaeaudit.artifacts, vaeaudit.cli.app, vaeaudit.cli.forms, vaeaudit.compare, vaeaudit.gate
 command = sys.argv[1]
 sys.path.insert(0, os.path.dirname(command))
+gc.collect()
+gc.freeze()  # so that a fork does not copy what it only looks through
 for line in iter(sys.stdin.readline, ""):
     asked = json.loads(line)
     child = os.fork()
@@ -44,16 +46,909 @@ for line in iter(sys.stdin.readline, ""):
         print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
         continue
-    signal.alarm(asked["long"])
+    signal.alarm(asked["seconds"])
     os.chdir(asked["folder"])
-    os.environ.clear()
-    os.environ.update(asked["env"])
-    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOCTTY
     for number, name in enumerate(asked["streams"]):
-        os.dup2(os.open(name, flags), number)
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOCTTY), number)
     if asked["largest"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (asked["largest"], asked["largest"]))
     sys.argv = [command, *asked["arguments"]]
     runpy.run_path(command, run_name="__main__")
-    raise AssertionError("the command did not exit")
+    raise AssertionError("the command came to no end")
 """
+
+BASIS = torch.linalg.qr(torch.randn(16, 3, generator=torch.Generator().manual_seed(0)))[0]
+FACTS = {
+    "vaeaudit.adapter": "mlp",
+    "vaeaudit.likelihood": "gaussian",
+    "vaeaudit.stddev": "0.1",
+    "vaeaudit.input_shape": "[1, 4, 4]",
+    "vaeaudit.range": "[0, 1]",
+}
+SUBJECT = '[model]\npath = "vae.safetensors"\n[data]\nsource = "val.npy"\n'
+LATENTS = "[latents]\ntraverse = 0\n"
+NOISE = "[noise]\nsigmas = [0.1]\ndraws = 2\n"
+FIGURE = "latents.kl.median"  # 7.55, with an interval of [7.53, 7.57]
+MET, MISSED, ACROSS = (f'[checks."{FIGURE}"]\nmin = {least}\n' for least in (5, 9, 7.55))
+
+# The model as an adapter of a user's own, and what it does beside encoding. The noise check comes before the latents.
+ADAPTER = """
+import glob, os, subprocess, sys, time, warnings
+from pathlib import Path
+import torch
+import vaeaudit
+
+
+def noise_is_done():
+    return bool(glob.glob("vaeaudit-report/vaeaudit-journal/noise-*"))
+
+
+class Own(torch.nn.Module):
+    input_shape, range = (1, 4, 4), (0.0, 1.0)
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.basis = torch.nn.Parameter(tensors["encoder.mean.0.weight"].t().contiguous())
+
+    @property
+    def prior(self):
+        return vaeaudit.DiagonalGaussian.standard((3,), like=self.basis)
+
+    def encode(self, x):
+        {deed}
+        mean = (x.flatten(1) - 0.5) @ self.basis
+        return vaeaudit.DiagonalGaussian(mean, torch.full_like(mean, -3.0))
+
+    def decode(self, z):
+        return vaeaudit.GaussianLikelihood((0.5 + z @ self.basis.t()).unflatten(1, (1, 4, 4)), z.new_tensor(-2.3))
+
+
+def open(checkpoint, config):
+    return Own(checkpoint.tensors)
+"""
+IN_THE_MIDDLE = "if noise_is_done(): "
+
+
+def weights() -> dict[str, Tensor]:
+    """A VAE for the adapter "mlp" that needs no training: x -> z = B'(x - 1/2) -> 1/2 + B z, through ReLUs."""
+    return {
+        "encoder.shared.0.weight": torch.eye(16),
+        "encoder.shared.0.bias": torch.zeros(16),
+        "encoder.mean.0.weight": BASIS.t().contiguous(),
+        "encoder.mean.0.bias": -0.5 * BASIS.sum(0),
+        "encoder.logvar.0.weight": torch.zeros(3, 16),
+        "encoder.logvar.0.bias": torch.full((3,), -6.0),
+        "decoder.0.weight": torch.cat([torch.eye(3), -torch.eye(3)]),
+        "decoder.0.bias": torch.zeros(6),
+        "decoder.2.weight": torch.cat([BASIS, -BASIS], 1),
+        "decoder.2.bias": torch.full((16,), 0.5),
+    }
+
+
+def images(seed: int = 1) -> np.ndarray:
+    z = 0.25 * np.random.default_rng(seed).normal(size=(40, 3))
+    return np.clip(0.5 + z @ BASIS.numpy().T, 0, 1).astype(np.float32).reshape(40, 1, 4, 4)
+
+
+def fill(folder: Path, settings: str) -> None:
+    """Put a model, data and settings into a folder."""
+    save_file(weights(), folder / "vae.safetensors", FACTS)
+    np.save(folder / "val.npy", images())
+    (folder / "vaeaudit.toml").write_text(SUBJECT + settings)
+
+
+def strict(text: str) -> Any:
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one sentence on stderr, once it is known to be one."""
+        assert self.err.startswith("error: "), self.err
+        assert self.err.count("\n") == 1, self.err
+        assert self.err.endswith("\n"), self.err
+        for jargon in ("Traceback", "pydantic", "Input should", "<frozen"):
+            assert jargon not in self.err
+        return self.err.removeprefix("error: ").rstrip("\n")
+
+    def said(self, code: int, message: str) -> bool:
+        """Whether it ended with this code and one sentence that holds the message, and gave no result."""
+        assert self.code == code, self
+        assert self.out == ""
+        assert message in self.error
+        return True
+
+
+@dataclass
+class Running:
+    """The command on its way; ``end`` waits for it."""
+
+    pid: int
+    served: subprocess.Popen[str]
+    streams: tuple[Path, Path, Path]
+
+    def end(self) -> Outcome:
+        assert self.served.stdout is not None
+        code = int(self.served.stdout.readline())
+        assert code != -signal.SIGALRM, "the command hangs"
+        _, out, err = self.streams
+        return Outcome(code, *("" if not file.is_file() else file.read_text(encoding="utf-8") for file in (out, err)))
+
+
+class Command:
+    """The installed command in a fork of a process that has loaded what it needs."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.served = subprocess.Popen(
+            [sys.executable, "-P", "-c", LOADED, COMMAND],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            env=variables(),
+        )
+
+    def start(
+        self, *arguments: object, out: str | None = None, err: str | None = None, largest: int | None = None
+    ) -> Running:
+        """Begin a run in the current folder; ``largest`` is the size in bytes that no file may exceed."""
+        streams = (Path(os.devnull), Path(out or self.place / "out"), Path(err or self.place / "err"))
+        asked = {
+            "arguments": [str(argument) for argument in arguments],
+            "folder": str(Path.cwd()),
+            "streams": [str(stream) for stream in streams],
+            "largest": largest,
+            "seconds": MOST_SECONDS,
+        }
+        assert self.served.stdin is not None
+        assert self.served.stdout is not None
+        self.served.stdin.write(json.dumps(asked) + "\n")
+        self.served.stdin.flush()
+        return Running(int(self.served.stdout.readline()), self.served, streams)
+
+    def __call__(self, *arguments: object, **more: Any) -> Outcome:
+        return self.start(*arguments, **more).end()
+
+    def close(self) -> None:
+        self.served.communicate(timeout=MOST_SECONDS)
+
+
+def variables() -> dict[str, str]:
+    """The environment of every run: none of ours, and one thread."""
+    ours = ("VAEAUDIT_", "GITHUB_")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return plain | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TERM": "xterm"}
+
+
+def cold(*arguments: object, shell: str = '"$@"') -> Outcome:
+    """Run the installed command from nothing, where need be within a shell's redirections."""
+    done = subprocess.run(
+        ["bash", "-c", shell, "bash", COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=MOST_SECONDS,
+        env=variables(),
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    loaded = Command(tmp_path_factory.mktemp("streams"))
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of its own, outside any repository, with a model, data, and settings that ask for the latents."""
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path, LATENTS)
+
+
+def configure(settings: str) -> None:
+    Path("vaeaudit.toml").write_text(SUBJECT + settings)
+
+
+def own(deed: str = "pass", name: str = "own") -> str:
+    """Write an adapter that does something whenever it encodes; how it is named on the command line."""
+    Path(f"{name}.py").write_text(ADAPTER.replace("{deed}", deed.replace("\n", "\n        ")))
+    return f"{name}.py:open"
+
+
+def report(folder: str = "vaeaudit-report") -> Any:
+    return strict((Path(folder) / "report.json").read_text(encoding="utf-8"))
+
+
+def ended(folder: str = "vaeaudit-report") -> tuple[str, str, int]:
+    written = report(folder)
+    return written["status"], written["verdict"], written["exit_code"]
+
+
+def left() -> set[str]:
+    """What a run left behind."""
+    return {path.name for path in Path().iterdir()} - {"vae.safetensors", "val.npy", "vaeaudit.toml", "__pycache__"}
+
+
+# ---- 0 and 1: the verdict
+
+
+def test_thresholds_that_are_met_pass_and_end_with_0() -> None:
+    configure(LATENTS + MET)
+    done = cold("audit")
+    assert (done.code, done.err) == (0, "")
+    assert "verdict: passed" in done.out
+    assert ended() == ("complete", "passed", 0)
+
+
+def test_an_audit_without_thresholds_ends_with_0_and_never_says_passed(command: Command) -> None:
+    done = command("audit")
+    assert (done.code, done.err) == (0, "")
+    assert "verdict: ungated" in done.out
+    assert ended() == ("complete", "ungated", 0)
+    shown = [done.out, *(command("report", "vaeaudit-report", "--format", form).out for form in FORMS)]
+    for text in shown:
+        assert text
+        assert not re.search(r"\bpassed\b", text, re.IGNORECASE), text
+
+
+FORMS = ("markdown", "junit", "github", "card", "html")
+
+
+@pytest.mark.parametrize(("more", "code"), [([], 1), (["--exit-zero"], 0)])
+def test_a_threshold_that_fails_ends_with_1_and_exit_zero_changes_the_code_alone(
+    command: Command, more: list[str], code: int
+) -> None:
+    configure(LATENTS + MISSED)
+    done = command("audit", "--format", "json", *more)
+    assert (done.code, done.err) == (code, "")
+    assert strict(done.out) == report()
+    assert ended() == ("complete", "failed", 1)
+    assert [check["verdict"] for check in report()["checks"]] == ["failed"]
+
+
+def test_one_threshold_that_fails_outweighs_those_that_pass_or_cannot_tell(command: Command) -> None:
+    more = f'[checks."latents.kl.mean"]\nmin = 5\n[checks."latents.elbo.median"]\nmin = {14.23}\n'
+    configure(LATENTS + more + MISSED)
+    assert command("audit").code == 1
+    verdicts = {check["id"]: check["verdict"] for check in report()["checks"]}
+    assert verdicts == {"latents.kl.mean": "passed", "latents.elbo.median": "inconclusive", FIGURE: "failed"}
+
+
+@pytest.fixture(scope="module")
+def earlier(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of an audit of the same model on the same data, as a baseline."""
+    folder = tmp_path_factory.mktemp("earlier")
+    fill(folder, NOISE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert command("audit").code == 0
+    return folder / "vaeaudit-report"
+
+
+def baseline(path: object) -> str:
+    effect = '{ "noise.s0.1.log_likelihood.median" = 0.01 }'
+    return f'{NOISE}[baseline]\npath = "{path}"\nmin_effect = {effect}\n'
+
+
+@pytest.mark.parametrize(("more", "code"), [([], 1), (["--exit-zero"], 0)])
+def test_a_regression_against_the_baseline_ends_with_1(
+    command: Command, earlier: Path, more: list[str], code: int
+) -> None:
+    configure(baseline(earlier))
+    worse = weights()
+    worse["decoder.2.bias"] += 0.03
+    save_file(worse, "vae.safetensors", FACTS)
+    done = command("audit", *more)
+    assert (done.code, done.err) == (code, "")
+    assert ended() == ("complete", "failed", 1)
+    (tested,) = (one for one in report()["baseline"]["differences"] if one["outcome"] != "not tested")
+    assert (tested["metric"], tested["outcome"]) == ("noise.s0.1.log_likelihood.median", "regressed")
+    assert command("compare", earlier, "vaeaudit-report", *more).code == code
+
+
+def test_the_same_model_against_its_baseline_passes(command: Command, earlier: Path) -> None:
+    configure(baseline(earlier))
+    done = command("audit")
+    assert (done.code, done.err) == (0, "")
+    assert ended() == ("complete", "passed", 0)
+
+
+def test_a_baseline_that_is_not_there_yet_only_warns(command: Command) -> None:
+    configure(LATENTS + '[baseline]\npath = "v1.json"\n')
+    done = command("audit")
+    assert (done.code, done.err) == (0, "")
+    assert ended() == ("complete", "ungated", 0)
+    (warning,) = report()["warnings"]
+    assert re.fullmatch(r"there is no baseline at .*v1\.json yet, so that nothing was compared", warning)
+    assert warning in done.out
+
+
+def test_a_waiver_that_runs_keeps_a_failure_from_counting_and_passes_nothing(command: Command) -> None:
+    configure(LATENTS + MISSED + 'waive = { until = 2999-12-31, reason = "tracked in #12" }\n')
+    done = command("audit")
+    assert (done.code, done.err) == (0, "")
+    assert ended() == ("complete", "ungated", 0)
+    assert report()["checks"][0]["verdict"] == "failed"
+    assert report()["checks"][0]["waived"] == {"until": "2999-12-31", "reason": "tracked in #12"}
+
+
+def test_a_waiver_that_has_ended_counts_again_and_is_told(command: Command) -> None:
+    configure(LATENTS + MISSED + 'waive = { until = 2026-01-31, reason = "tracked in #12" }\n')
+    done = command("audit")
+    assert (done.code, done.err) == (1, "")
+    assert ended() == ("complete", "failed", 1)
+    assert report()["checks"][0]["waived"] is None
+    told = f"the waiver of {FIGURE} (tracked in #12) ended on 2026-01-31: it counts again"
+    assert report()["warnings"] == [told]
+    assert told in done.out
+
+
+# ---- 2: usage, configuration, input
+
+
+@pytest.mark.parametrize("more", [[], ["--exit-zero"]])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("[run]\nsede = 1\n", "unknown key 'sede' in [run] (did you mean 'seed'?)"),
+        ("[chekcs]\n", "unknown section [chekcs] (did you mean 'checks'?)"),
+        (f'[checks."{FIGURE}"]\nmin = 2\nmax = 1\n', "a threshold whose min is not above its max"),
+        (f'[checks."{FIGURE}"]\nbound = "value"\n', "a threshold with min or max"),
+        (f'[checks."{FIGURE}"]\nminn = 1\n', "unknown key 'minn' in"),
+        (f"[checks.{FIGURE}]\nmin = 1\n", "names with dots must be quoted"),
+        (f"{MISSED}waive = {{ until = 2999-12-31 }}\n", "waive.reason is missing"),
+        ("[latents\n", "is not valid TOML"),
+    ],
+)
+def test_a_wrong_configuration_ends_with_2(command: Command, settings: str, message: str, more: list[str]) -> None:
+    configure(settings)
+    assert command("audit", *more).said(2, message)
+    assert left() == set()
+
+
+@pytest.mark.parametrize("section", ["checks", "baseline"])
+def test_a_threshold_of_no_figure_is_told_with_the_nearest_before_the_model_is_opened(
+    command: Command, section: str
+) -> None:
+    name = "latents.kl.medain"
+    asked = f'[checks."{name}"]\nmin = 1\n' if section == "checks" else f'[baseline]\nmin_effect = {{ "{name}" = 1 }}\n'
+    configure(LATENTS + asked)
+    adapter = own()
+    Path("own.py").write_text("open('opened', 'w').close()\n" + Path("own.py").read_text())
+    assert command("audit", "--adapter", adapter).said(2, "(did you mean 'latents.kl.median'?)")
+    assert left() == {"own.py"}
+
+
+def test_usage_errors_end_with_2_from_nothing() -> None:
+    assert cold("audit", "--chekc", "latents").said(2, "No such option: --chekc")
+    assert cold("audit", "--check", "latnets").said(2, "(did you mean 'latents'?)")
+    assert cold("adit").said(2, "No such command 'adit'")
+    assert left() == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no.safetensors"], "there is no checkpoint at no.safetensors"),
+        (["--data", "no.npy"], "there are no data at no.npy"),
+        (["--limit", "1"], "where at least two are needed"),
+        (["--from", "no.json"], "there is no report at no.json"),
+        (["--check", "mig"], "factors"),
+    ],
+)
+def test_a_wrong_input_ends_with_2(command: Command, arguments: list[str], message: str) -> None:
+    assert command("audit", *arguments, "--exit-zero").said(2, message)
+    assert left() == set()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("no JSON", "is no report: it is not JSON at line 1"),
+        ("cut off", "is cut off at line"),
+        ("NaN", "holds NaN, which is not JSON"),
+        ("another JSON", "is no report: it has no schema_version"),
+        ("empty", "is empty"),
+        ("no samples", "cannot be read (No such file or directory); keep it beside the report"),
+        ("other samples", "is not the file that was written with the report"),
+        ("a folder without a report", "is a folder without report.json"),
+    ],
+)
+def test_a_damaged_baseline_ends_with_2_before_the_model_is_opened(
+    command: Command, earlier: Path, fault: str, message: str
+) -> None:
+    shutil.copytree(earlier, "old")
+    file = Path("old/report.json")
+    text = file.read_text()
+    match fault:
+        case "no JSON":
+            file.write_text("verdict: passed\n")
+        case "cut off":
+            file.write_text(text[: len(text) // 2])
+        case "NaN":
+            file.write_text(re.sub(r'"value": [\d.]+', '"value": NaN', text))
+        case "another JSON":
+            file.write_text('{"verdict": "passed"}')
+        case "empty":
+            file.write_text("")
+        case "no samples":
+            Path("old/samples.safetensors").unlink()
+        case "other samples":
+            Path("old/samples.safetensors").write_bytes(Path("old/samples.safetensors").read_bytes() + b" ")
+        case _:
+            file.unlink()
+    configure(baseline("old"))
+    adapter = own()
+    Path("own.py").write_text("open('opened', 'w').close()\n" + Path("own.py").read_text())
+    assert command("audit", "--adapter", adapter).said(2, message)
+    assert command("compare", "old", earlier).said(2, message)
+    assert left() == {"old", "own.py"}
+
+
+# ---- 3: what could not complete
+
+
+@pytest.mark.parametrize("more", [[], ["--exit-zero"]])
+@pytest.mark.parametrize(
+    ("deed", "message"),
+    [
+        ("raise RuntimeError('late')", "the model raised RuntimeError: late (own.py, line "),
+        ("raise SystemExit(1)", "the model raised SystemExit: 1 (own.py, line "),
+        ("sys.exit()", "the model raised SystemExit"),
+        ("raise MemoryError", "the model raised MemoryError (own.py, line "),
+        ("raise torch.OutOfMemoryError('simulated')", "not even one row of the model fits into memory"),
+        ("x.new_empty(2**60)", "the model raised RuntimeError: "),
+        ("x = x * torch.nan", "NaN"),
+    ],
+)
+def test_a_model_that_fails_in_the_middle_ends_with_3_and_keeps_what_was_found(
+    command: Command, deed: str, message: str, more: list[str]
+) -> None:
+    configure(NOISE + LATENTS + MET)
+    done = command("audit", "--adapter", own(IN_THE_MIDDLE + deed), "--format", "json", *more)
+    assert done.code == 3
+    assert message in done.error
+    assert strict(done.out) == report()
+    assert ended() == ("error", "error", 3)
+    assert report()["error"] == done.error
+    assert "noise.s0.1.log_likelihood.median" in report()["metrics"]
+    assert FIGURE not in report()["metrics"]
+    assert report()["checks"][0]["verdict"] == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("deed", "message"),
+    [
+        ("x = x * torch.inf", "NaN or infinite"),
+        ("raise IndexError('no')", "the model raised IndexError: no (own.py, line "),
+        ("sys.exit(1)", "the model raised SystemExit: 1 (own.py, line "),
+    ],
+)
+def test_a_model_that_cannot_even_be_tried_ends_with_3_and_no_report(command: Command, deed: str, message: str) -> None:
+    assert command("audit", "--adapter", own(deed), "--exit-zero").said(3, message)
+    assert left() == {"own.py"}
+
+
+def test_weights_that_are_not_finite_end_with_3(command: Command) -> None:
+    broken = weights()
+    broken["decoder.2.bias"][0] = torch.nan
+    save_file(broken, "vae.safetensors", FACTS)
+    assert command("audit").said(3, "decoder.2.bias holds 1 NaN or infinite values of 16")
+
+
+@pytest.mark.parametrize("where", ["vaeaudit.report.writer.render", "vaeaudit.gate.evaluate", "vaeaudit.gate.terms"])
+def test_an_accident_of_our_own_never_reads_as_a_failed_check(command: Command, where: str) -> None:
+    module, _, name = where.rpartition(".")
+    Path("own.py").write_text(
+        f"import {module}\ndef broken(*_): raise ValueError('of our own')\n{module}.{name} = broken\n"
+    )
+    Path("own.py").write_text(Path("own.py").read_text() + ADAPTER.replace("{deed}", "pass"))
+    configure(LATENTS + MET)
+    done = command("audit", "--adapter", "own.py:open")
+    if where.endswith("terms"):  # long since called
+        assert done.code == 0
+    else:
+        assert done.said(3, "unexpected ValueError: of our own; -v shows where")
+        assert not Path("vaeaudit-report/report.json").exists()
+
+
+# ---- 4: trust
+
+
+class Evil:
+    """Touches a file when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch canary",)
+
+
+@pytest.mark.parametrize("more", [[], ["--exit-zero"]])
+def test_a_checkpoint_that_would_run_code_ends_with_4_and_does_not(command: Command, more: list[str]) -> None:
+    torch.save({"state_dict": weights(), "callback": Evil()}, "vae.pt")
+    Path("bare.pt").write_bytes(pickle.dumps(Evil()))
+    assert command("audit", "vae.pt", "--adapter", "mlp", *more).said(4, "could run code, so it was not loaded")
+    assert command("audit", "bare.pt", "--adapter", "mlp", *more).said(4, "could run code, so it was not loaded")
+    assert left() == {"vae.pt", "bare.pt"}
+
+
+# ---- 5: no verdict
+
+
+@pytest.mark.parametrize("more", [[], ["--exit-zero"]])
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (LATENTS + ACROSS, "more items may tell"),
+        (
+            f'[run]\nchecks = ["latents"]\n{LATENTS}[checks."noise.s0.1.degradation.median"]\nmax = 9\n',
+            "not measured",
+        ),
+        (f'{LATENTS}[checks."mig.chen"]\nmin = 0\n{MET}', "not measured"),
+    ],
+    ids=["an interval across the threshold", "a check that is not run", "a check without factors"],
+)
+def test_a_threshold_without_an_answer_ends_with_5(command: Command, settings: str, why: str, more: list[str]) -> None:
+    configure(settings)
+    done = command("audit", *more)
+    assert (done.code, done.err) == (5, "")
+    assert ended() == ("complete", "inconclusive", 5)
+    assert why in report()["checks"][0]["why"]
+
+
+@pytest.mark.parametrize("more", [[], ["--exit-zero"]])
+def test_a_model_that_does_not_pass_doctor_ends_with_5(command: Command, more: list[str]) -> None:
+    configure(LATENTS + MET)
+    adapter = own("x = x.detach()")
+    done = command("audit", "--adapter", adapter, *more)
+    assert (done.code, done.err) == (5, "")
+    assert ended() == ("complete", "inconclusive", 5)
+    assert report()["metrics"] == {}
+    assert command("doctor", "--adapter", adapter).code == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--seed", "1"], "their seeds differ (0 and 1)"),
+        (["--data", "other.npy"], "their data differ"),
+        (["--limit", "30"], "one saw 40 items and the other 30"),
+    ],
+)
+def test_audits_of_other_seeds_or_data_cannot_be_compared_and_end_with_5(
+    command: Command, earlier: Path, arguments: list[str], why: str
+) -> None:
+    np.save("other.npy", images(seed=2))
+    configure(baseline(earlier))
+    done = command("audit", *arguments, "--exit-zero")
+    assert (done.code, done.err) == (5, "")
+    assert ended() == ("complete", "inconclusive", 5)
+    assert why in report()["baseline"]["refused"][0]
+    done = command("compare", earlier, "vaeaudit-report", "--exit-zero", "--format", "json")
+    assert done.code == 5
+    assert strict(done.out)["verdict"] == "inconclusive"
+    assert done.err.startswith(f"not compared: {why}")
+
+
+def test_a_report_of_another_major_schema_ends_with_5_before_the_model_is_opened(
+    command: Command, earlier: Path
+) -> None:
+    shutil.copytree(earlier, "old")
+    newer = report("old") | {"schema_version": "2.0"}
+    Path("old/report.json").write_text(json.dumps(newer))
+    configure(baseline("old"))
+    message = "has schema version 2.0, and this version of vaeaudit reads 1.x, so that it cannot be compared"
+    assert command("audit", "--exit-zero").said(5, message)
+    assert command("compare", "old", earlier, "--exit-zero").said(5, message)
+    assert command("compare", earlier, "old").said(5, message)
+    assert left() == {"old"}
+
+
+# ---- 130: interruption
+
+# Says that it is within the latents check, and stays there until it is told that the signal is on its way.
+WAITING = """
+if os.path.exists("stop") and noise_is_done():
+    os.rename("stop", "there")
+    while not os.path.exists("sent"): time.sleep(0.01)
+elif os.path.exists("count"):
+    Path("count").write_text(Path("count").read_text() + "x")
+"""
+STOPPING = "stopping: keeping what has been found (once more to end at once)\n"
+
+
+def interrupted(command: Command, number: signal.Signals, *arguments: object, times: int = 1) -> Outcome:
+    """An audit of noise and latents that is sent the signal within the latents."""
+    Path("stop").touch()
+    running = command.start("audit", "--adapter", own(WAITING), *arguments)
+    until = time.monotonic() + MOST_SECONDS
+    while not Path("there").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    for _ in range(times):
+        os.kill(running.pid, number)
+        time.sleep(0.05)
+    Path("sent").touch()
+    done = running.end()
+    Path("there").unlink()
+    Path("sent").unlink()
+    return done
+
+
+def test_an_interrupted_audit_ends_with_130_and_goes_on_to_the_report_that_it_would_have_been(
+    command: Command,
+) -> None:
+    configure(NOISE + LATENTS + MET + "[run]\nbatch_size = 8\n")
+    assert command("audit", "--adapter", own(WAITING)).code == 0
+    whole, files = report(), contents()
+    shutil.rmtree("vaeaudit-report")
+
+    done = interrupted(command, signal.SIGINT)
+    assert (done.code, done.err) == (130, STOPPING)
+    assert "verdict: inconclusive" in done.out
+    assert ended() == ("interrupted", "inconclusive", 130)
+    kept = report()
+    noise = {name: value for name, value in whole["metrics"].items() if name.startswith("noise.")}
+    assert noise == {name: value for name, value in kept["metrics"].items() if name.startswith("noise.")}
+    assert kept["partial"] == ["interrupted: figures are of what was done until then"]
+    assert [check["verdict"] for check in kept["checks"]] == ["inconclusive"]
+
+    Path("count").touch()
+    done = command("audit", "--adapter", own(WAITING), "--resume")
+    assert (done.code, done.err) == (0, "")
+    resumed = report()
+    assert resumed["argv"][1:] == ["audit", "--adapter", "own.py:open", "--resume"]
+    for told in (whole, resumed):
+        for key in ("created", "timings", "argv"):
+            del told[key]
+    assert resumed == whole
+    assert contents() == files
+    assert {path.name for path in Path("vaeaudit-report").iterdir()} == {*whole["files"].values(), "report.json"}
+
+
+def contents() -> dict[str, bytes]:
+    """All files of the report but report.json and report.md, which tell when it was written."""
+    return {
+        path.name: path.read_bytes()
+        for path in Path("vaeaudit-report").iterdir()
+        if path.is_file() and path.suffix != ".md" and path.name != "report.json"
+    }
+
+
+def test_a_terminated_audit_ends_with_130_whatever_exit_zero_says(command: Command) -> None:
+    configure(NOISE + LATENTS + MISSED)
+    done = interrupted(command, signal.SIGTERM, "--exit-zero", "--format", "json", "-q")
+    assert (done.code, done.err) == (130, "")
+    assert strict(done.out) == report()
+    assert ended() == ("interrupted", "inconclusive", 130)
+    assert "noise.s0.1.log_likelihood.median" in report()["metrics"]
+
+
+def test_an_audit_that_is_interrupted_twice_says_nothing_false_of_what_is_kept(command: Command) -> None:
+    configure(NOISE + LATENTS + MET)
+    done = interrupted(command, signal.SIGINT, times=2)
+    assert (done.code, done.out) == (130, "")
+    assert done.err.startswith(STOPPING)
+    assert not Path("vaeaudit-report/report.json").exists()
+    kept = list(Path("vaeaudit-report").glob("vaeaudit-journal/*"))
+    assert len(kept) == 1
+    assert "nothing was kept" not in done.err
+    assert "--resume" in done.err
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not show what a process has loaded")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_torch_is_loaded_ends_with_130(number: signal.Signals) -> None:
+    running = subprocess.Popen(
+        [COMMAND, "audit"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables()
+    )
+    maps = Path(f"/proc/{running.pid}/maps")
+    while running.poll() is None and "libtorch" not in maps.read_text():
+        time.sleep(0.01)
+    running.send_signal(number)
+    out, err = running.communicate(timeout=MOST_SECONDS)
+    assert (running.returncode, out) == (130, "")
+    assert "Traceback" not in err
+    assert left() == set()
+
+
+# ---- Places where nothing can be written
+
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+
+
+@needs_full
+def test_a_full_stdout_ends_with_2_and_the_report_is_kept(command: Command) -> None:
+    configure(LATENTS + MISSED)
+    done = command("audit", out="/dev/full")
+    assert done.said(2, "stdout cannot be written: No space left on device; give --output FILE")
+    assert ended() == ("complete", "failed", 1)
+
+
+@needs_full
+def test_a_full_output_file_ends_with_2_and_the_report_is_kept(command: Command) -> None:
+    done = command("audit", "-o", "/dev/full")
+    assert done.said(2, "/dev/full cannot be written: No space left on device; name another place")
+    assert ended() == ("complete", "ungated", 0)
+
+
+@needs_full
+@pytest.mark.parametrize(("settings", "code"), [(MISSED, 1), (ACROSS, 5), ("[run]\nsede = 1\n", 2)])
+def test_a_full_stderr_changes_no_exit_code(command: Command, settings: str, code: int) -> None:
+    configure(LATENTS + settings)
+    assert command("audit", err="/dev/full").code == code
+
+
+def test_a_full_file_system_ends_with_2_and_leaves_no_half_written_report(command: Command) -> None:
+    configure(LATENTS + NOISE + MET)
+    Path("small").mkdir()
+    script = (
+        'mount -t tmpfs -o size=48k tmpfs small || exit 77; "$@"; code=$?; find small -type f -printf "%P "; exit $code'
+    )
+    done = cold("audit", "--out", "small/report", shell=f"unshare --mount bash -c '{script}' \"$@\"; exit $?")
+    if done.code in (1, 77) and "error: " not in done.err:
+        pytest.skip(f"no small file system can be made here: {done.err.strip()}")
+    assert done.code == 2, done
+    assert "No space left on device" in done.error
+    assert not re.search(r"report\.|/\.", done.out)
+
+
+@pytest.mark.parametrize("largest", [4_000, 40_000, 80_000])
+def test_a_file_that_may_not_grow_ends_with_2_and_nothing_is_half_written(command: Command, largest: int) -> None:
+    configure(NOISE + MET.replace(FIGURE, "noise.s0.1.log_likelihood.median"))
+    done = command("audit", largest=largest)
+    assert done.said(2, "cannot be written: File too large; name another place")
+    assert not list(Path("vaeaudit-report").glob("report.json"))
+    assert not list(Path("vaeaudit-report").rglob(".*"))
+
+
+def test_a_check_whose_result_cannot_be_kept_is_never_passed_over(command: Command) -> None:
+    configure("")  # all checks, each only if the model and the data allow it
+    done = command("audit", "--limit", "3", largest=40_000)
+    assert done.said(2, "cannot be written: File too large; name another place")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "/proc/vaeaudit"], "nothing can be written to /proc/vaeaudit: "),
+        (["--out", "val.npy"], "nothing can be written to val.npy: File exists; name another place with --out"),
+        (["--out", "val.npy/report"], "nothing can be written to val.npy/report: Not a directory"),
+        (["-o", "/proc/vaeaudit/result"], "nothing can be written to /proc/vaeaudit: "),
+        (["-o", "val.npy/result"], "nothing can be written to val.npy: File exists; name another place with --output"),
+        (["-o", "."], "--output must name a file, but '.' is a folder"),
+    ],
+)
+def test_a_place_that_cannot_be_written_ends_with_2_before_the_model_is_opened(
+    command: Command, arguments: list[str], message: str
+) -> None:
+    adapter = own()
+    Path("own.py").write_text("open('opened', 'w').close()\n" + Path("own.py").read_text())
+    assert command("audit", "--adapter", adapter, *arguments).said(2, message)
+    assert left() == {"own.py"}
+
+
+def test_a_read_only_file_system_ends_with_2() -> None:
+    Path("fixed").mkdir()
+    script = 'mount -t tmpfs -o ro tmpfs fixed || exit 77; "$@"'
+    done = cold("audit", "--out", "fixed/report", shell=f"unshare --mount bash -c '{script}' \"$@\"; exit $?")
+    if done.code in (1, 77) and "error: " not in done.err:
+        pytest.skip(f"no read-only file system can be made here: {done.err.strip()}")
+    assert done.said(2, "nothing can be written to fixed/report: Read-only file system; name another place with --out")
+
+
+def test_a_file_in_place_of_the_journal_ends_with_2_and_stays(command: Command) -> None:
+    Path("vaeaudit-report").mkdir()
+    Path("vaeaudit-report/vaeaudit-journal").write_text("mine")
+    done = command("audit", "--check", "latents")
+    assert done.said(2, "vaeaudit-journal")
+    assert Path("vaeaudit-report/vaeaudit-journal").read_text() == "mine"
+
+
+def test_a_reader_who_leaves_early_changes_no_exit_code() -> None:
+    configure(LATENTS + MISSED)
+    assert cold("audit", "--format", "json", shell='set -o pipefail; "$@" | true') == Outcome(1, "", "")
+    assert ended() == ("complete", "failed", 1)
+
+
+# ---- Streams
+
+CHATTY = """
+print("chatter", flush=True)
+sys.stdout.write("more chatter")
+warnings.warn("careful")
+time.sleep(0.03)
+"""
+WARNS = MISSED + 'severity = "warn"\n[baseline]\npath = "none.json"\n'
+
+
+def test_json_on_stdout_is_nothing_but_json_beside_warnings_chatter_and_a_running_progress(
+    command: Command,
+) -> None:
+    configure(LATENTS + WARNS)
+    ours, theirs = pty.openpty()
+    seen: list[bytes] = []
+
+    def read() -> None:
+        try:
+            while piece := os.read(ours, 4096):
+                seen.append(piece)
+        except OSError:  # the other end is closed
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    done = command("audit", "--adapter", own(CHATTY), "--format", "json", "-v", err=os.ttyname(theirs))
+    os.close(theirs)
+    reader.join()
+    os.close(ours)
+    shown = b"".join(seen).decode()
+    assert done.code == 0
+    assert strict(done.out) == report()
+    assert len(report()["warnings"]) == 2
+    for text in ("opening the model and the data", "chatter", "careful", "\x1b["):
+        assert text in shown
+
+
+def test_json_on_stdout_is_nothing_but_json_where_code_below_python_writes_to_it(command: Command) -> None:
+    done = command("audit", "--adapter", own('os.write(1, b"below")\nos.system("echo beside")'), "--format", "json")
+    assert done.code == 0
+    assert strict(done.out) == report()
+    assert "below" in done.err
+    assert "beside" in done.err
+
+
+def test_json_is_strict_where_figures_are_not_finite(command: Command) -> None:
+    save_file(weights(), "vae.safetensors", FACTS | {"vaeaudit.stddev": "1e-30"})
+    done = command("audit", "--format", "json")
+    assert (done.code, done.err) == (5, "")
+    assert strict(done.out) == report()
+
+
+def test_verbose_adds_a_traceback_to_stderr_alone(command: Command) -> None:
+    configure(NOISE + LATENTS)
+    adapter = own(IN_THE_MIDDLE + "raise RuntimeError('late')")
+    done = command("audit", "--adapter", adapter, "--format", "json", "-v")
+    assert done.code == 3
+    assert strict(done.out) == report()
+    assert done.err.startswith("Traceback (most recent call last):\n")
+    assert done.err.splitlines()[-1].startswith("error: the model raised RuntimeError: late")
+
+
+@pytest.mark.parametrize("form", ["junit", "markdown", "github", "table", "json"])
+def test_a_result_goes_whole_to_stdout_and_the_same_to_a_file(command: Command, form: str) -> None:
+    configure(LATENTS + MISSED)
+    done = command("audit", "--format", form)
+    assert (done.code, done.err) == (1, "")
+    if form == "junit":
+        root = ET.fromstring(done.out)
+        assert root.tag == "testsuites"
+        assert root.get("failures") == "1"
+        assert done.out.startswith("<?xml")
+    elif form == "markdown":
+        assert done.out == Path("vaeaudit-report/report.md").read_text(encoding="utf-8")
+    elif form == "json":
+        assert strict(done.out) == report()
+    again = command("audit", "--format", form, "-o", f"result.{form}")
+    assert (again.code, again.out, again.err) == (1, "", "")
+    assert len(Path(f"result.{form}").read_text(encoding="utf-8")) > 0.9 * len(done.out)
+
+
+@pytest.mark.parametrize("settings", [MET, MISSED, ACROSS, WARNS])
+def test_quiet_leaves_stderr_empty_and_the_result_where_it_is(command: Command, settings: str) -> None:
+    configure(LATENTS + settings)
+    done = command("audit", "-q")
+    assert done.err == ""
+    assert f"verdict: {report()['verdict']}" in done.out
+
+
+def test_quiet_still_tells_an_error(command: Command) -> None:
+    configure(LATENTS + "[run]\nsede = 1\n")
+    assert command("audit", "-q").said(2, "unknown key 'sede'")

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from vaeaudit.report import html
 from vaeaudit.report.reading import read_report
 
 CHROMIUM = shutil.which("chromium")
+PATIENCE = 30.0  # seconds for one answer
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
@@ -60,6 +62,7 @@ class Browser:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            assert select.select([self._read], [], [], PATIENCE)[0], "the browser does not answer"
             came = os.read(self._read, 1 << 20)
             assert came, "the browser ended"
             self._rest += came
@@ -95,11 +98,12 @@ class Browser:
         return base64.b64decode(shot["data"])
 
     def close(self) -> None:
-        self._session = ""
-        self.ask("Browser.close")
-        self._process.wait(timeout=20)
-        os.close(self._write)
+        os.close(self._write)  # at which it ends
         os.close(self._read)
+        try:
+            self._process.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
 
 
 def png(width: int, height: int) -> bytes:

@@ -54,14 +54,19 @@ def side_of(path: str) -> Side:
 
 
 def compare(
-    old: Side, new: Side, *, min_effect: Mapping[str, float] | None = None, level: float = 0.95
+    old: Side,
+    new: Side,
+    *,
+    metrics: Sequence[str] = (),
+    min_effect: Mapping[str, float] | None = None,
+    level: float = 0.95,
 ) -> ComparisonEntry:
     """Compare two audits metric by metric, paired by item.
 
-    The metrics that may regress are those that ``min_effect`` names, with the difference that a regression must exceed;
-    without any, all medians of which one way is more robust, but for first-order estimates. A metric regressed where
-    its change for the worse is significant by Wilcoxon's signed-rank test at 1 - ``level``, Holm-adjusted over those
-    metrics, its BCa interval leaves out 0, and it exceeds ``min_effect``. Two audits of different data, seeds or
+    The family that may regress is ``metrics``, or all medians of which one way is more robust, but for first-order
+    estimates; and what ``min_effect`` names, with the difference that a regression must exceed. A metric regressed
+    where its change for the worse is significant by Wilcoxon's signed-rank test at 1 - ``level``, Holm-adjusted over
+    those metrics, its BCa interval leaves out 0, and it exceeds ``min_effect``. Two audits of different data, seeds or
     definitions are refused: the comparison says why, and its verdict is inconclusive.
     """
     allowed = dict(min_effect or {})
@@ -70,7 +75,8 @@ def compare(
     others: list[DifferenceEntry] = []
     if not refused:
         there = {**old.report.metrics, **new.report.metrics}
-        family = list(allowed) or [name for name, metric in there.items() if _may_regress(name, metric)]
+        family = list(metrics) or [name for name, metric in there.items() if _may_regress(name, metric)]
+        family = list(dict.fromkeys([*family, *allowed]))
         tested = _tested([_paired(name, old, new, level) for name in family], allowed, level)
         rest = [name for name in old.report.metrics if name in new.report.metrics and name not in family]
         others = [_entry(_paired(name, old, new, level), "not tested") for name in rest]
@@ -212,7 +218,7 @@ def _judged(
     if least_p(found.n) * family > alpha:
         return "cannot tell", (
             f"{found.n} items cannot show a change among {family} metrics, whatever it is; take more items, or name "
-            "the metrics that count under min_effect"
+            "the few metrics that count"
         )
     if found.ci is None:
         return "cannot tell", "the interval of its difference is not finite"

@@ -89,7 +89,8 @@ def judged(done: Audit, settings: Settings, held: Terms, today: date) -> Audit:
     compared = None
     if held.baseline is not None:
         asked = settings.baseline
-        compared = compare(held.baseline, Side(report, done.samples), min_effect=asked.min_effect, level=asked.level)
+        new = Side(report, done.samples)
+        compared = compare(held.baseline, new, metrics=asked.metrics, min_effect=asked.min_effect, level=asked.level)
     warnings = [*report.warnings, *held.warnings, *remarks(checks, gates, today)]
     warnings += compared.warnings if compared else []
     update: dict[str, Any] = {"checks": checks, "baseline": compared, "warnings": warnings}

@@ -14,11 +14,12 @@ _ANY = r"[^.]+(\.[^.]+)*"
 
 
 def check_names(settings: Settings) -> None:
-    """Raise :class:`ConfigError` for a threshold or ``min_effect`` of a figure that these settings cannot give."""
+    """Raise :class:`ConfigError` for a threshold, or a metric to compare, that these settings cannot give."""
     patterns = list(possible(settings))
     plain = [pattern.replace("\\", "") for pattern in patterns if not re.search(r"[(\[]|\\d", pattern)]
     spoken = [(name, f'[checks."{name}"]') for name in settings.checks]
     spoken += [(name, f"baseline.min_effect.{name}") for name in settings.baseline.min_effect]
+    spoken += [(name, "baseline.metrics") for name in settings.baseline.metrics]
     for name, where in spoken:
         check = name.partition(".")[0]
         if check not in CHECK_NAMES:
@@ -86,7 +87,7 @@ def _margin(asked: MarginSettings) -> Iterator[str]:
 
 
 def _noise(asked: NoiseSettings) -> Iterator[str]:
-    levels = {"0": ("log_likelihood",)}
+    levels: dict[str, tuple[str, ...]] = {"0": ("log_likelihood",)}
     levels |= {f"{sigma:.6g}": ("log_likelihood", "degradation", "relative_degradation") for sigma in asked.sigmas}
     for sigma, figures in levels.items():
         names = [f"{figure}.{part}" for figure in figures for part in ("mean", *_QUARTILES)]

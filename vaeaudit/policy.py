@@ -25,7 +25,9 @@ def enabled(settings: Settings) -> tuple[tuple[str, ...], frozenset[str]]:
     Those that [run] checks names; else those whose section stands in the configuration or that a threshold or the
     baseline reads; else all, of which those that the model or the data cannot answer are left out.
     """
-    read = {name.partition(".")[0] for name in (*settings.checks, *settings.baseline.min_effect)}
+    read = {
+        name.partition(".")[0] for name in (*settings.checks, *settings.baseline.metrics, *settings.baseline.min_effect)
+    }
     named = settings.run.checks or [
         check for check in CHECK_NAMES if check in settings.model_fields_set or check in read
     ]

@@ -138,9 +138,8 @@ def _policy(report: Report) -> Iterator[str]:
     yield "# fails where all of it is on the wrong side, and is inconclusive (exit code 5) in between. They lie half an"
     yield "# interval beyond what was measured; move them to what your release needs."
     yield ""
-    for name, metric in report.metrics.items():
-        if not any(re.fullmatch(pattern, name) for pattern in _GATED):
-            continue
+    gated = [item for item in report.metrics.items() if any(re.fullmatch(pattern, item[0]) for pattern in _GATED)]
+    for name, metric in gated:
         measured = f"{with_interval(metric.value, metric.ci, 4)} {metric.unit}, n = {metric.n}"
         value = threshold(metric)
         if value is None:
@@ -152,9 +151,13 @@ def _policy(report: Report) -> Iterator[str]:
     yield '# A threshold may warn only (severity = "warn"), and a known fault may be waived until a day:'
     yield '# waive = { until = 2030-12-31, reason = "where it is tracked" }'
     yield ""
-    yield "# Compare every audit with that of the last release: keep its whole report folder."
+    yield "# Compare every audit with that of the last release: keep its whole report folder. A regression must be more"
+    yield "# than chance, and more than min_effect: here, half an interval."
     yield "# [baseline]"
     yield '# path = "audit/last-release"'
+    allowed = {name: _rounded((metric.ci[1] - metric.ci[0]) / 2, math.ceil) for name, metric in gated if metric.ci}
+    yield f"# metrics = {_toml(list(allowed))}"
+    yield f"# min_effect = {_toml(allowed)}"
 
 
 def _near(path: str, folder: Path) -> str:

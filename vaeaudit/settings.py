@@ -246,8 +246,11 @@ class BaselineSettings(_Section):
     path: Name | None = Field(
         None, description="Its report.json, or the folder of it; one that is not there only warns."
     )
+    metrics: tuple[Name, ...] = Field(
+        (), description="Metrics that may regress; all medians of which one way is more robust where left out."
+    )
     min_effect: dict[Name, NotNegative] = Field(
-        {}, description="Metrics that may regress, with the difference that it takes; the medians where left out."
+        {}, description="Differences, by metric, that a regression must exceed; these metrics may regress as well."
     )
     level: Annotated[float, Field(ge=0.5, le=0.9999)] = Field(
         0.95, description="Confidence of intervals; one minus it is the chance of any false alarm."

@@ -13,6 +13,13 @@ def command(
     context: typer.Context,
     old: Annotated[str, typer.Argument(metavar="OLD", help="Report of the earlier audit, or its folder.")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="Report of the later audit, or its folder.")],
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Metric that may regress; repeatable. [default: those of baseline.metrics, else the medians]",
+        ),
+    ] = None,
     min_effect: Annotated[
         list[str] | None,
         typer.Option(
@@ -39,14 +46,15 @@ def command(
 ) -> int:
     """Compare the reports of two audits of the same items, metric by metric, paired by item."""
     context.params["min_effect"] = dict(map(_effect, min_effect)) if min_effect else None
-    keys = {"min_effect": "baseline.min_effect", "level": "baseline.level"}
+    keys = {"metric": "baseline.metrics", "min_effect": "baseline.min_effect", "level": "baseline.level"}
     asked = settings_of(context, keys, config, isolated, None).settings.baseline
     check_output(None, output)
     from vaeaudit.cli.forms import comparison_text
     from vaeaudit.compare import compare, side_of
     from vaeaudit.policy import EXIT_CODES
 
-    compared = compare(side_of(old), side_of(new), min_effect=asked.min_effect, level=asked.level)
+    sides = side_of(old), side_of(new)
+    compared = compare(*sides, metrics=asked.metrics, min_effect=asked.min_effect, level=asked.level)
     deliver(comparison_text(compared, output_format, output), output)
     for reason in compared.refused:
         complain(f"not compared: {reason}")

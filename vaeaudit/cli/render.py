@@ -18,6 +18,7 @@ from vaeaudit.report.comparison import ComparisonEntry
 from vaeaudit.report.model import PlausibilityEntry, Report
 from vaeaudit.report.section import Section, Table
 from vaeaudit.report.tables import finding_table, metric_table
+from vaeaudit.report.wording import visible
 
 _PLAIN_WIDTH = 140  # where there is no terminal whose width would count
 
@@ -117,7 +118,7 @@ def _table(table: Table, title: str, numbers_from: int | None = None) -> RichTab
         right = numbers_from is not None and place >= numbers_from
         drawn.add_column(header, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        drawn.add_row(*(Text(visible(cell), style=_STYLES.get(cell, "")) for cell in row))
     return drawn
 
 

@@ -32,6 +32,7 @@ _MOST_REMARKS = 4  # of a section that are open from the start
 _TITLE = 60  # characters of a caption that may stand for a closed table
 _LONG = 26  # characters of a cell that may be broken into lines
 _WIDE = 900  # pixels from which a figure has several panels
+_NAME = 12  # characters of a first cell that a small screen may break, though not too often
 # How words that judge are marked.
 _MARKS = {
     **dict.fromkeys(("passed", "pass", "improved"), "good"),
@@ -196,19 +197,21 @@ def _grid(caption: str, table: Table, numbers_from: int | None = None, legend: M
         for place in range(len(headers))
     ]
     caption = f"{caption[:1].upper()}{caption[1:]}" if caption[1:2].isalpha() else caption
+    first = [place == 0 for place in range(len(headers))]
     return Grid(
         caption,
         [Cell(header, _classes("", number)) for header, number in zip(headers, numeric, strict=True)],
-        [[Cell(text, _classes(text, number)) for text, number in zip(row, numeric, strict=True)] for row in rows],
+        [[Cell(text, _classes(text, *of)) for text, *of in zip(row, numeric, first, strict=True)] for row in rows],
         legend or {},
         caption,
     )
 
 
-def _classes(text: str, number: bool) -> str:
+def _classes(text: str, number: bool, first: bool = False) -> str:
     mark = _MARKS.get(text, "")
     long = "long" if len(text) > _LONG and not number else ""
-    return " ".join(filter(None, ("number" if number else "", long, mark and f"mark {mark}")))
+    name = "name" if first and len(text) > _NAME else ""
+    return " ".join(filter(None, ("number" if number else "", name, long, mark and f"mark {mark}")))
 
 
 def _metrics(metrics: Mapping[str, MetricEntry]) -> Iterable[Grid]:
