@@ -70,8 +70,8 @@ The first line of `vaeaudit.toml` names it, from the folder of that file:
 modes = ["latent", "damage"]
 ```
 
-The schema is that of `vaeaudit.toml`; it does not fit a `pyproject.toml`. Whether a threshold names a figure that exists
-is not in it: `vaeaudit audit` says that at once.
+The schema is that of `vaeaudit.toml`; it does not fit a `pyproject.toml`. Whether a threshold names a figure that there
+is, it does not know: `vaeaudit audit` says that at once.
 """
 
 CHECKS = """\

@@ -312,3 +312,13 @@ def test_no_threads_are_changed(command: Command) -> None:
     configured(base=SMALL.partition("[attack]")[0], more="[weights]\nspectral = false\n")
     command("audit", "-q")
     assert torch.get_num_threads() == before
+
+
+def test_processes_that_would_write_one_report_many_times_are_refused(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = command("audit", "-q")
+    assert (done.code, done.out) == (2, "")
+    assert "cannot be shared out among processes yet" in done.err

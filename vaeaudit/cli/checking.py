@@ -1,5 +1,6 @@
 """Carrying out checks for a command: open, measure, write the report, show the result."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from vaeaudit.cli.common import Reporter, check_output, complain, deliver
 from vaeaudit.cli.options import Form
 from vaeaudit.config import Resolved, measuring
-from vaeaudit.errors import VaeauditError
+from vaeaudit.errors import ConfigError, VaeauditError
 
 if TYPE_CHECKING:
     from vaeaudit.audit import Audit
@@ -61,6 +62,8 @@ def written(doing: str, work: Callable[[Reporter], "Audit"], folder: Path, deliv
     from vaeaudit.journal import Journal
     from vaeaudit.report.writer import write
 
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:  # torchrun: each process would write the same report
+        raise ConfigError("the items of an audit cannot be shared out among processes yet; run one process")
     reporter = Reporter(delivery.quiet)
     check_output(str(folder), delivery.output)
     try:
