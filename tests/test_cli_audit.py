@@ -322,3 +322,29 @@ def test_processes_that_would_write_one_report_many_times_are_refused(
     done = command("audit", "-q")
     assert (done.code, done.out) == (2, "")
     assert "cannot be shared out among processes yet" in done.err
+
+
+def test_a_failure_sign_keeps_an_audit_from_passing_whatever_its_thresholds_read(command: Command) -> None:
+    """So short a search does not converge, and is a sign of the latent attack; the threshold reads noise alone."""
+    short = SMALL.partition("[margin]")[0].replace("max_evaluations = 300", "max_evaluations = 12")
+    configured(base=short, more='[noise]\nsigmas = 0.5\n[checks."noise.s0.5.degradation.median"]\nmax = 200\n')
+    done = command("audit", "-q")
+    found = report()
+    assert [check["verdict"] for check in found["checks"]] == ["passed"], found["checks"]
+    assert (done.code, found["verdict"]) == (5, "inconclusive")
+    assert "no audit with a failure sign passes: attack.latent: failure signs of the attack: 'not converged'" in (
+        " ".join(done.out.split())
+    )
+
+
+def test_a_mean_that_few_draws_carry_is_in_doubt_and_the_median_beside_it_is_not(command: Command) -> None:
+    """The model loses next to nothing under this noise, so that the mean loss is within two standard errors of 0."""
+    data = f'[model]\npath = "{EXAMPLES / "shapes-beta8.safetensors"}"\n[data]\nsource = "{EXAMPLES / "shapes.npz"}"\n'
+    base = data + "[run]\nlimit = 30\n[noise]\nsigmas = 0.01\n"
+    median, mean = (f'[checks."noise.s0.01.degradation.{name}"]\nmax = 50\n' for name in ("median", "mean"))
+    configured(base=base, more=median)
+    assert command("audit", "-q").code == 0
+    configured(base=base, more=mean)
+    done = command("audit", "-q")
+    assert done.code == 5
+    assert "noise.s0.01.degradation.mean !" in done.out

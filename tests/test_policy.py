@@ -123,7 +123,7 @@ def test_what_only_warns_is_told_and_does_not_count() -> None:
         ([], False, "ungated", 0),
         ([], True, "inconclusive", 5),
         (["passed"], False, "passed", 0),
-        (["passed"], True, "passed", 0),  # the doubt is about figures that no threshold reads
+        (["passed"], True, "passed", 0),  # the doubt is about single figures that no threshold reads
         (["passed", "inconclusive"], False, "inconclusive", 5),
         (["passed", "inconclusive", "failed"], False, "failed", 1),
     ],
@@ -131,6 +131,14 @@ def test_what_only_warns_is_told_and_does_not_count() -> None:
 def test_the_worst_outcome_that_counts_is_the_verdict(outcomes: Any, doubtful: bool, word: str, code: int) -> None:
     assert verdict(outcomes, doubtful) == word
     assert EXIT_CODES[word] == code
+
+
+@pytest.mark.parametrize(
+    ("outcome", "word"), [("passed", "inconclusive"), ("inconclusive", "inconclusive"), ("failed", "failed")]
+)
+def test_an_audit_with_a_failure_sign_never_passes_and_may_fail(outcome: Any, word: str) -> None:
+    assert verdict([outcome], doubtful=True, sign=True) == word
+    assert verdict([], doubtful=True, sign=True) == "inconclusive"
 
 
 def settings(**values: object) -> Settings:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 INTERFACE = ROOT.parent / "shared" / "INTERFACE.md"
 SHAPES = ROOT / "examples" / "shapes.npz"
-COMMANDS = ("audit", "compare", "report", "attack", "margin", "noise", "weights", "latents", "mig", "doctor")
+COMMANDS = ("audit", "compare", "report", "init", "attack", "margin", "noise", "weights", "latents", "mig", "doctor")
 # Named by INTERFACE.md for commands and policies that are still to come.
 TO_COME = {"--trust-code", "--nproc-per-node"}
 

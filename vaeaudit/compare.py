@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vaeaudit.errors import IncomparableError
+from vaeaudit.errors import ConfigError, IncomparableError, nearest
 from vaeaudit.paired import Difference, difference, holm, least_p
 from vaeaudit.report.comparison import ComparisonEntry, DifferenceEntry, Result, SideEntry
 from vaeaudit.report.entry import MetricEntry
@@ -51,6 +51,13 @@ def side_of(path: str) -> Side:
     except SchemaError as error:
         raise IncomparableError(f"{error}, so that it cannot be compared") from error
     return Side(report, read_samples(report, folder), path)
+
+
+def check_known(name: str, sides: Sequence[Side]) -> None:
+    """Raise :class:`ConfigError` for a metric that no audit has, with the nearest that one has."""
+    there = {known for side in sides for known in side.report.metrics}
+    if name not in there:
+        raise ConfigError(f"neither report has a metric '{name}'{nearest(name, there)}; correct the name")
 
 
 def compare(

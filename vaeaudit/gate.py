@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vaeaudit.attacks.term import GoOn
-from vaeaudit.audit import Audit, audit, journal_of
+from vaeaudit.audit import Audit, audit, journal_of, weigh
 from vaeaudit.compare import Side, compare, side_of
 from vaeaudit.config import Resolved, auditing
 from vaeaudit.errors import ConfigError
@@ -18,6 +18,7 @@ from vaeaudit.report.entry import MetricEntry
 from vaeaudit.report.model import Report, ReproductionEntry
 from vaeaudit.settings import Settings
 from vaeaudit.subject import Subject, prepare
+from vaeaudit.weight_files import open_weights
 
 _AGREES = 1e-4  # relative: what another machine, version or batch size may change of figures without an optimiser
 
@@ -48,15 +49,29 @@ def release_audit(
     """
     checks, optional = enabled(resolved.settings)
     held = terms(resolved.settings)
-    subject = prepare(resolved.settings)
-    if earlier is not None and again is not None:
-        same_subject(subject, earlier, again)
-        optional = frozenset(earlier.skipped)
-    ready()
-    journal = journal_of(subject, resume)
-    done = audit(subject, auditing(resolved, checks), argv, checks, go_on, journal, optional)
-    done = judged(done, resolved.settings, held, today)
+    named = auditing(resolved, checks)
+    if checks == ("weights",):  # which needs no data and runs no model
+        stored = open_weights(resolved.settings)
+        if earlier is not None and again is not None:
+            same_model(stored.file, stored.sha256, earlier, again)
+        ready()
+        done = weigh(stored, named, argv, go_on)
+    else:
+        subject = prepare(resolved.settings)
+        if earlier is not None and again is not None:
+            same_model(subject.model.checkpoint.path, subject.model.checkpoint.sha256, earlier, again)
+            same_data(subject, earlier, again)
+            optional = frozenset(earlier.skipped)
+        ready()
+        done = audit(subject, named, argv, checks, go_on, journal_of(subject, resume), optional)
+    done = judged(_with_the_rest(done, checks), resolved.settings, held, today)
     return done if earlier is None or again is None else reproduced(done, earlier, again)
+
+
+def _with_the_rest(done: Audit, checks: Sequence[str]) -> Audit:
+    """The audit, whose report names the checks that were not asked for as well."""
+    rest = {check: "it is not among the checks that were asked for" for check in CHECK_NAMES if check not in checks}
+    return replace(done, report=done.report.model_copy(update={"skipped": done.report.skipped | rest}))
 
 
 def terms(settings: Settings) -> Terms:
@@ -96,18 +111,25 @@ def judged(done: Audit, settings: Settings, held: Terms, today: date) -> Audit:
     update: dict[str, Any] = {"checks": checks, "baseline": compared, "warnings": warnings}
     if complete:
         outcomes = [check.verdict for check in checks if check.counts] + ([compared.verdict] if compared else [])
-        update |= _decided(verdict(outcomes, doubtful=report.verdict == "inconclusive"))
+        signs = _signs(done)
+        update |= _decided(verdict(outcomes, doubtful=report.verdict == "inconclusive", sign=bool(signs)))
+        if signs and set(outcomes) == {"passed"}:
+            update["warnings"] = [*warnings, f"no audit with a failure sign passes: {'; '.join(signs)}"]
     return replace(done, report=report.model_copy(update=update))
 
 
-def same_subject(subject: Subject, earlier: Report, path: str) -> None:
-    """Make sure that an audit which is done again is of the same model and data; else raises :class:`ConfigError`."""
-    model, data = subject.model.checkpoint, subject.data
-    if model.sha256 != earlier.model.file.sha256:
+def same_model(file: Path, sha256: str, earlier: Report, path: str) -> None:
+    """Make sure that an audit which is done again is of the same model; else raises :class:`ConfigError`."""
+    if sha256 != earlier.model.file.sha256:
         raise ConfigError(
-            f"{model.path} is not the model of {path}: its SHA-256 begins {model.sha256[:12]}, where that one's begins "
+            f"{file} is not the model of {path}: its SHA-256 begins {sha256[:12]}, where that one's begins "
             f"{earlier.model.file.sha256[:12]}; give the file that was audited"
         )
+
+
+def same_data(subject: Subject, earlier: Report, path: str) -> None:
+    """Make sure that an audit which is done again is on the same data; else raises :class:`ConfigError`."""
+    data = subject.data
     if earlier.data is None or data.sha256 != earlier.data.sha256:
         raise ConfigError(f"{data.source} does not hold the data of {path}; give those that were audited, with --data")
 
@@ -125,6 +147,12 @@ def reproduced(done: Audit, earlier: Report, path: str) -> Audit:
         update["warnings"] = [*report.warnings, entry.summary()]
         update |= _decided("failed" if report.verdict == "failed" else "inconclusive")
     return replace(done, report=report.model_copy(update=update))
+
+
+def _signs(done: Audit) -> list[str]:
+    """Why the figures of whole attacks, radii or checks are in doubt; doubts of single figures are none of these."""
+    doubts = {name: why for record in done.records for name, why in record.doubts.items()}
+    return [f"{name}: {why}" for name, why in doubts.items() if name not in done.report.metrics]
 
 
 def _decided(word: str) -> dict[str, Any]:

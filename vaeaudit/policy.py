@@ -43,13 +43,17 @@ def evaluate(
     return [_evaluated(name, gate, metrics, skipped, today) for name, gate in gates.items()]
 
 
-def verdict(outcomes: Iterable[Outcome], doubtful: bool) -> str:
-    """What the ``outcomes`` that count come to; without any "ungated", or "inconclusive" where figures are in doubt."""
+def verdict(outcomes: Iterable[Outcome], doubtful: bool, sign: bool = False) -> str:
+    """What the ``outcomes`` that count come to; without any "ungated", or "inconclusive" where there are doubts.
+
+    A failure ``sign`` of a whole attack or check makes what would have passed inconclusive, whatever was read.
+    """
     found = set(outcomes)
-    for worst in ("failed", "inconclusive", "passed"):
-        if worst in found:
-            return worst
-    return "inconclusive" if doubtful else "ungated"
+    if "failed" in found:
+        return "failed"
+    if "inconclusive" in found or (sign and found):
+        return "inconclusive"
+    return "passed" if found else "inconclusive" if doubtful else "ungated"
 
 
 def remarks(checks: Sequence[CheckEntry], gates: Mapping[str, GateSettings], today: date) -> list[str]:

@@ -98,6 +98,8 @@ def _head(report: Report, settings: Settings, folder: Path) -> Iterator[str]:
     yield ""
     yield "[run]"
     yield f"seed = {settings.run.seed}  # two audits are comparable only with the same"
+    kept = settings.run.model_dump(exclude_defaults=True, include={"device", "dtype", "batch_size", "limit"})
+    yield from (f"{key} = {_toml(value)}" for key, value in kept.items())
     yield ""
 
 

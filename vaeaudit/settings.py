@@ -37,6 +37,7 @@ Positive = Annotated[int, Field(strict=True, ge=1)]
 Several = Annotated[int, Field(strict=True, ge=2)]
 Count = Annotated[int, Field(strict=True, ge=0)]
 Length = Annotated[float, Field(gt=0)]
+Radius = Length | Literal["auto"]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Check = Literal["attack", "margin", "noise", "latents", "mig", "weights"]
@@ -105,7 +106,7 @@ class AttackSettings(_Section):
     on: Literal["both", "mean", "std"] = Field("both", description="What of the posterior the perturbation reaches.")
     layers: tuple[Positive, ...] = Field((), description="Layers of a chain that are compared, from 1; all if empty.")
     penalty: Literal["l2", "l2sq"] = Field("l2", description="||d||_2 or its square.")
-    caps: Annotated[tuple[Length, ...], BeforeValidator(_listed)] = Field(
+    caps: Annotated[tuple[Length, ...], BeforeValidator(_listed, Length | tuple[Length, ...])] = Field(
         (), description="Largest norms of a distortion under a cap; by norm if empty."
     )
     norm: Literal["l2", "linf"] = Field("l2", description="Norm of the cap.")
@@ -138,7 +139,7 @@ class AttackSettings(_Section):
 class MarginSettings(_Section):
     """The margin check."""
 
-    r: Annotated[tuple[Length | Literal["auto"], ...], BeforeValidator(_listed)] = Field(
+    r: Annotated[tuple[Radius, ...], BeforeValidator(_listed, Radius | tuple[Radius, ...])] = Field(
         ("auto",), description='Radii in output units; "auto" is twice the median of the least that could hold.'
     )
     items: Positive = Field(20, description="Items, drawn at random.")
@@ -184,7 +185,7 @@ class LatentsSettings(_Section):
 class NoiseSettings(_Section):
     """The noise check."""
 
-    sigmas: Annotated[tuple[NotNegative, ...], BeforeValidator(_listed)] = Field(
+    sigmas: Annotated[tuple[NotNegative, ...], BeforeValidator(_listed, NotNegative | tuple[NotNegative, ...])] = Field(
         (0.1, 0.25, 0.5, 1.0), description="Standard deviations of the noise, on the scale of the model's inputs."
     )
     items: Positive = Field(1000, description="Most items, drawn at random.")

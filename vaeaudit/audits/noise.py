@@ -20,6 +20,8 @@ from vaeaudit.subject import Subject
 
 Metrics = Mapping[str, Measurement]
 
+_LOSSES = ("degradation", "relative_degradation")
+
 
 def run(subject: Subject, go_on: GoOn) -> Record:
     """The likelihoods of the items under noise of every standard deviation that the settings name."""
@@ -39,16 +41,27 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         go_on=go_on,
     )
     metrics = summarise_noise(result)
-    signs = {f"noise.s{sigma:.6g}": sign for sigma, sign in zip(result.sigmas, result.signs, strict=True) if sign}
     return Record(
         {"noise": [_entry(result, metrics, how)]},
         metrics,
-        tuple(signs.values()),
+        tuple(filter(None, result.signs)),
         interrupted=result.interrupted,
-        doubts=signs,
+        doubts=_doubts(result),
         rows={"noise": _rows(result)},
         drawings=_drawings(result, metrics),
     )
+
+
+def _doubts(result: NoiseResult) -> dict[str, str]:
+    """Which metrics a sign puts in doubt: heavy tails carry off means and not quantiles; NaN and infinity spoil all."""
+    found: dict[str, str] = {}
+    for sigma, sign, lost in zip(result.sigmas, result.signs, result.degradation.unbind(0), strict=True):
+        name = f"noise.s{sigma:.6g}"
+        if sign and bool(lost.isfinite().all()):
+            found |= {f"{name}.{figure}.mean": sign for figure in ("log_likelihood", *_LOSSES)}
+        elif sign:
+            found[name] = sign
+    return found
 
 
 def _entry(result: NoiseResult, metrics: Metrics, how: str) -> NoiseEntry:

@@ -8,33 +8,19 @@ import typer
 
 from vaeaudit.cli import options
 from vaeaudit.cli.checking import Delivery, show
-from vaeaudit.cli.common import SHARED_KEYS, Reporter, settings_again, settings_of
+from vaeaudit.cli.common import AUDIT_KEYS, Reporter, settings_again, settings_of
 
 if TYPE_CHECKING:
     from vaeaudit.audit import Audit
 
-_KEYS = SHARED_KEYS | {"out": "run.out", "check": "run.checks", "baseline": "baseline.path"}
+_KEYS = AUDIT_KEYS
 
 
 def command(
     context: typer.Context,
     model: options.Model = None,
-    check: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Check to carry out: attack, margin, noise, latents, mig or weights; repeatable. [default: those that "
-            "the configuration names, else all]",
-        ),
-    ] = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH",
-            help="Report of an earlier audit, or its folder, with which this one is compared.",
-            envvar="VAEAUDIT_BASELINE",
-        ),
-    ] = None,
+    check: options.Check = None,
+    baseline: options.Baseline = None,
     again: Annotated[
         str | None,
         typer.Option(

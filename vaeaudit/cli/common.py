@@ -34,6 +34,7 @@ SHARED_KEYS = {
     "batch_size": "run.batch_size",
     "limit": "run.limit",
 }
+AUDIT_KEYS = SHARED_KEYS | {"out": "run.out", "check": "run.checks", "baseline": "baseline.path"}
 _LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
@@ -59,6 +60,8 @@ def settings_again(
     """
     from vaeaudit.report.reading import read_report
 
+    if speaker(["--config"], "", context.get_parameter_source("config")) == "--config" and context.params.get("config"):
+        raise ConfigError("--from takes the settings of a report and --config those of a file; give one of them")
     report, folder = read_report(path)
     given: dict[str, tuple[object, str]] = {}
     for section, values in report.configuration.items():

@@ -50,10 +50,12 @@ def command(
     asked = settings_of(context, keys, config, isolated, None).settings.baseline
     check_output(None, output)
     from vaeaudit.cli.forms import comparison_text
-    from vaeaudit.compare import compare, side_of
+    from vaeaudit.compare import check_known, compare, side_of
     from vaeaudit.policy import EXIT_CODES
 
     sides = side_of(old), side_of(new)
+    for name in (*(metric or ()), *(context.params["min_effect"] or ())):
+        check_known(name, sides)
     compared = compare(*sides, metrics=asked.metrics, min_effect=asked.min_effect, level=asked.level)
     deliver(comparison_text(compared, output_format, output), output)
     for reason in compared.refused:

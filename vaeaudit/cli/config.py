@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from vaeaudit.cli import options
-from vaeaudit.cli.common import SHARED_KEYS, check_output, deliver, settings_of
+from vaeaudit.cli.common import AUDIT_KEYS, check_output, deliver, settings_of
 
 app = typer.Typer(help="Show what an audit is configured to do.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -25,6 +25,8 @@ def show(
     batch_size: options.BatchSize = None,
     limit: options.Limit = None,
     out: options.Out = None,
+    check: options.Check = None,
+    baseline: options.Baseline = None,
     output_format: Annotated[Literal["table", "json"], typer.Option("--format", help="Form of the result.")] = "table",
     output: options.Output = None,
     config: options.Config = None,
@@ -32,7 +34,7 @@ def show(
     verbose: options.Verbose = False,
 ) -> int:
     """Show every value that `vaeaudit audit` takes, with its source: flag, variable, file, the model, or default."""
-    resolved = settings_of(context, SHARED_KEYS | {"out": "run.out"}, config, isolated, option)
+    resolved = settings_of(context, AUDIT_KEYS, config, isolated, option)
     from vaeaudit.cli.render import settings_text, stdout_is_terminal
     from vaeaudit.facts import sourced
     from vaeaudit.report.writer import dumps

@@ -76,6 +76,22 @@ Out = Annotated[
 ]
 Form = Literal["table", "json", "markdown", "junit", "github"]
 Format = Annotated[Form, typer.Option("--format", help="Form of the result.")]
+Check = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Check to carry out: attack, margin, noise, latents, mig or weights; repeatable. [default: those that "
+        "the configuration names, else all]",
+    ),
+]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="Report of an earlier audit, or its folder, with which this one is compared.",
+        envvar="VAEAUDIT_BASELINE",
+    ),
+]
 CompareFormat = Annotated[Literal["table", "json", "markdown"], typer.Option("--format", help="Form of the result.")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Take what an audit that was ended, of the same things, had finished.")

@@ -12,7 +12,7 @@ from vaeaudit.report.gates import check_table, gates_section
 from vaeaudit.report.model import Report
 from vaeaudit.report.outcomes import KINDS, Kind, outcomes, together
 from vaeaudit.report.section import Section, Table
-from vaeaudit.report.tables import doubts, marked_metrics
+from vaeaudit.report.tables import doubts, metric_table
 from vaeaudit.report.wording import VERDICTS, one_line, spans, visible
 
 _MOST_ANNOTATIONS = 10  # GitHub shows no more of a step
@@ -150,7 +150,7 @@ def _metrics(report: Report) -> list[str]:
         "",
         f"<details><summary>Metrics ({len(report.metrics)})</summary>",
         "",
-        *_table(marked_metrics(report.metrics)),
+        *_table(metric_table(report.metrics)),
         *(["", *remarks] if remarks else []),
         "",
         "</details>",

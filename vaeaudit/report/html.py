@@ -22,7 +22,7 @@ from vaeaudit.report.model import PlausibilityEntry, Report
 from vaeaudit.report.outcomes import COUNTING, Outcome, outcomes, together
 from vaeaudit.report.reading import PNG
 from vaeaudit.report.section import Section, Shown, Table
-from vaeaudit.report.tables import doubts, finding_table, marked_metrics, metric_table
+from vaeaudit.report.tables import doubts, finding_table, metric_table
 from vaeaudit.report.wording import METRIC_NOTES, VERDICTS, asides, meanings, provenance, spans, visible
 
 _MOST_ROWS = 20  # of a table of items that is open from the start
@@ -218,7 +218,7 @@ def _metrics(metrics: Mapping[str, MetricEntry]) -> Iterable[Grid]:
     """A table a check."""
     for check in dict.fromkeys(name.partition(".")[0] for name in metrics):
         of_check = {name: metric for name, metric in metrics.items() if name.partition(".")[0] == check}
-        yield replace(_grid(f"metrics of {check}", marked_metrics(of_check), 1), most=_MOST_METRICS)
+        yield replace(_grid(f"metrics of {check}", metric_table(of_check), 1), most=_MOST_METRICS)
 
 
 def _tried(plausibility: PlausibilityEntry) -> list[Grid]:

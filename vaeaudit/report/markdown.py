@@ -7,7 +7,7 @@ from tabulate import tabulate
 from vaeaudit.report.comparison import ComparisonEntry
 from vaeaudit.report.model import PlausibilityEntry, Report
 from vaeaudit.report.section import Section, Table
-from vaeaudit.report.tables import finding_table, metric_table
+from vaeaudit.report.tables import doubts, finding_table, metric_table
 from vaeaudit.report.wording import METRIC_NOTES, VERDICTS, Fact, asides, meanings, provenance
 
 
@@ -20,6 +20,7 @@ def render(report: Report) -> str:
         *(part for section in report.sections for part in _section(section, report.files)),
         "## Metrics" if report.metrics else "",
         _table(metric_table(report.metrics)) if report.metrics else "",
+        "\n".join(f"- {doubt}" for doubt in doubts(report.metrics)),
         METRIC_NOTES if report.metrics and report.data else "",
         _list(meanings(report)),
         *_plausibility(report.plausibility),

@@ -6,11 +6,14 @@ from vaeaudit.report.section import Table, interval, number
 
 
 def metric_table(metrics: dict[str, MetricEntry], digits: int = 4) -> Table:
-    """One row a metric, with its interval and, where it is one of robustness, which way is more robust."""
+    """One row a metric, with its interval and, where it is one of robustness, which way is more robust.
+
+    The names of figures that support no verdict are marked !.
+    """
     directed = any(m.direction != "none" for m in metrics.values())
     rows = [
         [
-            name,
+            name + (" !" if m.doubt else ""),
             number(m.value, digits),
             interval(m, digits),
             m.unit,
@@ -28,16 +31,8 @@ def finding_table(plausibility: PlausibilityEntry) -> Table:
     return ["question", "answer", "seen"], [[f.name, f.verdict, f.message] for f in plausibility.findings]
 
 
-def marked_metrics(metrics: dict[str, MetricEntry], digits: int = 4) -> Table:
-    """:func:`metric_table` with a mark at the name of every figure that supports no verdict."""
-    headers, rows = metric_table(metrics, digits)
-    return headers, [
-        [row[0] + (" !" if metric.doubt else ""), *row[1:]] for row, metric in zip(rows, metrics.values(), strict=True)
-    ]
-
-
 def doubts(metrics: dict[str, MetricEntry]) -> list[str]:
-    """What the marks of :func:`marked_metrics` mean, a sentence for each reason, with the number of its figures."""
+    """What the marks of :func:`metric_table` mean, a sentence for each reason, with the number of its figures."""
     reasons: dict[str, int] = {}
     for metric in metrics.values():
         if metric.doubt:

@@ -1,0 +1,78 @@
+"""What help and version load: an answer that needs no model must not wait for the libraries that models need."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from vaeaudit.cli.app import app
+
+COMMAND = Path(sys.executable).with_name("vaeaudit")
+HEAVY = {"torch", "numpy", "scipy", "matplotlib", "jinja2", "yaml", "huggingface_hub", "safetensors", "PIL", "sympy"}
+
+
+def asked() -> list[list[str]]:
+    """Every way to ask for help, of the command and of each command below it, and for the version."""
+    found = [["--help"], ["-h"], ["--version"]]
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name, command in commands.items():
+        found.append([name, "--help"])
+        found += [[name, below, "--help"] for below in getattr(command, "commands", {})]
+    return found
+
+
+# Each in a fork, so that none sees what another has loaded.
+PROBE = f"""
+import json, os, sys
+from vaeaudit.cli.app import main
+for arguments in json.loads(sys.argv[1]):
+    if child := os.fork():
+        os.waitpid(child, 0)
+        continue
+    sys.argv = ["vaeaudit", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        sys.stdout.flush()
+        heavy = {HEAVY!r} & {{name.partition(".")[0] for name in sys.modules}}
+        print(json.dumps([arguments, end.code, sorted(heavy)]), file=sys.stderr, flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, tuple[int, list[str]]]:
+    """How each way to ask ended, and what it loaded of what is heavy."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps(asked())], capture_output=True, text=True, timeout=60, check=True
+    )
+    told = map(json.loads, done.stderr.splitlines())
+    return {" ".join(arguments): (code, heavy) for arguments, code, heavy in told}
+
+
+@pytest.mark.parametrize("arguments", asked(), ids=" ".join)
+def test_help_and_version_load_nothing_that_only_models_need(
+    loaded: dict[str, tuple[int, list[str]]], arguments: list[str]
+) -> None:
+    assert loaded[" ".join(arguments)] == (0, [])
+
+
+def test_all_commands_are_asked() -> None:
+    names = {name for name, *_ in asked()}
+    assert {"attack", "margin", "noise", "mig", "weights", "latents", "audit", "compare", "report"} <= names
+    assert {"init", "adapters", "doctor", "config"} <= names
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_the_installed_command_loads_nothing_that_only_models_need(argument: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", COMMAND, argument], capture_output=True, text=True, timeout=60, check=True
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    modules = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
+    assert {"vaeaudit", "typer"} <= modules
+    assert not modules & HEAVY
+    assert done.stdout.startswith(("Usage: vaeaudit [OPTIONS] COMMAND", "vaeaudit "))
