@@ -888,6 +888,6 @@ def test_an_interruption_ends_with_130_and_keeps_what_there_is(number: signal.Si
         assert "verdict: inconclusive" in out
         assert {path.name for path in Path("vaeaudit-report").iterdir()} == {*REPORT, "attack-latent-panel.png"}
     else:
-        assert err.endswith("interrupted; nothing was kept\n")
+        assert err.endswith("interrupted; no report was written\n")
         assert out == ""
         assert not Path("vaeaudit-report").exists()

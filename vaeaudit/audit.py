@@ -17,7 +17,7 @@ from vaeaudit.audits import attack, latents, margin, mig, noise, weights
 from vaeaudit.audits.base import Record
 from vaeaudit.checks.plausibility import Verdict
 from vaeaudit.config import Resolved
-from vaeaudit.errors import InputError
+from vaeaudit.errors import InputError, OutputError
 from vaeaudit.journal import Journal
 from vaeaudit.record import Audited, file_alone, whole, write_down
 from vaeaudit.report.model import Report
@@ -118,7 +118,7 @@ def _carried_out(
             try:
                 records.append(work(_placed(go_on, unit, place, len(works))))  # what came before an error stays
             except InputError as error:
-                if check in optional:
+                if check in optional and not isinstance(error, OutputError):  # a full disk is no answer
                     skipped[check] = str(error)
                 elif not records:
                     raise

@@ -78,13 +78,23 @@ def signed_rank_p(each: Array, side: Literal["greater", "less"]) -> float:
     n = len(each)
     if n == 0:
         return 1.0
-    tied = len(np.unique(np.abs(each))) < n
-    method: Literal["exact", "approx"] | stats.PermutationMethod = "exact"
-    if n > 50:
-        method = "approx"  # by the normal distribution: accurate there, with ties as well
-    elif tied:
-        method = stats.PermutationMethod(n_resamples=_PERMUTATIONS, rng=np.random.default_rng(0))
-    return float(stats.wilcoxon(each, alternative=side, method=method, axis=None).pvalue)
+    if n > 50:  # by the normal distribution: accurate there, with ties as well
+        return float(stats.wilcoxon(each, alternative=side, method="approx", axis=None).pvalue)
+    if len(np.unique(np.abs(each))) == n:
+        return float(stats.wilcoxon(each, alternative=side, method="exact", axis=None).pvalue)
+    return _tied_p(each if side == "greater" else -each)
+
+
+def _tied_p(each: Array) -> float:
+    """The share of signs, all there are or so many drawn, that give positive differences ranks as high as seen."""
+    n, ranks = len(each), stats.rankdata(np.abs(each))
+    every = 2**n <= _PERMUTATIONS
+    if every:
+        positive = np.arange(2**n)[:, None] >> np.arange(n) & 1
+    else:
+        positive = np.random.default_rng(0).integers(2, size=(_PERMUTATIONS, n))
+    as_high = int((positive @ ranks >= ranks[each > 0].sum() - 1e-9).sum())
+    return as_high / 2**n if every else (as_high + 1) / (_PERMUTATIONS + 1)
 
 
 def _each(both: Array) -> Array:

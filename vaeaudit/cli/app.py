@@ -1,11 +1,12 @@
 """The command `vaeaudit`: the one place where errors become messages and exit codes."""
 
 import io
+import signal
 import sys
 import traceback
+from types import FrameType
 
 import typer
-from pydantic import ValidationError
 from typer.exceptions import TyperException
 
 from vaeaudit import __version__
@@ -25,7 +26,6 @@ from vaeaudit.cli import (
     weights,
 )
 from vaeaudit.cli.common import complain, mute, speaker
-from vaeaudit.config import told
 from vaeaudit.errors import VaeauditError
 
 app = typer.Typer(
@@ -71,8 +71,9 @@ def common(
 def main() -> None:
     """Run the command line; exit codes are those of the documentation, and an accident is never 1."""
     verbose = any(argument in ("-v", "--verbose") for argument in sys.argv[1:])
-    _prepare_streams()
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
+        _prepare_streams()
         code = app(standalone_mode=False, prog_name="vaeaudit")
         if code == 1 and {"--show-completion", "--install-completion"} & set(sys.argv):
             code = 2  # typer's own code for a shell that it does not know
@@ -94,7 +95,14 @@ def main() -> None:
     except Exception as error:  # whatever it is, it must read as an accident and not as a finding
         text = " ".join(str(error).split()) or "no message"
         code = _tell(f"unexpected {type(error).__name__}: {text}; -v shows where, and a report helps", 3, verbose)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(code or 0)
+
+
+def _terminated(_number: int, _frame: FrameType | None) -> None:
+    """SIGTERM before a command watches for it, while libraries are loaded: the same as Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def _prepare_streams() -> None:
@@ -109,6 +117,10 @@ def _prepare_streams() -> None:
 
 def _usage(error: TyperException) -> str:
     """What typer has to say, as one sentence."""
+    from pydantic import ValidationError
+
+    from vaeaudit.config import told
+
     context = getattr(error, "ctx", None)
     if isinstance(error, typer.BadParameter) and isinstance(error.__cause__, ValidationError) and error.param:
         source = context.get_parameter_source(error.param.name or "") if context is not None else None

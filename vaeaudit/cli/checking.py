@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from vaeaudit.cli.common import Reporter, check_output, complain, deliver
 from vaeaudit.cli.options import Form
-from vaeaudit.config import Resolved, measuring
 from vaeaudit.errors import ConfigError, VaeauditError
 
 if TYPE_CHECKING:
     from vaeaudit.audit import Audit
+    from vaeaudit.config import Resolved
     from vaeaudit.report.model import Report
 
 
@@ -29,8 +29,10 @@ class Delivery:
     exit_zero: bool = False
 
 
-def carry_out(checks: Sequence[str], resolved: Resolved, resume: bool, delivery: Delivery) -> int:
+def carry_out(checks: Sequence[str], resolved: "Resolved", resume: bool, delivery: Delivery) -> int:
     """Run ``checks`` with their settings and no policy; the report's exit code."""
+    from vaeaudit.config import measuring
+
     resolved = measuring(resolved, checks)
 
     def work(reporter: Reporter) -> "Audit":
@@ -44,7 +46,7 @@ def carry_out(checks: Sequence[str], resolved: Resolved, resume: bool, delivery:
     return show("opening the model and the data", work, resolved, delivery)
 
 
-def show(doing: str, work: Callable[[Reporter], "Audit"], resolved: Resolved, delivery: Delivery) -> int:
+def show(doing: str, work: Callable[[Reporter], "Audit"], resolved: "Resolved", delivery: Delivery) -> int:
     """Do the ``work``, write its report and show it; the report's exit code."""
     from vaeaudit.cli.forms import text_of
 

@@ -11,14 +11,14 @@ from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
 import typer
-from rich.console import Console
-from rich.status import Status
 
-from vaeaudit.config import Resolved, find_config, resolve, strict_json
 from vaeaudit.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
     from vaeaudit.attacks.term import Progress
+    from vaeaudit.config import Resolved
     from vaeaudit.report.model import Report
 
 # Parameters that every command on a model has, with the settings that they give.
@@ -40,8 +40,10 @@ _LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 def settings_of(
     context: typer.Context, keys: Mapping[str, str], config: str | None, isolated: bool, options: list[str] | None
-) -> Resolved:
+) -> "Resolved":
     """Settings from the command's parameters; ``keys`` tells which parameter is which "section.key"."""
+    from vaeaudit.config import find_config, resolve
+
     given = _given(context, keys, options)
     if config is not None and isolated:
         if speaker(["--config"], "", context.get_parameter_source("config")) == "--config":
@@ -53,11 +55,12 @@ def settings_of(
 
 def settings_again(
     context: typer.Context, keys: Mapping[str, str], options: list[str] | None, path: str
-) -> tuple[Resolved, "Report"]:
+) -> tuple["Resolved", "Report"]:
     """The settings of the report at ``path``, under the command's parameters, and that report; no file is read.
 
     Raises :class:`ConfigError` where the new report would take the place of that one.
     """
+    from vaeaudit.config import resolve
     from vaeaudit.report.reading import read_report
 
     if speaker(["--config"], "", context.get_parameter_source("config")) == "--config" and context.params.get("config"):
@@ -103,6 +106,8 @@ def _option(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise ConfigError(f"--option takes NAME=VALUE, as in activation=tanh, but '{text}' came")
+    from vaeaudit.config import strict_json
+
     try:
         return name, strict_json(value)
     except ValueError:
@@ -117,6 +122,8 @@ class Reporter:
     """
 
     def __init__(self, quiet: bool) -> None:
+        from rich.console import Console
+
         self.quiet = quiet
         self.keeping = False
         self.interrupted = False
@@ -144,14 +151,14 @@ class Reporter:
         """Show ``text``, watch for interruptions, and keep what a model prints off stdout."""
         before = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            with redirect_stdout(sys.stderr):
+            with _aside(), redirect_stdout(sys.stderr):
                 if sys.stderr.isatty() and self.console.is_terminal and not self.quiet:
                     with self.console.status(text) as self._live:
                         yield
                 else:
                     yield
         except KeyboardInterrupt:
-            complain("interrupted; nothing was kept")
+            complain("interrupted; no report was written")
             raise
         finally:
             self._live = None
@@ -163,6 +170,23 @@ class Reporter:
             raise KeyboardInterrupt
         self.interrupted = True
         self.say("stopping: keeping what has been found (once more to end at once)")
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """Let what is written to stdout below Python, or by programs that a model starts, go to stderr as well."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # closed by whoever started us
+        yield
+        return
+    try:
+        with suppress(OSError):
+            os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def complain(text: str) -> None:

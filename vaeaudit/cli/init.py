@@ -9,7 +9,6 @@ import typer
 from vaeaudit.cli import options
 from vaeaudit.cli.checking import Delivery, written
 from vaeaudit.cli.common import SHARED_KEYS, Reporter, complain, deliver, settings_of
-from vaeaudit.config import Resolved, auditing
 from vaeaudit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,6 +54,7 @@ def command(
 
     def work(reporter: Reporter) -> "Audit":
         from vaeaudit.audit import audit, journal_of
+        from vaeaudit.config import Resolved, auditing
         from vaeaudit.policy import CHECK_NAMES
         from vaeaudit.subject import prepare
 

@@ -154,6 +154,6 @@ def _text(parts: Iterable[RenderableType], to_terminal: bool) -> str:
         no_color=not colour,
         highlight=False,
     )
-    for part in parts:
-        console.print(part)
+    for part in parts:  # a sentence is one line, which a search finds and a terminal wraps
+        console.print(part, soft_wrap=isinstance(part, Text))
     return stream.getvalue()

@@ -8,7 +8,6 @@ import typer
 from vaeaudit.cli import options
 from vaeaudit.cli.checking import Delivery, show
 from vaeaudit.cli.common import Reporter, settings_of
-from vaeaudit.config import measuring
 from vaeaudit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -67,6 +66,8 @@ def command(
 ) -> int:
     """Measure the L2 norms of encoder and decoder, from the file alone: no data, and the model is not run."""
     context.params["part"] = _parts(part) if part else None
+    from vaeaudit.config import measuring
+
     resolved = measuring(settings_of(context, _KEYS, config, isolated, None), ["weights"])
 
     def work(reporter: Reporter) -> "Audit":
