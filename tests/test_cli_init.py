@@ -32,6 +32,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     for name in ("shapes-beta1.safetensors", "shapes.npz"):
         shutil.copy(EXAMPLES / name, folder)
+    (folder / "pyproject.toml").write_text("[tool.vaeaudit.noise]\ndraws = 3\n")
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         patched.setattr(sys, "argv", ["vaeaudit", "init", "--limit", "12", "-q"])
@@ -49,6 +50,14 @@ def test_what_it_writes_is_a_configuration_of_what_it_found(first: Path) -> None
     assert isinstance(content["margin"]["r"][0], float)  # a number, so that the next model is measured at the same
     jsonschema.validate(json.loads(json.dumps(content)), json_schema())
     check_names(resolve({}, first / "vaeaudit.toml").settings)
+
+
+def test_what_was_asked_otherwise_is_written_down(first: Path) -> None:
+    settings = resolve({}, first / "vaeaudit.toml").settings
+    report, _ = read_report(first / "vaeaudit-report")
+    assert (settings.run.limit, settings.noise.draws) == (12, 3)
+    assert report.configuration_sources["model.path"] == "found here"
+    assert report.configuration_sources["noise.draws"].endswith("pyproject.toml")
 
 
 def test_every_threshold_is_met_by_the_audit_that_it_comes_from_and_can_be_missed(first: Path) -> None:
@@ -71,13 +80,15 @@ def test_every_threshold_is_met_by_the_audit_that_it_comes_from_and_can_be_misse
         ((-40.0, -30.0), "higher", -45.0),
         ((0.123456, 0.13), "lower", 0.14),
         ((-1.0, 0.0), "lower", 0.5),
+        ((0.0, 0.2), "higher", None),  # as certified margins often do: nothing falls below 0
+        ((0.0, 0.0), "higher", None),
     ],
 )
 def test_a_threshold_lies_half_an_interval_beyond_it(ci: tuple[float, float], direction: str, proposed: float) -> None:
     metric = MetricEntry(
         value=ci[0], ci=ci, level=0.95, n=9, nonfinite=0, unit="nats", direction=direction, estimator="median"
     )
-    assert threshold(metric) == pytest.approx(proposed)
+    assert threshold(metric) == (proposed if proposed is None else pytest.approx(proposed))
     assert threshold(metric.model_copy(update={"doubt": "a sign"})) is None
     assert threshold(metric.model_copy(update={"ci": None})) is None
 

@@ -121,7 +121,7 @@ def test_few_items_cannot_tell_among_many_metrics_and_can_of_one(old: Side) -> N
     told = next(one for one in many.tested if one.metric == name)
     assert (told.outcome, many.verdict) == ("cannot tell", "inconclusive")
     assert told.why is not None
-    assert "5 items cannot show a change among 6 metrics" in told.why
+    assert "5 items that differ cannot show a change among 6 metrics" in told.why
     alone = compare(few(old), few(worse), metrics=[name], min_effect={name: 0.5})
     assert (alone.tested[0].outcome, alone.tested[0].p) == ("regressed", 0.5**5)
 
@@ -134,6 +134,37 @@ def test_a_figure_in_doubt_cannot_be_told_however_much_worse(old: Side) -> None:
     assert found.verdict == "inconclusive"
 
 
+def test_a_mean_whose_values_became_infinite_is_not_called_improved(old: Side) -> None:
+    name = "noise.s0.5.degradation.mean"
+    metrics = {**old.report.metrics, name: old.report.metrics[name].model_copy(update={"nonfinite": 8})}
+
+    def exploded(values: np.ndarray) -> np.ndarray:
+        values[:8] = np.inf
+        return values * 0.9
+
+    found = compare(old, moved(changed(old, metrics=metrics), exploded), metrics=[name])
+    assert (found.tested[0].outcome, found.verdict) == ("cannot tell", "inconclusive")
+    assert found.tested[0].why == "in the later audit, 8 of its values are NaN or infinite and were left out"
+
+
+def test_more_noises_or_modes_leave_the_others_comparable(old: Side) -> None:
+    other = {**old.report.configuration, "noise": {**old.report.configuration["noise"], "sigmas": [0.5, 2.0]}}  # type: ignore[dict-item]
+    assert compare(old, changed(old, configuration=other)).verdict == "passed"
+
+
+def test_images_that_were_resized_differently_are_other_data(old: Side) -> None:
+    other = {**old.report.configuration, "data": {**old.report.configuration["data"], "resize": "box"}}  # type: ignore[dict-item]
+    found = compare(old, changed(old, configuration=other))
+    assert found.refused == ["their images are resized differently (not at all and box)"]
+
+
+def test_without_a_figure_that_could_regress_there_is_no_verdict(old: Side) -> None:
+    only = {name: metric for name, metric in old.report.metrics.items() if name.startswith("latents")}
+    found = compare(changed(old, metrics=only), changed(old, metrics=only))
+    assert (found.tested, found.verdict) == ([], "inconclusive")
+    assert found.summary().startswith("nothing could regress")
+
+
 def test_a_named_figure_that_is_missing_or_has_no_direction_cannot_be_told(old: Side) -> None:
     found = compare(old, old, metrics=["margin.r4.median", "latents.elbo.mean", "mig.chen"])
     assert [one.outcome for one in found.tested] == ["cannot tell"] * 2 + ["cannot tell"]
@@ -143,6 +174,7 @@ def test_a_named_figure_that_is_missing_or_has_no_direction_cannot_be_told(old: 
     assert whys[1].startswith("neither way is more robust")
     lacking = {name: metric for name, metric in old.report.metrics.items() if "s0.5" not in name}
     gone = compare(old, changed(old, metrics=lacking))
+    assert "noise.s0.5.degradation.mean" in {one.metric for one in gone.of("not tested")}
     assert gone.verdict == "inconclusive"
     assert {one.why for one in gone.of("cannot tell")} == {"it was not measured in the later audit"}
 

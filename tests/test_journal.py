@@ -65,7 +65,7 @@ def go(_: Progress) -> bool:
     return True
 
 
-SETTINGS = NoiseSettings()
+SETTINGS = NoiseSettings().model_dump(mode="json")
 
 
 UNITS = ["attack.latent", "attack.damage", "margin", "noise", "latents", "mig", "weights"]
@@ -93,7 +93,7 @@ def test_a_resumed_audit_gives_the_same_report_and_files_to_the_bit(kept: tuple[
 def test_without_resume_nothing_is_served(kept: tuple[Resolved, Audit]) -> None:
     journal = journal_of(prepare(kept[0].settings), resume=False)
     fresh = Record(warnings=("computed",), interrupted=True)  # which is not kept
-    assert journal.record("noise", kept[0].settings.noise, lambda _: fresh, go) is fresh
+    assert journal.record("noise", SETTINGS, lambda _: fresh, go) is fresh
     assert journal.served == []
 
 
@@ -114,7 +114,7 @@ def test_a_record_is_never_served_for_anything_else(kept: tuple[Resolved, Audit]
     resolved = asked(run__out=kept[0].settings.run.out, **changes)
     journal = journal_of(prepare(resolved.settings), resume=True)
     fresh = Record(warnings=("computed",), interrupted=True)
-    served = journal.record("noise", resolved.settings.noise, lambda _: fresh, go)
+    served = journal.record("noise", resolved.settings.noise.model_dump(mode="json"), lambda _: fresh, go)
     assert served.warnings == ("computed",)
     assert journal.served == []
 
@@ -214,3 +214,20 @@ def test_every_setting_that_a_check_reads_is_among_the_facts_or_in_its_section(k
         f"{name}.{key}" for name, section in sections.items() for key in type(section).model_fields
     } == no_figure | keyed
     assert isinstance(prepare(settings), Subject)
+
+
+def test_a_mode_more_computes_that_mode_alone_and_another_file_to_compare_weights_with_is_another(
+    kept: tuple[Resolved, Audit], tmp_path: Path
+) -> None:
+    more = asked(run__out=kept[0].settings.run.out, attack__modes=["latent", "damage", "latent-side"])
+    assert carried_out(more, resume=True)[1].served == UNITS
+    against = tmp_path / "other.safetensors"
+    served = []
+    for source in ("shapes-beta1.safetensors", "shapes-beta8.safetensors"):
+        against.write_bytes((EXAMPLES / source).read_bytes())
+        with_other = asked(run__out=str(tmp_path), weights__against=str(against), run__checks=["weights"])
+        subject = prepare(with_other.settings)
+        journal = journal_of(subject, resume=True)
+        audit(subject, with_other, ["test"], ["weights"], go, journal)
+        served.append(journal.served)
+    assert served == [[], []]

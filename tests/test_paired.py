@@ -82,14 +82,29 @@ def test_no_p_value_is_below_what_so_many_pairs_can_give(n: int) -> None:
 def test_what_is_the_same_differs_by_exactly_0() -> None:
     values = np.arange(12.0)
     for q in (None, 0.5, 0.25):
-        assert found(values, values, q) == Difference(0.0, (0.0, 0.0), 12, 1.0, 1.0)
+        assert found(values, values, q) == Difference(0.0, (0.0, 0.0), 12, 0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("n", [52, 70])
+def test_ties_among_many_items_make_no_test_too_sure(n: int) -> None:
+    """All differences of one size: the test is that of signs, whose chances are binomial."""
+    for positive in range(n // 2, n + 1, 3):
+        each = np.where(np.arange(n) < positive, 2.0, -2.0)
+        assert signed_rank_p(each, "greater") == pytest.approx(stats.binom.sf(positive - 1, n, 0.5), rel=1e-9)
+
+
+def test_two_infinite_values_tell_nothing_of_each_other() -> None:
+    old = np.array([*[np.inf] * 17, 1.0, 1.1, 1.2])
+    new = np.array([*[np.inf] * 17, 0.1, 0.2, 0.3])
+    answer = found(old, new, 0.5)
+    assert (answer.n, answer.moved, answer.p_lower) == (3, 3, 0.125)
 
 
 def test_infinite_values_count_in_medians_and_not_in_means() -> None:
     old = np.array([1.0, 2, 3, 4, 5, 6, 7, np.inf])
     assert found(old, old + 1).n == 7
-    both = found(old, old + 1, 0.5)
-    assert (both.n, both.value) == (8, 1.0)
+    fallen = found(old, np.where(np.isinf(old), 9, old), 0.5)
+    assert (fallen.n, fallen.moved, fallen.p_lower) == (8, 1, 0.5)
     none = difference(Sample(np.full(6, np.inf), None), Sample(np.ones(6), None), LEVEL)
     assert none is None
 

@@ -9,7 +9,7 @@ from vaeaudit.config import resolve
 from vaeaudit.errors import ConfigError
 from vaeaudit.metric_names import check_names
 from vaeaudit.policy import CHECK_NAMES, EXIT_CODES, enabled, evaluate, remarks, verdict
-from vaeaudit.report.entry import MetricEntry
+from vaeaudit.report.entry import MetricEntry, belongs
 from vaeaudit.report.gates import CheckEntry
 from vaeaudit.settings import GateSettings, Settings
 
@@ -59,23 +59,30 @@ def test_a_threshold_reads_the_interval_or_the_bound_that_it_names(
     assert why in check.why
 
 
-EXACT = "the sum of squares; exact, so that it has no interval"
-ORDER = "median, order-statistic interval"
-
-
 @pytest.mark.parametrize(
     ("measured", "asked", "outcome", "why"),
     [
         (metric(ci=None), {"min": 0}, "inconclusive", "it has no interval, since 20 values are too few for one"),
         (metric(ci=None), {"min": 0, "bound": "ci_lower"}, "inconclusive", "it has no interval"),
         (metric(ci=None), {"min": 0, "bound": "value"}, "passed", "the value 0.5 is at least 0"),
-        (metric(ci=None, estimator=EXACT), {"max": 0.4}, "failed", "the value 0.5 is above 0.4"),
+        (metric(ci=None, exact=True), {"max": 0.4}, "failed", "the value 0.5 is above 0.4"),
+        (
+            metric(ci=None, nonfinite=6, keeps_infinite=True),
+            {"min": 0},
+            "inconclusive",
+            "an end of its interval is infinite: 6 of 20 values are",
+        ),
         (metric(None, None), {"min": 0}, "inconclusive", "the figure is not a finite number"),
         (metric(doubt="failure signs"), {"min": 0}, "inconclusive", "failure signs"),
         (metric(doubt="failure signs"), {"min": 0, "bound": "value"}, "inconclusive", "failure signs"),
         (metric(doubt="failure signs"), {"min": 9}, "inconclusive", "failure signs"),
         (metric(nonfinite=2), {"min": 0}, "inconclusive", "2 of its values are NaN or infinite and were left out"),
-        (metric(nonfinite=2, estimator=ORDER), {"min": 0}, "passed", "the lower end"),  # they keep their place in order
+        (
+            metric(nonfinite=2, keeps_infinite=True),
+            {"min": 0},
+            "passed",
+            "the lower end",
+        ),  # they keep their place in order
     ],
 )
 def test_a_figure_without_ground_is_inconclusive_and_never_passes(
@@ -216,3 +223,18 @@ def test_a_threshold_of_what_they_do_not_give_is_refused_with_the_nearest(
 def test_min_effect_names_figures_as_well() -> None:
     with pytest.raises(ConfigError, match=r"baseline.min_effect.margin.r4.medain: .*did you mean 'margin.r4.median'"):
         check_names(settings(margin__r=[4], baseline__min_effect={"margin.r4.medain": 0.1}))
+
+
+@pytest.mark.parametrize(
+    ("name", "beginning", "is_of_it"),
+    [
+        ("margin.r4.median", "margin.r4", True),
+        ("margin.r4.5.median", "margin.r4", False),
+        ("margin.r4.5.median", "margin.r4.5", True),
+        ("noise.s1.5.degradation.mean", "noise.s1", False),
+        ("attack.latent-side.l2-1.damage.mean", "attack.latent", False),
+        ("mig.chen", "mig.chen", True),
+    ],
+)
+def test_a_doubt_of_one_radius_is_none_of_another(name: str, beginning: str, is_of_it: bool) -> None:
+    assert belongs(name, beginning) is is_of_it

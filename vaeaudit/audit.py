@@ -1,25 +1,28 @@
 """An audit from settings to report: the checks, in order, with what went wrong told apart from what was found.
 
-Nothing here prints or writes a report; the command line renders what this returns.
+Nothing here prints; the command line renders what this returns. Only a journal, where one is given, writes files.
 """
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel
 
 import vaeaudit
 from vaeaudit.attacks.term import GoOn, Progress
 from vaeaudit.audits import attack, latents, margin, mig, noise, weights
 from vaeaudit.audits.base import Record
+from vaeaudit.checkpoints import find_checkpoint, sha256_of
 from vaeaudit.checks.plausibility import Verdict
 from vaeaudit.config import Resolved
 from vaeaudit.errors import InputError, OutputError
 from vaeaudit.journal import Journal
-from vaeaudit.record import Audited, file_alone, whole, write_down
+from vaeaudit.record import Audited, device_name, file_alone, whole, write_down
 from vaeaudit.report.model import Report
 from vaeaudit.stats import Sample
 from vaeaudit.subject import Subject
@@ -37,10 +40,29 @@ def journal_of(subject: Subject, resume: bool) -> Journal:
         "behaviour": {name: loss.value for name, loss in subject.plausibility.losses.items()},
         "adapter": [model.adapter.source, model.adapter.sha256, dict(model.options)],
         "data": [data.sha256, data.source, subject.n, data.range, subject.settings.data.resize],
-        "run": [run.seed, run.dtype, run.batch_size, str(subject.device)],
-        "versions": [vaeaudit.__version__, str(torch.__version__)],
+        "run": [run.seed, run.dtype, run.batch_size],
+        "device": [device_name(subject.device), torch.get_num_threads()],
+        "versions": [vaeaudit.__version__, *map(_version, ("torch", "numpy", "scipy", "scikit-learn", "torchmetrics"))],
     }
     return Journal(Path(run.out), facts, resume)
+
+
+def _version(package: str) -> str | None:
+    """That of an installed package; None of one that is not, without which a record lacks something."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _asked(check: str, subject: Subject) -> dict[str, object]:
+    """The settings of a check that its records depend on, with the hash of the file that they name."""
+    settings: BaseModel = getattr(subject.settings, check)
+    asked: dict[str, object] = settings.model_dump(mode="json", exclude={"modes"})  # each mode has a record of its own
+    against = subject.settings.weights.against
+    if check == "weights" and against is not None:
+        asked["against_sha256"] = sha256_of(find_checkpoint(Path(against)))
+    return asked
 
 
 def works_of(check: str, subject: Subject) -> dict[str, Work]:
@@ -88,9 +110,13 @@ def audit(
     works: dict[str, Work] = {}
     for check in () if failed else checks:
         for unit, work in works_of(check, subject).items():
-            settings = getattr(subject.settings, check)
-            works[unit] = work if journal is None else partial(journal.record, unit, settings, work)
+            works[unit] = work if journal is None else _kept(journal, unit, check, subject, work)
     return _carried_out(works, whole(subject), resolved, argv, skipped, go_on, optional)
+
+
+def _kept(journal: Journal, unit: str, check: str, subject: Subject, work: Work) -> Work:
+    """The work, from the journal where that has it."""
+    return lambda go_on: journal.record(unit, _asked(check, subject), work, go_on)
 
 
 def weigh(stored: StoredModel, resolved: Resolved, argv: Sequence[str], go_on: GoOn) -> Audit:

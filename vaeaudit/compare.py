@@ -1,5 +1,6 @@
 """Two audits of the same items: which figures are worse in the later one, beyond chance and beyond what is allowed."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,10 @@ from vaeaudit.stats import Sample
 
 # First-order estimates are no bounds, and quartiles repeat what medians say: neither regresses unless it is named.
 _ESTIMATES = ("frobenius", "spectral", "whitened")
+# The median of the pair [certified, empirical] has the empirical one's samples.
+_PAIR = r"margin\.r[\d.e+-]+\.median"
+# Keys that choose what is measured and are told by a metric's name: more of them change nothing of the others.
+_CHOICES = {"attack": {"modes"}, "noise": {"sigmas"}, "margin": {"r"}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +90,10 @@ def compare(
         family = list(metrics) or [name for name, metric in there.items() if _may_regress(name, metric)]
         family = list(dict.fromkeys([*family, *allowed]))
         tested = _tested([_paired(name, old, new, level) for name in family], allowed, level)
-        rest = [name for name in old.report.metrics if name in new.report.metrics and name not in family]
+        rest = [name for name in there if name not in family]
         others = [_entry(_paired(name, old, new, level), "not tested") for name in rest]
-        if not tested:
-            refused = ["they share no figure of which one way is more robust"]
     outcomes = {one.outcome for one in tested}
-    unknown = bool(refused) or "cannot tell" in outcomes
+    unknown = not tested or "cannot tell" in outcomes
     return ComparisonEntry(
         old=_side(old),
         new=_side(new),
@@ -103,7 +106,9 @@ def compare(
 
 
 def _may_regress(name: str, metric: MetricEntry) -> bool:
-    return metric.direction != "none" and name.endswith(".median") and not any(f".{e}." in name for e in _ESTIMATES)
+    """Whether a metric is of the family where nobody names one."""
+    repeated = any(f".{estimate}." in name for estimate in _ESTIMATES) or re.fullmatch(_PAIR, name)
+    return metric.direction != "none" and name.endswith(".median") and not repeated
 
 
 def _obstacles(old: Report, new: Report) -> Iterator[str]:
@@ -123,6 +128,9 @@ def _obstacles(old: Report, new: Report) -> Iterator[str]:
             yield f"one saw {old.data.n} items and the other {new.data.n}"
         if old.data.range != new.data.range:
             yield f"the range of their inputs differs ({old.data.range} and {new.data.range})"
+    one, other = (_settings(report, "data").get("resize") for report in (old, new))
+    if one != other:
+        yield f"their images are resized differently ({one or 'not at all'} and {other or 'not at all'})"
     if old.environment.seed != new.environment.seed:
         yield f"their seeds differ ({old.environment.seed} and {new.environment.seed})"
     if old.model.input_shape != new.model.input_shape:
@@ -161,8 +169,8 @@ def _unpairable(name: str, old: Side, new: Side, before: MetricEntry | None, aft
         which = "either audit" if before is after else "the later audit" if after is None else "the earlier audit"
         return f"it was not measured in {which}"
     check = name.partition(".")[0]
-    if old.report.configuration.get(check) != new.report.configuration.get(check):
-        return f"the settings of [{check}] differ{_named(old.report, new.report, check)}"
+    if keys := _differing(old.report, new.report, check):
+        return f"the settings of [{check}] differ ({', '.join(keys)})"
     if (before.unit, before.estimator) != (after.unit, after.estimator):
         return f"it is estimated differently ({before.estimator}; {after.estimator})"
     if name not in old.samples or name not in new.samples:
@@ -173,13 +181,19 @@ def _unpairable(name: str, old: Side, new: Side, before: MetricEntry | None, aft
     return None
 
 
-def _named(old: Report, new: Report, check: str) -> str:
-    """Which keys of a section differ."""
-    one, other = old.configuration.get(check), new.configuration.get(check)
-    if not (isinstance(one, dict) and isinstance(other, dict)):
-        return ""
-    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-    return f" ({', '.join(keys)})"
+def _settings(report: Report, section: str) -> Mapping[str, object]:
+    """A section of the configuration that an audit had."""
+    found = report.configuration.get(section)
+    return found if isinstance(found, dict) else {}
+
+
+def _differing(old: Report, new: Report, check: str) -> list[str]:
+    """Which settings of a check differ, so that its figures are of different things."""
+    one, other = _settings(old, check), _settings(new, check)
+    told = _CHOICES.get(check, set())
+    if one.get("family_wise") or other.get("family_wise"):  # then the confidence of each bound depends on their number
+        told = set()
+    return [key for key in {**one, **other} if key not in told and one.get(key) != other.get(key)]
 
 
 def _tested(pairs: Sequence[_Pair], allowed: Mapping[str, float], level: float) -> list[DifferenceEntry]:
@@ -215,17 +229,18 @@ def _judged(
     if pair.found is None or pair.old is None or pair.new is None or worse is None or better is None:
         return "cannot tell", pair.why
     for which, metric in (("earlier", pair.old), ("later", pair.new)):
-        if metric.doubt is not None:
-            return "cannot tell", f"in the {which} audit, {metric.doubt}"
+        if why := metric.doubt or metric.left_out:
+            return "cannot tell", f"in the {which} audit, {why}"
     if pair.new.direction == "none":
         return "cannot tell", "neither way is more robust, so that it cannot regress; set a threshold instead"
     found, alpha = pair.found, 1 - level
     if found.ci == (0.0, 0.0):
         return "no difference shown", None
-    if least_p(found.n) * family > alpha:
+    # Where most items have not moved, the rest are few; where no item has moved there is nothing to be told.
+    if least_p(found.moved) * family > alpha:
         return "cannot tell", (
-            f"{found.n} items cannot show a change among {family} metrics, whatever it is; take more items, or name "
-            "the few metrics that count"
+            f"{found.moved} items that differ cannot show a change among {family} metrics, whatever it is; take more "
+            "items, or name the few metrics that count"
         )
     if found.ci is None:
         return "cannot tell", "the interval of its difference is not finite"

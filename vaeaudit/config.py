@@ -41,7 +41,10 @@ def auditing(resolved: Resolved, checks: Sequence[str]) -> Resolved:
     """The same settings with the checks of an audit named, so that its report tells how to do it again."""
     settings = resolved.settings
     run = settings.run.model_copy(update={"checks": tuple(checks)})
-    return Resolved(settings.model_copy(update={"run": run}), resolved.sources)
+    sources = {"run.checks": "the command, or the sections and thresholds of the configuration"} | dict(
+        resolved.sources
+    )
+    return Resolved(settings.model_copy(update={"run": run}), sources)
 
 
 def measuring(resolved: Resolved, checks: Sequence[str]) -> Resolved:

@@ -65,7 +65,10 @@ def _missing(source: str, path: Path) -> DataError:
 
 
 def read_idx(file: Path) -> Stored:
-    """Read the images of an idx file, with the labels of the file that lies beside it as MNIST has it."""
+    """Read the images of an idx file, with the labels of the file that lies beside it as MNIST has it.
+
+    With labels, the hash is that of the "HASH  NAME" lines of both files, as sha256sum prints them.
+    """
     values = _idx_array(file)
     if values.ndim < 2:
         raise DataError(f"{file} holds one number for each item, as labels do, where images were expected; give those")
@@ -75,7 +78,11 @@ def read_idx(file: Path) -> Stored:
         raise DataError(
             f"{labels_file} must hold one integer for each item, being the labels of {file.name}; remove it"
         )
-    return Stored(values, None if labels is None else labels.astype(np.int64), None, str(file), sha256_of(file))
+    sha256 = sha256_of(file)
+    if labels_file is not None:  # pairs are chosen by labels: other labels are other data
+        lines = f"{sha256}  {file.name}\n{sha256_of(labels_file)}  {labels_file.name}\n"
+        sha256 = hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
+    return Stored(values, None if labels is None else labels.astype(np.int64), None, str(file), sha256)
 
 
 def _idx_labels(file: Path) -> Path | None:

@@ -110,7 +110,11 @@ def judged(done: Audit, settings: Settings, held: Terms, today: date) -> Audit:
     warnings += compared.warnings if compared else []
     update: dict[str, Any] = {"checks": checks, "baseline": compared, "warnings": warnings}
     if complete:
-        outcomes = [check.verdict for check in checks if check.counts] + ([compared.verdict] if compared else [])
+        outcomes = [check.verdict for check in checks if check.counts]
+        if compared is not None and (compared.tested or compared.refused):
+            outcomes.append(compared.verdict)
+        elif compared is not None:
+            warnings.append(f"the comparison does not count: {compared.summary()}")
         signs = _signs(done)
         update |= _decided(verdict(outcomes, doubtful=report.verdict == "inconclusive", sign=bool(signs)))
         if signs and set(outcomes) == {"passed"}:
@@ -171,7 +175,13 @@ def _differing(old: Mapping[str, MetricEntry], new: Mapping[str, MetricEntry]) -
 
 
 def _gap(old: MetricEntry, new: MetricEntry) -> float:
-    """The largest relative difference of value and interval; infinite where one has what the other lacks."""
+    """The largest difference of value and interval, relative to themselves or to the interval's width.
+
+    Infinite where one has what the other lacks, or is of another number of values.
+    """
+    if (old.n, old.nonfinite) != (new.n, new.nonfinite):
+        return math.inf
+    width = old.ci[1] - old.ci[0] if old.ci else 0.0  # a figure at 0 has no size of its own
     sides = [(old.value, new.value)]
     sides += list(zip(old.ci, new.ci, strict=True)) if old.ci and new.ci else [(None, 0.0)] * (old.ci != new.ci)
     gaps = [0.0]
@@ -179,5 +189,5 @@ def _gap(old: MetricEntry, new: MetricEntry) -> float:
         if one is None or other is None:
             gaps.append(0.0 if one is other else math.inf)
         elif one != other:
-            gaps.append(abs(one - other) / max(abs(one), abs(other)))
+            gaps.append(abs(one - other) / max(abs(one), abs(other), width))
     return max(gaps)

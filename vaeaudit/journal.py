@@ -1,8 +1,8 @@
 """What an audit has finished, kept until its report is written, so that an audit which was ended goes on from there.
 
-A record is kept under a hash of all that it depends on: weights, adapter and its options, what the model makes of the
-data, data, settings of the check, seed, precision, batch size, device and version. A record of anything else is never
-served.
+A record is kept under a hash of what it depends on: weights, adapter and its options, what the model makes of the data,
+data, settings of the check, the files that these name, seed, precision, batch size, device, threads, and versions of
+vaeaudit and the libraries that it computes with. A record of anything else is never served.
 """
 
 import hashlib
@@ -37,14 +37,12 @@ class Journal:
         self.resume = resume
         self.served: list[str] = []
 
-    def record(self, unit: str, settings: BaseModel, work: Callable[[GoOn], Record], go_on: GoOn) -> Record:
+    def record(self, unit: str, settings: Mapping[str, object], work: Callable[[GoOn], Record], go_on: GoOn) -> Record:
         """The kept record of ``unit`` with these settings, or what ``work`` gives, kept unless it was interrupted.
 
         Raises :class:`vaeaudit.errors.OutputError` where it cannot be kept, and what ``work`` raises.
         """
-        key = hashlib.sha256(
-            json.dumps([unit, self.facts, settings.model_dump(mode="json")], sort_keys=True).encode()
-        ).hexdigest()
+        key = hashlib.sha256(json.dumps([unit, self.facts, dict(settings)], sort_keys=True).encode()).hexdigest()
         file = self.folder / f"{unit}-{key[:16]}.safetensors"
         if self.resume and (kept := _read(file, key)) is not None:
             self.served.append(unit)

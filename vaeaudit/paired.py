@@ -14,20 +14,22 @@ from vaeaudit.stats import Sample
 Array = NDArray[np.float64]
 
 _RESAMPLES = 1999  # of the bootstrap
-_PERMUTATIONS = 9999  # of a test whose exact distribution is too large, or not known because of ties
+_EXACT, _EXACT_TIED = 50, 1000  # most differences of an exact test; ties make the normal distribution err for longer
 _AT_ONCE = 4_000_000  # values resampled together, which bounds memory
 
 
 @dataclass(frozen=True)
 class Difference:
-    """New minus old figure, its interval (None where it has none), and two one-sided p-values.
+    """New minus old figure, its interval (None where it has none), of ``n`` items, and two one-sided p-values.
 
+    ``moved`` of the items differ at all, and they alone tell the test something.
     ``p_higher`` is the chance of differences as high as these where neither model is higher, ``p_lower`` likewise.
     """
 
     value: float
     ci: tuple[float, float] | None
     n: int
+    moved: int
     p_higher: float
     p_lower: float
 
@@ -37,13 +39,15 @@ def difference(old: Sample, new: Sample, level: float) -> Difference | None:
 
     Of a mean it is the mean of the items' differences, of a median their median (that of two middle ones in between, so
     that neither sample is favoured), and of another quantile the difference of both quantiles. The interval is BCa
-    (Efron 1987) over items. The p-values are those of Wilcoxon's signed-rank test (1945) of the items' differences,
-    exact or by permutation of signs: where both models are the same, they are as likely to have either sign, whatever
+    (Efron 1987) over items, of quantiles without acceleration (BC); for means of few skewed differences it covers less
+    than its level (0.82 at n = 6, 0.90 at n = 20, of 0.95). The p-values are those of Wilcoxon's signed-rank test
+    (1945) of the items' differences: where both models are the same, they are as likely to have either sign, whatever
     their distribution. Raises ValueError unless both hold equally many values of the same statistic.
     """
     if old.values.shape != new.values.shape or old.q != new.q:
         raise ValueError(f"{old.values.shape} values cannot be paired with {new.values.shape}")
-    there = ~(np.isnan(old.values) | np.isnan(new.values))
+    # Two infinite values may differ: nothing broke the item in either model, as far as was tried.
+    there = ~(np.isnan(old.values) | np.isnan(new.values) | (np.isinf(old.values) & np.isinf(new.values)))
     if old.q is None:
         there &= np.isfinite(old.values) & np.isfinite(new.values)
     both = np.stack([old.values[there], new.values[there]])
@@ -55,7 +59,8 @@ def difference(old: Sample, new: Sample, level: float) -> Difference | None:
     if not math.isfinite(value):
         return None
     p_higher, p_lower = signed_rank_p(each, "greater"), signed_rank_p(each, "less")
-    return Difference(value, _bca(both, old.q, value, level), n, p_higher, p_lower)
+    moved = int(np.count_nonzero(each))
+    return Difference(value, _bca(both, old.q, value, level), n, moved, p_higher, p_lower)
 
 
 def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -68,37 +73,36 @@ def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def least_p(n: int) -> float:
-    """The smallest one-sided p-value that ``n`` pairs can give: that of differences which all have one sign."""
+    """The smallest one-sided p-value that ``n`` pairs can give which all differ in one direction."""
     return 0.5**n
 
 
 def signed_rank_p(each: Array, side: Literal["greater", "less"]) -> float:
-    """One-sided p-value of Wilcoxon's signed-rank test of differences (n,), zeros left out as Wilcoxon does."""
-    each = each[each != 0]
+    """One-sided p-value of Wilcoxon's signed-rank test of differences (n,), zeros left out as Wilcoxon does.
+
+    Exact up to 50 differences, and up to 1,000 where some are tied; beyond, by the normal distribution.
+    """
+    each = each[each != 0] if side == "greater" else -each[each != 0]
     n = len(each)
     if n == 0:
         return 1.0
-    if n > 50:  # by the normal distribution: accurate there, with ties as well
-        return float(stats.wilcoxon(each, alternative=side, method="approx", axis=None).pvalue)
-    if len(np.unique(np.abs(each))) == n:
-        return float(stats.wilcoxon(each, alternative=side, method="exact", axis=None).pvalue)
-    return _tied_p(each if side == "greater" else -each)
-
-
-def _tied_p(each: Array) -> float:
-    """The share of signs, all there are or so many drawn, that give positive differences ranks as high as seen."""
-    n, ranks = len(each), stats.rankdata(np.abs(each))
-    every = 2**n <= _PERMUTATIONS
-    if every:
-        positive = np.arange(2**n)[:, None] >> np.arange(n) & 1
-    else:
-        positive = np.random.default_rng(0).integers(2, size=(_PERMUTATIONS, n))
-    as_high = int((positive @ ranks >= ranks[each > 0].sum() - 1e-9).sum())
-    return as_high / 2**n if every else (as_high + 1) / (_PERMUTATIONS + 1)
+    tied = len(np.unique(np.abs(each))) < n
+    if n > (_EXACT_TIED if tied else _EXACT):
+        return float(stats.wilcoxon(each, alternative="greater", method="approx", axis=None).pvalue)
+    ranks = np.round(2 * stats.rankdata(np.abs(each))).astype(np.int64)  # doubled, so that those of ties are whole
+    ranks //= np.gcd.reduce(ranks)
+    # The chance of every sum of the ranks of positive differences, were both signs as likely.
+    chances = np.zeros(int(ranks.sum()) + 1)
+    chances[0], top = 1.0, 0
+    for rank in ranks.tolist():
+        chances[rank : top + rank + 1] += chances[: top + 1].copy()
+        top += rank
+        chances[: top + 1] /= 2
+    return float(chances[int(ranks[each > 0].sum()) :].sum())
 
 
 def _each(both: Array) -> Array:
-    """New minus old value of every item, (2, ..., n) -> (..., n); 0 where both are the same infinity."""
+    """New minus old value of every item, (2, ..., n) -> (..., n); 0 where two quantiles are the same infinity."""
     with np.errstate(invalid="ignore"):
         return np.where(both[0] == both[1], 0.0, both[1] - both[0])
 

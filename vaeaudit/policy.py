@@ -9,7 +9,7 @@ from datetime import date
 from typing import Literal, get_args
 
 from vaeaudit.errors import nearest
-from vaeaudit.report.entry import MetricEntry
+from vaeaudit.report.entry import MetricEntry, belongs
 from vaeaudit.report.gates import CheckEntry, WaiverEntry
 from vaeaudit.report.section import number
 from vaeaudit.settings import Check, GateSettings, Settings
@@ -77,7 +77,7 @@ def _evaluated(
     observed: float | None = None
     if metric is None:
         why = next(
-            (f"not measured: {reason}" for what, reason in skipped.items() if f"{name}.".startswith(f"{what}.")),
+            (f"not measured: {reason}" for what, reason in skipped.items() if belongs(name, what)),
             f"there is no such figure{nearest(name, metrics)}",
         )
     elif (fault := _no_ground(metric, gate)) is not None:
@@ -106,9 +106,11 @@ def _no_ground(metric: MetricEntry, gate: GateSettings) -> str | None:
         return metric.doubt
     if metric.value is None:
         return "the figure is not a finite number"
-    if metric.nonfinite and not metric.keeps_infinite:
-        return f"{metric.nonfinite} of its values are NaN or infinite and were left out"
+    if metric.left_out is not None:
+        return metric.left_out
     if metric.ci is None and gate.bound != "value" and not metric.exact:
+        if metric.nonfinite:
+            return f"an end of its interval is infinite: {metric.nonfinite} of {metric.n} values are"
         return f"it has no interval, since {metric.n} values are too few for one"
     return None
 

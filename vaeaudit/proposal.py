@@ -6,7 +6,10 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from vaeaudit.errors import ConfigError
+from vaeaudit.policy import CHECK_NAMES
 from vaeaudit.report.entry import MetricEntry
 from vaeaudit.report.model import Report
 from vaeaudit.report.section import number, with_interval
@@ -55,24 +58,27 @@ def propose(report: Report, settings: Settings, folder: Path) -> str:
 
 
 def threshold(metric: MetricEntry) -> float | None:
-    """What a figure like this should keep to: a least value where higher is more robust, else a most one."""
+    """What a figure like this should keep to: a least value where higher is more robust, else a most one.
+
+    None where it supports none: no interval, a doubt, or one that reaches 0, below which no such figure falls.
+    """
     if metric.ci is None or metric.value is None or metric.doubt is not None:
         return None
     low, high = metric.ci
     slack = (high - low) / 2
-    if metric.direction == "higher":
-        least = low - slack
-        # A least value of 0 or less could never be missed by what cannot be negative.
-        return _rounded(low / 2 if low > 0 >= least else least, math.floor)
-    return _rounded(high + slack, math.ceil)
+    if metric.direction != "higher":
+        return _rounded(high + slack, up=True)
+    if low - slack > 0 or metric.value < 0:
+        return _rounded(low - slack, up=False)
+    return _rounded(low / 2, up=False) if low > 0 else None
 
 
-def _rounded(value: float, to: object) -> float:
-    """Two significant digits, away from the figure."""
+def _rounded(value: float, *, up: bool) -> float:
+    """Two significant digits."""
     if value == 0:
         return 0.0
     step = 10.0 ** (math.floor(math.log10(abs(value))) - 1)
-    steps = math.floor(value / step) if to is math.floor else math.ceil(value / step)
+    steps = math.ceil(value / step) if up else math.floor(value / step)
     return float(f"{steps * step:.2g}")
 
 
@@ -105,22 +111,21 @@ def _head(report: Report, settings: Settings, folder: Path) -> Iterator[str]:
 
 def _checks(report: Report, settings: Settings) -> Iterator[str]:
     """The sections of the checks that could be done; a section, even an empty one, enables its check."""
-    attack, margin, noise = settings.attack, settings.margin, settings.noise
-    keys = {
-        "attack": {"modes": list(attack.modes), "pairs": attack.pairs},
-        "margin": {"r": _radii(report, settings), "items": margin.items},
-        "noise": {"sigmas": list(noise.sigmas), "items": noise.items},
-        "latents": {},
-        "mig": {},
-        "weights": {},
-    }
+    shown = {"attack": ("modes", "pairs"), "margin": ("r", "items"), "noise": ("sigmas", "items")}
     comments = {
         "modes": "latent, output, damage, untargeted, latent-side, worst",
         "pairs": "more give narrower intervals",
         "r": "in output units; twice the median least radius that holds an unperturbed item's own draws",
         "sigmas": "on the scale of the inputs",
     }
-    for check, values in keys.items():
+    for check in CHECK_NAMES:
+        section: BaseModel = getattr(settings, check)
+        keys = dict.fromkeys(
+            [*shown.get(check, ()), *section.model_dump(exclude_defaults=True)]
+        )  # what is asked otherwise
+        values = {key: value for key, value in section.model_dump(mode="json").items() if key in keys}
+        if check == "margin":
+            values["r"] = _radii(report, settings)
         if check in report.skipped:
             yield f"# [{check}]  # left out: {report.skipped[check]}"
         elif check in report.timings:
@@ -145,7 +150,8 @@ def _policy(report: Report) -> Iterator[str]:
         measured = f"{with_interval(metric.value, metric.ci, 4)} {metric.unit}, n = {metric.n}"
         value = threshold(metric)
         if value is None:
-            yield f"# No threshold for {name} ({measured}): {metric.doubt or 'too few items for an interval'}"
+            why = metric.doubt or ("too few items for an interval" if metric.ci is None else "its interval reaches 0")
+            yield f"# No threshold for {name} ({measured}): {why}"
         else:
             yield f'[checks."{name}"]'
             yield f"{'min' if metric.direction == 'higher' else 'max'} = {value:g}  # measured {measured}"
@@ -157,7 +163,7 @@ def _policy(report: Report) -> Iterator[str]:
     yield "# than chance, and more than min_effect: here, half an interval."
     yield "# [baseline]"
     yield '# path = "audit/last-release"'
-    allowed = {name: _rounded((metric.ci[1] - metric.ci[0]) / 2, math.ceil) for name, metric in gated if metric.ci}
+    allowed = {name: _rounded((metric.ci[1] - metric.ci[0]) / 2, up=True) for name, metric in gated if metric.ci}
     yield f"# metrics = {_toml(list(allowed))}"
     yield f"# min_effect = {_toml(allowed)}"
 

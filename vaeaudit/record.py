@@ -173,6 +173,11 @@ def data_entry(subject: Subject) -> DataEntry:
     )
 
 
+def device_name(device: torch.device) -> str:
+    """What computes, by name where it has one."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def environment(seed: int, dtype: str, device: torch.device) -> Environment:
     """Where this runs."""
     cuda = device.type == "cuda"
@@ -181,7 +186,7 @@ def environment(seed: int, dtype: str, device: torch.device) -> Environment:
         torch=str(torch.__version__),
         cuda=torch.version.cuda if cuda else None,
         platform=platform.platform(),
-        device=torch.cuda.get_device_name(device) if cuda else device.type,
+        device=device_name(device),
         threads=torch.get_num_threads(),
         dtype=dtype,
         seed=seed,

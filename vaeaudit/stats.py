@@ -23,7 +23,9 @@ class Measurement:
 
     ``ci`` is None where the sample is too small for an interval at ``level``. ``direction`` tells which way
     is more robust: "higher", "lower" or "none". ``nonfinite`` counts values that were NaN or infinite. ``sample`` is
-    there where the figure is a statistic of one value an item, so that those of two models can be paired.
+    there where the figure is a statistic of one value an item, so that those of two models can be paired. Nothing is
+    estimated in an ``exact`` figure, which needs no interval; one that ``keeps_infinite`` is an order statistic, in
+    which infinite values keep their place, where others leave them out.
     """
 
     value: float | None
@@ -34,6 +36,8 @@ class Measurement:
     unit: str
     direction: str
     estimator: str
+    exact: bool = False
+    keeps_infinite: bool = False
     sample: Sample | None = field(default=None, repr=False, compare=False)
 
 
@@ -72,6 +76,7 @@ def quantile(values: Sequence[float], q: float, *, unit: str, direction: str, le
         unit=unit,
         direction=direction,
         estimator=f"{q:g} quantile, order-statistic interval",
+        keeps_infinite=True,
         sample=Sample(array, q),
     )
 

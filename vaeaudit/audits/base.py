@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor
 
-from vaeaudit.report.entry import MetricEntry
+from vaeaudit.report.entry import MetricEntry, belongs
 from vaeaudit.stats import Measurement
 
 Row = dict[str, object]
@@ -45,7 +45,7 @@ class Record:
 
 def doubt_of(name: str, doubts: Mapping[str, str]) -> str | None:
     """Why the metric ``name`` supports no verdict; None where it does."""
-    return next((why for beginning, why in doubts.items() if f"{name}.".startswith(f"{beginning}.")), None)
+    return next((why for beginning, why in doubts.items() if belongs(name, beginning)), None)
 
 
 def metric_entry(measurement: Measurement, doubt: str | None = None) -> MetricEntry:

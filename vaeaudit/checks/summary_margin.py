@@ -53,6 +53,7 @@ def _bounds(at: MarginAt, level: float) -> dict[str, Measurement]:
             direction="higher",
             estimator="median of the empirical margin, an upper bound; the interval goes from the lower end of the "
             "certified margin's median to the upper end of the empirical one's",
+            keeps_infinite=True,
             sample=high.sample,
         )
     return metrics

@@ -30,5 +30,6 @@ def summarise_weights(result: WeightsResult, level: float = 0.95) -> dict[str, M
                 unit=unit,
                 direction="none",
                 estimator=estimator,
+                exact=True,
             )
     return metrics

@@ -54,11 +54,11 @@ def command(
     from vaeaudit.policy import EXIT_CODES
 
     sides = side_of(old), side_of(new)
-    for name in (*(metric or ()), *(context.params["min_effect"] or ())):
+    for name in (*asked.metrics, *asked.min_effect):
         check_known(name, sides)
     compared = compare(*sides, metrics=asked.metrics, min_effect=asked.min_effect, level=asked.level)
     deliver(comparison_text(compared, output_format, output), output)
-    for reason in compared.refused:
+    for reason in [] if quiet else compared.refused:
         complain(f"not compared: {reason}")
     code = EXIT_CODES[compared.verdict]
     return 0 if exit_zero and code == 1 else code

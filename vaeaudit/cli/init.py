@@ -45,7 +45,8 @@ def command(
     if Path(FILE).exists() and not force:
         raise ConfigError(f"there is a {FILE} here already; --force replaces it")
     here = Path.cwd()
-    asked = settings_of(context, _KEYS, config, isolated, option).settings
+    given = settings_of(context, _KEYS, config, isolated, option)
+    asked = given.settings
     found = {
         "model": asked.model.model_copy(update={} if asked.model.path else {"path": find_model(here)}),
         "data": asked.data.model_copy(update={} if asked.data.source else {"source": find_data(here)}),
@@ -54,11 +55,12 @@ def command(
 
     def work(reporter: Reporter) -> "Audit":
         from vaeaudit.audit import audit, journal_of
-        from vaeaudit.config import Resolved, auditing
+        from vaeaudit.config import Resolved, measuring
         from vaeaudit.policy import CHECK_NAMES
         from vaeaudit.subject import prepare
 
-        resolved = auditing(Resolved(settings, {}), CHECK_NAMES)
+        here_found = {f"{name}.{key}": "found here" for name, key in (("model", "path"), ("data", "source"))}
+        resolved = measuring(Resolved(settings, here_found | dict(given.sources)), CHECK_NAMES)
         subject = prepare(settings)
         reporter.keeping = True
         return audit(subject, resolved, sys.argv, CHECK_NAMES, reporter.go_on, journal_of(subject, resume), CHECK_NAMES)

@@ -11,8 +11,8 @@ DIFFERENCE_LEGEND = {
     "metric": "the figure",
     "old": "in the earlier audit",
     "new": "in the later one",
-    "new - old": "their difference and its interval: BCa bootstrap over items, the values of an item in both audits "
-    "resampled together",
+    "new - old": "their difference, of a median the items' median difference, and its interval: BCa bootstrap over "
+    "items (BC for medians), the values of an item in both audits resampled together",
     "may worsen by": "the difference in the worse direction that a regression must exceed (min_effect)",
     "p": "chance of a change for the worse as clear as this, or clearer, were both models the same: Wilcoxon's "
     "signed-rank test over items, one-sided, by Holm's method for all metrics of this table together",
@@ -74,19 +74,25 @@ class ComparisonEntry(Entry):
         """The outcome in one sentence, without a full stop."""
         if self.refused:
             return f"not compared: {'; '.join(self.refused)}"
+        if not self.tested:
+            return "nothing could regress: they share no figure of which one way is more robust"
         counted = {name: len(self.of(name)) for name in ("regressed", "improved", "no difference shown", "cannot tell")}
         return f"of {len(self.tested)} metrics " + ", ".join(f"{n} {name}" for name, n in counted.items() if n)
 
     def section(self) -> Section:
         """How the differences are shown."""
         tested = Shown("metrics that may regress", _table(self.tested), DIFFERENCE_LEGEND)
-        rest = [one for one in self.of("not tested") if one.difference is not None]
+        rest = [one for one in self.of("not tested") if one.difference is not None or None in (one.old, one.new)]
         others = Shown("other metrics", _others(rest), {})
         return Section(
             "Compared with an earlier audit",
-            f"`{self.new.model}` against `{self.old.model}` ({self.old.created}), paired by item: {self.summary()}. "
-            f"The chance that anything is called regressed where both models are the same is at most "
-            f"{1 - self.level:.2g}.",
+            f"`{self.new.model}` against `{self.old.model}` ({self.old.created}), paired by item: {self.summary()}."
+            + (
+                f" The chance that anything is called regressed where both models are the same is at most "
+                f"{1 - self.level:.2g}."
+                if self.tested
+                else ""
+            ),
             [*([tested] if self.tested else []), *([others] if rest else [])],
             [f"{one.metric}: {one.why}." for one in self.of("cannot tell") if one.why],
         )

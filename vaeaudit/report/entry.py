@@ -23,13 +23,18 @@ class MetricEntry(Entry):
     direction: str = Field(description="Which way is more robust: higher, lower or none.")
     estimator: str
     doubt: str | None = Field(None, description="Why this figure supports no verdict; null where it does.")
+    exact: bool = Field(False, description="Nothing is estimated: the figure needs no interval.")
+    keeps_infinite: bool = Field(False, description="Infinite values keep their place in order, and are not left out.")
 
     @property
-    def exact(self) -> bool:
-        """Whether nothing is estimated, so that the figure needs no interval."""
-        return "exact, so that it has no interval" in self.estimator
+    def left_out(self) -> str | None:
+        """That values were left out, so that the figure is not of all items; None where it is."""
+        if not self.nonfinite or self.keeps_infinite:
+            return None
+        return f"{self.nonfinite} of its values are NaN or infinite and were left out"
 
-    @property
-    def keeps_infinite(self) -> bool:
-        """Whether infinite values keep their place in the order, so that the figure counts them."""
-        return "order-statistic interval" in self.estimator
+
+def belongs(name: str, beginning: str) -> bool:
+    """Whether the metric ``name`` is of what ``beginning`` names, as margin.r4.median and not margin.r4.5.median."""
+    rest = name.removeprefix(beginning)
+    return rest != name and (not rest or (rest[0] == "." and not rest[1:2].isdigit()))

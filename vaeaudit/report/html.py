@@ -114,8 +114,7 @@ def render(report: Report, figures: Mapping[str, bytes]) -> str:
     said = (report.error, f"{word}: {meaning}".rstrip("."))
     against = (one for one in outcomes(report) if one.kind in COUNTING and one.why not in said)
     reasons = [_reason(one, others) for one, others in together(against)]
-    plausibility, found = report.plausibility, report.reproduced
-    again = [f"Reproduced: {found.summary()}."] if found is not None and found.agree else []
+    plausibility = report.plausibility
     return _template().render(
         report=report,
         model=PurePath(report.model.file.path).name or report.model.file.path,
@@ -124,7 +123,7 @@ def render(report: Report, figures: Mapping[str, bytes]) -> str:
         meaning=f"{meaning[:1].upper()}{meaning[1:]}",
         reasons=reasons[:_MOST_REASONS],
         more=max(0, len(reasons) - _MOST_REASONS),
-        asides=[*asides(report), *again],
+        asides=asides(report),
         parts=[_part(n, section, report, figures) for n, section in enumerate(report.sections, 1)],
         metrics=list(_metrics(report.metrics)),
         doubts=doubts(report.metrics),
