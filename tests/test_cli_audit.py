@@ -348,3 +348,65 @@ def test_a_mean_that_few_draws_carry_is_in_doubt_and_the_median_beside_it_is_not
     done = command("audit", "-q")
     assert done.code == 5
     assert "noise.s0.01.degradation.mean !" in done.out
+
+
+NOISE = SMALL.partition("[attack]")[0] + "[noise]\nsigmas = [0.5]\n"
+
+
+def test_a_report_never_takes_the_place_of_its_baseline(command: Command) -> None:
+    """The second run of the same command would be compared with the first, and pass."""
+    configured(more="", base=NOISE)
+    command("audit", "-q", "--out", "v1")
+    for _ in range(2):
+        done = command("audit", EXAMPLES / "shapes-beta8.safetensors", "-q", "--out", "v1", "--baseline", "v1")
+        assert done.code == 2
+        assert "error: the report would take the place of its baseline v1; name another folder with --out" in done.err
+
+
+def test_a_baseline_that_is_not_there_is_told_with_the_nearest_that_is(command: Command) -> None:
+    configured(more="", base=NOISE)
+    command("audit", "-q", "--out", "good")
+    done = command("audit", "-q", "--baseline", "gooood")
+    assert (done.code, report()["verdict"]) == (0, "ungated")
+    assert "there is no baseline at gooood yet (did you mean 'good'?), so that nothing was compared" in done.out
+    Path("loop").symlink_to("loop")
+    assert command("audit", "-q", "--baseline", "loop").code == 2
+
+
+def test_other_arrays_of_one_file_are_other_data(command: Command) -> None:
+    images = np.load(EXAMPLES / "shapes.npz")["imgs"]
+    np.savez("two.npz", a=images[:60], b=images[60:120])
+    configured(more="", base=NOISE)
+    command("audit", "-q", "--data", "two.npz#a", "--out", "a")
+    done = command("audit", "-q", "--data", "two.npz#b", "--baseline", "a")
+    assert done.code == 5
+    assert "name different arrays" in done.out
+    again = command("audit", "-q", "--from", "a", "--data", "two.npz#b", "--out", "again")
+    assert again.code == 2
+    assert "does not hold the data of a" in again.err
+
+
+@pytest.mark.parametrize(
+    "name", ["vaeaudit-report/report.json", "vaeaudit-report/x.png", "model.safetensors", "val.npz"]
+)
+def test_a_result_takes_the_place_of_no_report_model_or_data(command: Command, name: str) -> None:
+    configured(more="", base=NOISE)
+    done = command("audit", "-q", "-o", name)
+    assert done.code == 2
+    assert done.err.startswith("error: --output must not take the place of ")
+
+
+def test_whatever_an_adapter_raises_is_no_failed_check(command: Command) -> None:
+    Path("panicking.py").write_text("def open(checkpoint, config):\n    raise GeneratorExit('a panic')\n")
+    configured(more="", base=NOISE)
+    done = command("audit", "-q", "--adapter", "panicking.py:open")
+    assert done.code == 3
+    assert done.err.startswith("error: unexpected GeneratorExit: a panic")
+
+
+def test_what_cannot_be_seen_in_a_reason_is_written_as_an_escape(command: Command) -> None:
+    waived = 'waive = { until = 2999-01-01, reason = "\\u001b[31mred" }\n'
+    configured(base=NOISE, more='[checks."noise.s0.5.degradation.median"]\nmax = 0.1\n' + waived)
+    done = command("audit", "-q", "--format", "markdown")
+    assert "\x1b" not in done.out + Path("vaeaudit-report/report.md").read_text(encoding="utf-8")
+    assert "\\x1b[31mred" in done.out

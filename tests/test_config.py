@@ -86,6 +86,21 @@ def test_the_hash_is_of_the_values_whoever_said_them(tmp_path: Path) -> None:
             '[checks."a.b"]\nmin = 1\nwaive = { until = 2026-01-01, reason = "x", by = 1 }',
             "unknown key 'by' in [checks.\"a.b\"] waive; known are until, reason",
         ),
+        ('[checks."a.b"]\nmin = true', 'checks."a.b".min must be a valid number, but True came'),
+        (
+            '[checks."a.b"]\nmin = 1\nwaive = { until = 2026-12-31T10:00:00Z, reason = "x" }',
+            "waive.until must be a day such as 2026-12-31",
+        ),
+        (
+            '[checks."a.b"]\nmin = 1\nwaive = { until = 1798675200, reason = "x" }',
+            "waive.until must be a day such as 2026-12-31, but 1798675200 came",
+        ),
+        (
+            '[checks."a.b"]\nmin = 1\nwaive = { until = 2026-12-31, reason = " " }',
+            "waive.reason must be a text with something to see in it",
+        ),
+        ('[run]\nout = "a\\u0000b"', "run.out must be a text with something to see in it, and no NUL"),
+        ("[run]\nseed = " + "9" * 5000, "is not valid TOML"),
         ('[baseline]\nmin_effect = { "x" = -1 }', "baseline.min_effect.x must be at least 0, but -1 came"),
         ('[run]\nchecks = ["margn"]', "but 'margn' came (did you mean 'margin'?)"),
         ("[run]\nchecks = []", "run.checks must be a list of at least one check, but [] came"),

@@ -23,6 +23,7 @@ from vaeaudit.config import Resolved
 from vaeaudit.errors import InputError, OutputError
 from vaeaudit.journal import Journal
 from vaeaudit.record import Audited, device_name, file_alone, whole, write_down
+from vaeaudit.registry import code_beside
 from vaeaudit.report.model import Report
 from vaeaudit.stats import Sample
 from vaeaudit.subject import Subject
@@ -38,7 +39,7 @@ def journal_of(subject: Subject, resume: bool) -> Journal:
         "model": model.checkpoint.sha256,
         # An adapter may import code whose change no hash of its own file tells; its losses on the data do.
         "behaviour": {name: loss.value for name, loss in subject.plausibility.losses.items()},
-        "adapter": [model.adapter.source, model.adapter.sha256, dict(model.options)],
+        "adapter": [model.adapter.source, model.adapter.sha256, dict(model.options), code_beside(model.adapter)],
         "data": [data.sha256, data.source, subject.n, data.range, subject.settings.data.resize],
         "run": [run.seed, run.dtype, run.batch_size],
         "device": [device_name(subject.device), torch.get_num_threads()],

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -30,6 +31,7 @@ class Side:
     report: Report
     samples: Mapping[str, Sample]
     path: str | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,12 @@ def side_of(path: str) -> Side:
         report, folder = read_report(path)
     except SchemaError as error:
         raise IncomparableError(f"{error}, so that it cannot be compared") from error
-    return Side(report, read_samples(report, folder), path)
+    return Side(report, read_samples(report, folder), path, folder.resolve())
+
+
+def array_name(source: str) -> str:
+    """The array of a file that holds several, as "x_test" of "mnist.npz#x_test"; "" where none is named."""
+    return PurePath(source).name.partition("#")[2]
 
 
 def check_known(name: str, sides: Sequence[Side]) -> None:
@@ -122,7 +129,9 @@ def _obstacles(old: Report, new: Report) -> Iterator[str]:
         if old.data is not new.data:
             yield "one of the audits has no data"
     else:
-        if old.data.sha256 != new.data.sha256:
+        if array_name(old.data.source) != array_name(new.data.source):
+            yield f"their data differ ({old.data.source} and {new.data.source} name different arrays)"
+        elif old.data.sha256 != new.data.sha256:
             yield f"their data differ ({old.data.source} and {new.data.source} hold different bytes)"
         elif old.data.n != new.data.n:
             yield f"one saw {old.data.n} items and the other {new.data.n}"
@@ -173,6 +182,10 @@ def _unpairable(name: str, old: Side, new: Side, before: MetricEntry | None, aft
         return f"the settings of [{check}] differ ({', '.join(keys)})"
     if (before.unit, before.estimator) != (after.unit, after.estimator):
         return f"it is estimated differently ({before.estimator}; {after.estimator})"
+    if before.direction != after.direction:
+        return f"the two reports do not agree which way is more robust ({before.direction} and {after.direction})"
+    if before.value is None or after.value is None:
+        return "the figure is not a finite number in both audits"
     if name not in old.samples or name not in new.samples:
         return "it is no statistic of one value an item, so that nothing can be paired"
     one, other = old.samples[name].values, new.samples[name].values

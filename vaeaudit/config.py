@@ -138,7 +138,7 @@ def _own_table(file: Path) -> object:
 def _parse(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, or an integer of thousands of digits
         raise ConfigError(f"{file} is not valid TOML ({error}); correct it there") from error
     except OSError as error:
         raise ConfigError(f"{file} cannot be read ({error.strerror}); check its permissions") from error
@@ -204,6 +204,7 @@ _WORDS = {
     "date_parsing": "a day such as 2026-12-31",
     "date_from_datetime_parsing": "a day such as 2026-12-31",
     "model_type": "a table of keys and values",
+    "string_pattern_mismatch": "a text with something to see in it, and no NUL",
     "invalid-json-value": "texts, finite numbers, booleans, or lists and tables of them",
 }
 

@@ -1,6 +1,7 @@
 """An audit held against what was asked of it: thresholds, an earlier audit, its own reproduction."""
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -9,9 +10,9 @@ from typing import Any
 
 from vaeaudit.attacks.term import GoOn
 from vaeaudit.audit import Audit, audit, journal_of, weigh
-from vaeaudit.compare import Side, compare, side_of
+from vaeaudit.compare import Side, array_name, compare, side_of
 from vaeaudit.config import Resolved, auditing
-from vaeaudit.errors import ConfigError
+from vaeaudit.errors import ConfigError, nearest
 from vaeaudit.metric_names import check_names
 from vaeaudit.policy import CHECK_NAMES, EXIT_CODES, enabled, evaluate, remarks, verdict
 from vaeaudit.report.entry import MetricEntry
@@ -86,9 +87,14 @@ def terms(settings: Settings) -> Terms:
     path = settings.baseline.path
     if path is None:
         return Terms()
-    if not Path(path).exists():
-        return Terms(warnings=(f"there is no baseline at {path} yet, so that nothing was compared",))
-    return Terms(side_of(path))
+    if not os.path.lexists(path):  # a link that leads nowhere is a fault, and no baseline that is still to come
+        there = [entry.name for entry in Path(path).parent.iterdir()] if Path(path).parent.is_dir() else []
+        near = nearest(Path(path).name, there)
+        return Terms(warnings=(f"there is no baseline at {path} yet{near}, so that nothing was compared",))
+    side = side_of(path)
+    if side.folder == Path(settings.run.out).resolve():
+        raise ConfigError(f"the report would take the place of its baseline {path}; name another folder with --out")
+    return Terms(side)
 
 
 def judged(done: Audit, settings: Settings, held: Terms, today: date) -> Audit:
@@ -134,7 +140,8 @@ def same_model(file: Path, sha256: str, earlier: Report, path: str) -> None:
 def same_data(subject: Subject, earlier: Report, path: str) -> None:
     """Make sure that an audit which is done again is on the same data; else raises :class:`ConfigError`."""
     data = subject.data
-    if earlier.data is None or data.sha256 != earlier.data.sha256:
+    named = (data.sha256, array_name(data.source))
+    if earlier.data is None or named != (earlier.data.sha256, array_name(earlier.data.source)):
         raise ConfigError(f"{data.source} does not hold the data of {path}; give those that were audited, with --data")
 
 

@@ -109,6 +109,17 @@ def find_adapter(name: str) -> Adapter:
     return Adapter(name, source, sha256_of(Path(file)) if file else None, function)
 
 
+def code_beside(adapter: Adapter) -> dict[str, str]:
+    """Hashes of the loaded Python files in the folder of an adapter's own and below: what it imports of its own."""
+    own = inspect.getsourcefile(adapter.open)
+    if own is None:
+        return {}
+    folder = Path(own).resolve().parent
+    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    mine = sorted({Path(file).resolve() for file in files if file and file.endswith(".py")})
+    return {str(file): sha256_of(file) for file in mine if file.is_relative_to(folder) and file.is_file()}
+
+
 def open_model(
     path: str | Path,
     adapter: str | None = None,

@@ -1,7 +1,7 @@
 """The settings of an audit, section by section: names, types, defaults, and what each is for."""
 
 import math
-from datetime import date
+from datetime import date, datetime
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -23,6 +23,13 @@ def _two_numbers(value: object) -> object:
     raise ValueError("two finite numbers LO HI")
 
 
+def _day(value: object) -> object:
+    """A day alone: no time of day, and no number of seconds since 1970."""
+    if (isinstance(value, date) and not isinstance(value, datetime)) or (isinstance(value, str) and len(value) == 10):
+        return value
+    raise ValueError("a day such as 2026-12-31")
+
+
 def _listed(value: object) -> object:
     """A value alone as a list of it; true and false are no numbers."""
     values = value if isinstance(value, list | tuple) else (value,)
@@ -38,11 +45,14 @@ Several = Annotated[int, Field(strict=True, ge=2)]
 Count = Annotated[int, Field(strict=True, ge=0)]
 Length = Annotated[float, Field(gt=0)]
 Radius = Length | Literal["auto"]
-NotNegative = Annotated[float, Field(ge=0)]
+NotNegative = Annotated[float, Field(strict=True, ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Check = Literal["attack", "margin", "noise", "latents", "mig", "weights"]
 Mode = Literal["latent", "output", "damage", "untargeted", "latent-side", "worst"]
-Name = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
+Key = Annotated[str, Field(min_length=1)]
+Number = Annotated[float, Field(strict=True)]  # true and false are none
+Day = Annotated[date, BeforeValidator(_day)]
 Range = Annotated[tuple[float, float], BeforeValidator(_two_numbers)]
 
 
@@ -214,15 +224,15 @@ class WeightsSettings(_Section):
 class WaiveSettings(_Section):
     """A known fault, which until that day does not count."""
 
-    until: date = Field(description="Last day on which it is waived, as 2026-12-31.")
-    reason: Name = Field(description="Why, or where it is tracked.")
+    until: Day = Field(description="Last day on which it is waived, as 2026-12-31.")
+    reason: Annotated[Name, Field(pattern=r"\S")] = Field(description="Why, or where it is tracked.")
 
 
 class GateSettings(_Section):
     """A threshold for the metric that the section names, as in [checks."margin.r4.median"]."""
 
-    min: float | None = Field(None, description="It must be at least this.")
-    max: float | None = Field(None, description="It must be at most this.")
+    min: Number | None = Field(None, description="It must be at least this.")
+    max: Number | None = Field(None, description="It must be at most this.")
     bound: Literal["interval", "ci_lower", "ci_upper", "value"] = Field(
         "interval",
         description="What is held against the threshold: the whole interval, which passes on the right side of it, "
@@ -250,10 +260,10 @@ class BaselineSettings(_Section):
     metrics: tuple[Name, ...] = Field(
         (), description="Metrics that may regress; all medians of which one way is more robust where left out."
     )
-    min_effect: dict[Name, NotNegative] = Field(
+    min_effect: dict[Key, NotNegative] = Field(
         {}, description="Differences, by metric, that a regression must exceed; these metrics may regress as well."
     )
-    level: Annotated[float, Field(ge=0.5, le=0.9999)] = Field(
+    level: Annotated[float, Field(strict=True, ge=0.5, le=0.9999)] = Field(
         0.95, description="Confidence of intervals; one minus it is the chance of any false alarm."
     )
 
@@ -270,5 +280,5 @@ class Settings(_Section):
     weights: WeightsSettings = WeightsSettings()
     mig: MigSettings = MigSettings()
     latents: LatentsSettings = LatentsSettings()
-    checks: dict[Name, GateSettings] = Field({}, description="Thresholds by the metric that they read.")
+    checks: dict[Key, GateSettings] = Field({}, description="Thresholds by the metric that they read.")
     baseline: BaselineSettings = BaselineSettings()

@@ -92,7 +92,9 @@ def main() -> None:
         code = _tell(f"{place}{error.strerror or error}; -v shows where", 3, verbose)
     except SystemExit as stop:  # typer and rich end with 1 where a pipe is closed, and 1 means "a check failed"
         code = 3 if stop.code else 0
-    except Exception as error:  # whatever it is, it must read as an accident and not as a finding
+    except (
+        BaseException
+    ) as error:  # whatever it is, a panic of an extension included, it must read as an accident and not as a finding
         text = " ".join(str(error).split()) or "no message"
         code = _tell(f"unexpected {type(error).__name__}: {text}; -v shows where, and a report helps", 3, verbose)
     finally:

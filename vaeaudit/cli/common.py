@@ -35,6 +35,7 @@ SHARED_KEYS = {
     "limit": "run.limit",
 }
 AUDIT_KEYS = SHARED_KEYS | {"out": "run.out", "check": "run.checks", "baseline": "baseline.path"}
+_KEPT = (".safetensors", ".pt", ".pth", ".ckpt", ".npz", ".npy")  # what no result should ever replace
 _LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
@@ -70,7 +71,7 @@ def settings_again(
     for section, values in report.configuration.items():
         if isinstance(values, dict):
             given |= {f"{section}.{key}": (value, "--from") for key, value in values.items() if value is not None}
-    del given["run.out"]
+    given.pop("run.out", None)
     resolved = resolve(given | _given(context, keys, options), None)
     if Path(resolved.settings.run.out).resolve() == folder.resolve():
         raise ConfigError(f"the new report would take the place of {path}; name another folder with --out")
@@ -209,8 +210,17 @@ def check_output(out: str | None, output: str | None) -> None:
         if not file.name or file.is_dir():
             came = f"'{output}' is a folder" if output else "nothing came"
             raise OutputError(f"--output must name a file, but {came}; leave it out to print the result")
+        if file.suffix.lower() in _KEPT or (out is not None and _is_of_report(file, Path(out))):
+            what = "a file of the report" if out is not None and _is_of_report(file, Path(out)) else "a model or data"
+            raise OutputError(f"--output must not take the place of {what}, but '{output}' came; name another file")
         if not file.exists():
             check_writable(file.parent, "--output")
+
+
+def _is_of_report(file: Path, folder: Path) -> bool:
+    """Whether a report in ``folder`` has, or may have, a file of this name."""
+    named = file.name in ("report.json", "report.md", "items.json") or file.suffix.lower() == ".png"
+    return named and file.resolve().parent == folder.resolve()
 
 
 def deliver(text: str, output: str | None) -> None:

@@ -48,6 +48,8 @@ def report_text(report: Report, folder: Path, to_terminal: bool) -> str:
     parts += [Text(f"partial: {reason}") for reason in report.partial]
     parts += [Text(f"skipped {name}: {reason}") for name, reason in report.skipped.items()]
     parts += [Text(f"warning: {warning}") for warning in report.warnings]
+    if report.baseline is not None:
+        parts += [Text(f"compared with {report.baseline.old.report}: {report.baseline.summary()}")]
     if report.reproduced is not None:
         parts += [Text(f"reproduced: {report.reproduced.summary()}")]
     parts += [Text(f"verdict: {report.verdict}" + (f" ({report.error})" if report.error else ""))]

@@ -8,7 +8,7 @@ from vaeaudit.report.comparison import ComparisonEntry
 from vaeaudit.report.model import PlausibilityEntry, Report
 from vaeaudit.report.section import Section, Table
 from vaeaudit.report.tables import doubts, finding_table, metric_table
-from vaeaudit.report.wording import METRIC_NOTES, VERDICTS, Fact, asides, meanings, provenance
+from vaeaudit.report.wording import METRIC_NOTES, VERDICTS, Fact, asides, meanings, provenance, visible
 
 
 def render(report: Report) -> str:
@@ -27,7 +27,7 @@ def render(report: Report) -> str:
         "## What was audited",
         _table((["", ""], [_fact(fact) for fact in provenance(report)])),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return visible("\n\n".join(part for part in parts if part)) + "\n"
 
 
 def render_comparison(compared: ComparisonEntry) -> str:

@@ -95,6 +95,8 @@ def _found(file: Path) -> Path:
             raise ReportError(f"there is no report at {file}, nor a folder {file.parent}; give a {_NAME} or its folder")
         near = nearest(file.name, (one.name for one in file.parent.iterdir()))
         raise ReportError(f"there is no report at {file}{near}; give a {_NAME} or its folder")
+    if not file.is_file():  # a pipe would be waited for
+        raise ReportError(f"{file} is no regular file; give a {_NAME} or its folder")
     return file
 
 
