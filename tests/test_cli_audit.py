@@ -230,7 +230,9 @@ def test_allowing_a_difference_is_an_option_and_a_setting(command: Command) -> N
     )  # fmt: skip
 
 
-def test_checks_that_nobody_named_are_left_out_where_the_data_cannot_answer_them(command: Command) -> None:
+def test_checks_that_nobody_named_are_left_out_where_the_data_cannot_answer_them(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = np.load(EXAMPLES / "shapes.npz")["imgs"][:40]
     np.save("images.npy", images)
     model = f'[model]\npath = "{EXAMPLES / "shapes-beta1.safetensors"}"\n[data]\nsource = "images.npy"\n'
@@ -240,8 +242,10 @@ def test_checks_that_nobody_named_are_left_out_where_the_data_cannot_answer_them
     assert "holds no factors" in asked.err
     configured(base=model, more="")
     shutil.rmtree("vaeaudit-report", ignore_errors=True)
-    done = command("audit", "-q", "--limit", "3", "--out", "all")
-    assert done.code in (0, 5), done.err  # a sign of the attack may make it inconclusive
+    for place in ("policy", "gate"):  # two that are quick
+        monkeypatch.setattr(f"vaeaudit.{place}.CHECK_NAMES", ("noise", "mig"))
+    done = command("audit", "-q", "--out", "all")
+    assert done.code == 0, done.err
     assert "holds no factors" in report("all")["skipped"]["mig"]
 
 

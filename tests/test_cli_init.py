@@ -32,7 +32,11 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     for name in ("shapes-beta1.safetensors", "shapes.npz"):
         shutil.copy(EXAMPLES / name, folder)
-    (folder / "pyproject.toml").write_text("[tool.vaeaudit.noise]\ndraws = 3\n")
+    (folder / "pyproject.toml").write_text(
+        "[tool.vaeaudit.noise]\ndraws = 3\n"
+        "[tool.vaeaudit.attack]\npairs = 6\nlambdas = 6\n"
+        "[tool.vaeaudit.margin]\nitems = 6\ndraws = 100\n"
+    )
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         patched.setattr(sys, "argv", ["vaeaudit", "init", "--limit", "12", "-q"])
@@ -55,7 +59,7 @@ def test_what_it_writes_is_a_configuration_of_what_it_found(first: Path) -> None
 def test_what_was_asked_otherwise_is_written_down(first: Path) -> None:
     settings = resolve({}, first / "vaeaudit.toml").settings
     report, _ = read_report(first / "vaeaudit-report")
-    assert (settings.run.limit, settings.noise.draws) == (12, 3)
+    assert (settings.run.limit, settings.noise.draws, settings.attack.lambdas) == (12, 3, 6)
     assert report.configuration_sources["model.path"] == "found here"
     assert report.configuration_sources["noise.draws"].endswith("pyproject.toml")
 
