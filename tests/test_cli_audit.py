@@ -185,6 +185,12 @@ def test_an_audit_is_done_again_only_of_the_same_model_and_data_and_beside_its_r
     done = command("audit", other, "--from", "first", "--out", "again")
     assert done.code == 2
     assert f"error: {other} is not the model of first: its SHA-256 begins" in done.err
+    found = report("first")
+    found["configuration"]["model"]["path"] = "elsewhere/vae.safetensors"
+    Path("moved.json").write_text(json.dumps(found))
+    done = command("audit", "--from", "moved.json", "--out", "again")
+    assert done.code == 2
+    assert "the model elsewhere/vae.safetensors, as moved.json names it, is not there from this folder" in done.err
     done = command("audit", "--from", "first", "--out", "first")
     assert done.code == 2
     assert done.err == "error: the new report would take the place of first; name another folder with --out\n"

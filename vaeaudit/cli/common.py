@@ -73,6 +73,12 @@ def settings_again(
             given |= {f"{section}.{key}": (value, "--from") for key, value in values.items() if value is not None}
     given.pop("run.out", None)
     resolved = resolve(given | _given(context, keys, options), None)
+    named = resolved.settings.model.path
+    if named is not None and resolved.sources.get("model.path") == "--from" and not Path(named).exists():
+        raise ConfigError(
+            f"the model {named}, as {path} names it, is not there from this folder; give it as MODEL, and its data "
+            "with --data"
+        )
     if Path(resolved.settings.run.out).resolve() == folder.resolve():
         raise ConfigError(f"the new report would take the place of {path}; name another folder with --out")
     return resolved, report
