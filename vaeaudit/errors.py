@@ -69,6 +69,18 @@ class ContractError(VaeauditError):
     exit_code = 3
 
 
+def clipped(text: str, most: int = 100) -> str:
+    """``text``, which came from outside, cut after ``most`` characters: for messages that echo it."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def listed(names: Iterable[str], most: int = 6) -> str:
+    """The first ``most`` of ``names``, each clipped, and how many more there are: "a, b and 3 more"."""
+    every = list(names)
+    shown = ", ".join(clipped(name) for name in every[:most])
+    return f"{shown} and {len(every) - most} more" if len(every) > most else shown
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the known name nearest to ``name``, or "" if none is near."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.5)
