@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vaeaudit.batches import RowBatches
 from vaeaudit.draws import noise_set
-from vaeaudit.errors import DataError, UnsupportedError
+from vaeaudit.errors import DataError, NonFiniteError, UnsupportedError, listed
 from vaeaudit.vae import VAE, DiagonalGaussian, Posterior
 
 
@@ -107,3 +107,33 @@ def _as_it_says(q: DiagonalGaussian) -> bool:
     if tuple(q.noise_shape) != tuple(q.mean.shape[1:]):
         return False
     return torch.allclose(q.sample(noise), q.mean + q.log_stddev.exp() * noise, equal_nan=True)
+
+
+def numbered(items: Sequence[int]) -> str:
+    """Tell "item 137", or "items 3, 137 and 12 more"."""
+    return f"item{'s' * (len(items) > 1)} {listed(map(str, items))}"
+
+
+def require_finite(what: str, values: Tensor, items: Sequence[int]) -> None:
+    """Raise :class:`NonFiniteError` that names the items for which ``what``, (n, ...), is NaN or infinite."""
+    bad = (~values.reshape(len(values), -1).isfinite().all(1)).nonzero().squeeze(1).tolist()
+    if bad:
+        raise NonFiniteError(
+            f"the {what} is NaN or infinite for {len(bad)} of {len(values)} items, "
+            f"{numbered([items[place] for place in bad])}; leave such items out, check the data's range and the "
+            "checkpoint, or try --dtype float64"
+        )
+
+
+def require_finite_outputs(vae: VAE, x: Tensor, rows: RowBatches, items: Sequence[int]) -> None:
+    """:func:`require_finite` of the posterior mean of ``x`` and of its reconstruction."""
+
+    @torch.no_grad()
+    def run(part: Tensor) -> tuple[Tensor, Tensor]:
+        mean = vae.encode(part).mean
+        finite = vae.decode(mean).mean.isfinite().flatten(1).all(1)
+        return mean.flatten(1), torch.where(finite, 0.0, torch.nan)
+
+    latents, reconstruction = rows.map(run, x)
+    require_finite("posterior mean", latents, items)
+    require_finite("decoder mean", reconstruction, items)

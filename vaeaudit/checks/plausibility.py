@@ -7,39 +7,26 @@ ReLU, or a log-variance read as the logarithm of the standard deviation: the los
 those of training.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
-from scipy import stats as distributions
 from torch import Tensor, nn
 
 from vaeaudit import stats
 from vaeaudit.batches import RowBatches
+from vaeaudit.checks.baselines import Baseline
+from vaeaudit.checks.finding import Finding as Finding
+from vaeaudit.checks.finding import Verdict as Verdict
+from vaeaudit.checks.inputs import numbered, require_finite
+from vaeaudit.checks.sensitivity import gradients
 from vaeaudit.draws import noise_set
-from vaeaudit.errors import ContractError, DataError, NonFiniteError, UnsupportedError
+from vaeaudit.errors import ContractError, DataError, UnsupportedError, clipped, listed
 from vaeaudit.stats import Measurement
 from vaeaudit.vae import VAE, DiagonalGaussian, Likelihood, Posterior
 
-_LEVEL = 0.999  # of the test against the mean image: a sound model must not fail it by chance
 _PROBED = 8  # items for the checks that need a backward pass or a second run
-
-
-class Verdict(StrEnum):
-    """Of one finding. UNSURE and FAIL leave the audit without a verdict."""
-
-    PASS = "pass"
-    UNSURE = "unsure"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One question, its answer in words, and what to look at where the answer is bad."""
-
-    name: str
-    verdict: Verdict
-    message: str
+_SIZES = (1, 2, 3)  # of batches that every model must take
 
 
 @dataclass(frozen=True)
@@ -56,19 +43,27 @@ class Plausibility:
         return all(finding.verdict is Verdict.PASS for finding in self.findings)
 
 
-def examine(vae: VAE, x: Tensor, *, seed: int = 0, batch_size: int | None = None) -> Plausibility:
-    """Try the model on real items ``x`` (n, *input_shape), n >= 2.
+def examine(
+    vae: VAE, x: Tensor, *, seed: int = 0, batch_size: int | None = None, items: Sequence[int] | None = None
+) -> Plausibility:
+    """Try the model on real items ``x`` (n, *input_shape), n >= 2, numbered by ``items``, from 0 on where None.
+
+    Of a model that takes batches of some sizes only, nothing else is asked.
 
     Raises:
         DataError: fewer than two items, or all items equal: there is no mean image to compare with.
         ContractError: outputs of a wrong shape.
-        NonFiniteError: NaN or infinite means.
+        NonFiniteError: NaN or infinite means, with the numbers of the items.
     """
     if len(x) < 2 or bool((x == x[:1]).all()):
         raise DataError(f"at least two different items are needed to try the model, but {len(x)} came, all equal")
     rows = RowBatches.automatic(vae.input_shape, x.device) if batch_size is None else RowBatches(batch_size)
-    _check_shapes(vae, x[:2])
-    noise = _noise(vae, x, seed)
+    items = list(range(len(x)) if items is None else items)
+    refused = _refused_sizes(vae, x)
+    if refused is not None:
+        return Plausibility((_evaluation_mode(vae), refused), {}, len(x))
+    noise = _noise(vae, x, items, seed)
+    baseline = Baseline(x, items, vae.range)
 
     @torch.no_grad()
     def run(part: Tensor, eta: Tensor) -> tuple[Tensor, ...]:
@@ -81,41 +76,55 @@ def examine(vae: VAE, x: Tensor, *, seed: int = 0, batch_size: int | None = None
             if _proper(likelihood, part)
             else torch.full_like(part.flatten(1)[:, 0], torch.nan),
             _kl(posterior, vae.prior),
-            (likelihood.mean - part).square().flatten(1).mean(1),
-            (drawn.mean - part).square().flatten(1).mean(1),
+            *baseline.errors(likelihood.mean, part),
+            *baseline.errors(drawn.mean, part),
             posterior.mean.flatten(1),
             (posterior.sample(eta) != posterior.mean).flatten(1).any(1),
         )
 
-    mean, nll, kl, error, drawn_error, latents, varies = rows.map(run, x, noise)
-    _check_finite(mean, latents)
+    mean, nll, kl, raw, error, drawn_raw, drawn_error, latents, varies = rows.map(run, x, noise)
+    require_finite("posterior mean", latents, items)
+    require_finite("decoder mean", mean, items)
     with torch.no_grad():
         likelihood = vae.decode(vae.encode(x[:2]).mean)
-    probes = x[:: max(1, len(x) // _PROBED)][:_PROBED]  # spread: data are often stored class by class
+    spread = slice(0, None, max(1, len(x) // _PROBED))  # data are often stored class by class
+    probes, probed = x[spread][:_PROBED], items[spread][:_PROBED]
+    drawn = _draws(vae, x[baseline.compared], noise[baseline.compared], rows)
     findings = [
         _evaluation_mode(vae),
         _deterministic(vae, probes),
         _independent_rows(vae, probes),
-        _divergence(kl, varies),
+        _divergence(kl, varies, items),
         _range(likelihood, mean, x),
-        _beats_mean_image("reconstruction", error, x),
-        _beats_mean_image("reconstruction of a draw", drawn_error, x),
-        _gradients(vae, probes),
-        _log_variance(vae, x, rows),
+        baseline.finding("reconstruction", raw, error, mean[baseline.compared]),
+        # Of a posterior that tells little of an item a draw may come out as the mean image does.
+        baseline.finding("reconstruction of a draw", drawn_raw, drawn_error, drawn, unseen=Verdict.UNSURE),
+        gradients(vae, probes, probed, seed),
+        _log_variance(vae, x, rows, items),
     ]
     losses = {
         "reconstruction": stats.mean(nll.tolist(), unit="nats", direction="none"),
         "kl": stats.mean(kl.tolist(), unit="nats", direction="none"),
-        "error": stats.mean(error.tolist(), unit="squared input units", direction="none"),
-        "mean_image_error": stats.mean(_baseline(x).tolist(), unit="squared input units", direction="none"),
+        "error": stats.mean(raw.tolist(), unit="squared input units", direction="none"),
+        "mean_image_error": stats.mean(baseline.raw.tolist(), unit="squared input units", direction="none"),
     }
     return Plausibility(tuple(findings), losses, len(x))
 
 
-def _noise(vae: VAE, x: Tensor, seed: int) -> Tensor:
+def _noise(vae: VAE, x: Tensor, items: Sequence[int], seed: int) -> Tensor:
     with torch.no_grad():
         shape = vae.encode(x[:1]).noise_shape
-    return noise_set(shape, draws=1, items=range(len(x)), seed=seed, check="plausibility", like=x)[0]
+    return noise_set(shape, draws=1, items=items, seed=seed, check="plausibility", like=x)[0]
+
+
+def _draws(vae: VAE, x: Tensor, noise: Tensor, rows: RowBatches) -> Tensor:
+    """Reconstructions of one draw of each item, (n, *shape)."""
+
+    @torch.no_grad()
+    def run(part: Tensor, eta: Tensor) -> tuple[Tensor]:
+        return (vae.decode(vae.encode(part).sample(eta)).mean,)
+
+    return rows.map(run, x, noise)[0]
 
 
 def _kl(posterior: Posterior, prior: Posterior) -> Tensor:
@@ -148,14 +157,51 @@ def _check_shapes(vae: VAE, x: Tensor) -> None:
         )
 
 
-def _check_finite(mean: Tensor, latents: Tensor) -> None:
-    for name, values in (("posterior mean", latents), ("decoder mean", mean)):
-        bad = int((~values.isfinite().flatten(1).all(1)).sum())
-        if bad:
-            raise NonFiniteError(
-                f"the {name} is NaN or infinite for {bad} of {len(values)} items; check the data's range and the "
-                "checkpoint, or try --dtype float64"
-            )
+def _refused_sizes(vae: VAE, x: Tensor) -> Finding | None:
+    """What a model does on batches of some sizes while it takes others; None where it takes them all.
+
+    Raises what the model raises where it takes none.
+    """
+    refused, errors = {}, []
+    sizes = [size for size in _SIZES if size <= len(x)]
+    for size in sizes:
+        try:
+            with torch.no_grad():
+                latents = vae.encode(x[:size]).mean
+                mean = vae.decode(latents).mean
+        except torch.OutOfMemoryError:
+            continue
+        except Exception as error:  # the adapter is the user's code
+            errors.append(error)
+            refused[size] = f"raised {type(error).__name__}: {clipped(' '.join(str(error).split()))}"
+        else:
+            if size == 1 and (latents.shape[:1] != (1,) or mean.shape != x[:1].shape):  # squeezed; else see below
+                refused[size] = f"gave latents {tuple(latents.shape)} and a decoder mean {tuple(mean.shape)}"
+    if len(errors) == len(sizes):
+        raise errors[0]
+    if 2 not in refused:
+        _check_shapes(vae, x[:2])
+    if not refused:
+        return None
+    taken = next(size for size in sizes if size not in refused)
+    size, reason = next(iter(refused.items()))
+    told = f"the model takes a batch of {taken}, but on one of {size} it {reason}: what an item gives must not depend"
+    return Finding("rows apart", Verdict.FAIL, f"{told} on its batch{_batch_statistics(vae)}")
+
+
+def _batch_statistics(vae: VAE) -> str:
+    """Layers that take the statistics of the batch, as words to go on with."""
+    modules = vae.named_modules() if isinstance(vae, nn.Module) else ()
+    names = [
+        name
+        for name, layer in modules
+        if isinstance(layer, nn.modules.batchnorm._NormBase)
+        and not isinstance(layer, nn.modules.instancenorm._InstanceNorm)
+        and (layer.training or layer.running_mean is None)
+    ]
+    if not names:
+        return "; is a batch size written into the model, or does a layer mix the items?"
+    return f"; batch normalisation without running statistics ({listed(names)}): train with them, or normalise by item"
 
 
 def _evaluation_mode(vae: VAE) -> Finding:
@@ -163,7 +209,7 @@ def _evaluation_mode(vae: VAE) -> Finding:
         [name or "the model" for name, m in vae.named_modules() if m.training] if isinstance(vae, nn.Module) else []
     )
     if training:
-        message = f"in training mode: {', '.join(training[:3])}; the adapter must not switch it back"
+        message = f"in training mode: {listed(training, 3)}; the adapter must not switch it back"
         return Finding("evaluation mode", Verdict.FAIL, message)
     return Finding("evaluation mode", Verdict.PASS, "no part is in training mode")
 
@@ -195,18 +241,20 @@ def _independent_rows(vae: VAE, x: Tensor) -> Finding:
     gap = max(change(a, b) for a, b in zip(together, alone, strict=True))
     message = f"an item's posterior and reconstruction change by {gap:.1e} (relative) with the items beside it"
     # Far above the rounding that another batch size brings, in any precision.
-    limit = torch.finfo(x.dtype).eps ** 0.5
-    return Finding("rows apart", Verdict.PASS if gap <= limit else Verdict.FAIL, message)
+    if gap <= torch.finfo(x.dtype).eps ** 0.5:
+        return Finding("rows apart", Verdict.PASS, message)
+    return Finding("rows apart", Verdict.FAIL, f"{message}: they depend on its batch{_batch_statistics(vae)}")
 
 
-def _divergence(kl: Tensor, varies: Tensor) -> Finding:
+def _divergence(kl: Tensor, varies: Tensor, items: Sequence[int]) -> Finding:
     """A posterior without spread has no finite KL, and none is asked of it."""
     name = "KL to the prior"
     if not bool(varies.any()):
         return Finding(name, Verdict.PASS, "none: the encoder is deterministic")
-    bad = int((~kl.isfinite()).sum())
+    bad = [item for item, finite in zip(items, kl.isfinite().tolist(), strict=True) if not finite]
     if bad:
-        told = f"NaN or infinite for {bad} of {len(kl)} items: standard deviations that are not finite, or 0?"
+        of = f"{len(bad)} of {len(kl)} items, {numbered(bad)}"
+        told = f"NaN or infinite for {of}: standard deviations that are not finite, or 0?"
         return Finding(name, Verdict.FAIL, f"{told}; check the data's range and the checkpoint, or try --dtype float64")
     return Finding(name, Verdict.PASS, f"finite for {len(kl)} items")
 
@@ -225,57 +273,7 @@ def _range(likelihood: Likelihood, mean: Tensor, x: Tensor) -> Finding:
     return Finding("range", Verdict.PASS, message)
 
 
-def _baseline(x: Tensor) -> Tensor:
-    """Squared error of the mean image, per element, (n,).
-
-    The mean of these very items: no constant image does better on them, so a collapsed model never passes. Were
-    each item left out of its own mean, the mean image itself would seem to beat the mean image.
-    """
-    return (x - x.mean(0, keepdim=True)).square().flatten(1).mean(1)
-
-
-def _beats_mean_image(name: str, error: Tensor, x: Tensor) -> Finding:
-    """Paired t test of the squared errors: better than the mean image, worse, or not to be told apart."""
-    baseline = _baseline(x)
-    gain = (baseline - error).double()
-    n = len(gain)
-    half = float(distributions.t.ppf(0.5 + _LEVEL / 2, n - 1)) * float(gain.std()) / n**0.5
-    centre = float(gain.mean())
-    told = f"mean squared error {float(error.mean()):.4g}, of the mean image {float(baseline.mean()):.4g}"
-    rounding = torch.finfo(x.dtype).eps ** 0.5 * float(baseline.mean())
-    if centre - half > rounding:
-        return Finding(name, Verdict.PASS, told)
-    advice = "wrong layout of mean and log-variance, activation, range or resizing, or a collapsed model?"
-    if centre + half < 0:
-        return Finding(name, Verdict.FAIL, f"{told}: worse; {advice}")
-    return Finding(name, Verdict.UNSURE, f"{told}: not better beyond chance on {n} items; {advice}")
-
-
-def _gradients(vae: VAE, x: Tensor) -> Finding:
-    """Gradient of the encoder with respect to its input: present, finite, nowhere zero throughout."""
-    leaf = x.clone().requires_grad_(True)
-    with torch.enable_grad():
-        posterior = vae.encode(leaf)
-        value = posterior.mean.square().sum()
-    if not value.requires_grad:
-        return Finding(
-            "gradients", Verdict.FAIL, "the encoder is cut off from its input (detached): no attack can see it"
-        )
-    (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
-    if gradient is None:
-        return Finding(
-            "gradients", Verdict.FAIL, "the encoder is cut off from its input (detached): no attack can see it"
-        )
-    norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
-    if not bool(norms.isfinite().all()):
-        return Finding("gradients", Verdict.FAIL, "gradients of the encoder are NaN or infinite")
-    zero = int((norms == 0).sum())
-    if zero:
-        return Finding("gradients", Verdict.FAIL, f"zero for {zero} of {len(x)} items: a saturated or rounded layer?")
-    return Finding("gradients", Verdict.PASS, f"finite and not zero on {len(x)} items")
-
-
-def _log_variance(vae: VAE, x: Tensor, rows: RowBatches) -> Finding:
+def _log_variance(vae: VAE, x: Tensor, rows: RowBatches, items: Sequence[int]) -> Finding:
     """Log-variances that tie at their extreme were clamped there, and a clamp has no gradient.
 
     Items that the data repeat tie throughout, so the ties of items with one and the same mean count once.
@@ -293,8 +291,9 @@ def _log_variance(vae: VAE, x: Tensor, rows: RowBatches) -> Finding:
         return Finding("log-variance", Verdict.PASS, f"{type(first).__name__} has none")
     values, means = rows.map(run, x)
     span = f"between {float(values.min()):.4g} and {float(values.max()):.4g}"
-    if bool(values.isnan().any()):
-        return Finding("log-variance", Verdict.FAIL, f"NaN for {int(values.isnan().any(1).sum())} of {len(x)} items")
+    bad = [item for item, wrong in zip(items, values.isnan().any(1).tolist(), strict=True) if wrong]
+    if bad:
+        return Finding("log-variance", Verdict.FAIL, f"NaN for {len(bad)} of {len(x)} items, {numbered(bad)}")
     values = values[:, (values != values[:1]).any(0)]  # a unit that never changes ties by design, not by a clamp
     if not values.numel():
         return Finding("log-variance", Verdict.PASS, f"{span}, the same for every item")
@@ -303,10 +302,10 @@ def _log_variance(vae: VAE, x: Tensor, rows: RowBatches) -> Finding:
         tied = (values == edge).sum(1)  # (n,) latents of each item at the edge
         of = means[tied > 0]
         if int(tied.max()) > 1 or not bool((of == of[0]).all()):
-            share = float(tied.sum()) / values.numel()
+            at = f"{int(tied.sum()):,} of {values.numel():,} exactly at {edge:.4g}"
             return Finding(
                 "log-variance",
                 Verdict.UNSURE,
-                f"{span}, {share:.1%} exactly at {edge:.4g}: clamped there, so an attack sees no gradient through it",
+                f"{span}, {at}: clamped there, so an attack sees no gradient through it",
             )
     return Finding("log-variance", Verdict.PASS, f"{span}, none clamped")
