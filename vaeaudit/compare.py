@@ -123,7 +123,7 @@ def _obstacles(old: Report, new: Report) -> Iterator[str]:
     for which, report in (("earlier", old), ("later", new)):
         if report.status != "complete":
             yield f"the {which} audit is not complete (status {report.status})"
-        elif report.plausibility is not None and not report.plausibility.passed:
+        elif report.plausibility is not None and report.plausibility.failed:
             yield f"the {which} audit has no figures, since its model did not pass"
     if old.data is None or new.data is None:
         if old.data is not new.data:

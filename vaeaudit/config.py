@@ -162,7 +162,7 @@ def _explained(error: ValidationError, sources: Mapping[str, str]) -> ConfigErro
     source = sources.get(name, "the configuration")
     if section == "checks":
         name = ".".join([f'checks."{key}"', *place[2:]])
-    elif key in ("options", "min_effect") and len(place) > 2:
+    elif key in ("options", "min_effect", "acknowledge") and len(place) > 2:
         name += f".{place[2]}"
     if fault["type"] == "missing":
         return ConfigError(f"{source}: {name} is missing; give it")

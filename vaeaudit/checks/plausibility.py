@@ -2,7 +2,7 @@
 
 A wrong activation, a missing sigmoid, a wrong layout of mean and log-variance or a wrong data range loads
 without an error and gives figures that look like figures. What follows finds the coarse ones out: each finding
-has a verdict, and an audit of a model that does not pass them all gets none. A near miss passes, such as GELU for
+has a verdict, and an audit of a model of which one fails gets none. A near miss passes, such as GELU for
 ReLU, or a log-variance read as the logarithm of the standard deviation: the losses are there to be compared with
 those of training.
 """
@@ -26,7 +26,7 @@ _PROBED = 8  # items for the checks that need a backward pass or a second run
 
 
 class Verdict(StrEnum):
-    """Of one finding. UNSURE and FAIL leave the audit without a verdict."""
+    """Of one finding. FAIL leaves the audit without a verdict, UNSURE warns."""
 
     PASS = "pass"
     UNSURE = "unsure"
@@ -54,6 +54,11 @@ class Plausibility:
     def passed(self) -> bool:
         """Whether every finding passed."""
         return all(finding.verdict is Verdict.PASS for finding in self.findings)
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The names of the findings that failed: with any, no figure of the model means anything."""
+        return tuple(finding.name for finding in self.findings if finding.verdict is Verdict.FAIL)
 
 
 def examine(vae: VAE, x: Tensor, *, seed: int = 0, batch_size: int | None = None) -> Plausibility:

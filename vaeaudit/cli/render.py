@@ -29,7 +29,7 @@ def report_text(report: Report, folder: Path, to_terminal: bool) -> str:
     Tables of all checks would be some hundred lines, between which a failed threshold is not seen.
     """
     parts: list[RenderableType] = []
-    if report.plausibility is not None and not report.plausibility.passed:
+    if report.plausibility is not None and report.plausibility.failed:
         parts += [_table(finding_table(report.plausibility), "Is it the model it claims to be?")]
     several = len(report.timings) > 1
     for section in report.policy_sections:
@@ -96,11 +96,13 @@ def doctor_text(plausibility: PlausibilityEntry, facts: Iterable[tuple[str, str]
     """What was opened, every finding, and the model's losses."""
     rows = [[name, value] for name, value in facts]
     losses = metric_table(plausibility.losses, digits=8)
-    verdict = "plausible" if plausibility.passed else "not plausible: audits of it have no verdict"
+    failed = ", ".join(finding.name for finding in plausibility.failed)
+    verdict = f"not plausible, since it failed {failed}: audits of it have no verdict" if failed else "plausible"
     parts: list[RenderableType] = [
         _table((["fact", "value"], rows), "What was opened"),
         _table(finding_table(plausibility), f"Is it the model it claims to be? ({plausibility.items} items)"),
         _table(losses, "Losses at z = the mean", numbers_from=1),
+        *(Text(f"warning: {warning}") for warning in plausibility.warnings),
         Text(f"verdict: {verdict}"),
     ]
     return _text(parts, to_terminal)
