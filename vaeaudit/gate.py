@@ -14,14 +14,13 @@ from vaeaudit.compare import Side, array_name, compare, side_of
 from vaeaudit.config import Resolved, auditing
 from vaeaudit.errors import ConfigError, nearest
 from vaeaudit.metric_names import check_names
+from vaeaudit.paired import ROUNDING
 from vaeaudit.policy import CHECK_NAMES, EXIT_CODES, decisive, enabled, evaluate, remarks, verdict, waived
 from vaeaudit.report.entry import MetricEntry
 from vaeaudit.report.model import Report, ReproductionEntry
 from vaeaudit.settings import Settings
 from vaeaudit.subject import Subject, prepare
 from vaeaudit.weight_files import open_weights
-
-_AGREES = 1e-4  # relative: what another machine, version or batch size may change of figures without an optimiser
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,9 +158,9 @@ def reproduced(done: Audit, earlier: Report, path: str) -> Audit:
     """The audit with whether its figures agree with those of ``earlier``; where they do not, it is inconclusive."""
     report = done.report
     differing = _differing(earlier.metrics, report.metrics)
-    agree = all(value is not None and value <= _AGREES for value in differing.values())
+    agree = all(value is not None and value <= ROUNDING for value in differing.values())
     entry = ReproductionEntry(
-        report=path, figures=len(earlier.metrics), differing=differing, tolerance=_AGREES, agree=agree
+        report=path, figures=len(earlier.metrics), differing=differing, tolerance=ROUNDING, agree=agree
     )
     update: dict[str, Any] = {"reproduced": entry}
     if report.status == "complete" and not agree:

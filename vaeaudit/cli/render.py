@@ -18,7 +18,7 @@ from vaeaudit.report.comparison import ComparisonEntry
 from vaeaudit.report.model import PlausibilityEntry, Report
 from vaeaudit.report.section import Section, Table
 from vaeaudit.report.tables import finding_table, metric_table
-from vaeaudit.report.wording import visible
+from vaeaudit.report.wording import acknowledged, decision, visible
 
 _PLAIN_WIDTH = 140  # where there is no terminal whose width would count
 
@@ -52,7 +52,9 @@ def report_text(report: Report, folder: Path, to_terminal: bool) -> str:
         parts += [Text(f"compared with {report.baseline.old.report}: {report.baseline.summary()}")]
     if report.reproduced is not None:
         parts += [Text(f"reproduced: {report.reproduced.summary()}")]
-    parts += [Text(f"verdict: {report.verdict}" + (f" ({report.error})" if report.error else ""))]
+    parts += [Text(f"acknowledged {told}") for told in acknowledged(report)]
+    told = f" ({report.error})" if report.error else f", {decided}" if (decided := decision(report)) else ""
+    parts += [Text(f"verdict: {report.verdict}{told}")]
     parts += [Text(f"report: {folder / 'report.md'}")]
     return _text(parts, to_terminal)
 
