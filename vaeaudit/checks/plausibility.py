@@ -110,9 +110,11 @@ def examine(vae: VAE, x: Tensor, *, seed: int = 0, batch_size: int | None = None
     ]
     losses = {
         "reconstruction": stats.mean(nll.tolist(), unit="nats", direction="none"),
-        "kl": stats.mean(kl.tolist(), unit="nats", direction="none"),
-        "error": stats.mean(error.tolist(), unit="squared input units", direction="none"),
-        "mean_image_error": stats.mean(_baseline(x).tolist(), unit="squared input units", direction="none"),
+        "kl": stats.mean(kl.tolist(), unit="nats", direction="none", support=stats.NOT_NEGATIVE),
+        "error": stats.mean(error.tolist(), unit="squared input units", direction="none", support=stats.NOT_NEGATIVE),
+        "mean_image_error": stats.mean(
+            _baseline(x).tolist(), unit="squared input units", direction="none", support=stats.NOT_NEGATIVE
+        ),
     }
     return Plausibility(tuple(findings), losses, len(x))
 

@@ -42,7 +42,8 @@ def summarise(result: AttackResult) -> dict[str, Measurement]:
         f"{prefix}.{name}.median": stats.median(values.tolist(), unit=of, direction=direction)
         for name, (values, of, direction) in summaries.items()
     }
-    metrics[f"{prefix}.delta.mean"] = stats.mean(result.delta.tolist(), unit=unit, direction="higher")
+    support = stats.NOT_NEGATIVE if result.objective.nonnegative else stats.ANY  # penalties are never negative
+    metrics[f"{prefix}.delta.mean"] = stats.mean(result.delta.tolist(), unit=unit, direction="higher", support=support)
     if _trusted(result.signs):
         for name in (f"{prefix}.delta.median", f"{prefix}.delta.mean"):
             metrics[name] = replace(metrics[name], search="lowers")
@@ -72,7 +73,7 @@ def summarise_capped(result: CappedResult) -> dict[str, Measurement]:
         for figure, (values, unit) in columns.items():
             metrics[f"{name}.{figure}.median"] = stats.median(values.tolist(), unit=unit, direction="lower")
         metrics[f"{name}.damage.mean"] = stats.mean(
-            result.damage[:, place].tolist(), unit="input units", direction="lower"
+            result.damage[:, place].tolist(), unit="input units", direction="lower", support=stats.NOT_NEGATIVE
         )
         if result.mode in _DAMAGING and _trusted(result.signs):
             for key in (f"{name}.damage.median", f"{name}.damage.mean"):
