@@ -18,7 +18,6 @@ from vaeaudit.attacks.term import GoOn, Progress
 from vaeaudit.audits import attack, latents, margin, mig, noise, weights
 from vaeaudit.audits.base import Record
 from vaeaudit.checkpoints import find_checkpoint, sha256_of
-from vaeaudit.checks.plausibility import Verdict
 from vaeaudit.config import Resolved
 from vaeaudit.errors import InputError, OutputError
 from vaeaudit.journal import Journal
@@ -106,7 +105,7 @@ def audit(
     checks that are left are not begun. A model that is not plausible gets none. What the user asked wrongly is raised
     as long as nothing was found; where a check is ``optional``, it is skipped instead.
     """
-    failed = [finding.name for finding in subject.plausibility.findings if finding.verdict is Verdict.FAIL]
+    failed = subject.plausibility.failed
     skipped = {check: f"the model did not pass: {', '.join(failed)}" for check in checks if failed}
     works: dict[str, Work] = {}
     for check in () if failed else checks:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from vaeaudit.errors import ConfigError, IncomparableError, nearest
-from vaeaudit.paired import Difference, difference, holm, least_p
+from vaeaudit.paired import ROUNDING, Difference, difference, holm, least_p, signed_rank_p
 from vaeaudit.report.comparison import ComparisonEntry, DifferenceEntry, Result, SideEntry
 from vaeaudit.report.entry import MetricEntry
 from vaeaudit.report.model import Report
@@ -22,6 +22,9 @@ _ESTIMATES = ("frobenius", "spectral", "whitened")
 _PAIR = r"margin\.r[\d.e+-]+\.median"
 # Keys that choose what is measured and are told by a metric's name: more of them change nothing of the others.
 _CHOICES = {"attack": {"modes"}, "noise": {"sigmas"}, "margin": {"r"}}
+# Of a figure's own size: what the search behind it may leave without a failure sign, so that less is no difference that
+# few items could show.
+_SEARCHED = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +88,9 @@ def compare(
     The family that may regress is ``metrics``, or all medians of which one way is more robust, but for first-order
     estimates; and what ``min_effect`` names, with the difference that a regression must exceed. A metric regressed
     where its change for the worse is significant by Wilcoxon's signed-rank test at 1 - ``level``, Holm-adjusted over
-    those metrics, its BCa interval leaves out 0, and it exceeds ``min_effect``. Two audits of different data, seeds or
-    definitions are refused: the comparison says why, and its verdict is inconclusive.
+    those metrics, its BCa interval leaves out 0, and it exceeds ``min_effect``. An item's values that differ by no more
+    than rounding are equal. Two audits of different data, seeds or definitions are refused: the comparison says why,
+    and its verdict is inconclusive.
     """
     allowed = dict(min_effect or {})
     refused = list(_obstacles(old.report, new.report))
@@ -105,6 +109,7 @@ def compare(
         old=_side(old),
         new=_side(new),
         level=level,
+        rounding=ROUNDING,
         refused=refused,
         warnings=list(_cautions(old.report, new.report)),
         differences=[*tested, *others],
@@ -123,7 +128,7 @@ def _obstacles(old: Report, new: Report) -> Iterator[str]:
     for which, report in (("earlier", old), ("later", new)):
         if report.status != "complete":
             yield f"the {which} audit is not complete (status {report.status})"
-        elif report.plausibility is not None and not report.plausibility.passed:
+        elif report.plausibility is not None and report.plausibility.failed:
             yield f"the {which} audit has no figures, since its model did not pass"
     if old.data is None or new.data is None:
         if old.data is not new.data:
@@ -168,7 +173,7 @@ def _paired(name: str, old: Side, new: Side, level: float) -> _Pair:
     found: Difference | None = None
     why = _unpairable(name, old, new, before, after)
     if why is None:
-        found = difference(old.samples[name], new.samples[name], level)
+        found = difference(old.samples[name], new.samples[name], level, ROUNDING)
         why = "the figure is not a finite number in both audits" if found is None else None
     return _Pair(name, before, after, found, why)
 
@@ -246,24 +251,45 @@ def _judged(
             return "cannot tell", f"in the {which} audit, {why}"
     if pair.new.direction == "none":
         return "cannot tell", "neither way is more robust, so that it cannot regress; set a threshold instead"
-    found, alpha = pair.found, 1 - level
+    found, alpha, may = pair.found, 1 - level, allowed.get(pair.name, 0.0)
     if found.ci == (0.0, 0.0):
         return "no difference shown", None
     # Where most items have not moved, the rest are few; where no item has moved there is nothing to be told.
     if least_p(found.moved) * family > alpha:
-        return "cannot tell", (
+        searched = pair.name.startswith("attack.") or pair.new.search != "none"
+        return _of_few(found, pair.new.direction, may, _SEARCHED if searched else 0.0, alpha) or (
+            "cannot tell",
             f"{found.moved} items that differ cannot show a change among {family} metrics, whatever it is; take more "
-            "items, or name the few metrics that count"
+            "items, or name the few metrics that count",
         )
     if found.ci is None:
         return "cannot tell", "the interval of its difference is not finite"
     loss = -found.value if pair.new.direction == "higher" else found.value
     clear = not found.ci[0] <= 0 <= found.ci[1]
-    if clear and worse <= alpha and loss > allowed.get(pair.name, 0.0):
+    if clear and worse <= alpha and loss > may:
         return "regressed", None
-    if clear and better <= alpha and -loss > allowed.get(pair.name, 0.0):
+    if clear and better <= alpha and -loss > may:
         return "improved", None
     return "no difference shown", None
+
+
+def _of_few(
+    found: Difference, direction: str, may: float, share: float, alpha: float
+) -> tuple[Result, str | None] | None:
+    """What can be told where too few items differ for a regression ever to be found; None where nothing can.
+
+    That no item is worse by more than ``may``, or than ``share`` of its size; or that a signed-rank test shows the
+    items' loss to be less than that. For all metrics together to be no worse each must be, so that this test, unlike
+    those that find a regression, is not adjusted for their number.
+    """
+    losses = -found.each if direction == "higher" else found.each
+    loss = -found.value if direction == "higher" else found.value
+    if (losses <= 0).all() and -loss > may:
+        return "improved", f"no item is worse and {found.moved} of {found.n} are better, few as they are"
+    room = np.maximum(may, share * found.sizes) - losses
+    if (room >= 0).all() or signed_rank_p(room, "greater") <= alpha:
+        return "no difference shown", None
+    return None
 
 
 def _entry(

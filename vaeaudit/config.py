@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 from vaeaudit.errors import ConfigError, nearest
 from vaeaudit.settings import BaselineSettings, GateSettings, Settings, WaiveSettings
 
+_FILES = frozenset({"model.path", "data.source", "run.out", "weights.against", "baseline.path"})
 _POLICY = ("checks.", "baseline.")  # the settings that judge figures; all others say how they are measured
 
 
@@ -33,8 +34,16 @@ class Resolved:
 
     @property
     def sha256(self) -> str:
-        """Hash of all values, whatever said them."""
-        return hashlib.sha256(self.settings.model_dump_json().encode()).hexdigest()
+        """Hash of what determines figures and verdict, whoever said it and wherever the files lie.
+
+        Where the report goes is left out, and so are the folders of files, whose contents have hashes of their own.
+        """
+        values = self.settings.model_dump(mode="json", exclude={"run": {"out"}})
+        for section, key in (name.split(".") for name in _FILES - {"run.out"}):
+            values[section][key] = values[section][key] and PurePath(values[section][key]).name
+        if _is_code(values["model"]["adapter"]):
+            values["model"]["adapter"] = PurePath(values["model"]["adapter"]).name
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def auditing(resolved: Resolved, checks: Sequence[str]) -> Resolved:
@@ -148,9 +157,13 @@ def _anchored(section: str, key: str, value: object, folder: Path) -> object:
     """A path in a file is meant from the file's folder, wherever the command runs."""
     if not isinstance(value, str) or not value or re.match(r"[A-Za-z][A-Za-z0-9+]+:", value):  # hf:REPO is no path
         return value
-    is_path = f"{section}.{key}" in ("model.path", "data.source", "run.out", "weights.against", "baseline.path")
-    is_code = (section, key) == ("model", "adapter") and ".py:" in value
-    return str(folder / value) if is_path or is_code else value
+    is_code = (section, key) == ("model", "adapter") and _is_code(value)
+    return str(folder / value) if f"{section}.{key}" in _FILES or is_code else value
+
+
+def _is_code(adapter: str | None) -> bool:
+    """Whether an adapter is named by its file, as "file.py:open"."""
+    return adapter is not None and ".py:" in adapter
 
 
 def _explained(error: ValidationError, sources: Mapping[str, str]) -> ConfigError:
@@ -162,7 +175,7 @@ def _explained(error: ValidationError, sources: Mapping[str, str]) -> ConfigErro
     source = sources.get(name, "the configuration")
     if section == "checks":
         name = ".".join([f'checks."{key}"', *place[2:]])
-    elif key in ("options", "min_effect") and len(place) > 2:
+    elif key in ("options", "min_effect", "acknowledge") and len(place) > 2:
         name += f".{place[2]}"
     if fault["type"] == "missing":
         return ConfigError(f"{source}: {name} is missing; give it")

@@ -14,14 +14,13 @@ from vaeaudit.compare import Side, array_name, compare, side_of
 from vaeaudit.config import Resolved, auditing
 from vaeaudit.errors import ConfigError, nearest
 from vaeaudit.metric_names import check_names
-from vaeaudit.policy import CHECK_NAMES, EXIT_CODES, enabled, evaluate, remarks, verdict
+from vaeaudit.paired import ROUNDING
+from vaeaudit.policy import CHECK_NAMES, EXIT_CODES, decisive, enabled, evaluate, remarks, verdict, waived
 from vaeaudit.report.entry import MetricEntry
 from vaeaudit.report.model import Report, ReproductionEntry
 from vaeaudit.settings import Settings
 from vaeaudit.subject import Subject, prepare
 from vaeaudit.weight_files import open_weights
-
-_AGREES = 1e-4  # relative: what another machine, version or batch size may change of figures without an optimiser
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,11 +120,21 @@ def judged(done: Audit, settings: Settings, held: Terms, today: date) -> Audit:
             outcomes.append(compared.verdict)
         elif compared is not None:
             warnings.append(f"the comparison does not count: {compared.summary()}")
-        signs = _signs(done)
-        update |= _decided(verdict(outcomes, doubtful=report.verdict == "inconclusive", sign=bool(signs)))
+        doubts = _doubts(done)
+        reasons = {name: reason for name in doubts if (reason := waived(name, checks)) is not None}
+        warnings += [
+            f"{name}: {doubts[name]}; it does not count, since the thresholds that read it are waived ({reason})"
+            for name, reason in reasons.items()
+        ]
+        counted = {name: why for name, why in doubts.items() if name not in reasons}
+        # Of whole attacks, radii or checks; doubts of single figures are no signs.
+        signs = [f"{name}: {why}" for name, why in counted.items() if name not in report.metrics]
+        failed = report.plausibility is not None and bool(report.plausibility.failed)
+        word = verdict(outcomes, doubtful=failed or bool(counted), sign=failed or bool(signs))
+        update |= {"verdict": word, "exit_code": EXIT_CODES[word]}
         if signs and set(outcomes) == {"passed"}:
-            update["warnings"] = [*warnings, f"no audit with a failure sign passes: {'; '.join(signs)}"]
-    return replace(done, report=report.model_copy(update=update))
+            warnings.append(f"no audit with a failure sign passes: {'; '.join(signs)}")
+    return _decided(done, update)
 
 
 def same_model(file: Path, sha256: str, earlier: Report, path: str) -> None:
@@ -149,25 +158,27 @@ def reproduced(done: Audit, earlier: Report, path: str) -> Audit:
     """The audit with whether its figures agree with those of ``earlier``; where they do not, it is inconclusive."""
     report = done.report
     differing = _differing(earlier.metrics, report.metrics)
-    agree = all(value is not None and value <= _AGREES for value in differing.values())
+    agree = all(value is not None and value <= ROUNDING for value in differing.values())
     entry = ReproductionEntry(
-        report=path, figures=len(earlier.metrics), differing=differing, tolerance=_AGREES, agree=agree
+        report=path, figures=len(earlier.metrics), differing=differing, tolerance=ROUNDING, agree=agree
     )
     update: dict[str, Any] = {"reproduced": entry}
     if report.status == "complete" and not agree:
         update["warnings"] = [*report.warnings, entry.summary()]
-        update |= _decided("failed" if report.verdict == "failed" else "inconclusive")
-    return replace(done, report=report.model_copy(update=update))
+        word = "failed" if report.verdict == "failed" else "inconclusive"
+        update |= {"verdict": word, "exit_code": EXIT_CODES[word]}
+    return _decided(done, update)
 
 
-def _signs(done: Audit) -> list[str]:
-    """Why the figures of whole attacks, radii or checks are in doubt; doubts of single figures are none of these."""
-    doubts = {name: why for record in done.records for name, why in record.doubts.items()}
-    return [f"{name}: {why}" for name, why in doubts.items() if name not in done.report.metrics]
+def _doubts(done: Audit) -> dict[str, str]:
+    """Why figures are in doubt, by how their names begin."""
+    return {name: why for record in done.records for name, why in record.doubts.items()}
 
 
-def _decided(word: str) -> dict[str, Any]:
-    return {"verdict": word, "exit_code": EXIT_CODES[word]}
+def _decided(done: Audit, update: Mapping[str, Any]) -> Audit:
+    """The audit with what became of its report, and what its verdict rests on."""
+    report = done.report.model_copy(update=update)
+    return replace(done, report=report.model_copy(update={"decided": decisive(report, _doubts(done))}))
 
 
 def _differing(old: Mapping[str, MetricEntry], new: Mapping[str, MetricEntry]) -> dict[str, float | None]:

@@ -13,17 +13,21 @@ from vaeaudit.stats import Sample
 
 Array = NDArray[np.float64]
 
+# Of a figure's own size: the most that another batch size, machine, or way to write the same weights changes of one
+# that no search found.
+ROUNDING = 1e-4
 _RESAMPLES = 1999  # of the bootstrap
 _EXACT, _EXACT_TIED = 50, 1000  # most differences of an exact test; ties make the normal distribution err for longer
 _AT_ONCE = 4_000_000  # values resampled together, which bounds memory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Difference:
     """New minus old figure, its interval (None where it has none), of ``n`` items, and two one-sided p-values.
 
     ``moved`` of the items differ at all, and they alone tell the test something.
     ``p_higher`` is the chance of differences as high as these where neither model is higher, ``p_lower`` likewise.
+    ``each`` is new minus old value of every item and ``sizes`` how large these are, (n,) both.
     """
 
     value: float
@@ -32,10 +36,16 @@ class Difference:
     moved: int
     p_higher: float
     p_lower: float
+    each: Array
+    sizes: Array
 
 
-def difference(old: Sample, new: Sample, level: float) -> Difference | None:
+def difference(old: Sample, new: Sample, level: float, rounding: float = 0.0) -> Difference | None:
     """The difference between paired samples; None where it is not finite.
+
+    Values of an item that differ by at most ``rounding``, as a share of their size, are taken as equal. Their size is
+    that of the larger, or of the median item where that is larger still: what is a difference of large numbers, as a
+    loss under little noise, rounds as these do.
 
     Of a mean it is the mean of the items' differences, of a median their median (that of two middle ones in between, so
     that neither sample is favoured), and of another quantile the difference of both quantiles. The interval is BCa
@@ -54,13 +64,16 @@ def difference(old: Sample, new: Sample, level: float) -> Difference | None:
     n = both.shape[1]
     if n == 0:
         return None
+    sizes = _sizes(both)
+    with np.errstate(invalid="ignore"):  # two infinite values of opposite sign
+        both[1] = np.where(np.isfinite(sizes) & (np.abs(both[1] - both[0]) <= rounding * sizes), both[0], both[1])
     each = _each(both)
     value = float(_statistic(both, old.q))
     if not math.isfinite(value):
         return None
     p_higher, p_lower = signed_rank_p(each, "greater"), signed_rank_p(each, "less")
     moved = int(np.count_nonzero(each))
-    return Difference(value, _bca(both, old.q, value, level), n, moved, p_higher, p_lower)
+    return Difference(value, _bca(both, old.q, value, level), n, moved, p_higher, p_lower, each, sizes)
 
 
 def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -99,6 +112,12 @@ def signed_rank_p(each: Array, side: Literal["greater", "less"]) -> float:
         top += rank
         chances[: top + 1] /= 2
     return float(chances[int(ranks[each > 0].sum()) :].sum())
+
+
+def _sizes(both: Array) -> Array:
+    """How large the values of each item are (2, n), (n,), and no less than those of the median item."""
+    sizes: Array = np.maximum(np.abs(both).max(0), np.median(np.abs(both)))
+    return sizes
 
 
 def _each(both: Array) -> Array:

@@ -2,6 +2,8 @@
 
 A threshold that reads a whole interval passes where all of it lies on the right side, fails where all of it lies on the
 wrong side, and is inconclusive in between: then more items would tell, and neither red nor green would be earned.
+
+A figure in doubt is inconclusive, unless it is on the wrong side already and a better search could only move it on.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +13,7 @@ from typing import Literal, get_args
 from vaeaudit.errors import nearest
 from vaeaudit.report.entry import MetricEntry, belongs
 from vaeaudit.report.gates import CheckEntry, WaiverEntry
+from vaeaudit.report.model import DecisionEntry, Report
 from vaeaudit.report.section import number
 from vaeaudit.settings import Check, GateSettings, Settings
 
@@ -46,7 +49,8 @@ def evaluate(
 def verdict(outcomes: Iterable[Outcome], doubtful: bool, sign: bool = False) -> str:
     """What the ``outcomes`` that count come to; without any "ungated", or "inconclusive" where there are doubts.
 
-    A failure ``sign`` of a whole attack or check makes what would have passed inconclusive, whatever was read.
+    A failure ``sign`` of a whole attack or check, or a model that failed to pass for what it claims to be, makes what
+    would have passed inconclusive, whatever was read.
     """
     found = set(outcomes)
     if "failed" in found:
@@ -54,6 +58,47 @@ def verdict(outcomes: Iterable[Outcome], doubtful: bool, sign: bool = False) -> 
     if "inconclusive" in found or (sign and found):
         return "inconclusive"
     return "passed" if found else "inconclusive" if doubtful else "ungated"
+
+
+def waived(beginning: str, checks: Iterable[CheckEntry]) -> str | None:
+    """Why a doubt of the figures that ``beginning`` names does not count: all that would count of them is waived."""
+    read = [check for check in checks if belongs(check.id, beginning)]
+    if any(check.counts for check in read):
+        return None
+    return "; ".join(dict.fromkeys(check.waived.reason for check in read if check.waived is not None)) or None
+
+
+def decisive(report: Report, doubts: Mapping[str, str]) -> list[DecisionEntry]:
+    """What the verdict of a report rests on; ``doubts`` are those of its figures, of which some may be waived."""
+    verdict, gates = report.verdict, [check for check in report.checks if check.counts]
+    compared, told = report.baseline, list[DecisionEntry]()
+    if verdict == "passed":
+        if gates:
+            told.append(DecisionEntry(kind="threshold", name="thresholds", why=f"all {len(gates)} that count are met"))
+        if compared is not None and compared.tested:
+            told.append(DecisionEntry(kind="comparison", name="comparison", why=compared.summary()))
+    if verdict not in ("failed", "inconclusive"):
+        return told
+    if report.plausibility is not None and report.plausibility.failed:  # nothing was measured: all else follows
+        failed = report.plausibility.failed
+        return [DecisionEntry(kind="plausibility", name=one.name, why=f"failed: {one.message}") for one in failed]
+    if report.status == "interrupted":
+        return [DecisionEntry(kind="interruption", name="interruption", why="the audit did not complete")]
+    told += [DecisionEntry(kind="threshold", name=one.id, why=one.why) for one in gates if one.verdict == verdict]
+    if compared is not None and verdict == "inconclusive" and compared.refused:
+        told.append(DecisionEntry(kind="comparison", name="comparison", why=compared.summary()))
+    for one in compared.of("regressed" if verdict == "failed" else "cannot tell") if compared is not None else ():
+        why = one.why or "it regressed"
+        told.append(DecisionEntry(kind="comparison", name=one.metric, why=f"compared with the baseline, {why}"))
+    if report.reproduced is not None and verdict == "inconclusive" and not report.reproduced.agree:
+        told.append(DecisionEntry(kind="reproduction", name="reproduction", why=report.reproduced.summary()))
+    known = " ".join(one.why for one in told)
+    judged = bool(gates) or compared is not None
+    for name, why in doubts.items() if verdict == "inconclusive" else ():
+        counts = name not in report.metrics or not judged  # a policy asks of single figures what it asks
+        if counts and why not in known and waived(name, report.checks) is None:
+            told.append(DecisionEntry(kind="sign", name=name, why=why))
+    return told
 
 
 def remarks(checks: Sequence[CheckEntry], gates: Mapping[str, GateSettings], today: date) -> list[str]:
@@ -82,6 +127,8 @@ def _evaluated(
         )
     elif (fault := _no_ground(metric, gate)) is not None:
         why, observed = fault, metric.value
+    elif metric.doubt is not None:
+        outcome, observed, why = _lost(metric, gate) or (outcome, metric.value, metric.doubt)
     else:
         outcome, observed, why = _held(metric, gate)
     waived = None
@@ -101,14 +148,14 @@ def _evaluated(
 
 
 def _no_ground(metric: MetricEntry, gate: GateSettings) -> str | None:
-    """Why a metric can be held against no threshold, if it cannot."""
-    if metric.doubt is not None:
-        return metric.doubt
+    """Why a metric can be held against no threshold, whatever is doubted of it, if it cannot."""
     if metric.value is None:
-        return "the figure is not a finite number"
+        return metric.doubt or "the figure is not a finite number"
     if metric.left_out is not None:
-        return metric.left_out
+        return metric.doubt or metric.left_out
     if metric.ci is None and gate.bound != "value" and not metric.exact:
+        if metric.doubt is not None:
+            return metric.doubt
         if metric.nonfinite:
             return f"an end of its interval is infinite: {metric.nonfinite} of {metric.n} values are"
         return f"it has no interval, since {metric.n} values are too few for one"
@@ -117,10 +164,7 @@ def _no_ground(metric: MetricEntry, gate: GateSettings) -> str | None:
 
 def _held(metric: MetricEntry, gate: GateSettings) -> tuple[Outcome, float, str]:
     """The outcome of a figure that can be held against the threshold, the number that decided, and why in words."""
-    assert metric.value is not None
-    low, high = metric.ci or (metric.value, metric.value)
-    if gate.bound != "interval":
-        low = high = {"ci_lower": low, "ci_upper": high, "value": metric.value}[gate.bound]
+    low, high = _read(metric, gate)
     found: list[tuple[Outcome, float, str]] = []
     if gate.min is not None:
         found.append(_side(low, high, gate.min, gate.bound, above=True))
@@ -128,6 +172,34 @@ def _held(metric: MetricEntry, gate: GateSettings) -> tuple[Outcome, float, str]
         found.append(_side(high, low, gate.max, gate.bound, above=False))
     order = ("failed", "inconclusive", "passed")
     return min(found, key=lambda one: order.index(one[0]))
+
+
+def _lost(metric: MetricEntry, gate: GateSettings) -> tuple[Outcome, float, str] | None:
+    """The outcome of a figure in doubt whose threshold no better search could save; None where one might.
+
+    A better search moves order statistics, the ends of their intervals among them, one way only. The interval of a mean
+    may narrow or widen as its values move, so that the mean itself must lie on the wrong side as well.
+    """
+    low, high = _read(metric, gate)
+    above = metric.search == "lowers"
+    threshold = gate.min if above else gate.max
+    if metric.search == "none" or threshold is None or metric.value is None:
+        return None
+    near, far = (low, high) if above else (high, low)
+    outcome, observed, why = _side(near, far, threshold, gate.bound, above=above)
+    wrong = metric.value < threshold if above else metric.value > threshold
+    if outcome != "failed" or not (wrong or metric.keeps_infinite):
+        return None
+    return outcome, observed, f"{why}, and a better search only {metric.search} it (in doubt: {metric.doubt})"
+
+
+def _read(metric: MetricEntry, gate: GateSettings) -> tuple[float, float]:
+    """Both ends of what a threshold reads: the interval, or twice the one number that it names."""
+    assert metric.value is not None
+    low, high = metric.ci or (metric.value, metric.value)
+    if gate.bound != "interval":
+        low = high = {"ci_lower": low, "ci_upper": high, "value": metric.value}[gate.bound]
+    return low, high
 
 
 def _side(near: float, far: float, threshold: float, bound: str, *, above: bool) -> tuple[Outcome, float, str]:

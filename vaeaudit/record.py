@@ -1,7 +1,7 @@
 """Writing an audit down: from what was audited and found to the report that says so."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -13,6 +13,7 @@ from vaeaudit.audits.base import Record, doubt_of, metric_entry
 from vaeaudit.checks.plausibility import Plausibility
 from vaeaudit.config import Resolved
 from vaeaudit.errors import VaeauditError
+from vaeaudit.policy import decisive
 from vaeaudit.registry import Adapter, told
 from vaeaudit.report.model import (
     AdapterEntry,
@@ -43,13 +44,14 @@ class Audited:
 def whole(subject: Subject) -> Audited:
     """A model with its data."""
     n, there = subject.n, len(subject.data)
+    plausibility = plausibility_entry(subject.plausibility, subject.settings.doctor.acknowledge)
     return Audited(
         model_entry(subject),
         data_entry(subject),
         environment(subject.settings.run.seed, subject.settings.run.dtype, subject.device),
-        plausibility_entry(subject.plausibility),
+        plausibility,
         [f"only the first {n} of {there} items"] if n < there else [],
-        subject.data.warnings,
+        [*subject.data.warnings, *plausibility.warnings],
     )
 
 
@@ -86,7 +88,7 @@ def write_down(
         status, verdict, exit_code, error = "error", "error", 3, f"the model raised {told(fault)}"
     elif interrupted:
         status, verdict, exit_code = "interrupted", "inconclusive", 130
-    elif (audited.plausibility is None or audited.plausibility.passed) and not any(r.doubts for r in records):
+    elif (audited.plausibility is None or not audited.plausibility.failed) and not any(r.doubts for r in records):
         status, verdict = "complete", "ungated"
     else:
         status, verdict, exit_code = "complete", "inconclusive", 5
@@ -97,7 +99,7 @@ def write_down(
     for record in records:
         for field, found in record.entries.items():
             entries.setdefault(field, []).extend(found)
-    return Report.model_validate(
+    report = Report.model_validate(
         {
             "tool": f"vaeaudit {vaeaudit.__version__}",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -128,14 +130,19 @@ def write_down(
             "files": {},
         }
     )
+    doubts = {name: why for record in records for name, why in record.doubts.items()}
+    return report.model_copy(update={"decided": decisive(report, doubts)})
 
 
-def plausibility_entry(plausibility: Plausibility) -> PlausibilityEntry:
-    """The report's form of the plausibility check."""
+def plausibility_entry(plausibility: Plausibility, acknowledged: Mapping[str, str]) -> PlausibilityEntry:
+    """The report's form of the plausibility check; ``acknowledged`` are findings that are meant, each with a reason."""
     return PlausibilityEntry(
-        passed=plausibility.passed,
+        passed=not plausibility.failed,
         items=plausibility.items,
-        findings=[FindingEntry(name=f.name, verdict=f.verdict, message=f.message) for f in plausibility.findings],
+        findings=[
+            FindingEntry(name=f.name, verdict=f.verdict, message=f.message, acknowledged=acknowledged.get(f.name))
+            for f in plausibility.findings
+        ],
         losses={name: metric_entry(value) for name, value in plausibility.losses.items()},
     )
 

@@ -50,6 +50,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Check = Literal["attack", "margin", "noise", "latents", "mig", "weights"]
 Mode = Literal["latent", "output", "damage", "untargeted", "latent-side", "worst"]
 Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
+Reason = Annotated[Name, Field(pattern=r"\S")]
 Key = Annotated[str, Field(min_length=1)]
 Number = Annotated[float, Field(strict=True)]  # true and false are none
 Day = Annotated[date, BeforeValidator(_day)]
@@ -221,11 +222,19 @@ class WeightsSettings(_Section):
     spectral: Truth = Field(True, description="Whether each tensor's 2-norm is computed.")
 
 
+class DoctorSettings(_Section):
+    """What is known of the model that `vaeaudit doctor`, and every audit before its checks, finds on trying it."""
+
+    acknowledge: dict[Key, Reason] = Field(
+        {}, description="Findings that are unsure and meant, by name, each with the reason; one that fails stays so."
+    )
+
+
 class WaiveSettings(_Section):
     """A known fault, which until that day does not count."""
 
     until: Day = Field(description="Last day on which it is waived, as 2026-12-31.")
-    reason: Annotated[Name, Field(pattern=r"\S")] = Field(description="Why, or where it is tracked.")
+    reason: Reason = Field(description="Why, or where it is tracked.")
 
 
 class GateSettings(_Section):
@@ -274,6 +283,7 @@ class Settings(_Section):
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     run: RunSettings = RunSettings()
+    doctor: DoctorSettings = DoctorSettings()
     attack: AttackSettings = AttackSettings()
     margin: MarginSettings = MarginSettings()
     noise: NoiseSettings = NoiseSettings()

@@ -8,6 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+Support = tuple[float, float]  # the least and the largest value that a figure can have, infinite where there is none
+ANY: Support = (-math.inf, math.inf)
+NOT_NEGATIVE: Support = (0.0, math.inf)
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -25,7 +29,9 @@ class Measurement:
     is more robust: "higher", "lower" or "none". ``nonfinite`` counts values that were NaN or infinite. ``sample`` is
     there where the figure is a statistic of one value an item, so that those of two models can be paired. Nothing is
     estimated in an ``exact`` figure, which needs no interval; one that ``keeps_infinite`` is an order statistic, in
-    which infinite values keep their place, where others leave them out.
+    which infinite values keep their place, where others leave them out. ``search`` tells what a better search for a
+    distortion does to the figure: "lowers" or "raises" it, so that it bounds the true one; "none" where there is no
+    search, where it may do either, or where the values found are not to be trusted.
     """
 
     value: float | None
@@ -38,6 +44,7 @@ class Measurement:
     estimator: str
     exact: bool = False
     keeps_infinite: bool = False
+    search: str = "none"
     sample: Sample | None = field(default=None, repr=False, compare=False)
 
 
@@ -88,15 +95,20 @@ def _largest_below(n: int, q: float, tail: float) -> int:
     return k + int(stats.binom.cdf(k, n, q) <= tail)
 
 
-def mean(values: Sequence[float], *, unit: str, direction: str, level: float = 0.95) -> Measurement:
-    """Sample mean of the finite values with Student's t interval; exact for normal values, else approximate."""
+def mean(
+    values: Sequence[float], *, unit: str, direction: str, level: float = 0.95, support: Support = ANY
+) -> Measurement:
+    """Sample mean of the finite values with Student's t interval; exact for normal values, else approximate.
+
+    The interval is :func:`cut` to the mean's ``support``.
+    """
     array = np.asarray(values, dtype=np.float64)
     kept = array[np.isfinite(array)]
     n = kept.size
     interval: tuple[float, float] | None = None
     if n >= 2:
         half = float(stats.t.ppf(0.5 + level / 2, n - 1) * kept.std(ddof=1) / math.sqrt(n))
-        interval = (float(kept.mean()) - half, float(kept.mean()) + half)
+        interval = cut((float(kept.mean()) - half, float(kept.mean()) + half), float(kept.mean()), support)
     return Measurement(
         value=float(kept.mean()) if n else None,
         ci=interval,
@@ -108,6 +120,14 @@ def mean(values: Sequence[float], *, unit: str, direction: str, level: float = 0
         estimator="mean, Student t interval over items",
         sample=Sample(array, None),
     )
+
+
+def cut(interval: tuple[float, float], value: float, support: Support) -> tuple[float, float]:
+    """What of an interval lies in the ``support`` of its figure: the true value does, so that none is lost by that.
+
+    An estimate that lies outside by rounding or by chance stays in its interval.
+    """
+    return max(interval[0], min(support[0], value)), min(interval[1], max(support[1], value))
 
 
 def bootstrap_mean(values: Sequence[float], *, unit: str, direction: str, level: float = 0.95) -> Measurement:

@@ -10,7 +10,7 @@ from vaeaudit.checks.encodings import Encodings
 from vaeaudit.checks.plausibility import Plausibility, examine
 from vaeaudit.data import Data, fit
 from vaeaudit.draws import uniform
-from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError
+from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError, clipped, nearest
 from vaeaudit.formats import read
 from vaeaudit.registry import LoadedModel, open_model, told
 from vaeaudit.settings import Settings
@@ -83,7 +83,19 @@ def prepare(settings: Settings) -> Subject:
         raise
     except (Exception, SystemExit) as error:  # the adapter is the user's code
         raise ContractError(f"the model raised {told(error)} when it was tried on the data; see its adapter") from error
+    _check_acknowledged(settings, plausibility)
     return Subject(settings, device, dtype, model, data, n, plausibility, likelihood)
+
+
+def _check_acknowledged(settings: Settings, plausibility: Plausibility) -> None:
+    """Raise :class:`ConfigError` for an acknowledgement of a finding that there is not."""
+    names = [finding.name for finding in plausibility.findings]
+    for name in settings.doctor.acknowledge:
+        if name not in names:
+            raise ConfigError(
+                f"[doctor.acknowledge]: doctor has no finding '{clipped(name)}'{nearest(name, names)}; it has "
+                f"{', '.join(names)}"
+            )
 
 
 @torch.no_grad()

@@ -55,6 +55,8 @@ def metric_entry(measurement: Measurement, doubt: str | None = None) -> MetricEn
     if doubt is None and missing:
         doubt = f"{missing} of its {measurement.n + missing} values are not there (NaN)"
     plain = {field.name: getattr(measurement, field.name) for field in fields(measurement) if field.name != "sample"}
+    if missing:  # which may be anything, whatever a better search does to the others
+        plain["search"] = "none"
     return MetricEntry(**plain, doubt=doubt)
 
 

@@ -5,8 +5,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from vaeaudit.audits.base import Drawing, array, number
 from vaeaudit.checks.margin import MarginAt, MarginResult
@@ -35,15 +33,8 @@ class Margins:
         return {
             f"margin.r{at.r:.6g}": f"a certified margin exceeds the empirical one in {int(crossed.sum())} items"
             for at in self.result.at
-            if bool((crossed := _crossed(at)).any())
+            if bool((crossed := at.crossed).any())
         }
-
-
-def _crossed(at: MarginAt) -> Tensor:
-    """Which items have a certified margin, the pathwise one included, above their empirical one, (items,)."""
-    if at.certified is None or at.empirical is None:
-        return torch.zeros_like(at.kept.hits, dtype=torch.bool)
-    return torch.fmax(at.certified.radius, at.certified.pathwise) > at.empirical.margin
 
 
 def margin_entries(margins: Margins) -> list[MarginEntry]:
@@ -138,8 +129,8 @@ def margin_warnings(margins: Margins) -> list[str]:
                 f"nothing broke {int(at.empirical.censored.sum())} of {items} items at {name} up to a norm of "
                 f"{float(at.empirical.largest.max()):.4g}: their margin may be larger still, or the attack too weak"
             )
-        if bool(_crossed(at).any()):
-            crossed = margins.items[int(_crossed(at).nonzero()[0])]
+        if bool(at.crossed.any()):
+            crossed = margins.items[int(at.crossed.nonzero()[0])]
             told.append(
                 f"the certified margin of item {crossed} exceeds its empirical one at {name}: one of the two "
                 "confidences failed, or there is a fault of vaeaudit"

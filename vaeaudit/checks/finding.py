@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """Of one finding. UNSURE and FAIL leave the audit without a verdict."""
+    """Of one finding. FAIL leaves the audit without a verdict, UNSURE warns."""
 
     PASS = "pass"
     UNSURE = "unsure"

@@ -57,6 +57,13 @@ class MarginAt:
     empirical: Empirical | None
     fall: Fall | None
 
+    @property
+    def crossed(self) -> Tensor:
+        """Which items have a certified margin, the pathwise one included, above their empirical one, (items,)."""
+        if self.certified is None or self.empirical is None:
+            return torch.zeros_like(self.kept.hits, dtype=torch.bool)
+        return torch.fmax(self.certified.radius, self.certified.pathwise) > self.empirical.margin
+
 
 @dataclass(frozen=True, eq=False)
 class MarginResult:

@@ -2,7 +2,7 @@
 
 A wrong activation, a missing sigmoid, a wrong layout of mean and log-variance or a wrong data range loads
 without an error and gives figures that look like figures. What follows finds the coarse ones out: each finding
-has a verdict, and an audit of a model that does not pass them all gets none. A near miss passes, such as GELU for
+has a verdict, and an audit of a model of which one fails gets none. A near miss passes, such as GELU for
 ReLU, or a log-variance read as the logarithm of the standard deviation: the losses are there to be compared with
 those of training.
 """
@@ -41,6 +41,11 @@ class Plausibility:
     def passed(self) -> bool:
         """Whether every finding passed."""
         return all(finding.verdict is Verdict.PASS for finding in self.findings)
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The names of the findings that failed: with any, no figure of the model means anything."""
+        return tuple(finding.name for finding in self.findings if finding.verdict is Verdict.FAIL)
 
 
 def examine(
@@ -104,9 +109,11 @@ def examine(
     ]
     losses = {
         "reconstruction": stats.mean(nll.tolist(), unit="nats", direction="none"),
-        "kl": stats.mean(kl.tolist(), unit="nats", direction="none"),
-        "error": stats.mean(raw.tolist(), unit="squared input units", direction="none"),
-        "mean_image_error": stats.mean(baseline.raw.tolist(), unit="squared input units", direction="none"),
+        "kl": stats.mean(kl.tolist(), unit="nats", direction="none", support=stats.NOT_NEGATIVE),
+        "error": stats.mean(raw.tolist(), unit="squared input units", direction="none", support=stats.NOT_NEGATIVE),
+        "mean_image_error": stats.mean(
+            baseline.raw.tolist(), unit="squared input units", direction="none", support=stats.NOT_NEGATIVE
+        ),
     }
     return Plausibility(tuple(findings), losses, len(x))
 

@@ -1,12 +1,24 @@
-"""The metrics of a check: its figures over pairs or items, by name."""
+"""The metrics of a check: its figures over pairs or items, by name.
+
+What a search found is a point that it evaluated, so that a better search can only lower the objective that it
+minimises, or raise the damage that it maximises: of each pair, and so of their mean and of every quantile. What is read
+beside the objective, or at the chosen lambda, may move either way.
+"""
 
 from dataclasses import replace
 
 from vaeaudit import stats
+from vaeaudit.attacks.signs import Sign, Signs
 from vaeaudit.checks.attack import AttackResult
 from vaeaudit.checks.capped import CappedResult
 from vaeaudit.likeness import ms_ssim
 from vaeaudit.stats import Measurement
+
+# Signs that the values themselves are amiss: not finite, other when computed again, or fitted to the search's noise.
+_DISTRUSTED = (Sign.NOT_FINITE, Sign.NOT_REPEATABLE, Sign.ABOVE_ZERO)
+
+# Capped attacks that search for damage itself; "untargeted" searches for a change of the posterior.
+_DAMAGING = ("damage", "latent-side", "worst")
 
 
 def summarise(result: AttackResult) -> dict[str, Measurement]:
@@ -30,8 +42,17 @@ def summarise(result: AttackResult) -> dict[str, Measurement]:
         f"{prefix}.{name}.median": stats.median(values.tolist(), unit=of, direction=direction)
         for name, (values, of, direction) in summaries.items()
     }
-    metrics[f"{prefix}.delta.mean"] = stats.mean(result.delta.tolist(), unit=unit, direction="higher")
+    support = stats.NOT_NEGATIVE if result.objective.nonnegative else stats.ANY  # penalties are never negative
+    metrics[f"{prefix}.delta.mean"] = stats.mean(result.delta.tolist(), unit=unit, direction="higher", support=support)
+    if _trusted(result.signs):
+        for name in (f"{prefix}.delta.median", f"{prefix}.delta.mean"):
+            metrics[name] = replace(metrics[name], search="lowers")
     return metrics
+
+
+def _trusted(signs: Signs) -> bool:
+    """Whether every pair's values are what its points give, however weak the search."""
+    return not any(sign in _DISTRUSTED for item in range(signs.measured.shape[1]) for sign in signs.of(item))
 
 
 def summarise_capped(result: CappedResult) -> dict[str, Measurement]:
@@ -52,8 +73,11 @@ def summarise_capped(result: CappedResult) -> dict[str, Measurement]:
         for figure, (values, unit) in columns.items():
             metrics[f"{name}.{figure}.median"] = stats.median(values.tolist(), unit=unit, direction="lower")
         metrics[f"{name}.damage.mean"] = stats.mean(
-            result.damage[:, place].tolist(), unit="input units", direction="lower"
+            result.damage[:, place].tolist(), unit="input units", direction="lower", support=stats.NOT_NEGATIVE
         )
+        if result.mode in _DAMAGING and _trusted(result.signs):
+            for key in (f"{name}.damage.median", f"{name}.damage.mean"):
+                metrics[key] = replace(metrics[key], search="raises")
     return metrics
 
 

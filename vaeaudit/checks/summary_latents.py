@@ -32,24 +32,27 @@ def summarise_latents(
         columns = {"elbo": result.elbo, "log_likelihood": result.log_likelihood, **columns}
     metrics: dict[str, Measurement] = {}
     for name, values in columns.items():
-        metrics[f"latents.{name}.mean"] = stats.mean(values.tolist(), unit="nats", direction="none", level=level)
+        support = stats.NOT_NEGATIVE if name == "kl" else stats.ANY
+        metrics[f"latents.{name}.mean"] = stats.mean(
+            values.tolist(), unit="nats", direction="none", level=level, support=support
+        )
         metrics[f"latents.{name}.median"] = stats.median(values.tolist(), unit="nats", direction="none", level=level)
     for layer in result.layers:
         prefix = "latents"
         if len(result.layers) > 1:
             prefix = f"latents.layer{layer.number}"
             metrics[f"{prefix}.kl.mean"] = stats.mean(
-                layer.item_kl.tolist(), unit="nats", direction="none", level=level
+                layer.item_kl.tolist(), unit="nats", direction="none", level=level, support=stats.NOT_NEGATIVE
             )
         metrics |= _units(prefix, layer, result.n, threshold, level)
     if (parts := result.decomposition) is not None:
-        for name, estimate in (
-            ("mutual_information", parts.mutual_information),
-            ("total_correlation", parts.total_correlation),
-            ("dimension_wise_kl", parts.dimension_wise),
+        for name, estimate, most in (
+            ("mutual_information", parts.mutual_information, math.log(parts.n)),
+            ("total_correlation", parts.total_correlation, math.inf),
+            ("dimension_wise_kl", parts.dimension_wise, math.inf),
         ):
             metrics[f"latents.{name}"] = replace(
-                estimated(estimate, parts.n, level), estimator=f"{parts.estimator}; n counts items"
+                estimated(estimate, parts.n, level, most), estimator=f"{parts.estimator}; n counts items"
             )
     return metrics
 
@@ -90,14 +93,19 @@ def _active(values: Tensor, errors: Tensor, words: str, n: int, threshold: float
     )
 
 
-def estimated(estimate: Estimate, n: int, level: float) -> Measurement:
-    """An estimate over ``n`` items with its Student t interval, where there are degrees of freedom for one."""
+def estimated(estimate: Estimate, n: int, level: float, most: float = math.inf) -> Measurement:
+    """An estimated KL over ``n`` items with its Student t interval, where there are degrees of freedom for one.
+
+    No KL is below 0, nor this one above ``most``.
+    """
     known = estimate.freedom > 0 and math.isfinite(estimate.standard_error)
     half = float(distributions.t.ppf(0.5 + level / 2, estimate.freedom)) * estimate.standard_error if known else 0.0
     finite = math.isfinite(estimate.value)
     return Measurement(
         value=estimate.value if finite else None,
-        ci=(estimate.value - half, estimate.value + half) if known and finite else None,
+        ci=stats.cut((estimate.value - half, estimate.value + half), estimate.value, (0.0, most))
+        if known and finite
+        else None,
         level=level,
         n=n,
         nonfinite=int(not finite),

@@ -29,7 +29,14 @@ def summarise_noise(result: NoiseResult, level: float = 0.95) -> dict[str, Measu
         metrics |= _over_both(result, f"{name}.log_likelihood", noisy[place], "nats", "higher", level)
         metrics |= _over_both(result, f"{name}.degradation", lost[place], "nats", "lower", level)
         metrics |= _over_items(
-            result, f"{name}.relative_degradation", relative[place], typical[place], "share", "lower", level
+            result,
+            f"{name}.relative_degradation",
+            relative[place],
+            typical[place],
+            "share",
+            "lower",
+            level,
+            support=stats.NOT_NEGATIVE,
         )
         metrics |= _lengths(f"{name}.denoising_error", result.error[place], "lower", level)
         metrics |= _lengths(f"{name}.noise_norm", result.length[place], "none", level)
@@ -44,10 +51,17 @@ def _over_both(
 
 
 def _over_items(
-    result: NoiseResult, name: str, means: Tensor, medians: Tensor, unit: str, direction: str, level: float
+    result: NoiseResult,
+    name: str,
+    means: Tensor,
+    medians: Tensor,
+    unit: str,
+    direction: str,
+    level: float,
+    support: stats.Support = stats.ANY,
 ) -> dict[str, Measurement]:
     """Mean of ``means`` (I,) and quantiles of ``medians`` (I,), each item's over its draws."""
-    mean = stats.mean(means.tolist(), unit=unit, direction=direction, level=level)
+    mean = stats.mean(means.tolist(), unit=unit, direction=direction, level=level, support=support)
     of = "{}; of each item's {} over " + f"{result.draws} draw{'s' * (result.draws > 1)}"
     metrics = {f"{name}.mean": replace(mean, estimator=of.format(mean.estimator, "mean"))}
     for statistic, q in _QUANTILES.items():
@@ -62,7 +76,7 @@ def _lengths(
     """Mean and median of ``values`` (I,), one for each item."""
     unit, of_items = "input units", values.cpu().double().tolist()
     both = {
-        f"{name}.mean": stats.mean(of_items, unit=unit, direction=direction, level=level),
+        f"{name}.mean": stats.mean(of_items, unit=unit, direction=direction, level=level, support=stats.NOT_NEGATIVE),
         f"{name}.median": stats.median(of_items, unit=unit, direction=direction, level=level),
     }
     return {key: replace(value, estimator=f"{value.estimator}{of}") for key, value in both.items()}

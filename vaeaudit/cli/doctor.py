@@ -39,7 +39,7 @@ def command(
     check_output(None, output)
     with reporter.working("trying the model on the data"):
         subject = prepare(resolved.settings)
-    plausibility = plausibility_entry(subject.plausibility)
+    plausibility = plausibility_entry(subject.plausibility, resolved.settings.doctor.acknowledge)
     about, on = model_entry(subject), data_entry(subject)
     if output_format == "json":
         entries = {"model": about, "data": on, "plausibility": plausibility}
@@ -58,4 +58,4 @@ def command(
             *(("warning", sentence) for sentence in subject.data.warnings),
         ]
         deliver(doctor_text(plausibility, facts, output is None and stdout_is_terminal()), output)
-    return 0 if plausibility.passed else 5
+    return 5 if plausibility.failed else 0

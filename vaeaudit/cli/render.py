@@ -18,7 +18,7 @@ from vaeaudit.report.comparison import ComparisonEntry
 from vaeaudit.report.model import PlausibilityEntry, Report
 from vaeaudit.report.section import Section, Table
 from vaeaudit.report.tables import finding_table, metric_table
-from vaeaudit.report.wording import visible
+from vaeaudit.report.wording import acknowledged, decision, visible
 
 _PLAIN_WIDTH = 140  # where there is no terminal whose width would count
 
@@ -29,7 +29,7 @@ def report_text(report: Report, folder: Path, to_terminal: bool) -> str:
     Tables of all checks would be some hundred lines, between which a failed threshold is not seen.
     """
     parts: list[RenderableType] = []
-    if report.plausibility is not None and not report.plausibility.passed:
+    if report.plausibility is not None and report.plausibility.failed:
         parts += [_table(finding_table(report.plausibility), "Is it the model it claims to be?")]
     several = len(report.timings) > 1
     for section in report.policy_sections:
@@ -52,7 +52,9 @@ def report_text(report: Report, folder: Path, to_terminal: bool) -> str:
         parts += [Text(f"compared with {report.baseline.old.report}: {report.baseline.summary()}")]
     if report.reproduced is not None:
         parts += [Text(f"reproduced: {report.reproduced.summary()}")]
-    parts += [Text(f"verdict: {report.verdict}" + (f" ({report.error})" if report.error else ""))]
+    parts += [Text(f"acknowledged {told}") for told in acknowledged(report)]
+    told = f" ({report.error})" if report.error else f", {decided}" if (decided := decision(report)) else ""
+    parts += [Text(f"verdict: {report.verdict}{told}")]
     parts += [Text(f"report: {folder / 'report.md'}")]
     return _text(parts, to_terminal)
 
@@ -96,11 +98,13 @@ def doctor_text(plausibility: PlausibilityEntry, facts: Iterable[tuple[str, str]
     """What was opened, every finding, and the model's losses."""
     rows = [[name, value] for name, value in facts]
     losses = metric_table(plausibility.losses, digits=8)
-    verdict = "plausible" if plausibility.passed else "not plausible: audits of it have no verdict"
+    failed = ", ".join(finding.name for finding in plausibility.failed)
+    verdict = f"not plausible, since it failed {failed}: audits of it have no verdict" if failed else "plausible"
     parts: list[RenderableType] = [
         _table((["fact", "value"], rows), "What was opened"),
         _table(finding_table(plausibility), f"Is it the model it claims to be? ({plausibility.items} items)"),
         _table(losses, "Losses at z = the mean", numbers_from=1),
+        *(Text(f"warning: {warning}") for warning in plausibility.warnings),
         Text(f"verdict: {verdict}"),
     ]
     return _text(parts, to_terminal)

@@ -17,7 +17,8 @@ DIFFERENCE_LEGEND = {
     "p": "chance of a change for the worse as clear as this, or clearer, were both models the same: Wilcoxon's "
     "signed-rank test over items, one-sided, by Holm's method for all metrics of this table together",
     "outcome": "regressed: p is small enough, the interval leaves out 0, and the difference exceeds what is allowed; "
-    "improved: the same the other way; no difference shown: neither; cannot tell: there is no ground for an answer",
+    "improved: the same the other way, or no item is worse; no difference shown: neither; cannot tell: there is no "
+    "ground for an answer",
 }
 
 Result = Literal["regressed", "improved", "no difference shown", "cannot tell", "not tested"]
@@ -47,7 +48,7 @@ class DifferenceEntry(Entry):
     min_effect: float
     p: Number = Field(description="Of a change for the worse, Holm-adjusted; null where not tested.")
     outcome: Result
-    why: str | None = Field(description="Why it cannot be told or was not tested.")
+    why: str | None = Field(description="Why it cannot be told or was not tested, or in what it improved.")
 
 
 class ComparisonEntry(Entry):
@@ -56,6 +57,7 @@ class ComparisonEntry(Entry):
     old: SideEntry
     new: SideEntry
     level: float
+    rounding: float = Field(0.0, description="Share of its size by which an item's values may differ and be equal.")
     refused: list[str] = Field(description="Why the two cannot be compared at all; empty where they can.")
     warnings: list[str]
     differences: list[DifferenceEntry]
@@ -92,9 +94,14 @@ class ComparisonEntry(Entry):
                 f"{1 - self.level:.2g}."
                 if self.tested
                 else ""
+            )
+            + (
+                f" Values of an item that differ by at most {self.rounding:g} of their size are taken as equal."
+                if self.tested and self.rounding
+                else ""
             ),
             [*([tested] if self.tested else []), *([others] if rest else [])],
-            [f"{one.metric}: {one.why}." for one in self.of("cannot tell") if one.why],
+            [f"{one.metric}: {one.why}." for one in self.of("cannot tell", "improved") if one.why],
         )
 
 

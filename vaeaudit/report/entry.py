@@ -1,5 +1,7 @@
 """What every entry of a report is made of."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 Number = float | None  # None stands for "not a finite number"
@@ -25,6 +27,9 @@ class MetricEntry(Entry):
     doubt: str | None = Field(None, description="Why this figure supports no verdict; null where it does.")
     exact: bool = Field(False, description="Nothing is estimated: the figure needs no interval.")
     keeps_infinite: bool = Field(False, description="Infinite values keep their place in order, and are not left out.")
+    search: Literal["lowers", "raises", "none"] = Field(
+        "none", description="What a better search does to the figure; none: nothing that is known, or no search."
+    )
 
     @property
     def left_out(self) -> str | None:

@@ -13,7 +13,7 @@ from vaeaudit.report.model import Report
 from vaeaudit.report.outcomes import KINDS, Kind, outcomes, together
 from vaeaudit.report.section import Section, Table
 from vaeaudit.report.tables import doubts, metric_table
-from vaeaudit.report.wording import VERDICTS, one_line, spans, visible
+from vaeaudit.report.wording import VERDICTS, decision, one_line, sentence, spans, visible
 
 _MOST_ANNOTATIONS = 10  # GitHub shows no more of a step
 _MOST_BYTES = 1_000_000  # GitHub drops a summary above 1 MiB, which other commands of the step write to as well
@@ -57,9 +57,10 @@ def _annotations(report: Report) -> Iterator[_Annotation]:
         name = "the audit" if outcome.name == "audit" else outcome.name
         asked = f"must be {outcome.asked}: " if outcome.asked and not others else ""
         yield _Annotation(level, f"vaeaudit: {name} {word}{_and(others)}", asked + outcome.why)
-    # A threshold that only warns, and figures that were not found again, are among the warnings as well.
+    # Thresholds that only warn, unsure findings and figures that were not found again are among the warnings as well.
     known = {f"{check.id}: {check.why}; it only warns" for check in report.checks}
     known |= {one.why for one in told if one.name == "reproduction"}
+    known |= set(report.plausibility.warnings if report.plausibility is not None else ())
     for warning in report.warnings:
         if warning not in known:
             yield _Annotation("warning", "vaeaudit: warning", warning)
@@ -100,6 +101,7 @@ def _verdict(report: Report) -> list[str]:
         f"## Audit of {_code(report.model.file.path)}",
         "",
         f"**{_plain(meaning)}**{error}",
+        *(["", _plain(sentence(decided))] if (decided := decision(report)) else []),
         *(f"- {_plain(one.name)}: {_plain(one.why)}" for one in told),
         "",
         f"{_plain(report.model.adapter.name if report.model.adapter else 'weights alone')}{data}",

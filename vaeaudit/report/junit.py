@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 from vaeaudit.report.model import Report
 from vaeaudit.report.outcomes import Kind, Outcome, outcomes
-from vaeaudit.report.wording import visible
+from vaeaudit.report.wording import decision, visible
 
 _ELEMENTS: dict[Kind, str] = {
     "failed": "failure",
@@ -46,6 +46,8 @@ def _suite(name: str, found: Sequence[Outcome], report: Report) -> ET.Element:
         "data.sha256": "none" if report.data is None else report.data.sha256,
         "verdict": report.verdict,
     }
+    if told := decision(report):
+        facts["decision"] = told
     for fact, value in facts.items():
         ET.SubElement(properties, "property", name=fact, value=visible(value))
     suite.extend(map(_case, found))

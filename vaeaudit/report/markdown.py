@@ -8,7 +8,17 @@ from vaeaudit.report.comparison import ComparisonEntry
 from vaeaudit.report.model import PlausibilityEntry, Report
 from vaeaudit.report.section import Section, Table
 from vaeaudit.report.tables import doubts, finding_table, metric_table
-from vaeaudit.report.wording import METRIC_NOTES, VERDICTS, Fact, asides, meanings, provenance, visible
+from vaeaudit.report.wording import (
+    METRIC_NOTES,
+    VERDICTS,
+    Fact,
+    asides,
+    decision,
+    meanings,
+    provenance,
+    sentence,
+    visible,
+)
 
 
 def render(report: Report) -> str:
@@ -16,6 +26,7 @@ def render(report: Report) -> str:
     parts = [
         f"# Audit of `{report.model.file.path}`",
         f"**{VERDICTS[report.verdict]}**" + (f" {report.error}." if report.error else ""),
+        sentence(decision(report)),
         "\n".join(f"- {line}" for line in asides(report)),
         *(part for section in report.sections for part in _section(section, report.files)),
         "## Metrics" if report.metrics else "",
@@ -33,7 +44,9 @@ def render(report: Report) -> str:
 def render_comparison(compared: ComparisonEntry) -> str:
     """A comparison of two reports as GitHub-flavoured Markdown."""
     section = compared.section()
-    verdict = {"passed": "Passed: nothing regressed.", "failed": "Failed: the later audit is worse."}
+    improved = len(compared.of("improved"))
+    passed = f"Passed: nothing regressed{f', and {improved} improved' if improved else ''}."
+    verdict = {"passed": passed, "failed": "Failed: the later audit is worse."}
     parts = [
         f"# {section.heading}",
         f"**{verdict.get(compared.verdict, 'Inconclusive: there is no ground for a verdict.')}**",

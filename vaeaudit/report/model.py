@@ -3,6 +3,8 @@
 ``schema_version`` counts as major.minor: a minor step adds, a major step changes or removes.
 """
 
+from typing import Literal
+
 from pydantic import Field, JsonValue
 
 from vaeaudit.report.attack import AttackEntry, CappedEntry
@@ -16,7 +18,7 @@ from vaeaudit.report.noise import NoiseEntry
 from vaeaudit.report.section import Section
 from vaeaudit.report.weights import WeightsEntry
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 
 class FileHash(Entry):
@@ -75,17 +77,54 @@ class FindingEntry(Entry):
     """One finding of the plausibility check."""
 
     name: str
-    verdict: str
+    verdict: str = Field(description="pass, unsure (which warns) or fail (which leaves the audit without a verdict).")
     message: str
+    acknowledged: str | None = Field(None, description="Reason in the configuration why it is meant; null without.")
+
+    @property
+    def told(self) -> str:
+        """What was seen, and why it is meant where somebody said so."""
+        return self.message if self.acknowledged is None else f"{self.message} (acknowledged: {self.acknowledged})"
+
+    @property
+    def warning(self) -> str | None:
+        """What a reader must be warned of; None where nothing is amiss, or it was acknowledged."""
+        known = self.acknowledged is not None
+        match self.verdict:
+            case "pass":
+                return f"{self.name} passes, so that its acknowledgement is no longer needed" if known else None
+            case "fail":
+                told = "failed, and a failure cannot be acknowledged" if known else None
+            case _:
+                told = None if known else "is unsure; if it is meant, say why in [doctor.acknowledge]"
+        return told and f"{self.name} {told}: {self.message}"
 
 
 class PlausibilityEntry(Entry):
     """Whether this is the model it claims to be."""
 
-    passed: bool
+    passed: bool = Field(description="Whether no finding failed.")
     items: int
     findings: list[FindingEntry]
     losses: dict[str, MetricEntry]
+
+    @property
+    def failed(self) -> list[FindingEntry]:
+        """The findings that leave the audit without a verdict; what is unsure only warns."""
+        return [finding for finding in self.findings if finding.verdict == "fail"]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader must be warned of."""
+        return [finding.warning for finding in self.findings if finding.warning is not None]
+
+
+class DecisionEntry(Entry):
+    """Something that the verdict rests on."""
+
+    kind: Literal["threshold", "comparison", "sign", "plausibility", "reproduction", "interruption"]
+    name: str = Field(description="The metric, attack, radius, check or finding; or the kind itself.")
+    why: str
 
 
 class ReproductionEntry(Entry):
@@ -141,6 +180,7 @@ class Report(Entry):
     status: str = Field(description="complete, interrupted or error")
     error: str | None
     verdict: str = Field(description="passed, failed, inconclusive, error, or ungated: no policy decided")
+    decided: list[DecisionEntry] = Field([], description="What the verdict rests on, the gravest first.")
     exit_code: int
     timings: dict[str, float]
     files: dict[str, str] = Field(description="What lies beside report.json: purpose -> name.")

@@ -35,10 +35,16 @@ class Outcome:
 
 
 def outcomes(report: Report) -> list[Outcome]:
-    """Thresholds, then the comparison with an earlier audit, then the audit itself where more is to be said of it."""
+    """Thresholds, the comparison with an earlier audit, what else decided, then the audit itself where more is said."""
     found = [_of_check(check, row[1]) for check, row in zip(report.checks, check_table(report.checks)[1], strict=True)]
     if report.baseline is not None:
         found += _of_baseline(report.baseline)
+    found += _of_plausibility(report)
+    found += [
+        Outcome(one.name.partition(".")[0], one.name, "inconclusive", one.why)
+        for one in report.decided
+        if one.kind == "sign"
+    ]
     return [*found, *_of_audit(report, {one.kind for one in found})]
 
 
@@ -78,6 +84,15 @@ def _difference(one: DifferenceEntry) -> str:
     return f"{told}; {change}{allowed}"
 
 
+def _of_plausibility(report: Report) -> Iterator[Outcome]:
+    """The findings on the model that did not pass."""
+    for one in report.plausibility.findings if report.plausibility is not None else ():
+        if one.verdict == "fail":
+            yield Outcome("doctor", one.name, "inconclusive", f"failed: {one.message}")
+        elif one.verdict != "pass":
+            yield Outcome("doctor", one.name, "warns" if one.acknowledged is None else "waived", one.told)
+
+
 def _of_audit(report: Report, kinds: set[Kind]) -> Iterator[Outcome]:
     if report.reproduced is not None:
         kind: Kind = "passed" if report.reproduced.agree else "inconclusive"
@@ -99,7 +114,5 @@ def _of_audit(report: Report, kinds: set[Kind]) -> Iterator[Outcome]:
 
 
 def _doubts(report: Report) -> list[str]:
-    """Why a report without a threshold has no verdict, as far as it says."""
-    if report.plausibility is not None and not report.plausibility.passed:
-        return [f"{one.name}: {one.message}" for one in report.plausibility.findings if one.verdict == "fail"]
+    """Why a report that does not tell what decided has no verdict, as far as its figures say."""
     return list(dict.fromkeys(metric.doubt for metric in report.metrics.values() if metric.doubt))

@@ -28,7 +28,7 @@ def metric_table(metrics: dict[str, MetricEntry], digits: int = 4) -> Table:
 
 def finding_table(plausibility: PlausibilityEntry) -> Table:
     """One row a finding."""
-    return ["question", "answer", "seen"], [[f.name, f.verdict, f.message] for f in plausibility.findings]
+    return ["question", "answer", "seen"], [[f.name, f.verdict, f.told] for f in plausibility.findings]
 
 
 def doubts(metrics: dict[str, MetricEntry]) -> list[str]:

@@ -52,14 +52,40 @@ def spans(text: str) -> Iterator[tuple[str, bool]]:
     return ((piece, place % 2 == 1) for place, piece in enumerate(pieces) if piece)
 
 
+def sentence(text: str) -> str:
+    """``text`` with a capital and a full stop, "" where it is empty."""
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def decision(report: Report) -> str:
+    """What the verdict rests on, "" where the report does not say: "decided by NAME: WHY", and how many more there are.
+
+    Names that share the first one's reason are counted with it.
+    """
+    if not report.decided:
+        return ""
+    first = report.decided[0]
+    same = [one for one in report.decided if one.why == first.why]
+    shared, more = (f" and {n} more" if n else "" for n in (len(same) - 1, len(report.decided) - len(same)))
+    return f"decided by {first.name}{shared}: {first.why}" + (f";{more} below" if more else "")
+
+
 def asides(report: Report) -> list[str]:
     """What a reader must know before the figures, a sentence each."""
     return [
         *(f"Partial: {reason}." for reason in report.partial),
         *(f"Skipped {name}: {reason}." for name, reason in report.skipped.items()),
         *(f"Warning: {warning}." for warning in report.warnings),
+        *(f"Acknowledged: {told}." for told in acknowledged(report)),
         *([f"Reproduced: {report.reproduced.summary()}."] if report.reproduced and report.reproduced.agree else []),
     ]
+
+
+def acknowledged(report: Report) -> list[str]:
+    """What doctor is unsure of and the configuration says is meant, with the reason."""
+    findings = report.plausibility.findings if report.plausibility is not None else []
+    unsure = (one for one in findings if one.verdict == "unsure")
+    return [f"{one.name}: {one.told}" for one in unsure if one.acknowledged is not None]
 
 
 def meanings(report: Report) -> dict[str, str]:
