@@ -25,8 +25,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 INTERFACE = ROOT.parent / "shared" / "INTERFACE.md"
 SHAPES = ROOT / "examples" / "shapes.npz"
 COMMANDS = ("audit", "compare", "report", "init", "attack", "margin", "noise", "weights", "latents", "mig", "doctor")
-# Named by INTERFACE.md for commands and policies that are still to come.
-TO_COME = {"--trust-code", "--nproc-per-node"}
+# Named by INTERFACE.md for commands and policies that are still to come, and torchrun's own.
+TO_COME = {"--trust-code", "--variant", "--for", "--verify", "--shard", "--standalone", "--nproc-per-node"}
 
 
 def blocks(language: str) -> list[str]:
