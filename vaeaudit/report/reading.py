@@ -69,8 +69,13 @@ def figures_of(report: Report, folder: Path) -> dict[str, bytes]:
     return found
 
 
+def lies_beside(name: str) -> bool:
+    """Whether a report may name a file so: it leads out of no folder."""
+    return PurePath(name).name == name and "\\" not in name and name != ".."
+
+
 def _figure(folder: Path, name: str) -> bytes | None:
-    if PurePath(name).name != name or "\\" in name:
+    if not lies_beside(name):
         return None
     try:
         file = (folder / name).resolve()
