@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from vaeaudit.errors import ConfigError, nearest
+from vaeaudit.errors import ConfigError, clipped, nearest
 from vaeaudit.settings import BaselineSettings, GateSettings, Settings, WaiveSettings
 
 _POLICY = ("checks.", "baseline.")  # the settings that judge figures; all others say how they are measured
@@ -83,10 +83,10 @@ def read_config(file: Path) -> dict[str, dict[str, object]]:
         if name not in Settings.model_fields:
             known = ", ".join(Settings.model_fields)
             raise ConfigError(
-                f"{file}: unknown section [{name}]{nearest(name, Settings.model_fields)}; known are {known}"
+                f"{file}: unknown section [{clipped(name)}]{nearest(name, Settings.model_fields)}; known are {known}"
             )
         if not isinstance(values, dict):
-            raise ConfigError(f"{file}: '{name}' must be a section [{name}], but {repr(values)[:80]} came")
+            raise ConfigError(f"{file}: '{clipped(name)}' must be a section [{name}], but {repr(values)[:80]} came")
         sections[name] = {key: _anchored(name, key, value, file.parent) for key, value in values.items()}
     return sections
 
@@ -140,6 +140,8 @@ def _parse(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, or an integer of thousands of digits
         raise ConfigError(f"{file} is not valid TOML ({error}); correct it there") from error
+    except RecursionError as error:
+        raise ConfigError(f"{file} holds a value that is nested too deeply; give a plainer one") from error
     except OSError as error:
         raise ConfigError(f"{file} cannot be read ({error.strerror}); check its permissions") from error
 
@@ -156,10 +158,10 @@ def _anchored(section: str, key: str, value: object, folder: Path) -> object:
 def _explained(error: ValidationError, sources: Mapping[str, str]) -> ConfigError:
     """The first fault of a validation in one sentence."""
     fault = error.errors()[0]
-    place = [str(part) for part in fault["loc"]]
+    place = [clipped(str(part)) for part in fault["loc"]]
     section, key = place[0], place[1] if len(place) > 1 else ""
     name = f"{section}.{key}" if key else section
-    source = sources.get(name, "the configuration")
+    source = sources.get(".".join(map(str, fault["loc"][:2])), "the configuration")
     if section == "checks":
         name = ".".join([f'checks."{key}"', *place[2:]])
     elif key in ("options", "min_effect") and len(place) > 2:
@@ -203,6 +205,8 @@ _WORDS = {
     "date_type": "a day such as 2026-12-31",
     "date_parsing": "a day such as 2026-12-31",
     "date_from_datetime_parsing": "a day such as 2026-12-31",
+    "string_unicode": "text in UTF-8 (rename the file, or set LC_ALL=C.UTF-8)",
+    "recursion_depth_exceeded": "a value that is not nested so deeply",
     "model_type": "a table of keys and values",
     "string_pattern_mismatch": "a text with something to see in it, and no NUL",
     "invalid-json-value": "texts, finite numbers, booleans, or lists and tables of them",

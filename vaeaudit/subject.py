@@ -10,7 +10,7 @@ from vaeaudit.checks.encodings import Encodings
 from vaeaudit.checks.plausibility import Plausibility, examine
 from vaeaudit.data import Data, fit
 from vaeaudit.draws import uniform
-from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError
+from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError, clipped
 from vaeaudit.formats import read
 from vaeaudit.registry import LoadedModel, open_model, told
 from vaeaudit.settings import Settings
@@ -115,10 +115,10 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"there is no device '{name}'; expected auto, cpu, cuda, cuda:N or mps") from error
+        raise ConfigError(f"there is no device '{clipped(name)}'; expected auto, cpu, cuda, cuda:N or mps") from error
     there = {"cpu": True, "cuda": cuda and (device.index or 0) < torch.cuda.device_count(), "mps": mps}
     if not there.get(device.type, False):
-        raise ConfigError(f"device '{name}' is not on this machine; leave --device out to take what is")
+        raise ConfigError(f"device '{clipped(name)}' is not on this machine; leave --device out to take what is")
     return device
 
 

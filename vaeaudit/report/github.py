@@ -90,7 +90,11 @@ def summary(report: Report) -> str:
     first = [*_verdict(report), *_thresholds(report)]
     rest = [*_compared(report), *_asides(report)]
     rest += _metrics(report)
-    rest += ["", f"Model SHA-256 {literal.code(report.model.file.sha256)}; {literal.inline(report.tool)}, {literal.inline(report.created)}."]
+    rest += [
+        "",
+        f"Model SHA-256 {literal.code(report.model.file.sha256)}; "
+        f"{literal.inline(f'{report.tool}, {report.created}')}.",
+    ]
     return _cut([*first, *rest])
 
 
@@ -130,7 +134,9 @@ def _compared(report: Report) -> list[str]:
         ranked = sorted(rows, key=lambda row: order.index(row[-1]) if row[-1] in order else len(order))
         lines += ["", *_table((headers, ranked))]
     unsure = together(one for one in outcomes(report) if one.group == "baseline" and one.kind == "inconclusive")
-    told = [f"- {literal.block(f'{one.name}{_and(others)}: {one.why}')}" for one, others in unsure if one.name != "baseline"]
+    told = [
+        f"- {literal.block(f'{one.name}{_and(others)}: {one.why}')}" for one, others in unsure if one.name != "baseline"
+    ]
     return [*lines, *(["", *told] if told else [])]
 
 
@@ -139,7 +145,10 @@ def _asides(report: Report) -> list[str]:
         "Warnings": [f"- {literal.block(warning)}" for warning in report.warnings],
         "What is missing": [
             *(f"- Partial: {literal.inline(reason)}" for reason in report.partial),
-            *(f"- Skipped {literal.inline(name)}: {literal.inline(reason)}" for name, reason in skipped(report).items()),
+            *(
+                f"- Skipped {literal.inline(name)}: {literal.inline(reason)}"
+                for name, reason in skipped(report).items()
+            ),
         ],
     }
     return [line for heading, lines in groups.items() if lines for line in ("", f"### {heading}", "", *lines)]

@@ -14,8 +14,8 @@ _MARKS = r"\\(?=[!-/:-@\[-`{-~]|$)|`|[*~](?=\S|$)|(?<![^\W_])_|_(?![^\W_])|\](?=
 _INLINE = re.compile(_MARKS)
 _CELL = re.compile(rf"{_MARKS}|\|")
 _ALT = re.compile(rf"{_MARKS}|[\[\]]")
-# What begins a heading, a list, a rule, a quotation or a box to tick.
-_BEGINS = re.compile(r"(?:#{1,6}|[-+])(?=\s|$)|[-=](?=[-=\s]*$)|>|\[(?=[ xX]\])")
+# What begins a heading, a list, a rule, a quotation, a box to tick or the address of a link.
+_BEGINS = re.compile(r"(?:#{1,6}|[-+])(?=\s|$)|[-=](?=[-=\s]*$)|[>\[]")
 _NUMBERED = re.compile(r"(\d{1,9})([.)])(?=\s|$)")
 
 

@@ -59,7 +59,7 @@ def _figure(name: str, told: str) -> str:
     """A file beside the report as an image; nothing that lies elsewhere, whatever a report names."""
     if not lies_beside(name):
         return f"The figure {literal.code(name)} is not beside the report."
-    return f"![{literal.alt(told)}]({quote(name, safe='')})"
+    return f"![{literal.alt(told)}]({quote(name, safe='', errors='backslashreplace')})"
 
 
 def _plausibility(entry: PlausibilityEntry | None) -> list[str]:

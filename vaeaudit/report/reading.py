@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
-from vaeaudit.errors import InputError, nearest
+from vaeaudit.errors import InputError, clipped, nearest
 from vaeaudit.report.model import SCHEMA_VERSION, Report
 from vaeaudit.report.wording import VERDICTS
 
@@ -204,7 +204,7 @@ def _place(steps: Sequence[str | int]) -> str:
         if isinstance(step, int):
             place += f"[{step}]"
         elif re.fullmatch(r"\w+", step):
-            place += f".{step}" if place else step
+            place += f".{clipped(step)}" if place else clipped(step)
         else:
             place += f"[{_shown(step)}]"
     return place
