@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import junitparser
+import numpy as np
 import pytest
+import torch
 import yaml
 from markdown_it import MarkdownIt
 from pydantic import BaseModel, JsonValue
+from safetensors.torch import save_file
 
 from vaeaudit.cli.common import line
 from vaeaudit.cli.render import comparison_lines, report_line, report_text
 from vaeaudit.inert import one_line, visible
 from vaeaudit.report import card, github, html, junit, literal, markdown
-from vaeaudit.report.model import Report
+from vaeaudit.report.model import SCHEMA_VERSION, Report
 from vaeaudit.report.reading import PNG
 from vaeaudit.report.writer import to_json
 
@@ -62,8 +65,9 @@ def made(kind: Any, text: str, name: str = "") -> Any:
 
 @cache
 def report_of(text: str) -> Report:
-    """A report with ``text`` in every field that holds one, but for the two whose values are fixed when it is read."""
-    content = made(Report, text) | {"verdict": "failed", "status": "complete", "metrics": {}}
+    """A report with ``text`` in every field that holds one, but for those of which only a few are read."""
+    fixed = {"schema_version": SCHEMA_VERSION, "verdict": "failed", "status": "complete"}
+    content = made(Report, text) | fixed | {"metrics": {}}
     content["configuration"] = {text: {text: text}}
     whole = Report.model_validate(content | {"metrics": made(Report, text)["metrics"]})
     purposes = [purpose for section in whole.sections for purpose in section.figures]
@@ -269,3 +273,171 @@ def test_what_is_shown_stays_so() -> None:
 )
 def test_only_what_would_act_is_escaped(text: str, shown: str) -> None:
     assert visible(text) == shown
+
+
+# ---- The command line
+
+Command = Callable[..., Any]
+BASIS = torch.linalg.qr(torch.randn(16, 3, generator=torch.Generator().manual_seed(0)))[0]
+# One of each kind that a message may carry: a log's command, a line of ours, a terminal's sequence, markup, and much.
+SPOKEN = [
+    "::error::x",
+    "a\n::error::x\nerror: b",
+    "\x1b[2J##[error]x",
+    "[red]x[/red]\u202e$\\frac$",
+    "x" * 5000,
+    "\udcff",
+]
+spoken = pytest.mark.parametrize("text", SPOKEN, ids=[visible(text)[:30] for text in SPOKEN])
+
+
+def said(done: Any) -> str:
+    """All that a command wrote, once it is known to act on nothing and to be lines of ours, none of them long."""
+    ours = r"^::(error|warning|notice) title=[^:,\n]*::"
+    for stream in (re.sub(ours, "", done.out, flags=re.MULTILINE), done.err):
+        assert obeyed(stream) == [], stream
+    for one in done.err.splitlines():
+        assert one.startswith(("error: ", "note: ", "not compared: ", "Traceback ", "  ", "no vaeaudit.toml ")), one
+        assert len(one) <= 2100
+    return done.out + done.err
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    """A VAE for the adapter "mlp" that needs no training: x -> z = B'(x - 1/2) -> 1/2 + B z, through ReLUs."""
+    return {
+        "encoder.shared.0.weight": torch.eye(16),
+        "encoder.shared.0.bias": torch.zeros(16),
+        "encoder.mean.0.weight": BASIS.t().contiguous(),
+        "encoder.mean.0.bias": -0.5 * BASIS.sum(0),
+        "encoder.logvar.0.weight": torch.zeros(3, 16),
+        "encoder.logvar.0.bias": torch.full((3,), -6.0),
+        "decoder.0.weight": torch.cat([torch.eye(3), -torch.eye(3)]),
+        "decoder.0.bias": torch.zeros(6),
+        "decoder.2.weight": torch.cat([BASIS, -BASIS], 1),
+        "decoder.2.bias": torch.full((16,), 0.5),
+    }
+
+
+def place(**facts: str) -> None:
+    """A model and data in the working directory."""
+    stated = {
+        "adapter": "mlp",
+        "likelihood": "gaussian",
+        "stddev": "0.1",
+        "input_shape": "[1, 4, 4]",
+        "range": "[0, 1]",
+    }
+    save_file(tensors(), "vae.safetensors", {f"vaeaudit.{name}": value for name, value in (stated | facts).items()})
+    z = 0.25 * np.random.default_rng(1).normal(size=(40, 3))
+    images = np.clip(0.5 + z @ BASIS.numpy().T, 0, 1).astype(np.float32).reshape(40, 1, 4, 4)
+    np.save("val.npy", images)
+
+
+MODELS = ("audit", "attack", "margin", "noise", "mig", "latents", "weights", "doctor", "init")
+WITH_DATA = [name for name in MODELS if name != "weights"]
+
+
+@spoken
+def test_no_option_or_path_acts_through_a_message(command: Command, text: str) -> None:
+    place()
+    np.save("x.npy", np.zeros(3))
+    calls = [
+        *([name, text] for name in MODELS),
+        *([name, "vae.safetensors", "--adapter", text] for name in MODELS),
+        *([name, "vae.safetensors", "--data", text] for name in WITH_DATA),
+        *([name, "vae.safetensors", "--data", "val.npy", "--option", text] for name in WITH_DATA),
+        *([name, "vae.safetensors", "--data", "val.npy", "--device", text] for name in WITH_DATA),
+        *([name, "vae.safetensors", "--config", text] for name in MODELS),
+        ["audit", "--check", text], ["audit", "--from", text], ["audit", "--baseline", text], ["audit", "--seed", text],
+        ["attack", "vae.safetensors", "--data", "val.npy", "--vary", text], ["attack", "--pair", text],
+        ["attack", "--mode", text], ["weights", "vae.safetensors", "--part", text], [text], ["audit", f"--{text}"],
+        ["weights", "vae.safetensors", "--against", text], ["report", text], ["compare", text, text], ["config", text],
+        ["report", "x.npy", "--format", text], ["compare", "x.npy", "x.npy", "--min-effect", text],
+    ]  # fmt: skip
+    for arguments in calls:
+        done = command(*arguments)
+        assert done.code == 2, (arguments, done)
+        assert len(said(done).splitlines()) == 1
+        assert "unexpected " not in done.err.replace("unexpected extra", "")
+
+
+@spoken
+def test_config_show_shows_what_was_said_as_it_is(command: Command, text: str) -> None:
+    for form in ("table", "json"):
+        done = command("config", "show", "--option", f"a={text}", "--format", form)
+        assert done.code in (0, 2)
+        said(done)
+
+
+@spoken
+def test_no_name_of_a_tensor_acts(command: Command, text: str) -> None:
+    if text == "\udcff":
+        pytest.skip("a name within a file is UTF-8")
+    save_file(
+        {f"encoder.{text}": torch.ones(2, 2), "decoder.w": torch.ones(2, 2), text: torch.ones(1, 1)}, "a.safetensors"
+    )
+    save_file({"encoder.b": torch.ones(2, 2), "decoder.w": torch.ones(2, 2)}, "b.safetensors")
+    save_file({text: torch.full((1,), torch.nan)}, "nan.safetensors")
+    assert command("weights", "a.safetensors").code == 2
+    parts = ("--part", "encoder=encoder.", "--part", "decoder=decoder.", "--part", f"neither={text}")
+    for arguments in (
+        ["weights", "a.safetensors"],
+        ["weights", "a.safetensors", *parts],
+        ["weights", "a.safetensors", *parts, "--against", "b.safetensors"],
+        ["weights", "nan.safetensors"],
+        ["doctor", "a.safetensors", "--adapter", "mlp", "--data", "b.safetensors"],
+        ["report", "vaeaudit-report"],
+        ["report", "vaeaudit-report", "--format", "html"],
+    ):
+        said(command(*arguments))
+
+
+@spoken
+def test_no_fact_of_a_file_and_no_word_of_an_adapter_acts(command: Command, text: str) -> None:
+    plain = text.encode(errors="backslashreplace").decode()
+    Path("own.py").write_text(f"def open(checkpoint, config):\n    raise ValueError({text!r})\n", encoding="utf-8")
+    for facts in ({"adapter": plain}, {"activation": plain}, {plain: "1"}):
+        place(**facts)
+        assert command("config", "show", "vae.safetensors").code == 0
+        done = command("doctor", "vae.safetensors", "--data", "val.npy")
+        assert done.code == 2
+        assert len(said(done).splitlines()) == 1
+    for verbose in ([], ["-v"]):
+        done = command("doctor", "vae.safetensors", "--data", "val.npy", "--adapter", "own.py:open", *verbose)
+        assert done.code == 2
+        assert [one for one in said(done).splitlines() if not one.startswith("  ")][bool(verbose) :] == [
+            done.err.splitlines()[-1]
+        ]
+
+
+@spoken
+def test_no_name_of_a_factor_acts(command: Command, text: str) -> None:
+    if text == "\udcff":
+        pytest.skip("NumPy stores names as text")
+    place()
+    classes = np.stack([np.arange(40) % 2, np.zeros(40, int), np.arange(40) // 20], 1)
+    names = np.array([f"{text}a", f"{text}b", "c"])
+    np.savez("val.npz", imgs=np.load("val.npy"), latents_classes=classes, latents_names=names)
+    for arguments in (
+        ["mig", "vae.safetensors", "--data", "val.npz"],
+        ["attack", "vae.safetensors", "--data", "val.npz", "--vary", f"{text}b"],
+        ["attack", "vae.safetensors", "--data", "val.npz", "--vary", "d"],
+        ["doctor", "vae.safetensors", "--data", "val.npz"],
+        *(["report", "vaeaudit-report", "--format", form] for form in ("markdown", "junit", "github", "card", "html")),
+    ):
+        assert "unexpected" not in said(command(*arguments))
+
+
+@spoken
+def test_no_report_acts_however_it_was_doctored(command: Command, text: str) -> None:
+    Path("old").mkdir()
+    Path("old/report.json").write_text(to_json(report_of(text)))
+    Path("odd.json").write_text(json.dumps({text: text, "schema_version": text}))
+    for form in ("markdown", "junit", "github", "card", "html"):
+        done = command("report", "old", "--format", form)
+        assert done.code == 0
+        said(done)
+    for arguments in (["compare", "old", "old"], ["audit", "--from", "old"], ["report", "odd.json"]):
+        done = command(*arguments)
+        assert done.code in (2, 5)
+        assert "unexpected" not in said(done)

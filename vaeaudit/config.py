@@ -179,6 +179,8 @@ def _explained(error: ValidationError, sources: Mapping[str, str]) -> ConfigErro
 def _unknown(place: list[str], came: object) -> str:
     """That the last key of ``place`` is not known in the section or threshold where it stands."""
     key, section = place[-1], place[0]
+    if len(place) == 1:
+        return f"unknown section [{key}]{nearest(key, Settings.model_fields)}; known are {', '.join(Settings.model_fields)}"
     if section == "checks" and isinstance(came, dict):  # [checks.margin.r4.median] is a table in a table in a table
         came_as = ".".join(place)
         return f'names with dots must be quoted, as in [checks."margin.r4.median"], but [{came_as}] came'

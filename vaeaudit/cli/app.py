@@ -1,5 +1,6 @@
 """The command `vaeaudit`: the one place where errors become messages and exit codes."""
 
+import errno
 import io
 import os
 import signal
@@ -27,7 +28,7 @@ from vaeaudit.cli import (
     weights,
 )
 from vaeaudit.cli.common import complain, mute, speaker, trace
-from vaeaudit.errors import VaeauditError
+from vaeaudit.errors import VaeauditError, clipped
 from vaeaudit.inert import one_line
 
 app = typer.Typer(
@@ -117,8 +118,10 @@ def _told(error: BaseException) -> int:
             message, code, verbose = _usage(error), 2, False
         case VaeauditError():
             message, code = str(error), error.exit_code
+        case OSError(errno=errno.ENAMETOOLONG):
+            message, code = f"{clipped(str(error.filename))}: the name is too long for a file; give another", 2
         case OSError():
-            place = f"{error.filename}: " if error.filename else ""
+            place = f"{clipped(str(error.filename))}: " if error.filename else ""
             message, code = f"{place}{error.strerror or error}; -v shows where", 3
         case _:
             text = " ".join(str(error).split()) or "no message"
