@@ -18,7 +18,7 @@ FLOORS = {
     3: {"checks"},
     4: {
         *("compare", "policy", "samples", "journal", "gate", "metric_names", "facts", "proposal"),
-        *("data", "formats", "archives", "checkpoints", "registry", "config", "report"),
+        *("data", "formats", "archives", "checkpoints", "stated", "registry", "config", "report"),
         *("artifacts", "audit", "audits", "pairs", "record", "settings", "subject", "weight_files"),
     },
     5: {"cli", "__main__"},

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from vaeaudit.errors import ConfigError, clipped, nearest
 from vaeaudit.settings import BaselineSettings, GateSettings, Settings, WaiveSettings
 
+_JSON: TypeAdapter[object] = TypeAdapter(JsonValue)
 _POLICY = ("checks.", "baseline.")  # the settings that judge figures; all others say how they are measured
 
 
@@ -81,10 +82,7 @@ def read_config(file: Path) -> dict[str, dict[str, object]]:
     sections: dict[str, dict[str, object]] = {}
     for name, values in content.items():
         if name not in Settings.model_fields:
-            known = ", ".join(Settings.model_fields)
-            raise ConfigError(
-                f"{file}: unknown section [{clipped(name)}]{nearest(name, Settings.model_fields)}; known are {known}"
-            )
+            raise ConfigError(f"{file}: {_unknown_section(name)}")
         if not isinstance(values, dict):
             raise ConfigError(f"{file}: '{clipped(name)}' must be a section [{name}], but {repr(values)[:80]} came")
         sections[name] = {key: _anchored(name, key, value, file.parent) for key, value in values.items()}
@@ -98,13 +96,16 @@ def json_schema() -> dict[str, object]:
 
 
 def strict_json(text: str) -> object:
-    """Parse JSON without NaN and Infinity. Raises ValueError."""
+    """Parse JSON without NaN and Infinity, and not nested so deeply that it could not be shown. Raises ValueError."""
 
     def refuse(constant: str) -> object:
         raise ValueError(f"{constant} is not JSON")
 
-    value: object = json.loads(text, parse_constant=refuse)
-    return value
+    try:
+        value: object = json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return _JSON.validate_python(value)
 
 
 def resolve(given: Mapping[str, tuple[object, str]], file: Path | None) -> Resolved:
@@ -176,11 +177,16 @@ def _explained(error: ValidationError, sources: Mapping[str, str]) -> ConfigErro
     return ConfigError(told(source if spoken else f"{source}: {name}", others))
 
 
+def _unknown_section(name: str) -> str:
+    known = ", ".join(Settings.model_fields)
+    return f"unknown section [{clipped(name)}]{nearest(name, Settings.model_fields)}; known are {known}"
+
+
 def _unknown(place: list[str], came: object) -> str:
     """That the last key of ``place`` is not known in the section or threshold where it stands."""
     key, section = place[-1], place[0]
     if len(place) == 1:
-        return f"unknown section [{key}]{nearest(key, Settings.model_fields)}; known are {', '.join(Settings.model_fields)}"
+        return _unknown_section(key)
     if section == "checks" and isinstance(came, dict):  # [checks.margin.r4.median] is a table in a table in a table
         came_as = ".".join(place)
         return f'names with dots must be quoted, as in [checks."margin.r4.median"], but [{came_as}] came'

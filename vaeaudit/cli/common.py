@@ -123,10 +123,6 @@ def _option(text: str) -> tuple[str, object]:
         return name, strict_json(value)
     except ValueError:
         return name, value
-    except RecursionError:
-        raise ConfigError(
-            f"--option {clipped(name)} holds JSON that is nested too deeply; give a plainer value"
-        ) from None
 
 
 class Reporter:
