@@ -22,7 +22,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from vaeaudit import BernoulliLogits, Checkpoint, DiagonalGaussian, GaussianLikelihood
-from vaeaudit.errors import AdapterError, CheckpointError
+from vaeaudit.errors import AdapterError, CheckpointError, listed
 
 from .opening import Options, filled, read_options
 
@@ -142,7 +142,7 @@ def _layers(tensors: Mapping[str, Tensor]) -> dict[str, Layers]:
     expected = [f"{part}.{i}.{kind}" for part in PARTS for i in indices[part] or [0] for kind in ("weight", "bias")]
     missing = [name for name in expected if name not in tensors]
     extra = [name for name in tensors if not _NAME.fullmatch(name)]
-    told = "; ".join(f"{w}: {', '.join(n[:6])}" for w, n in (("missing", missing), ("not expected", extra)) if n)
+    told = "; ".join(f"{w}: {listed(n)}" for w, n in (("missing", missing), ("not expected", extra)) if n)
     if not told and len(indices["decoder"]) < 2:
         told = f"decoder.{indices['decoder'][0]} is the decoder's only layer, expected a hidden layer before it"
     if told:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from torch import Tensor, nn
 
 from vaeaudit import load_state
-from vaeaudit.errors import AdapterError, nearest
+from vaeaudit.errors import AdapterError, clipped, nearest
 
 Shape = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
@@ -50,7 +50,7 @@ def read_options(model: type[AnyOptions], config: Mapping[str, object], adapter:
     unknown = [name for name in config if name not in known]
     if unknown:
         raise AdapterError(
-            f"adapter '{adapter}' has no option '{unknown[0]}'{nearest(unknown[0], known)}; "
+            f"adapter '{adapter}' has no option '{clipped(unknown[0])}'{nearest(unknown[0], known)}; "
             f"its options are {', '.join(known)}"
         )
     try:
@@ -62,7 +62,7 @@ def read_options(model: type[AnyOptions], config: Mapping[str, object], adapter:
             raise AdapterError(f"adapter '{adapter}' cannot take these options together: {reason}") from error
         name = str(fault["loc"][0])
         raise AdapterError(
-            f"adapter '{adapter}' cannot take {name} = {config[name]!r}: {reason[0].lower()}{reason[1:]}"
+            f"adapter '{adapter}' cannot take {name} = {clipped(repr(config[name]))}: {reason[0].lower()}{reason[1:]}"
         ) from error
 
 

@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vaeaudit.audit import audit
-from vaeaudit.checkpoints import read_facts
 from vaeaudit.compare import Side, compare
 from vaeaudit.config import resolve
+from vaeaudit.stated import read_facts
 from vaeaudit.stats import clopper_pearson
 from vaeaudit.subject import prepare
 

@@ -176,7 +176,7 @@ def test_an_adapter_that_cannot_be_loaded_is_listed_with_its_fault(
     from importlib.metadata import EntryPoint
 
     broken = EntryPoint("broken", "no_such_module_at_all:open", "vaeaudit.adapters")
-    monkeypatch.setattr("vaeaudit.registry.adapter_names", lambda: {"broken": broken})
+    monkeypatch.setattr("vaeaudit.registry.entry_points", lambda **_: [broken])
     done = command("adapters")
     assert done.code == 0
     assert "cannot be imported: ModuleNotFoundError" in " ".join(done.out.split())

@@ -12,13 +12,13 @@ import vaeaudit
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    0: {"errors", "vae", "chain"},
+    0: {"errors", "inert", "vae", "chain"},
     1: {"optim", "stats", "draws", "batches", "likeness", "paired"},
     2: {"attacks", "certify"},
     3: {"checks"},
     4: {
         *("compare", "policy", "samples", "journal", "gate", "metric_names", "facts", "proposal"),
-        *("data", "formats", "archives", "checkpoints", "registry", "config", "report"),
+        *("data", "formats", "archives", "checkpoints", "stated", "registry", "config", "report"),
         *("artifacts", "audit", "audits", "pairs", "record", "settings", "subject", "weight_files"),
     },
     5: {"cli", "__main__"},

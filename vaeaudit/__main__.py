@@ -1,5 +1,23 @@
-"""``python -m vaeaudit``."""
+"""The command `vaeaudit`, and ``python -m vaeaudit``."""
 
-from vaeaudit.cli.app import main
+import os
+import signal
+from types import FrameType
 
-main()
+
+def main() -> None:
+    """Run the command line, and stop without a word where that is asked while it is still being loaded."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _leave)
+    from vaeaudit.cli.app import main as command
+
+    command()
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    os._exit(130)  # nothing is open yet
+
+
+if __name__ == "__main__":
+    main()

@@ -17,13 +17,14 @@ import vaeaudit
 from vaeaudit.attacks.term import GoOn, Progress
 from vaeaudit.audits import attack, latents, margin, mig, noise, weights
 from vaeaudit.audits.base import Record
-from vaeaudit.checkpoints import find_checkpoint, sha256_of
+from vaeaudit.checkpoints import sha256_of
 from vaeaudit.config import Resolved
 from vaeaudit.errors import InputError, OutputError
 from vaeaudit.journal import Journal
 from vaeaudit.record import Audited, device_name, file_alone, whole, write_down
 from vaeaudit.registry import code_beside
 from vaeaudit.report.model import Report
+from vaeaudit.stated import find_checkpoint
 from vaeaudit.stats import Sample
 from vaeaudit.subject import Subject
 from vaeaudit.weight_files import StoredModel, open_weights

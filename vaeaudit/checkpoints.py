@@ -16,11 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vaeaudit.config import strict_json
-from vaeaudit.errors import CheckpointError, NonFiniteError, TrustError
+from vaeaudit.errors import CheckpointError, NonFiniteError, TrustError, listed
+from vaeaudit.stated import config_facts, facts_in, find_checkpoint, first_sentence, not_whole
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
-FACT_PREFIX = "vaeaudit."
 # Where training frameworks put the weights when a checkpoint holds more than them.
 _NESTED_KEYS = ("state_dict", "model_state_dict", "model")
 
@@ -64,7 +62,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
                 f"{file}: {name} holds {bad} NaN or infinite value{'s' * (bad > 1)} of {tensor.numel()}, "
                 "so no figure of this model would mean anything; export it again from a sound state"
             )
-    return Checkpoint(file, sha256_of(file), tensors, {**_config_facts(file), **facts})
+    return Checkpoint(file, sha256_of(file), tensors, {**config_facts(file), **facts})
 
 
 def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -81,7 +79,7 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if name in tensors and expected[name].shape != tensors[name].shape
     ]
     faults = [("missing", missing), ("not expected", extra), ("of another shape", wrong)]
-    told = "; ".join(f"{what}: {_some(names)}" for what, names in faults if names)
+    told = "; ".join(f"{what}: {listed(names)}" for what, names in faults if names)
     if told:
         raise CheckpointError(f"the checkpoint does not fit this adapter ({told}); is it another architecture?")
     module.load_state_dict(dict(tensors))
@@ -103,36 +101,6 @@ def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
-def _some(names: list[str], most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The file that ``path`` means: itself, or the only checkpoint in a folder. Raises :class:`CheckpointError`."""
-    if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
-        if len(files) != 1:
-            came = f"holds {_some([f.name for f in files])}" if files else "holds none"
-            raise CheckpointError(
-                f"{path} is a folder that {came}, where one checkpoint ({', '.join(SUFFIXES)}) was expected; "
-                "name the file"
-            )
-        return files[0]
-    if not path.exists():
-        raise CheckpointError(f"there is no checkpoint at {path}; give a {', '.join(SUFFIXES)} file or its folder")
-    if path.suffix.lower() not in SUFFIXES:
-        raise CheckpointError(
-            f"the name of {path} ends in none of {', '.join(SUFFIXES)}, by which a checkpoint is known; "
-            "convert or rename it"
-        )
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
-    return path
-
-
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     try:
         with safe_open(file, framework="pt", device="cpu") as handle:
@@ -140,57 +108,7 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]
             metadata = handle.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise not_whole(file, error) from error
-    return tensors, _facts(metadata)
-
-
-def read_facts(file: Path) -> dict[str, object]:
-    """What a checkpoint states about itself, as in :class:`Checkpoint`, without reading its tensors.
-
-    Raises :class:`CheckpointError` where the file or the config.json beside it is damaged.
-    """
-    metadata: dict[str, str] = {}
-    if file.suffix.lower() == ".safetensors":
-        try:
-            with safe_open(file, framework="pt", device="cpu") as handle:
-                metadata = handle.metadata() or {}
-        except (SafetensorError, OSError) as error:
-            raise not_whole(file, error) from error
-    return {**_config_facts(file), **_facts(metadata)}
-
-
-def _facts(metadata: Mapping[str, str]) -> dict[str, object]:
-    # Sorted, since safetensors gives them in another order in every process.
-    stated = {key.removeprefix(FACT_PREFIX): value for key, value in metadata.items() if key.startswith(FACT_PREFIX)}
-    return {name: _fact(value) for name, value in sorted(stated.items())}
-
-
-def not_whole(file: Path, error: Exception) -> CheckpointError:
-    """What to say where safetensors cannot read ``file``."""
-    return CheckpointError(
-        f"{file} is not a whole safetensors file ({_first(error)}); it may be truncated or only named so"
-    )
-
-
-def _fact(value: str) -> object:
-    """A metadata value is JSON; what is not JSON is the string itself."""
-    try:
-        return strict_json(value)
-    except ValueError:
-        return value
-
-
-def _config_facts(file: Path) -> dict[str, object]:
-    config = file.with_name("config.json")
-    if not config.is_file():
-        return {}
-    try:
-        content = strict_json(config.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(
-            f"{config} beside the checkpoint is not readable JSON ({_first(error)}); correct or remove it"
-        ) from error
-    section = content.get("vaeaudit", {}) if isinstance(content, dict) else {}
-    return dict(section) if isinstance(section, dict) else {}
+    return tensors, facts_in(metadata)
 
 
 def _read_torch(file: Path) -> dict[str, Tensor]:
@@ -214,7 +132,7 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
     strange = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strange:
         raise CheckpointError(
-            f"{file} holds entries that are not tensors ({_some(strange)}), where a state_dict was expected; "
+            f"{file} holds entries that are not tensors ({listed(strange)}), where a state_dict was expected; "
             "save model.state_dict() alone"
         )
     return {str(name): tensor for name, tensor in content.items()}
@@ -236,7 +154,7 @@ def _unreadable(file: Path, error: Exception) -> CheckpointError | TrustError:
     if not known:
         return CheckpointError(f"{file} is not a PyTorch checkpoint; it may be damaged or only named so")
     return CheckpointError(
-        f"{file} is not a whole PyTorch checkpoint ({_first(error)}); it may be truncated or only named so"
+        f"{file} is not a whole PyTorch checkpoint ({first_sentence(error)}); it may be truncated or only named so"
     )
 
 
@@ -248,9 +166,3 @@ def _is_old_pickle(file: Path) -> bool:
     except Exception:  # damaged bytes raise nearly anything
         return False
     return bool(names & {"GLOBAL", "INST"})
-
-
-def _first(error: Exception) -> str:
-    """The first sentence of what a library said."""
-    lines = str(error).splitlines()
-    return lines[0].split(". ")[0][:160].rstrip(".") if lines else type(error).__name__

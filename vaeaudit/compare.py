@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from vaeaudit.errors import ConfigError, IncomparableError, nearest
+from vaeaudit.errors import ConfigError, IncomparableError, clipped, listed, nearest
 from vaeaudit.paired import ROUNDING, Difference, difference, holm, least_p, signed_rank_p
 from vaeaudit.report.comparison import ComparisonEntry, DifferenceEntry, Result, SideEntry
 from vaeaudit.report.entry import MetricEntry
@@ -72,7 +72,7 @@ def check_known(name: str, sides: Sequence[Side]) -> None:
     """Raise :class:`ConfigError` for a metric that no audit has, with the nearest that one has."""
     there = {known for side in sides for known in side.report.metrics}
     if name not in there:
-        raise ConfigError(f"neither report has a metric '{name}'{nearest(name, there)}; correct the name")
+        raise ConfigError(f"neither report has a metric '{clipped(name)}'{nearest(name, there)}; correct the name")
 
 
 def compare(
@@ -184,7 +184,7 @@ def _unpairable(name: str, old: Side, new: Side, before: MetricEntry | None, aft
         return f"it was not measured in {which}"
     check = name.partition(".")[0]
     if keys := _differing(old.report, new.report, check):
-        return f"the settings of [{check}] differ ({', '.join(keys)})"
+        return f"the settings of [{check}] differ ({listed(keys)})"
     if (before.unit, before.estimator) != (after.unit, after.estimator):
         return f"it is estimated differently ({before.estimator}; {after.estimator})"
     if before.direction != after.direction:

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from vaeaudit.errors import ConfigError, nearest
+from vaeaudit.errors import ConfigError, clipped, nearest
 from vaeaudit.settings import BaselineSettings, GateSettings, Settings, WaiveSettings
 
+_JSON: TypeAdapter[object] = TypeAdapter(JsonValue)
 _FILES = frozenset({"model.path", "data.source", "run.out", "weights.against", "baseline.path"})
 _POLICY = ("checks.", "baseline.")  # the settings that judge figures; all others say how they are measured
 
@@ -90,12 +91,9 @@ def read_config(file: Path) -> dict[str, dict[str, object]]:
     sections: dict[str, dict[str, object]] = {}
     for name, values in content.items():
         if name not in Settings.model_fields:
-            known = ", ".join(Settings.model_fields)
-            raise ConfigError(
-                f"{file}: unknown section [{name}]{nearest(name, Settings.model_fields)}; known are {known}"
-            )
+            raise ConfigError(f"{file}: {_unknown_section(name)}")
         if not isinstance(values, dict):
-            raise ConfigError(f"{file}: '{name}' must be a section [{name}], but {repr(values)[:80]} came")
+            raise ConfigError(f"{file}: '{clipped(name)}' must be a section [{name}], but {repr(values)[:80]} came")
         sections[name] = {key: _anchored(name, key, value, file.parent) for key, value in values.items()}
     return sections
 
@@ -107,13 +105,16 @@ def json_schema() -> dict[str, object]:
 
 
 def strict_json(text: str) -> object:
-    """Parse JSON without NaN and Infinity. Raises ValueError."""
+    """Parse JSON without NaN and Infinity, and not nested so deeply that it could not be shown. Raises ValueError."""
 
     def refuse(constant: str) -> object:
         raise ValueError(f"{constant} is not JSON")
 
-    value: object = json.loads(text, parse_constant=refuse)
-    return value
+    try:
+        value: object = json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return _JSON.validate_python(value)
 
 
 def resolve(given: Mapping[str, tuple[object, str]], file: Path | None) -> Resolved:
@@ -149,6 +150,8 @@ def _parse(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, or an integer of thousands of digits
         raise ConfigError(f"{file} is not valid TOML ({error}); correct it there") from error
+    except RecursionError as error:
+        raise ConfigError(f"{file} holds a value that is nested too deeply; give a plainer one") from error
     except OSError as error:
         raise ConfigError(f"{file} cannot be read ({error.strerror}); check its permissions") from error
 
@@ -169,10 +172,10 @@ def _is_code(adapter: str | None) -> bool:
 def _explained(error: ValidationError, sources: Mapping[str, str]) -> ConfigError:
     """The first fault of a validation in one sentence."""
     fault = error.errors()[0]
-    place = [str(part) for part in fault["loc"]]
+    place = [clipped(str(part)) for part in fault["loc"]]
     section, key = place[0], place[1] if len(place) > 1 else ""
     name = f"{section}.{key}" if key else section
-    source = sources.get(name, "the configuration")
+    source = sources.get(".".join(map(str, fault["loc"][:2])), "the configuration")
     if section == "checks":
         name = ".".join([f'checks."{key}"', *place[2:]])
     elif key in ("options", "min_effect", "acknowledge") and len(place) > 2:
@@ -187,9 +190,16 @@ def _explained(error: ValidationError, sources: Mapping[str, str]) -> ConfigErro
     return ConfigError(told(source if spoken else f"{source}: {name}", others))
 
 
+def _unknown_section(name: str) -> str:
+    known = ", ".join(Settings.model_fields)
+    return f"unknown section [{clipped(name)}]{nearest(name, Settings.model_fields)}; known are {known}"
+
+
 def _unknown(place: list[str], came: object) -> str:
     """That the last key of ``place`` is not known in the section or threshold where it stands."""
     key, section = place[-1], place[0]
+    if len(place) == 1:
+        return _unknown_section(key)
     if section == "checks" and isinstance(came, dict):  # [checks.margin.r4.median] is a table in a table in a table
         came_as = ".".join(place)
         return f'names with dots must be quoted, as in [checks."margin.r4.median"], but [{came_as}] came'
@@ -216,6 +226,8 @@ _WORDS = {
     "date_type": "a day such as 2026-12-31",
     "date_parsing": "a day such as 2026-12-31",
     "date_from_datetime_parsing": "a day such as 2026-12-31",
+    "string_unicode": "text in UTF-8 (rename the file, or set LC_ALL=C.UTF-8)",
+    "recursion_depth_exceeded": "a value that is not nested so deeply",
     "model_type": "a table of keys and values",
     "string_pattern_mismatch": "a text with something to see in it, and no NUL",
     "invalid-json-value": "texts, finite numbers, booleans, or lists and tables of them",

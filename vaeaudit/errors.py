@@ -83,5 +83,5 @@ def listed(names: Iterable[str], most: int = 6) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the known name nearest to ``name``, or "" if none is near."""
-    close = get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    close = get_close_matches(name[:200], list(known), n=1, cutoff=0.5)  # of longer ones the search takes for ever
+    return f" (did you mean '{clipped(close[0])}'?)" if close else ""

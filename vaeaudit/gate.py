@@ -18,6 +18,7 @@ from vaeaudit.paired import ROUNDING
 from vaeaudit.policy import CHECK_NAMES, EXIT_CODES, decisive, enabled, evaluate, remarks, verdict, waived
 from vaeaudit.report.entry import MetricEntry
 from vaeaudit.report.model import Report, ReproductionEntry
+from vaeaudit.report.wording import NOT_ASKED
 from vaeaudit.settings import Settings
 from vaeaudit.subject import Subject, prepare
 from vaeaudit.weight_files import open_weights
@@ -70,7 +71,7 @@ def release_audit(
 
 def _with_the_rest(done: Audit, checks: Sequence[str]) -> Audit:
     """The audit, whose report names the checks that were not asked for as well."""
-    rest = {check: "it is not among the checks that were asked for" for check in CHECK_NAMES if check not in checks}
+    rest = dict.fromkeys((check for check in CHECK_NAMES if check not in checks), NOT_ASKED)
     return replace(done, report=done.report.model_copy(update={"skipped": done.report.skipped | rest}))
 
 

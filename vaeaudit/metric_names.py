@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from vaeaudit.errors import ConfigError, nearest
+from vaeaudit.errors import ConfigError, clipped, nearest
 from vaeaudit.policy import CHECK_NAMES
 from vaeaudit.settings import AttackSettings, LatentsSettings, MarginSettings, NoiseSettings, Settings, WeightsSettings
 
@@ -24,8 +24,8 @@ def check_names(settings: Settings) -> None:
         check = name.partition(".")[0]
         if check not in CHECK_NAMES:
             raise ConfigError(
-                f"{where}: there is no check '{check}'{nearest(check, CHECK_NAMES)}; the name of a figure begins with "
-                f"{', '.join(CHECK_NAMES[:-1])} or {CHECK_NAMES[-1]}"
+                f"{where}: there is no check '{clipped(check)}'{nearest(check, CHECK_NAMES)}; the name of a figure "
+                f"begins with {', '.join(CHECK_NAMES[:-1])} or {CHECK_NAMES[-1]}"
             )
         if not any(re.fullmatch(pattern, name) for pattern in patterns):
             raise ConfigError(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vaeaudit.data import Data, Factors
 from vaeaudit.draws import uniform
-from vaeaudit.errors import ConfigError, DataError, nearest
+from vaeaudit.errors import ConfigError, DataError, clipped, listed, nearest
 
 _ATTEMPTS = 1000  # draws, or sources, that are tried for one pair
 _CELL_ATTEMPTS = 10_000  # pairs of items that are tried for one pair of labels
@@ -175,8 +175,8 @@ def by_factor(data: Data, factor: str, count: int, *, n: int | None = None, seed
                 break
         else:
             raise DataError(
-                f"only {len(pairs)} of {count} pairs were found that differ in {factor} only and whose images can be "
-                f"told apart, among {items} items of {data.source}; ask for fewer or give more items"
+                f"only {len(pairs)} of {count} pairs were found that differ in {clipped(factor)} only and whose images "
+                f"can be told apart, among {items} items of {data.source}; ask for fewer or give more items"
             )
     how = f"differing in {factor} only, by images that can be told apart, from {items} items (seed {seed})"
     return _pairs(pairs, how, factor)
@@ -245,19 +245,21 @@ def _lines(data: Data, factor: str, items: int) -> tuple[NDArray[np.int64], NDAr
     factors: Factors | None = data.factors
     if factors is None:
         raise DataError(
-            f"{data.source} holds no factors, where pairs that differ in {factor} only need latents_classes "
+            f"{data.source} holds no factors, where pairs that differ in {clipped(factor)} only need latents_classes "
             "(n, factors), and latents_names, beside the images; give data of known factors or choose pairs at random"
         )
     if factor not in factors.names:
         raise ConfigError(
-            f"there is no factor '{factor}'{nearest(factor, factors.names)} in {data.source}; there are "
-            f"{', '.join(factors.names)}"
+            f"there is no factor '{clipped(factor)}'{nearest(factor, factors.names)} in {data.source}; there are "
+            f"{listed(factors.names)}"
         )
     column = factors.names.index(factor)
     classes = factors.classes[:items]
     varying = [name for name, values in zip(factors.names, classes.T, strict=True) if values.min() < values.max()]
     if factor not in varying:
-        others = f"vary one of {', '.join(varying)}" if varying else "no factor varies in these data"
-        raise DataError(f"the factor {factor} is {classes[0, column]} for all {items} items of {data.source}; {others}")
+        others = f"vary one of {listed(varying)}" if varying else "no factor varies in these data"
+        raise DataError(
+            f"the factor {clipped(factor)} is {classes[0, column]} for all {items} items of {data.source}; {others}"
+        )
     _, line = np.unique(np.delete(classes, column, axis=1), axis=0, return_inverse=True)
     return classes[:, column], line

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from vaeaudit.errors import ConfigError
+from vaeaudit.errors import ConfigError, listed
 from vaeaudit.policy import CHECK_NAMES
 from vaeaudit.report.entry import MetricEntry
 from vaeaudit.report.model import Report
@@ -43,7 +43,7 @@ def _only(found: list[str], what: str, kinds: str, cure: str) -> str:
     if not found:
         raise ConfigError(f"there is no {what} here ({kinds}); {cure}")
     if len(found) > 1:
-        raise ConfigError(f"there are {len(found)} {what}s here ({', '.join(found[:5])}); {cure}")
+        raise ConfigError(f"there are {len(found)} {what}s here ({listed(found)}); {cure}")
     return found[0]
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from vaeaudit.checkpoints import Checkpoint, read_checkpoint, sha256_of
-from vaeaudit.errors import AdapterError, ContractError, VaeauditError, nearest
+from vaeaudit.errors import AdapterError, ContractError, VaeauditError, clipped, listed, nearest
 from vaeaudit.vae import VAE
 
 GROUP = "vaeaudit.adapters"
@@ -50,8 +50,14 @@ class LoadedModel:
 
 
 def adapter_names() -> dict[str, EntryPoint]:
-    """The installed adapters by name."""
-    return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
+    """The installed adapters by name; of several of one name the first, which :func:`find_adapter` does not prefer."""
+    return {point.name: point for point in reversed(_points())}
+
+
+def _points() -> list[EntryPoint]:
+    """The entry points of all adapters by name; one that is found twice, as of a package installed twice, is one."""
+    found = {(point.name, point.value): point for point in entry_points(group=GROUP)}
+    return [found[key] for key in sorted(found)]
 
 
 @dataclass(frozen=True)
@@ -66,16 +72,35 @@ class InstalledAdapter:
 
 def installed_adapters() -> list[InstalledAdapter]:
     """All adapters of installed packages; loading one runs its package's code."""
-    found = []
-    for name, point in adapter_names().items():
-        package = "unknown" if point.dist is None else f"{point.dist.name} {point.dist.version}"
-        try:
-            module = _imported(name, partial(importlib.import_module, point.module))
-            opens = (inspect.getdoc(module) or "no description").splitlines()[0]
-        except VaeauditError as error:
-            opens = str(error)
-        found.append(InstalledAdapter(name, point.value, package, opens))
-    return found
+    names = [point.name for point in _points()]
+    return [_described(point, names.count(point.name) > 1) for point in _points()]
+
+
+def _described(point: EntryPoint, ambiguous: bool) -> InstalledAdapter:
+    try:
+        module = _imported(point.name, partial(importlib.import_module, point.module))
+        opens = (inspect.getdoc(module) or "no description").splitlines()[0]
+    except VaeauditError as error:
+        opens = str(error)
+    if ambiguous:
+        opens += f" (another package gives this name too: use --adapter {clipped(point.value)})"
+    return InstalledAdapter(point.name, point.value, _package(point), opens)
+
+
+def _package(point: EntryPoint) -> str:
+    return "unknown" if point.dist is None else f"{point.dist.name} {point.dist.version}"
+
+
+def _the_one(name: str) -> EntryPoint:
+    """The entry point of an installed name; raises :class:`AdapterError` where several packages give it."""
+    points = [point for point in _points() if point.name == name]
+    if len(points) > 1:
+        given = " and ".join(f"{_package(point)} ({clipped(point.value)})" for point in points)
+        raise AdapterError(
+            f"the adapter '{clipped(name)}' is given by several packages, {given}, and none is preferred; name one by "
+            f"its import path, as in --adapter {clipped(points[0].value)}, or uninstall the other"
+        )
+    return points[0]
 
 
 def find_adapter(name: str) -> Adapter:
@@ -85,7 +110,7 @@ def find_adapter(name: str) -> Adapter:
     """
     installed = adapter_names()
     if name in installed:
-        point = installed[name]
+        point = _the_one(name)
         module_name, attribute, source = point.module, point.attr, f"entry point {point.value}"
         module = _imported(name, lambda: importlib.import_module(module_name))
     elif all(name.rpartition(":")[::2]):
@@ -97,14 +122,16 @@ def find_adapter(name: str) -> Adapter:
             source = f"import path {name}"
             module = _imported(name, lambda: importlib.import_module(place))
     else:
-        meant = f" (did you mean '{name}:open'?)" if name.endswith(".py") else nearest(name, installed)
+        meant = f" (did you mean '{clipped(name)}:open'?)" if name.endswith(".py") else nearest(name, installed)
         raise AdapterError(
-            f"there is no adapter '{name}'{meant}; installed are {', '.join(installed)}, "
+            f"there is no adapter '{clipped(name)}'{meant}; installed are {listed(installed)}, "
             "and package.module:open or file.py:open name your own"
         )
     function = getattr(module, attribute, None)
     if not callable(function):
-        raise AdapterError(f"adapter '{name}' defines no function '{attribute}'; it needs open(checkpoint, config)")
+        raise AdapterError(
+            f"adapter '{clipped(name)}' defines no function '{clipped(attribute)}'; it needs open(checkpoint, config)"
+        )
     file = inspect.getsourcefile(module)
     return Adapter(name, source, sha256_of(Path(file)) if file else None, function)
 
@@ -144,9 +171,13 @@ def open_model(
     installed = adapter_names()
     if adapter is None:
         if not isinstance(stated, str) or stated not in installed:
-            said = f"names the adapter '{stated}', which is not installed" if stated else "does not say what it is"
+            said = (
+                f"names the adapter '{clipped(str(stated))}', which is not installed"
+                if stated
+                else "does not say what it is"
+            )
             raise AdapterError(
-                f"{checkpoint.path} {said}; name one with --adapter: {', '.join(installed)}, "
+                f"{checkpoint.path} {said}; name one with --adapter: {listed(installed)}, "
                 "package.module:open or file.py:open"
             )
         adapter = stated
@@ -182,10 +213,12 @@ def _opened(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, obje
     except VaeauditError:
         raise
     except (Exception, SystemExit) as error:  # an adapter is the user's code: whatever it raises is its failure
-        raise AdapterError(f"adapter '{adapter.name}' could not open {checkpoint.path}: {told(error)}") from error
+        raise AdapterError(
+            f"adapter '{clipped(adapter.name)}' could not open {checkpoint.path}: {told(error)}"
+        ) from error
     if fault:
         raise ContractError(
-            f"adapter '{adapter.name}' returned a {type(vae).__name__} {fault}; "
+            f"adapter '{clipped(adapter.name)}' returned a {type(vae).__name__} {fault}; "
             "vaeaudit.VAE lists what a model must provide"
         )
     return vae
@@ -194,7 +227,7 @@ def _opened(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, obje
 def _fault(shape: object, span: object) -> str:
     """What is wrong with a model's ``input_shape`` or ``range``, in words, or ""."""
     if not (isinstance(shape, tuple | list) and shape and all(isinstance(n, int) and n > 0 for n in shape)):
-        return f"whose input_shape is {shape!r}, where positive integers such as (1, 28, 28) were expected"
+        return f"whose input_shape is {clipped(repr(shape))}, where positive integers such as (1, 28, 28) were expected"
     if span is None:
         return ""
     ends = span if isinstance(span, tuple | list) else ()
@@ -204,7 +237,7 @@ def _fault(shape: object, span: object) -> str:
         and -math.inf < ends[0] < ends[1] < math.inf
     ):
         return ""
-    return f"whose range is {span!r}, where two finite numbers lo < hi, or None, were expected"
+    return f"whose range is {clipped(repr(span))}, where two finite numbers lo < hi, or None, were expected"
 
 
 def _imported(name: str, load_module: Callable[[], ModuleType]) -> ModuleType:
@@ -214,13 +247,20 @@ def _imported(name: str, load_module: Callable[[], ModuleType]) -> ModuleType:
         raise
     except (Exception, SystemExit) as error:  # likewise: importing runs the user's code
         place, _, attribute = name.rpartition(":")
-        meant = f" (did you mean '{place}.py:{attribute}'?)" if Path(f"{place}.py").is_file() else ""
-        raise AdapterError(f"adapter '{name}' cannot be imported{meant}: {told(error)}") from error
+        meant = f" (did you mean '{place}.py:{attribute}'?)" if _is_file(f"{place}.py") else ""
+        raise AdapterError(f"adapter '{clipped(name)}' cannot be imported{meant}: {told(error)}") from error
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:  # a name that is too long for any file
+        return False
 
 
 def _module_from_file(file: Path) -> ModuleType:
-    if not file.is_file():
-        raise AdapterError(f"there is no adapter file {file}; expected a Python file that defines open")
+    if not _is_file(str(file)):
+        raise AdapterError(f"there is no adapter file {clipped(str(file))}; expected a Python file that defines open")
     spec = importlib.util.spec_from_file_location(f"vaeaudit_user_adapter_{file.stem}", file)
     assert spec is not None and spec.loader is not None  # a .py file always has a loader
     module = importlib.util.module_from_spec(spec)
@@ -241,5 +281,5 @@ def told(error: BaseException) -> str:
         place = ""
     else:
         place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
-    text = " ".join(str(error).split())
+    text = clipped(" ".join(str(error).split()), 1000)
     return f"{name}: {text}{place}" if text else f"{name}{place}"

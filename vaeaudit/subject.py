@@ -137,10 +137,10 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"there is no device '{name}'; expected auto, cpu, cuda, cuda:N or mps") from error
+        raise ConfigError(f"there is no device '{clipped(name)}'; expected auto, cpu, cuda, cuda:N or mps") from error
     there = {"cpu": True, "cuda": cuda and (device.index or 0) < torch.cuda.device_count(), "mps": mps}
     if not there.get(device.type, False):
-        raise ConfigError(f"device '{name}' is not on this machine; leave --device out to take what is")
+        raise ConfigError(f"device '{clipped(name)}' is not on this machine; leave --device out to take what is")
     return device
 
 

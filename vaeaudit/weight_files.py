@@ -15,13 +15,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vaeaudit.checkpoints import find_checkpoint, not_whole, read_checkpoint, read_facts, sha256_of
+from vaeaudit.checkpoints import read_checkpoint, sha256_of
 from vaeaudit.checks.spectral import matrix_shape
 from vaeaudit.checks.ties import Weight
 from vaeaudit.checks.weights import NEITHER, PARTS
 from vaeaudit.errors import AdapterError, CheckpointError, ConfigError
 from vaeaudit.registry import Adapter, adapter_names, find_adapter
 from vaeaudit.settings import Settings
+from vaeaudit.stated import find_checkpoint, not_whole, read_facts
 
 # NumPy knows no bfloat16: its bits are read as integers.
 _TYPES: Mapping[str, tuple[str, torch.dtype]] = {

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from vaeaudit.attacks.term import GoOn
 from vaeaudit.audits.base import Drawing, Record, number
-from vaeaudit.checkpoints import find_checkpoint, sha256_of
+from vaeaudit.checkpoints import sha256_of
 from vaeaudit.checks.summary_weights import summarise_weights
 from vaeaudit.checks.weights import PartNorm, TensorNorm, weights
 from vaeaudit.report.figures_weights import norm_bars
 from vaeaudit.report.weights import OtherEntry, PartEntry, TensorEntry, WeightsEntry
+from vaeaudit.stated import find_checkpoint
 from vaeaudit.weight_files import StoredModel, read_weights
 
 _SHOWN = 30  # most tensors in the report; all are in items.json

@@ -17,7 +17,7 @@ from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.checks.encodings import Encodings, Images, encodings
 from vaeaudit.checks.information import Membership, categorical_shares, code_shares, gaussian_shares, resolved
 from vaeaudit.draws import noise_set
-from vaeaudit.errors import ConfigError, DataError, UnsupportedError, nearest
+from vaeaudit.errors import ConfigError, DataError, UnsupportedError, listed, nearest
 from vaeaudit.vae import VAE
 
 ESTIMATORS = ("chen", "hist20")
@@ -201,7 +201,7 @@ def _misleading(by: Sequence[Gaps], names: Sequence[str], n: int) -> Iterator[st
         half = (ends[:, 1] - ends[:, 0]) / 2
         bad = ((excess > _TOLERATED * half) & (excess > _NEGLIGIBLE)).nonzero().squeeze(1).tolist()
         if bad:
-            told = ", ".join(f"{[*names, 'the mean'][k]} ({excess[k]:.2g} beside ±{half[k]:.2g})" for k in bad)
+            told = listed(f"{[*names, 'the mean'][k]} ({excess[k]:.2g} beside ±{half[k]:.2g})" for k in bad)
             yield (
                 f"{n} items are few for the intervals by '{gaps.estimator}' of {told}: the second unit's mutual "
                 "information lies too high by about the first figure, as a share of the factor's entropy, and the gap "
@@ -319,7 +319,7 @@ def _varying(table: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[np
     kept = tuple(k for k, (values, _) in enumerate(found) if len(values) > 1)
     if not kept:
         raise DataError(
-            f"none of the factors {', '.join(names)} varies over the {len(table)} items, so that there is nothing to "
+            f"none of the factors {listed(names)} varies over the {len(table)} items, so that there is nothing to "
             "know about them; give items that differ in one"
         )
     for k in kept:

@@ -16,12 +16,11 @@ from torch import Tensor
 from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.checks.spectral import Measured, matrix_shape, measured_norms
 from vaeaudit.checks.ties import Weight, shared, tied
-from vaeaudit.errors import ConfigError, NonFiniteError
+from vaeaudit.errors import ConfigError, NonFiniteError, listed
 
 # Name prefixes of each part's tensors, where an adapter says nothing else; the longest that fits a name decides.
 PARTS: Mapping[str, Sequence[str]] = {"encoder": ("encoder.",), "decoder": ("decoder.",)}
 NEITHER = "neither"  # the part of tensors that belong to neither on purpose, such as a discriminator's
-_SHOWN = 6  # names in one sentence
 # The last is what spectral normalisation keeps of its power iteration.
 _STATISTICS = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked|parametrizations\..+\._[uv])$")
 _REPARAMETRISED = re.compile(r"(^|\.)(weight_g|weight_v|weight_orig|parametrizations\..+)$")
@@ -177,9 +176,9 @@ def assign(names: Iterable[str], parts: Mapping[str, Sequence[str]]) -> dict[str
     found = {name: next((part for p, part in prefixes if name.startswith(p)), None) for name in names}
     strange = [name for name, part in found.items() if part is None]
     if strange:
-        known = ", ".join(f"'{p}' ({part})" for p, part in prefixes)
+        known = listed(f"'{p}' ({part})" for p, part in prefixes)
         raise ConfigError(
-            f"nothing says whether these tensors belong to the encoder or the decoder: {_some(strange)}; known are "
+            f"nothing says whether these tensors belong to the encoder or the decoder: {listed(strange)}; known are "
             f"names that begin with {known}; name an adapter that says it "
             "(WEIGHT_PARTS), or give the prefixes (--part encoder=PREFIX)"
         )
@@ -207,7 +206,7 @@ def _check_alike(ours: Mapping[str, Weight], theirs: Mapping[str, Weight]) -> No
             if name in theirs and ours[name].shape != theirs[name].shape
         ],
     }
-    told = "; ".join(f"{what}: {_some(names)}" for what, names in faults.items() if names)
+    told = "; ".join(f"{what}: {listed(names)}" for what, names in faults.items() if names)
     if told:
         raise ConfigError(
             f"norms are compared between models of one architecture, and the other model's tensors differ ({told}); "
@@ -257,7 +256,7 @@ def _warnings(
         batch = [name.removesuffix(".running_var") for name in names if name.endswith(".running_var")]
         if batch:
             told.append(
-                f"the {part} has batch normalisation ({_some(batch)}), which undoes any factor of the weights "
+                f"the {part} has batch normalisation ({listed(batch)}), which undoes any factor of the weights "
                 "before it: their norm is arbitrary, and so is the part's"
             )
         scales = [
@@ -266,39 +265,34 @@ def _warnings(
         others = [name for name in scales if name not in batch]
         if others:
             told.append(
-                f"the {part} has vectors called weight ({_some(others)}), as normalisation has: where it follows a "
+                f"the {part} has vectors called weight ({listed(others)}), as normalisation has: where it follows a "
                 "layer, that layer's norm is arbitrary"
             )
         derived = [name for name in names if name in counted and _REPARAMETRISED.search(name)]
         if derived:
             told.append(
-                f"the {part} stores weights that the model works with in another form ({_some(derived)}), as weight "
+                f"the {part} stores weights that the model works with in another form ({listed(derived)}), as weight "
                 "and spectral normalisation do: these are norms of what is stored"
             )
     if same:
         pairs = [f"{name} = {first}" for name, first in same.items()]
-        told.append(f"equal tensors were counted once in a part, as tied weights: {_some(pairs)}")
+        told.append(f"equal tensors were counted once in a part, as tied weights: {listed(pairs)}")
     own = [{name: w for name, w in counted.items() if part_of[name] == part and name not in same} for part in PARTS]
     across = shared(own[0], own[1])
     if across:
         pairs = [f"{name} = {first}{' transposed' * transposed}" for first, name, transposed in across]
         told.append(
-            f"encoder and decoder share weights, which count in the norm of each: {_some(pairs)}; these norms do not "
+            f"encoder and decoder share weights, which count in the norm of each: {listed(pairs)}; these norms do not "
             "change independently of each other"
         )
     for whose, tensors in (("this", ours), ("the other", theirs or {})):
         half = [name for name in counted if name in tensors and tensors[name].dtype in _HALF]
         if half:
             told.append(
-                f"{whose} model stores {len(half)} of {len(counted)} tensors in half precision ({_some(half)}): their "
+                f"{whose} model stores {len(half)} of {len(counted)} tensors in half precision ({listed(half)}): their "
                 "squares are summed in float64, but the weights themselves are rounded"
             )
     return tuple(told)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _sizes(weight: Weight) -> str:

@@ -1,9 +1,11 @@
 """The command `vaeaudit`: the one place where errors become messages and exit codes."""
 
+import errno
 import io
+import os
 import signal
 import sys
-import traceback
+import warnings
 from types import FrameType
 
 import typer
@@ -25,8 +27,9 @@ from vaeaudit.cli import (
     report,
     weights,
 )
-from vaeaudit.cli.common import complain, mute, speaker
-from vaeaudit.errors import VaeauditError
+from vaeaudit.cli.common import complain, mute, speaker, trace
+from vaeaudit.errors import VaeauditError, clipped
+from vaeaudit.inert import one_line
 
 app = typer.Typer(
     name="vaeaudit",
@@ -70,41 +73,77 @@ def common(
 
 def main() -> None:
     """Run the command line; exit codes are those of the documentation, and an accident is never 1."""
-    verbose = any(argument in ("-v", "--verbose") for argument in sys.argv[1:])
-    before = signal.signal(signal.SIGTERM, _terminated)
+    stopped: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        """SIGTERM, before a command watches for it, is the same as Ctrl-C."""
+        stopped.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    hooks = sys.unraisablehook, warnings.formatwarning
     try:
+        for number in before:
+            signal.signal(number, stop)
+        sys.unraisablehook, warnings.formatwarning = _unraisable, _warned
         _prepare_streams()
         code = app(standalone_mode=False, prog_name="vaeaudit")
         if code == 1 and {"--show-completion", "--install-completion"} & set(sys.argv):
             code = 2  # typer's own code for a shell that it does not know
         sys.stdout.flush()
-    except VaeauditError as error:
-        code = _tell(str(error), error.exit_code, verbose)
-    except TyperException as error:
-        code = _tell(_usage(error), 2, verbose=False)
-    except (KeyboardInterrupt, typer.Abort):
-        code = 130
-    except BrokenPipeError:
-        mute(sys.stdout)
-        code = 3
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        code = _tell(f"{place}{error.strerror or error}; -v shows where", 3, verbose)
-    except SystemExit as stop:  # typer and rich end with 1 where a pipe is closed, and 1 means "a check failed"
-        code = 3 if stop.code else 0
     except (
         BaseException
     ) as error:  # whatever it is, a panic of an extension included, it must read as an accident and not as a finding
-        text = " ".join(str(error).split()) or "no message"
-        code = _tell(f"unexpected {type(error).__name__}: {text}; -v shows where, and a report helps", 3, verbose)
+        # A library that is stopped while it loads may say so in an error of its own.
+        interrupted = stopped or isinstance(error, KeyboardInterrupt | typer.Abort)
+        code = 130 if interrupted else _told(error)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook, warnings.formatwarning = hooks
+        for number, handler in before.items():
+            signal.signal(number, handler)
     sys.exit(code or 0)
 
 
-def _terminated(_number: int, _frame: FrameType | None) -> None:
-    """SIGTERM before a command watches for it, while libraries are loaded: the same as Ctrl-C."""
-    raise KeyboardInterrupt
+def _told(error: BaseException) -> int:
+    """Say what went wrong, in one sentence; the exit code."""
+    verbose = any(argument in ("-v", "--verbose") for argument in sys.argv[1:])
+    match error:
+        case BrokenPipeError():
+            mute(sys.stdout)
+            return 3
+        case SystemExit():  # typer and rich end with 1 where a pipe is closed, and 1 means "a check failed"
+            return 3 if error.code else 0
+        case TyperException():
+            message, code, verbose = _usage(error), 2, False
+        case VaeauditError():
+            message, code = str(error), error.exit_code
+        case OSError(errno=errno.ENAMETOOLONG):
+            message, code = f"{clipped(str(error.filename))}: the name is too long for a file; give another", 2
+        case OSError():
+            place = f"{clipped(str(error.filename))}: " if error.filename else ""
+            message, code = f"{place}{error.strerror or error}; -v shows where", 3
+        case _:
+            text = " ".join(str(error).split()) or "no message"
+            message, code = f"unexpected {type(error).__name__}: {text}; -v shows where, and a report helps", 3
+    if verbose:
+        trace(error)
+    complain(f"error: {message}")
+    return code
+
+
+def _unraisable(lost: "sys.UnraisableHookArgs") -> None:
+    """Where Python drops what is raised, as in a finaliser, an interruption must still end the command."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        os._exit(130)
+    sys.__unraisablehook__(lost)
+
+
+def _warned(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of a library, which may quote names from files, as one line."""
+    return one_line(f"{filename}:{lineno}: {category.__name__}: {message}") + "\n"
 
 
 def _prepare_streams() -> None:
@@ -128,11 +167,4 @@ def _usage(error: TyperException) -> str:
         source = context.get_parameter_source(error.param.name or "") if context is not None else None
         return told(speaker(error.param.opts, error.param.envvar, source), error.__cause__.errors()[:1])
     where = f"; see {context.command_path} --help" if context is not None else ""
-    return error.format_message().rstrip(".") + where
-
-
-def _tell(message: str, code: int, verbose: bool) -> int:
-    if verbose:
-        complain(traceback.format_exc().rstrip())
-    complain(f"error: {message}")
-    return code
+    return " ".join(error.format_message().split()).rstrip(".") + where

@@ -2,13 +2,12 @@
 
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vaeaudit.cli.common import Reporter, check_output, complain, deliver
+from vaeaudit.cli.common import Reporter, check_output, complain, deliver, trace
 from vaeaudit.cli.options import Form
 from vaeaudit.errors import ConfigError, VaeauditError
 
@@ -49,10 +48,15 @@ def carry_out(checks: Sequence[str], resolved: "Resolved", resume: bool, deliver
 def show(doing: str, work: Callable[[Reporter], "Audit"], resolved: "Resolved", delivery: Delivery) -> int:
     """Do the ``work``, write its report and show it; the report's exit code."""
     from vaeaudit.cli.forms import text_of
+    from vaeaudit.report.writer import write_json
 
     folder = Path(resolved.settings.run.out)
     report = written(doing, work, folder, delivery)
-    deliver(text_of(report, folder, delivery.form, delivery.output), delivery.output)
+    try:
+        deliver(text_of(report, folder, delivery.form, delivery.output, delivery.quiet), delivery.output)
+    except VaeauditError as error:  # the report must not claim another exit code than there is
+        write_json(report.model_copy(update={"exit_code": error.exit_code}), folder)
+        raise
     if report.error is not None:
         complain(f"error: {report.error}")
     return 0 if delivery.exit_zero and report.exit_code == 1 else report.exit_code
@@ -79,5 +83,5 @@ def written(doing: str, work: Callable[[Reporter], "Audit"], folder: Path, deliv
     if report.status == "complete":
         Journal.remove(folder)
     if done.fault is not None and delivery.verbose:
-        complain("".join(traceback.format_exception(done.fault)).rstrip())
+        trace(done.fault)
     return report

@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, TextIO
 
 import typer
 
-from vaeaudit.errors import ConfigError, OutputError
+from vaeaudit.errors import ConfigError, OutputError, clipped
+from vaeaudit.inert import visible
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -36,6 +38,8 @@ SHARED_KEYS = {
 }
 AUDIT_KEYS = SHARED_KEYS | {"out": "run.out", "check": "run.checks", "baseline": "baseline.path"}
 _KEPT = (".safetensors", ".pt", ".pth", ".ckpt", ".npz", ".npy")  # what no result should ever replace
+_MOST_CHARACTERS = 2_000  # of one line
+_MOST_LINES = 100  # of one traceback
 _LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
@@ -112,7 +116,7 @@ def _option(text: str) -> tuple[str, object]:
     """NAME=VALUE, the value as JSON where it is JSON."""
     name, equals, value = text.partition("=")
     if not (name and equals):
-        raise ConfigError(f"--option takes NAME=VALUE, as in activation=tanh, but '{text}' came")
+        raise ConfigError(f"--option takes NAME=VALUE, as in activation=tanh, but '{clipped(text)}' came")
     from vaeaudit.config import strict_json
 
     try:
@@ -147,7 +151,9 @@ class Reporter:
         """Show how far the sweep is; False once interrupted."""
         text = f"{progress.stage}: {progress.running} of {progress.problems} left"
         if self._live is not None:
-            self._live.update(text)
+            from rich.text import Text  # which, unlike a plain string, is no markup
+
+            self._live.update(Text(line(text)))
         elif time.monotonic() - self._told >= _LINE_EVERY:
             self._told = time.monotonic()
             self.say(text)
@@ -197,9 +203,26 @@ def _aside() -> Iterator[None]:
 
 
 def complain(text: str) -> None:
-    """A line on stderr; where nobody can read it, the exit code must still be right."""
+    """One line on stderr, whatever the text holds; where nobody can read it, the exit code must still be right."""
+    _tell([line(text)])
+
+
+def trace(error: BaseException) -> None:
+    """The traceback of an error on stderr; all but its first line are indented, so that none reads as one of ours."""
+    first, *rest = "".join(traceback.format_exception(error)).rstrip().split("\n")
+    if len(rest) > _MOST_LINES:
+        rest[_MOST_LINES // 2 : -_MOST_LINES // 2] = [f"... {len(rest) - _MOST_LINES} lines ..."]
+    _tell([line(first), *(f"  {line(one)}" for one in rest)])
+
+
+def line(text: str) -> str:
+    """A text as one line of a terminal or a log, of which it can be no more than that; cut where it is very long."""
+    return clipped(visible(text), _MOST_CHARACTERS)
+
+
+def _tell(lines: Iterable[str]) -> None:
     try:
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.writelines(f"{one}\n" for one in lines)
         sys.stderr.flush()
     except (OSError, ValueError):
         mute(sys.stderr)
@@ -214,11 +237,13 @@ def check_output(out: str | None, output: str | None) -> None:
     if output is not None:
         file = Path(output)
         if not file.name or file.is_dir():
-            came = f"'{output}' is a folder" if output else "nothing came"
+            came = f"'{clipped(output)}' is a folder" if output else "nothing came"
             raise OutputError(f"--output must name a file, but {came}; leave it out to print the result")
         if file.suffix.lower() in _KEPT or (out is not None and _is_of_report(file, Path(out))):
             what = "a file of the report" if out is not None and _is_of_report(file, Path(out)) else "a model or data"
-            raise OutputError(f"--output must not take the place of {what}, but '{output}' came; name another file")
+            raise OutputError(
+                f"--output must not take the place of {what}, but '{clipped(output)}' came; name another file"
+            )
         if not file.exists():
             check_writable(file.parent, "--output")
 

@@ -6,7 +6,7 @@ import typer
 
 from vaeaudit.cli import options
 from vaeaudit.cli.common import check_output, complain, deliver, settings_of
-from vaeaudit.errors import ConfigError
+from vaeaudit.errors import ConfigError, clipped
 
 
 def command(
@@ -57,7 +57,7 @@ def command(
     for name in (*asked.metrics, *asked.min_effect):
         check_known(name, sides)
     compared = compare(*sides, metrics=asked.metrics, min_effect=asked.min_effect, level=asked.level)
-    deliver(comparison_text(compared, output_format, output), output)
+    deliver(comparison_text(compared, output_format, output, quiet), output)
     for reason in [] if quiet else compared.refused:
         complain(f"not compared: {reason}")
     code = EXIT_CODES[compared.verdict]
@@ -71,5 +71,5 @@ def _effect(text: str) -> tuple[str, float]:
         return name, float(value)
     except ValueError:
         raise ConfigError(
-            f"--min-effect takes METRIC=DIFFERENCE, as in margin.r4.median=0.02, but '{text}' came"
+            f"--min-effect takes METRIC=DIFFERENCE, as in margin.r4.median=0.02, but '{clipped(text)}' came"
         ) from None

@@ -30,7 +30,7 @@ def command(
 ) -> int:
     """Try the model on real data before any check: reconstruction, gradients, determinism, range, clamping."""
     resolved = settings_of(context, SHARED_KEYS, config, isolated, option)
-    from vaeaudit.cli.render import doctor_text, stdout_is_terminal
+    from vaeaudit.cli.render import doctor_line, doctor_text, stdout_is_terminal
     from vaeaudit.record import data_entry, model_entry, plausibility_entry
     from vaeaudit.report.writer import dumps
     from vaeaudit.subject import prepare
@@ -45,6 +45,8 @@ def command(
         entries = {"model": about, "data": on, "plausibility": plausibility}
         dumped = {name: entry.model_dump(mode="json") for name, entry in entries.items()}
         deliver(dumps(dumped), output)
+    elif quiet and output is None:
+        deliver(doctor_line(plausibility), None)
     else:
         facts = [
             ("model", about.file.path),

@@ -8,9 +8,10 @@ from vaeaudit.report.comparison import ComparisonEntry
 from vaeaudit.report.model import Report
 
 
-def text_of(report: Report, folder: Path, form: str, output: str | None) -> str:
+def text_of(report: Report, folder: Path, form: str, output: str | None, quiet: bool = False) -> str:
     """The report, which lies in ``folder``, in a form, as it goes to the file ``output`` or to stdout (None).
 
+    Of a table on stdout ``quiet`` leaves its last line; what is for a file or a program stays whole.
     On GitHub the summary of "github" goes to the job's summary page, and only the annotations are left to show.
     Each form loads what it needs and no other.
     """
@@ -39,8 +40,10 @@ def text_of(report: Report, folder: Path, form: str, output: str | None) -> str:
         case "github":
             return _github(report)
         case _:
-            from vaeaudit.cli.render import report_text, stdout_is_terminal
+            from vaeaudit.cli.render import report_line, report_text, stdout_is_terminal
 
+            if quiet and output is None:
+                return report_line(report, folder)
             return report_text(report, folder, output is None and stdout_is_terminal())
 
 
@@ -54,8 +57,8 @@ def _github(report: Report) -> str:
     return github.annotations(report) + github.summary(report)
 
 
-def comparison_text(compared: ComparisonEntry, form: str, output: str | None) -> str:
-    """A comparison of two reports in a form, as it goes to the file ``output`` or to stdout (None)."""
+def comparison_text(compared: ComparisonEntry, form: str, output: str | None, quiet: bool) -> str:
+    """A comparison of two reports in a form, as :func:`text_of` gives a report."""
     match form:
         case "json":
             from vaeaudit.report.writer import dumps
@@ -66,6 +69,8 @@ def comparison_text(compared: ComparisonEntry, form: str, output: str | None) ->
 
             return markdown.render_comparison(compared)
         case _:
-            from vaeaudit.cli.render import comparison_lines, stdout_is_terminal
+            from vaeaudit.cli.render import comparison_line, comparison_lines, stdout_is_terminal
 
+            if quiet and output is None:
+                return comparison_line(compared)
             return comparison_lines(compared, output is None and stdout_is_terminal())

@@ -8,7 +8,7 @@ import typer
 
 from vaeaudit.cli import options
 from vaeaudit.cli.checking import Delivery, written
-from vaeaudit.cli.common import SHARED_KEYS, Reporter, complain, deliver, settings_of
+from vaeaudit.cli.common import SHARED_KEYS, Reporter, complain, deliver, line, settings_of
 from vaeaudit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,9 +74,7 @@ def command(
     text = propose(report, settings, here)
     write_file(Path(FILE), text.encode())
     thresholds = text.count("\n[checks.")
-    deliver(
-        f"{FILE}: {thresholds} thresholds, from the figures of {Path(settings.run.out) / 'report.md'}\n"
-        "Read it, move the thresholds to what your release needs, then: vaeaudit audit\n",
-        None,
-    )
+    told = line(f"{FILE}: {thresholds} thresholds, from the figures of {Path(settings.run.out) / 'report.md'}")
+    then = "" if quiet else "Read it, move the thresholds to what your release needs, then: vaeaudit audit\n"
+    deliver(f"{told}\n{then}", None)
     return 0

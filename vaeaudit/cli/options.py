@@ -107,5 +107,7 @@ Config = Annotated[
     typer.Option(metavar="FILE", help="Configuration file, instead of the nearest one.", envvar="VAEAUDIT_CONFIG"),
 ]
 Isolated = Annotated[bool, typer.Option("--isolated", help="Read no configuration file.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks; errors only.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress and no remarks; of a table on stdout its last line.")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]

@@ -8,7 +8,7 @@ import typer
 from vaeaudit.cli import options
 from vaeaudit.cli.checking import Delivery, show
 from vaeaudit.cli.common import Reporter, settings_of
-from vaeaudit.errors import ConfigError
+from vaeaudit.errors import ConfigError, clipped
 
 if TYPE_CHECKING:
     from vaeaudit.audit import Audit
@@ -89,7 +89,8 @@ def _parts(texts: list[str]) -> dict[str, list[str]]:
         name, equals, prefix = text.partition("=")
         if not (equals and prefix and name in ("encoder", "decoder", "neither")):
             raise ConfigError(
-                f"--part takes encoder=PREFIX, decoder=PREFIX or neither=PREFIX, as in encoder=enc., but '{text}' came"
+                f"--part takes encoder=PREFIX, decoder=PREFIX or neither=PREFIX, as in encoder=enc., but "
+                f"'{clipped(text)}' came"
             )
         parts.setdefault(name, []).append(prefix)
     return parts

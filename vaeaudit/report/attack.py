@@ -1,5 +1,7 @@
 """Attacks in a report: their entries, and how they are shown."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from vaeaudit.report.entry import Entry, Number
@@ -57,6 +59,9 @@ METRICS = {
 }
 
 
+Reached = Literal["mean", "std", "both"]
+
+
 class PairEntry(Entry):
     """One attacked pair at its chosen lambda."""
 
@@ -92,14 +97,14 @@ class ClassTableEntry(Entry):
 class AttackEntry(Entry):
     """One attack mode over all pairs and lambda."""
 
-    mode: str
+    mode: Literal["latent", "output"]
     similarity: str | None = Field(description="What the latent attack compares posteriors by.")
-    on: str = Field(description="What of the posterior the perturbation reaches: mean, std or both.")
+    on: Reached = Field(description="What of the posterior the perturbation reaches: mean, std or both.")
     layers: list[int] | None = Field(description="Layers of a chain that are compared; null for all.")
     unit: str
-    penalty: str
+    penalty: Literal["l2", "l2sq"]
     box: tuple[float, float] | None
-    lambdas: list[float]
+    lambdas: list[float] = Field(min_length=1)
     restarts: int
     chosen: str = Field(description="How the pairs were chosen.")
     pairs: list[PairEntry]
@@ -159,12 +164,12 @@ class CappedItemEntry(Entry):
 class CappedEntry(Entry):
     """One attack mode under caps."""
 
-    mode: str
+    mode: Literal["damage", "untargeted", "latent-side", "worst"]
     members: list[str] = Field(description="The attacks of which the worst was taken.")
     similarity: str | None
-    on: str
-    ref: str
-    norm: str
+    on: Reached
+    ref: Literal["reconstruction", "input"]
+    norm: Literal["l2", "linf"]
     box: tuple[float, float] | None
     items: list[CappedItemEntry]
     signs: dict[str, int] = Field(description="Failure signs that were seen: sign -> items.")

@@ -88,7 +88,7 @@ class ComparisonEntry(Entry):
         others = Shown("other metrics", _others(rest), {})
         return Section(
             "Compared with an earlier audit",
-            f"`{self.new.model}` against `{self.old.model}` ({self.old.created}), paired by item: {self.summary()}."
+            f"{self.new.model} against {self.old.model} ({self.old.created}), paired by item: {self.summary()}."
             + (
                 f" The chance that anything is called regressed where both models are the same is at most "
                 f"{1 - self.level:.2g}."

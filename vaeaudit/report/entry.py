@@ -2,15 +2,33 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Number = float | None  # None stands for "not a finite number"
+
+
+def storable(value: object) -> object:
+    r"""A value whose texts no bytes of a file's name are left in that are no UTF-8: they become escapes, as \\udcff."""
+    match value:
+        case str():
+            return value.encode(errors="backslashreplace").decode()
+        case list() | tuple():
+            return [storable(one) for one in value]
+        case dict():
+            return {storable(name): storable(one) for name, one in value.items()}
+        case _:
+            return value
 
 
 class Entry(BaseModel):
     """A part of a report: frozen, of known fields only, without NaN and infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _storable(cls, value: object) -> object:
+        return storable(value)
 
 
 class MetricEntry(Entry):
@@ -22,7 +40,9 @@ class MetricEntry(Entry):
     n: int
     nonfinite: int
     unit: str
-    direction: str = Field(description="Which way is more robust: higher, lower or none.")
+    direction: Literal["higher", "lower", "none"] = Field(
+        description="Which way is more robust: higher, lower or none."
+    )
     estimator: str
     doubt: str | None = Field(None, description="Why this figure supports no verdict; null where it does.")
     exact: bool = Field(False, description="Nothing is estimated: the figure needs no interval.")

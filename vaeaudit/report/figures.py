@@ -6,6 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from vaeaudit.errors import clipped
+from vaeaudit.inert import visible
+
 Array = NDArray[np.float64]
 
 PANEL_ROWS = 20  # most pairs that a panel shows; a figure of hundreds can neither be drawn nor read
@@ -153,6 +156,11 @@ def fall_curves(lengths: Array, p: Array, margin: Array, labels: list[str], m: f
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, title="item", title_fontsize=8)
     return to_png(figure)
+
+
+def label(text: str) -> str:
+    """A name from outside as a figure shows it: to the letter, of which none is mathematics or a colour, and cut."""
+    return clipped(visible(text), 60).replace("$", r"\$")
 
 
 def to_png(figure: Figure) -> bytes:

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from vaeaudit.report.figures import Array, to_png
+from vaeaudit.report.figures import Array, label, to_png
 
 _UNITS = 64  # most rows that can be read
 
@@ -30,7 +30,9 @@ def information_panel(shares: dict[str, Array], factors: list[str]) -> bytes:
             axis.add_patch(
                 Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="tab:red", linewidth=2, clip_on=False)
             )
-        axis.set_xticks(range(len(factors)), factors, rotation=35, ha="right", rotation_mode="anchor", fontsize=8)
+        axis.set_xticks(
+            range(len(factors)), list(map(label, factors)), rotation=35, ha="right", rotation_mode="anchor", fontsize=8
+        )
         axis.set_yticks(range(len(units)), [str(unit) for unit in units], fontsize=8)
         axis.set_title(f"by {estimator}", fontsize=10)
         axis.set_ylabel("unit" if len(units) == len(first) else f"unit ({len(units)} of {len(first)})")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from vaeaudit.report.figures import to_png
+from vaeaudit.report.figures import label, to_png
 
 
 def norm_bars(names: Sequence[str], parts: Sequence[str], l2: Sequence[float], others: Sequence[float | None]) -> bytes:
@@ -17,7 +17,7 @@ def norm_bars(names: Sequence[str], parts: Sequence[str], l2: Sequence[float], o
     marked = [(other, row) for row, other in enumerate(others) if other is not None]
     if marked:
         axis.plot(*zip(*marked, strict=True), "k|", markersize=13, markeredgewidth=2, label="the other model")
-    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set_yticks(range(len(names)), list(map(label, names)), fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("L2 norm")
     axis.set_title("How large the weights of each tensor are", fontsize=10)

@@ -4,20 +4,22 @@ Names of files and reasons come from outside: nothing in them may become a workf
 of a table's cell.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from vaeaudit.errors import clipped
+from vaeaudit.inert import one_line, visible
+from vaeaudit.report import literal
 from vaeaudit.report.gates import check_table, gates_section
 from vaeaudit.report.model import Report
 from vaeaudit.report.outcomes import KINDS, Kind, outcomes, together
 from vaeaudit.report.section import Section, Table
 from vaeaudit.report.tables import doubts, metric_table
-from vaeaudit.report.wording import VERDICTS, decision, one_line, sentence, spans, visible
+from vaeaudit.report.wording import NOT_ASKED, VERDICTS, decision, sentence, skipped
 
 _MOST_ANNOTATIONS = 10  # GitHub shows no more of a step
 _MOST_BYTES = 1_000_000  # GitHub drops a summary above 1 MiB, which other commands of the step write to as well
-_MOST_CHARACTERS = 2_000  # of one message or cell
+_MOST_CHARACTERS = 2_000  # of one message
 _CUT = "_Cut here, since GitHub shows no more: the whole report lies in report.md and report.json._"
 
 _LEVELS = ("error", "warning", "notice")
@@ -67,7 +69,8 @@ def _annotations(report: Report) -> Iterator[_Annotation]:
     for reason in report.partial:
         yield _Annotation("notice", "vaeaudit: partial", reason)
     for name, reason in report.skipped.items():
-        yield _Annotation("notice", f"vaeaudit: skipped {name}", reason)
+        if reason != NOT_ASKED:
+            yield _Annotation("notice", f"vaeaudit: skipped {name}", reason)
 
 
 def _and(others: int) -> str:
@@ -76,7 +79,7 @@ def _and(others: int) -> str:
 
 def _command(annotation: _Annotation) -> str:
     title = _escaped(one_line(annotation.title, 200)).replace(":", "%3A").replace(",", "%2C")
-    return f"::{annotation.level} title={title}::{_escaped(_clipped(visible(annotation.message)))}\n"
+    return f"::{annotation.level} title={title}::{_escaped(clipped(visible(annotation.message), _MOST_CHARACTERS))}\n"
 
 
 def _escaped(text: str) -> str:
@@ -88,23 +91,27 @@ def summary(report: Report) -> str:
     first = [*_verdict(report), *_thresholds(report)]
     rest = [*_compared(report), *_asides(report)]
     rest += _metrics(report)
-    rest += ["", f"Model SHA-256 {_code(report.model.file.sha256)}; {_plain(report.tool)}, {_plain(report.created)}."]
+    rest += [
+        "",
+        f"Model SHA-256 {literal.code(report.model.file.sha256)}; "
+        f"{literal.inline(f'{report.tool}, {report.created}')}.",
+    ]
     return _cut([*first, *rest])
 
 
 def _verdict(report: Report) -> list[str]:
-    error = f" {_plain(report.error)}." if report.error else ""
+    error = f" {literal.inline(report.error)}." if report.error else ""
     meaning = VERDICTS.get(report.verdict, report.verdict)
     told = [one for one in outcomes(report) if one.group == "audit" and one.why not in (meaning[:-1], report.error)]
-    data = f", {report.data.n} items of {_code(report.data.source)}" if report.data is not None else ""
+    data = f", {report.data.n} items of {literal.code(report.data.source)}" if report.data is not None else ""
     return [
-        f"## Audit of {_code(report.model.file.path)}",
+        f"## Audit of {literal.code(report.model.file.path)}",
         "",
-        f"**{_plain(meaning)}**{error}",
-        *(["", _plain(sentence(decided))] if (decided := decision(report)) else []),
-        *(f"- {_plain(one.name)}: {_plain(one.why)}" for one in told),
+        f"**{literal.inline(meaning)}**{error}",
+        *(["", literal.block(sentence(decided))] if (decided := decision(report)) else []),
+        *(f"- {literal.block(f'{one.name}: {one.why}')}" for one in told),
         "",
-        f"{_plain(report.model.adapter.name if report.model.adapter else 'weights alone')}{data}",
+        f"{literal.block(report.model.adapter.name if report.model.adapter else 'weights alone')}{data}",
     ]
 
 
@@ -115,30 +122,35 @@ def _thresholds(report: Report) -> list[str]:
     kinds = [KINDS.index(one.kind) for one in outcomes(report)[: len(report.checks)]]
     headers, rows = check_table(report.checks)
     worst_first = [row for _, row in sorted(zip(kinds, rows, strict=True), key=lambda pair: pair[0])]
-    return ["", f"### {section.heading}", "", _inline(section.asked), "", *_table((headers, worst_first))]
+    return ["", f"### {section.heading}", "", literal.block(section.asked), "", *_table((headers, worst_first))]
 
 
 def _compared(report: Report) -> list[str]:
     if report.baseline is None:
         return []
     section: Section = report.baseline.section()
-    lines = ["", f"### {section.heading}", "", _inline(section.asked)]
+    lines = ["", f"### {section.heading}", "", literal.block(section.asked)]
     if report.baseline.tested:
         headers, rows = section.tables[0].table
         order = ("regressed", "cannot tell")
         ranked = sorted(rows, key=lambda row: order.index(row[-1]) if row[-1] in order else len(order))
         lines += ["", *_table((headers, ranked))]
     unsure = together(one for one in outcomes(report) if one.group == "baseline" and one.kind == "inconclusive")
-    told = [f"- {_plain(f'{one.name}{_and(others)}: {one.why}')}" for one, others in unsure if one.name != "baseline"]
+    told = [
+        f"- {literal.block(f'{one.name}{_and(others)}: {one.why}')}" for one, others in unsure if one.name != "baseline"
+    ]
     return [*lines, *(["", *told] if told else [])]
 
 
 def _asides(report: Report) -> list[str]:
     groups = {
-        "Warnings": [f"- {_plain(warning)}" for warning in report.warnings],
+        "Warnings": [f"- {literal.block(warning)}" for warning in report.warnings],
         "What is missing": [
-            *(f"- Partial: {_plain(reason)}" for reason in report.partial),
-            *(f"- Skipped {_plain(name)}: {_plain(reason)}" for name, reason in report.skipped.items()),
+            *(f"- Partial: {literal.inline(reason)}" for reason in report.partial),
+            *(
+                f"- Skipped {literal.inline(name)}: {literal.inline(reason)}"
+                for name, reason in skipped(report).items()
+            ),
         ],
     }
     return [line for heading, lines in groups.items() if lines for line in ("", f"### {heading}", "", *lines)]
@@ -147,7 +159,7 @@ def _asides(report: Report) -> list[str]:
 def _metrics(report: Report) -> list[str]:
     if not report.metrics:
         return []
-    remarks = [f"- {_plain(doubt)}" for doubt in doubts(report.metrics)]
+    remarks = [f"- {literal.block(doubt)}" for doubt in doubts(report.metrics)]
     return [
         "",
         f"<details><summary>Metrics ({len(report.metrics)})</summary>",
@@ -162,7 +174,7 @@ def _metrics(report: Report) -> list[str]:
 def _table(table: Table) -> list[str]:
     headers, rows = table
     lines = [headers, ["---"] * len(headers)]
-    return [f"| {' | '.join(cells)} |" for cells in (*lines, *([_plain(cell) for cell in row] for row in rows))]
+    return [f"| {' | '.join(cells)} |" for cells in (*lines, *([literal.cell(cell) for cell in row] for row in rows))]
 
 
 def _cut(lines: Sequence[str]) -> str:
@@ -182,31 +194,3 @@ def _within(lines: Iterable[str], left: int) -> Iterator[str]:
         if left < 0:
             return
         yield line
-
-
-def _clipped(text: str) -> str:
-    return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 1] + "…"
-
-
-def _inline(text: str) -> str:
-    return "".join(_code(piece) if is_code else _spaced(piece) for piece, is_code in spans(text))
-
-
-def _spaced(piece: str) -> str:
-    """Plain text that keeps a space at its ends, where it meets its neighbours."""
-    before, after = piece[:1].isspace() * " ", piece[-1:].isspace() * " "
-    return before + _plain(piece) + after
-
-
-def _code(text: str) -> str:
-    """Text shown to the letter: in backticks where it holds nothing that could end them, else escaped."""
-    line = one_line(text, _MOST_CHARACTERS)
-    return f"`{line}`" if re.fullmatch(r"[\w./\\+=, -]*[\w./]", line, re.ASCII) else _plain(text)
-
-
-def _plain(text: str) -> str:
-    """Text of which Markdown and HTML make nothing but that text, on one line."""
-    line = one_line(text, _MOST_CHARACTERS)
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
-    line = re.sub(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)
-    return line.replace("://", "&#58;//").replace("www.", "www&#46;").replace("##", "#&#35;")

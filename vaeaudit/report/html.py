@@ -17,13 +17,14 @@ from pathlib import PurePath
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from vaeaudit.inert import visible
 from vaeaudit.report.entry import MetricEntry
 from vaeaudit.report.model import PlausibilityEntry, Report
 from vaeaudit.report.outcomes import COUNTING, Outcome, outcomes, together
 from vaeaudit.report.reading import PNG
 from vaeaudit.report.section import Section, Shown, Table
 from vaeaudit.report.tables import doubts, finding_table, metric_table
-from vaeaudit.report.wording import METRIC_NOTES, VERDICTS, asides, meanings, provenance, spans, visible
+from vaeaudit.report.wording import METRIC_NOTES, VERDICTS, asides, meanings, provenance
 
 _MOST_ROWS = 20  # of a table of items that is open from the start
 _MOST_METRICS = 40  # of metrics, likewise
@@ -152,7 +153,7 @@ def _template() -> Template:
         keep_trailing_newline=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    environment.filters |= {"spans": _spans, "breakable": _breakable, "sha256": _sha256}
+    environment.filters |= {"breakable": _breakable, "sha256": _sha256}
     return environment.get_template("report.html.j2")
 
 
@@ -243,14 +244,6 @@ def _settings(report: Report, *, given: bool) -> Grid:
     return _grid(
         "settings that were given" if given else "settings left at their defaults",
         (["setting", "value", "given by"] if given else ["setting", "value"], rows),
-    )
-
-
-def _spans(text: str) -> Markup:
-    """Text in which backticks mark code."""
-    return Markup().join(
-        Markup("<code>{}</code>").format(visible(piece)) if is_code else escape(visible(piece))
-        for piece, is_code in spans(text)
     )
 
 

@@ -7,9 +7,10 @@ case, since an empty suite, or none, would read as a success.
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
+from vaeaudit.inert import visible
 from vaeaudit.report.model import Report
 from vaeaudit.report.outcomes import Kind, Outcome, outcomes
-from vaeaudit.report.wording import decision, visible
+from vaeaudit.report.wording import decision
 
 _ELEMENTS: dict[Kind, str] = {
     "failed": "failure",

@@ -1,5 +1,7 @@
 """The latents check in a report: its entry, and how it is shown."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from vaeaudit.report.entry import Entry, Number
@@ -55,7 +57,7 @@ class UnitEntry(Entry):
 
     layer: int
     unit: int = Field(description="Number within its layer; continuous units come first.")
-    kind: str = Field(description="continuous or categorical")
+    kind: Literal["continuous", "categorical"]
     kl: FigureEntry
     share: Number = Field(description="Of the KL of all units.")
     variance: Number = Field(description="Of the posterior's mean over items; null where there is none.")

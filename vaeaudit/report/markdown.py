@@ -1,44 +1,37 @@
 """report.md: the verdict first, then tables and figures, readable by someone who never saw the tool."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from urllib.parse import quote
 
 from tabulate import tabulate
 
+from vaeaudit.report import literal
 from vaeaudit.report.comparison import ComparisonEntry
 from vaeaudit.report.model import PlausibilityEntry, Report
+from vaeaudit.report.reading import lies_beside
 from vaeaudit.report.section import Section, Table
 from vaeaudit.report.tables import doubts, finding_table, metric_table
-from vaeaudit.report.wording import (
-    METRIC_NOTES,
-    VERDICTS,
-    Fact,
-    asides,
-    decision,
-    meanings,
-    provenance,
-    sentence,
-    visible,
-)
+from vaeaudit.report.wording import METRIC_NOTES, VERDICTS, Fact, asides, decision, meanings, provenance, sentence
 
 
 def render(report: Report) -> str:
     """The report as GitHub-flavoured Markdown; figures are links to the files beside it."""
     parts = [
-        f"# Audit of `{report.model.file.path}`",
-        f"**{VERDICTS[report.verdict]}**" + (f" {report.error}." if report.error else ""),
-        sentence(decision(report)),
-        "\n".join(f"- {line}" for line in asides(report)),
+        f"# Audit of {literal.code(report.model.file.path)}",
+        f"**{VERDICTS[report.verdict]}**" + (f" {literal.inline(report.error)}." if report.error else ""),
+        literal.block(sentence(decision(report))),
+        _items(asides(report)),
         *(part for section in report.sections for part in _section(section, report.files)),
         "## Metrics" if report.metrics else "",
         _table(metric_table(report.metrics)) if report.metrics else "",
-        "\n".join(f"- {doubt}" for doubt in doubts(report.metrics)),
+        _items(doubts(report.metrics)),
         METRIC_NOTES if report.metrics and report.data else "",
         _list(meanings(report)),
         *_plausibility(report.plausibility),
         "## What was audited",
-        _table((["", ""], [_fact(fact) for fact in provenance(report)])),
+        _drawn(["", ""], [_fact(fact) for fact in provenance(report)]),
     ]
-    return visible("\n\n".join(part for part in parts if part)) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def render_comparison(compared: ComparisonEntry) -> str:
@@ -50,19 +43,26 @@ def render_comparison(compared: ComparisonEntry) -> str:
     parts = [
         f"# {section.heading}",
         f"**{verdict.get(compared.verdict, 'Inconclusive: there is no ground for a verdict.')}**",
-        "\n".join(f"- Warning: {warning}." for warning in compared.warnings),
+        _items(f"Warning: {warning}." for warning in compared.warnings),
         *_section(section, {})[1:],
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _section(section: Section, files: Mapping[str, str]) -> list[str]:
-    parts = [f"## {section.heading}", section.asked]
+    parts = [f"## {literal.block(section.heading)}", literal.block(section.asked)]
     for place, shown in enumerate(section.tables):
-        parts += [shown.caption if place else "", _table(shown.table), _list(shown.legend)]
-    parts += section.remarks
+        parts += [literal.block(shown.caption) if place else "", _table(shown.table), _list(shown.legend)]
+    parts += map(literal.block, section.remarks)
     figures = ((files.get(purpose), told) for purpose, told in section.figures.items())
-    return parts + [f"![{told}]({name})" for name, told in figures if name]
+    return parts + [_figure(name, told) for name, told in figures if name]
+
+
+def _figure(name: str, told: str) -> str:
+    """A file beside the report as an image; nothing that lies elsewhere, whatever a report names."""
+    if not lies_beside(name):
+        return f"The figure {literal.code(name)} is not beside the report."
+    return f"![{literal.alt(told)}]({quote(name, safe='', errors='backslashreplace')})"
 
 
 def _plausibility(entry: PlausibilityEntry | None) -> list[str]:
@@ -76,15 +76,25 @@ def _plausibility(entry: PlausibilityEntry | None) -> list[str]:
     ]
 
 
+def _items(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {literal.block(line)}" for line in lines)
+
+
 def _list(meanings: Mapping[str, str]) -> str:
-    return "\n".join(f"- **{name}**: {meaning}" for name, meaning in meanings.items())
+    return "\n".join(f"- **{literal.inline(name)}**: {literal.inline(told)}" for name, told in meanings.items())
 
 
 def _fact(fact: Fact) -> list[str]:
-    return [fact.name, ("" if fact.exact is None else f"`{fact.exact}`") + fact.words]
+    return [
+        literal.cell(fact.name),
+        ("" if fact.exact is None else literal.code(fact.exact)) + (literal.cell(fact.words) if fact.words else ""),
+    ]
 
 
 def _table(table: Table) -> str:
     headers, rows = table
-    escaped = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
-    return tabulate(escaped, headers=headers, tablefmt="github", disable_numparse=True)
+    return _drawn([literal.cell(name) for name in headers], [[literal.cell(cell) for cell in row] for row in rows])
+
+
+def _drawn(headers: list[str], rows: list[list[str]]) -> str:
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)

@@ -1,7 +1,10 @@
 """The mutual information gap in a report: its entry, and how it is shown."""
 
+from typing import Literal
+
 from pydantic import Field
 
+from vaeaudit.errors import listed
 from vaeaudit.report.entry import Entry, Number
 from vaeaudit.report.section import Section, Shown, Table, number
 
@@ -38,7 +41,7 @@ class HeldEntry(Entry):
 class GapsEntry(Entry):
     """The gaps by one estimator; ``factors`` in the order of the entry's."""
 
-    estimator: str
+    estimator: Literal["chen", "hist20"]
     value: Number = Field(description="The MIG: the mean of the gaps.")
     ci: tuple[float, float] | None
     factors: list[HeldEntry]
@@ -74,7 +77,7 @@ class MigEntry(Entry):
             f"figures must not be compared with each other: {told}. Of {of}; intervals at {self.level:.0%} take the "
             f"items as a sample, and tell what others would have given{others}.",
             [Shown(f"mutual information gap: {of}", mig_table(self), MIG_LEGEND)],
-            [f"Left out, since constant over these items: {', '.join(self.constant)}."] if self.constant else [],
+            [f"Left out, since constant over these items: {listed(self.constant)}."] if self.constant else [],
             {
                 "mutual informations": "What each unit knows of each factor, as a share of the factor's entropy, by "
                 "both estimators; a frame marks the unit that knows most"

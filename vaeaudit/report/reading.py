@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
-from vaeaudit.errors import InputError, nearest
+from vaeaudit.errors import InputError, clipped, nearest
 from vaeaudit.report.model import SCHEMA_VERSION, Report
 from vaeaudit.report.wording import VERDICTS
 
@@ -69,8 +69,13 @@ def figures_of(report: Report, folder: Path) -> dict[str, bytes]:
     return found
 
 
+def lies_beside(name: str) -> bool:
+    """Whether a report may name a file so: it leads out of no folder."""
+    return PurePath(name).name == name and "\\" not in name and name != ".."
+
+
 def _figure(folder: Path, name: str) -> bytes | None:
-    if PurePath(name).name != name or "\\" in name:
+    if not lies_beside(name):
         return None
     try:
         file = (folder / name).resolve()
@@ -199,7 +204,7 @@ def _place(steps: Sequence[str | int]) -> str:
         if isinstance(step, int):
             place += f"[{step}]"
         elif re.fullmatch(r"\w+", step):
-            place += f".{step}" if place else step
+            place += f".{clipped(step)}" if place else clipped(step)
         else:
             place += f"[{_shown(step)}]"
     return place

@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
+from vaeaudit.errors import listed
 from vaeaudit.report.entry import Entry, Number
 from vaeaudit.report.section import Section, Shown, Table, number
 
-_SOME = 6  # names in one sentence
 # What the columns of the tables mean.
 _PARTS = {
     "part": "encoder or decoder",
@@ -89,8 +89,7 @@ class WeightsEntry(Entry):
         if not few:
             remarks.append(f"The other {self.counted - len(self.tensors)} tensors are in items.json.")
         if self.left_out:
-            more = f" and {len(self.left_out) - _SOME} more" if len(self.left_out) > _SOME else ""
-            remarks.append(f"Not counted: {', '.join(self.left_out[:_SOME])}{more}.")
+            remarks.append(f"Not counted: {listed(self.left_out)}.")
         return Section(
             "Weights",
             f"How large the {which} of encoder and decoder are{versus}, read from the file without running the model. "
@@ -111,7 +110,7 @@ class WeightsEntry(Entry):
         )
 
     def _whose(self) -> str:
-        told = [f"{part}: {', '.join(prefixes)}" for part, prefixes in self.prefixes.items() if prefixes]
+        told = [f"{part}: {listed(prefixes)}" for part, prefixes in self.prefixes.items() if prefixes]
         return f"Whose a tensor is, its name's beginning tells ({'; '.join(told)})."
 
     def _part_table(self) -> Table:

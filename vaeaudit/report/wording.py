@@ -1,8 +1,6 @@
 """What every form of a report says in words: the verdict's meaning, asides, meanings of metrics, what was audited."""
 
-import re
 import shlex
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from vaeaudit.report.model import Report
@@ -18,11 +16,7 @@ METRIC_NOTES = (
     "One value a pair or item. Medians and quartiles are order statistics; a small sample gives them no interval."
 )
 
-# Control characters, half surrogate pairs, line separators, marks that turn the direction of writing, non-characters:
-# XML cannot hold some, and the rest would let a file's name show as another or break a line.
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
-)
+NOT_ASKED = "it is not among the checks that were asked for"
 
 
 class Fact(NamedTuple):
@@ -33,23 +27,11 @@ class Fact(NamedTuple):
     words: str = ""
 
 
-def visible(text: str) -> str:
-    """``text`` with characters that cannot be seen or stored written as escapes."""
-    return _HIDDEN.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
-
-
-def one_line(text: str, most: int | None = None) -> str:
-    """``text`` made visible on one line, cut after ``most`` characters."""
-    line = " ".join(visible(text).split())
-    return line if most is None or len(line) <= most else line[: most - 1] + "…"
-
-
-def spans(text: str) -> Iterator[tuple[str, bool]]:
-    """The pieces of a text in which `backticks` mark what is to be shown to the letter, and whether each is such."""
-    pieces = text.split("`")
-    if len(pieces) % 2 == 0:  # the last backtick has no partner
-        pieces[-2:] = ["`".join(pieces[-2:])]
-    return ((piece, place % 2 == 1) for place, piece in enumerate(pieces) if piece)
+def skipped(report: Report) -> dict[str, str]:
+    """What could not be answered, and why; what nobody asked for stands last and together."""
+    asked = {name: reason for name, reason in report.skipped.items() if reason != NOT_ASKED}
+    rest = [name for name in report.skipped if name not in asked]
+    return asked | ({", ".join(rest): "not asked for"} if rest else {})
 
 
 def sentence(text: str) -> str:
@@ -74,7 +56,7 @@ def asides(report: Report) -> list[str]:
     """What a reader must know before the figures, a sentence each."""
     return [
         *(f"Partial: {reason}." for reason in report.partial),
-        *(f"Skipped {name}: {reason}." for name, reason in report.skipped.items()),
+        *(f"Skipped {name}: {reason}." for name, reason in skipped(report).items()),
         *(f"Warning: {warning}." for warning in report.warnings),
         *(f"Acknowledged: {told}." for told in acknowledged(report)),
         *([f"Reproduced: {report.reproduced.summary()}."] if report.reproduced and report.reproduced.agree else []),

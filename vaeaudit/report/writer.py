@@ -41,8 +41,13 @@ def write(report: Report, files: Mapping[str, tuple[str, bytes]], folder: Path) 
     for name, content in files.values():
         write_file(folder / name, content)
     write_file(folder / "report.md", render(report).encode(errors="backslashreplace"))
-    write_file(folder / "report.json", to_json(report).encode())
+    write_json(report, folder)
     return report
+
+
+def write_json(report: Report, folder: Path) -> None:
+    """Write report.json alone. Raises :class:`OutputError`."""
+    write_file(folder / "report.json", to_json(report).encode())
 
 
 def to_json(report: Report) -> str:
@@ -51,8 +56,11 @@ def to_json(report: Report) -> str:
 
 
 def dumps(value: object) -> str:
-    """Strict JSON for a file or stdout; in ASCII, which every reader and every locale takes."""
-    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+    """Strict JSON for a file or stdout; in ASCII, which every reader and every locale takes.
+
+    No log takes a text in it for a command: those begin lines, where only ours stand, or with ##, which is escaped.
+    """
+    return json.dumps(value, indent=2, allow_nan=False).replace("##", "#\\u0023") + "\n"
 
 
 def write_file(path: Path, content: bytes) -> None:

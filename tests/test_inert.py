@@ -1,0 +1,443 @@
+"""Texts from outside act on nothing: whatever stands in whatever field, every form shows it and obeys none of it."""
+
+import json
+import re
+import types
+from collections.abc import Callable, Iterator
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import junitparser
+import numpy as np
+import pytest
+import torch
+import yaml
+from markdown_it import MarkdownIt
+from pydantic import BaseModel, JsonValue
+from safetensors.torch import save_file
+
+from vaeaudit.cli.common import line
+from vaeaudit.cli.render import comparison_lines, report_line, report_text
+from vaeaudit.inert import one_line, visible
+from vaeaudit.report import card, github, html, junit, literal, markdown
+from vaeaudit.report.model import SCHEMA_VERSION, Report
+from vaeaudit.report.reading import PNG
+from vaeaudit.report.writer import to_json
+
+PIXEL = PNG + bytes.fromhex("0000000d4948445200000001000000010800000000")
+# What acts on a terminal, the log of GitHub, Azure or TeamCity, a viewer of Markdown, a page, XML, YAML, rich's markup.
+HOSTILE = [
+    "::error::x", "a\n::error::x", "a\r::add-mask::x", "a ::set-output name=a::b", "##[error]x", "a##vso[task.x]y",
+    "##teamcity[x]", "\x1b[2Jx", "\x9b2Jx", "\x1b]8;;http://a.b\x1b\\x\x1b]8;;\x1b\\", "a\x08\x08b", "\u202egnp.exe",
+    "a\u2028::error::x", "a\x85::error::x", "a\x0b::error::x", "a\u200bb\ufeffc\U000e0041", "\ud800", "\x00",
+    "x\n# heading", "# heading", "x\n\n- item", "- item", "1. item", "[ ] box", "> quoted", "x\n===", "---", "***",
+    "a #", "[x](http://a.b)", "![x](http://a.b/c.png)", "](http://a.b)", "[x]: http://a.b", "https://a.b", "www.a.b",
+    "a@b.org", "@org/team", "<img src=x onerror=alert(1)>", "</details><script>x", "<!-- x", "&lt;b&gt;",
+    "`code`", "```", "a`b",
+    "*a* **b** _c_ ~~d~~", "a | b |", "a\\", "a\\|b", "$x$", "]]>", "x: y\n---\nz: 1", "- !!python/object x", "{{ 1 }}",
+    "[red]x[/red]", "[link=http://a.b]x[/link]", "[bold", "[/]", ":skull:", "error: all is well\nverdict: passed",
+]  # fmt: skip
+
+
+def made(kind: Any, text: str, name: str = "") -> Any:
+    """A value of a type in which every text is ``text``."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is JsonValue:
+        return text
+    if origin is Annotated:
+        return made(arguments[0], text, name)
+    if origin in (Union, types.UnionType):
+        return made(arguments[0], text, name)
+    if origin is Literal:
+        return arguments[0]
+    if origin is list:
+        return [made(arguments[0], text, name)]
+    if origin is dict:
+        return {made(arguments[0], text): made(arguments[1], text, name)}
+    if origin is tuple:
+        return [made(one, text, name) for one in arguments]
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return {field: made(info.annotation, text, field) for field, info in kind.model_fields.items()}
+    return {str: text, int: 1, float: 1.0, bool: True}[kind]
+
+
+@cache
+def report_of(text: str) -> Report:
+    """A report with ``text`` in every field that holds one, but for those of which only a few are read."""
+    fixed = {"schema_version": SCHEMA_VERSION, "verdict": "failed", "status": "complete"}
+    content = made(Report, text) | fixed | {"metrics": {}}
+    content["configuration"] = {text: {text: text}}
+    whole = Report.model_validate(content | {"metrics": made(Report, text)["metrics"]})
+    purposes = [purpose for section in whole.sections for purpose in section.figures]
+    return whole.model_copy(update={"files": dict.fromkeys(purposes, text)})
+
+
+def texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            yield from (*texts(name), *texts(one))
+    elif isinstance(value, list):
+        for one in value:
+            yield from texts(one)
+
+
+def test_the_report_holds_the_text_in_every_field_of_every_entry() -> None:
+    found = json.dumps(report_of("hostile").model_dump(mode="json")).count('"hostile"')
+    assert found > 120
+    for section in report_of("hostile").sections:
+        assert section.tables
+
+
+def obeyed(text: str) -> list[str]:
+    """Lines of a log that a runner would take for a command, and all that moves a cursor or turns the writing."""
+    lines = re.split(r"\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", text)
+    commands = [one for one in lines if one.lstrip().startswith("::") or re.search(r"##\w*\[", one)]
+    return commands + re.findall(
+        r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", text
+    )
+
+
+FORMS: dict[str, Callable[[Report], str]] = {
+    "table": lambda report: report_text(report, Path("out"), to_terminal=False),
+    "last line": lambda report: report_line(report, Path("out")),
+    "comparison": lambda report: comparison_lines(report.baseline, to_terminal=False),  # type: ignore[arg-type]
+    "json": to_json,
+    "markdown": markdown.render,
+    "markdown of a comparison": lambda report: markdown.render_comparison(report.baseline),  # type: ignore[arg-type]
+    "summary": github.summary,
+    "junit": junit.render,
+    "card": card.render,
+    "html": lambda report: html.render(report, dict.fromkeys(report.files, PIXEL)),
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_form_holds_a_command_or_a_control_character(text: str) -> None:
+    report = report_of(text)
+    for name, form in FORMS.items():
+        shown = re.sub("<style>.*?</style>", "", form(report), flags=re.DOTALL)
+        assert obeyed(shown) == [], name
+    for one in github.annotations(report).splitlines():
+        level, _, rest = one.removeprefix("::").partition(" title=")
+        assert level in ("error", "warning", "notice")
+        title, _, message = rest.partition("::")
+        assert not re.search("[:,]", title)
+        assert obeyed(message) == []
+
+
+@pytest.mark.parametrize("width", ["30", "80", "200"])
+@pytest.mark.parametrize(
+    "text", ["::error::x", "a ::error::x", "::error::x" * 40, "a" * 79 + "::error::x", "x " * 39 + "::error::x"]
+)
+def test_no_line_of_a_table_begins_with_a_command_at_any_width(
+    text: str, width: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert obeyed(report_text(report_of(text), Path("out"), to_terminal=True)) == []
+
+
+def tokens(text: str) -> Iterator[Any]:
+    for token in MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text):
+        yield token
+        yield from token.children or ()
+
+
+def shape(text: str) -> list[tuple[str, str]]:
+    """What a document is made of, but for its words; a text in backticks is one that is shown."""
+    plain = ("text", "text_special", "code_inline", "softbreak")
+    return [(token.type, token.tag) for token in tokens(text) if token.type not in plain]
+
+
+def words(text: str) -> str:
+    return "".join(token.content for token in tokens(text) if token.type in ("text", "text_special", "code_inline"))
+
+
+@cache
+def plain_shape(form: str) -> list[tuple[str, str]]:
+    return shape(FORMS[form](report_of("plain").model_copy(update={"files": {}})))
+
+
+@pytest.mark.parametrize("form", ["markdown", "markdown of a comparison", "summary"])
+@pytest.mark.parametrize("text", HOSTILE)
+def test_markdown_is_made_of_the_same_parts_whatever_the_text(text: str, form: str) -> None:
+    document = FORMS[form](report_of(text).model_copy(update={"files": {}}))
+    assert shape(document) == plain_shape(form)
+    assert one_line(text) in words(document)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_an_image_is_of_a_file_beside_the_report_or_none(text: str) -> None:
+    images = [token for token in tokens(markdown.render(report_of(text))) if token.type == "image"]
+    for image in images:
+        assert re.fullmatch(r"[\w.~%-]+", image.attrs["src"])
+    assert bool(images) == ("/" not in text and "\\" not in text)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_text_in_markdown_is_shown_to_the_letter_and_is_no_mark(text: str) -> None:
+    for place in ("{}", "- {}", "> {}", "**A:** {}.", "# {}", "{}: x", "![{}](a.png)", "| {} | x |\n|--|--|"):
+        check_place(text, place)
+
+
+def check_place(text: str, place: str) -> None:
+    if place.startswith("!["):
+        escape = literal.alt
+    else:
+        escape = {"|": literal.cell, "*": literal.inline, "#": literal.inline}.get(place[0], literal.block)
+    document = place.replace("{}", escape(text))
+    assert shape(document) == shape(place.replace("{}", "plain"))
+    shown = one_line(text)
+    if place.startswith("!["):
+        (image,) = (token for token in tokens(document) if token.type == "image")
+        assert "".join(child.content for child in image.children) == shown
+    else:
+        assert shown in words(document)
+
+
+class Page(HTMLParser):
+    """What a browser finds."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[object] = []
+        self.words = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag != "wbr":
+            self.found.append((tag, [name for name, _ in attrs if name != "class"]))
+            self.found += [value for name, value in attrs if name in ("href", "src") and not value.startswith("#")]  # type: ignore[union-attr]
+
+    def handle_comment(self, data: str) -> None:
+        self.found.append(data)
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+@cache
+def plain_page() -> Page:
+    return Page(FORMS["html"](report_of("plain")))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_page_is_made_of_the_same_parts_whatever_the_text(text: str) -> None:
+    page = Page(FORMS["html"](report_of(text)))
+    assert page.found == plain_page().found
+    assert visible(text) in page.words
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_xml_yaml_and_json_hold_the_text_and_no_part_more(text: str, tmp_path: Path) -> None:
+    report = report_of(text)
+    file = tmp_path / "junit.xml"
+    file.write_text(junit.render(report), encoding="ascii")
+    cases = [case for suite in junitparser.JUnitXml.fromfile(str(file)) for case in suite]
+    assert len(cases) == junit.render(report_of("plain")).count("<testcase")
+    assert visible(text) in {case.name for case in cases}
+    front = yaml.safe_load(card.render(report).removeprefix("---\n").removesuffix("---\n"))
+    assert set(front) == {"model-index"}
+    assert one_line(text) in set(texts(front))
+    kept = text.encode(errors="backslashreplace").decode()
+    assert kept in set(texts(json.loads(to_json(report))))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_the_terminal_shows_the_text(text: str) -> None:
+    shown = report_text(report_of(text), Path("out"), to_terminal=False)
+    assert f"partial: {line(text)}\n" in shown
+    assert f"warning: {line(text)}\n" in shown
+
+
+def test_what_is_shown_stays_so() -> None:
+    for text in HOSTILE:
+        assert visible(visible(text)) == visible(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("::error::x", r"\x3a:error::x"),
+        ("a::b std::vector", "a::b std::vector"),
+        ("a\t::b", r"a\t::b"),
+        ("##[error]#1 ## x", r"#\x23[error]#1 ## x"),
+        ("a\r\nb\x1b[0m", r"a\r\nb\x1b[0m"),
+        ("é 漢 ‖x‖ → λ", "é 漢 ‖x‖ → λ"),
+    ],
+)
+def test_only_what_would_act_is_escaped(text: str, shown: str) -> None:
+    assert visible(text) == shown
+
+
+# ---- The command line
+
+Command = Callable[..., Any]
+BASIS = torch.linalg.qr(torch.randn(16, 3, generator=torch.Generator().manual_seed(0)))[0]
+# One of each kind that a message may carry: a log's command, a line of ours, a terminal's sequence, markup, and much.
+SPOKEN = [
+    "::error::x",
+    "a\n::error::x\nerror: b",
+    "\x1b[2J##[error]x",
+    "[red]x[/red]\u202e$\\frac$",
+    "x" * 5000,
+    "\udcff",
+]
+spoken = pytest.mark.parametrize("text", SPOKEN, ids=[visible(text)[:30] for text in SPOKEN])
+
+
+def said(done: Any) -> str:
+    """All that a command wrote, once it is known to act on nothing and to be lines of ours, none of them long."""
+    ours = r"^::(error|warning|notice) title=[^:,\n]*::"
+    for stream in (re.sub(ours, "", done.out, flags=re.MULTILINE), done.err):
+        assert obeyed(stream) == [], stream
+    for one in done.err.splitlines():
+        assert one.startswith(("error: ", "note: ", "not compared: ", "Traceback ", "  ", "no vaeaudit.toml ")), one
+        assert len(one) <= 2100
+    return done.out + done.err
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    """A VAE for the adapter "mlp" that needs no training: x -> z = B'(x - 1/2) -> 1/2 + B z, through ReLUs."""
+    return {
+        "encoder.shared.0.weight": torch.eye(16),
+        "encoder.shared.0.bias": torch.zeros(16),
+        "encoder.mean.0.weight": BASIS.t().contiguous(),
+        "encoder.mean.0.bias": -0.5 * BASIS.sum(0),
+        "encoder.logvar.0.weight": torch.zeros(3, 16),
+        "encoder.logvar.0.bias": torch.full((3,), -6.0),
+        "decoder.0.weight": torch.cat([torch.eye(3), -torch.eye(3)]),
+        "decoder.0.bias": torch.zeros(6),
+        "decoder.2.weight": torch.cat([BASIS, -BASIS], 1),
+        "decoder.2.bias": torch.full((16,), 0.5),
+    }
+
+
+def place(**facts: str) -> None:
+    """A model and data in the working directory."""
+    stated = {
+        "adapter": "mlp",
+        "likelihood": "gaussian",
+        "stddev": "0.1",
+        "input_shape": "[1, 4, 4]",
+        "range": "[0, 1]",
+    }
+    save_file(tensors(), "vae.safetensors", {f"vaeaudit.{name}": value for name, value in (stated | facts).items()})
+    z = 0.25 * np.random.default_rng(1).normal(size=(40, 3))
+    images = np.clip(0.5 + z @ BASIS.numpy().T, 0, 1).astype(np.float32).reshape(40, 1, 4, 4)
+    np.save("val.npy", images)
+
+
+MODELS = ("audit", "attack", "margin", "noise", "mig", "latents", "weights", "doctor", "init")
+WITH_DATA = [name for name in MODELS if name != "weights"]
+
+
+@spoken
+def test_no_option_or_path_acts_through_a_message(command: Command, text: str) -> None:
+    place()
+    np.save("x.npy", np.zeros(3))
+    calls = [
+        *([name, text] for name in MODELS),
+        *([name, "vae.safetensors", "--adapter", text] for name in MODELS),
+        *([name, "vae.safetensors", "--data", text] for name in WITH_DATA),
+        *([name, "vae.safetensors", "--data", "val.npy", "--option", text] for name in WITH_DATA),
+        *([name, "vae.safetensors", "--data", "val.npy", "--device", text] for name in WITH_DATA),
+        *([name, "vae.safetensors", "--config", text] for name in MODELS),
+        ["audit", "--check", text], ["audit", "--from", text], ["audit", "--baseline", text], ["audit", "--seed", text],
+        ["attack", "vae.safetensors", "--data", "val.npy", "--vary", text], ["attack", "--pair", text],
+        ["attack", "--mode", text], ["weights", "vae.safetensors", "--part", text], [text], ["audit", f"--{text}"],
+        ["weights", "vae.safetensors", "--against", text], ["report", text], ["compare", text, text], ["config", text],
+        ["report", "x.npy", "--format", text], ["compare", "x.npy", "x.npy", "--min-effect", text],
+    ]  # fmt: skip
+    for arguments in calls:
+        done = command(*arguments)
+        assert done.code == 2, (arguments, done)
+        assert len(said(done).splitlines()) == 1
+        assert "unexpected " not in done.err.replace("unexpected extra", "")
+
+
+@spoken
+def test_config_show_shows_what_was_said_as_it_is(command: Command, text: str) -> None:
+    for form in ("table", "json"):
+        done = command("config", "show", "--option", f"a={text}", "--format", form)
+        assert done.code in (0, 2)
+        said(done)
+
+
+@spoken
+def test_no_name_of_a_tensor_acts(command: Command, text: str) -> None:
+    if text == "\udcff":
+        pytest.skip("a name within a file is UTF-8")
+    save_file(
+        {f"encoder.{text}": torch.ones(2, 2), "decoder.w": torch.ones(2, 2), text: torch.ones(1, 1)}, "a.safetensors"
+    )
+    save_file({"encoder.b": torch.ones(2, 2), "decoder.w": torch.ones(2, 2)}, "b.safetensors")
+    save_file({text: torch.full((1,), torch.nan)}, "nan.safetensors")
+    assert command("weights", "a.safetensors").code == 2
+    parts = ("--part", "encoder=encoder.", "--part", "decoder=decoder.", "--part", f"neither={text}")
+    for arguments in (
+        ["weights", "a.safetensors"],
+        ["weights", "a.safetensors", *parts],
+        ["weights", "a.safetensors", *parts, "--against", "b.safetensors"],
+        ["weights", "nan.safetensors"],
+        ["doctor", "a.safetensors", "--adapter", "mlp", "--data", "b.safetensors"],
+        ["report", "vaeaudit-report"],
+        ["report", "vaeaudit-report", "--format", "html"],
+    ):
+        said(command(*arguments))
+
+
+@spoken
+def test_no_fact_of_a_file_and_no_word_of_an_adapter_acts(command: Command, text: str) -> None:
+    plain = text.encode(errors="backslashreplace").decode()
+    Path("own.py").write_text(f"def open(checkpoint, config):\n    raise ValueError({text!r})\n", encoding="utf-8")
+    for facts in ({"adapter": plain}, {"activation": plain}, {plain: "1"}):
+        place(**facts)
+        assert command("config", "show", "vae.safetensors").code == 0
+        done = command("doctor", "vae.safetensors", "--data", "val.npy")
+        assert done.code == 2
+        assert len(said(done).splitlines()) == 1
+    for verbose in ([], ["-v"]):
+        done = command("doctor", "vae.safetensors", "--data", "val.npy", "--adapter", "own.py:open", *verbose)
+        assert done.code == 2
+        assert [one for one in said(done).splitlines() if not one.startswith("  ")][bool(verbose) :] == [
+            done.err.splitlines()[-1]
+        ]
+
+
+@spoken
+def test_no_name_of_a_factor_acts(command: Command, text: str) -> None:
+    if text == "\udcff":
+        pytest.skip("NumPy stores names as text")
+    place()
+    classes = np.stack([np.arange(40) % 2, np.zeros(40, int), np.arange(40) // 20], 1)
+    names = np.array([f"{text}a", f"{text}b", "c"])
+    np.savez("val.npz", imgs=np.load("val.npy"), latents_classes=classes, latents_names=names)
+    for arguments in (
+        ["mig", "vae.safetensors", "--data", "val.npz"],
+        ["attack", "vae.safetensors", "--data", "val.npz", "--vary", f"{text}b"],
+        ["attack", "vae.safetensors", "--data", "val.npz", "--vary", "d"],
+        ["doctor", "vae.safetensors", "--data", "val.npz"],
+        *(["report", "vaeaudit-report", "--format", form] for form in ("markdown", "junit", "github", "card", "html")),
+    ):
+        assert "unexpected" not in said(command(*arguments))
+
+
+@spoken
+def test_no_report_acts_however_it_was_doctored(command: Command, text: str) -> None:
+    Path("old").mkdir()
+    Path("old/report.json").write_text(to_json(report_of(text)))
+    Path("odd.json").write_text(json.dumps({text: text, "schema_version": text}))
+    for form in ("markdown", "junit", "github", "card", "html"):
+        done = command("report", "old", "--format", form)
+        assert done.code == 0
+        said(done)
+    for arguments in (["compare", "old", "old"], ["audit", "--from", "old"], ["report", "odd.json"]):
+        done = command(*arguments)
+        assert done.code in (2, 5)
+        assert "unexpected" not in said(done)

@@ -1,0 +1,99 @@
+"""Finding a checkpoint, and what it says of itself, without reading its tensors or loading what these need."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from vaeaudit.config import strict_json
+from vaeaudit.errors import CheckpointError, clipped, listed
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
+FACT_PREFIX = "vaeaudit."
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The file that ``path`` means: itself, or the only checkpoint in a folder. Raises :class:`CheckpointError`."""
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise CheckpointError(f"{clipped(str(path))} cannot be read ({error.strerror}); check its name") from error
+    if is_folder:
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
+        if len(files) != 1:
+            came = f"holds {listed(f.name for f in files)}" if files else "holds none"
+            raise CheckpointError(
+                f"{path} is a folder that {came}, where one checkpoint ({', '.join(SUFFIXES)}) was expected; "
+                "name the file"
+            )
+        return files[0]
+    if not path.exists():
+        raise CheckpointError(f"there is no checkpoint at {path}; give a {', '.join(SUFFIXES)} file or its folder")
+    if path.suffix.lower() not in SUFFIXES:
+        raise CheckpointError(
+            f"the name of {path} ends in none of {', '.join(SUFFIXES)}, by which a checkpoint is known; "
+            "convert or rename it"
+        )
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+    return path
+
+
+def read_facts(file: Path) -> dict[str, object]:
+    """What a checkpoint states about itself, as in :class:`Checkpoint`, without reading its tensors.
+
+    Raises :class:`CheckpointError` where the file or the config.json beside it is damaged.
+    """
+    metadata: dict[str, str] = {}
+    if file.suffix.lower() == ".safetensors":
+        try:
+            with safe_open(file, framework="numpy") as handle:
+                metadata = handle.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise not_whole(file, error) from error
+    return {**config_facts(file), **facts_in(metadata)}
+
+
+def facts_in(metadata: Mapping[str, str]) -> dict[str, object]:
+    """What the metadata of a safetensors file state about the model."""
+    # Sorted, since safetensors gives them in another order in every process.
+    stated = {key.removeprefix(FACT_PREFIX): value for key, value in metadata.items() if key.startswith(FACT_PREFIX)}
+    return {name: _fact(value) for name, value in sorted(stated.items())}
+
+
+def not_whole(file: Path, error: Exception) -> CheckpointError:
+    """What to say where safetensors cannot read ``file``."""
+    return CheckpointError(
+        f"{file} is not a whole safetensors file ({first_sentence(error)}); it may be truncated or only named so"
+    )
+
+
+def _fact(value: str) -> object:
+    """A metadata value is JSON; what is not JSON is the string itself."""
+    try:
+        return strict_json(value)
+    except ValueError:
+        return value
+
+
+def config_facts(file: Path) -> dict[str, object]:
+    """What a config.json beside a checkpoint states about the model."""
+    config = file.with_name("config.json")
+    if not config.is_file():
+        return {}
+    try:
+        content = strict_json(config.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{config} beside the checkpoint is not readable JSON ({first_sentence(error)}); correct or remove it"
+        ) from error
+    section = content.get("vaeaudit", {}) if isinstance(content, dict) else {}
+    return dict(section) if isinstance(section, dict) else {}
+
+
+def first_sentence(error: Exception) -> str:
+    """The first sentence of what a library said."""
+    lines = str(error).splitlines()
+    return lines[0].split(". ")[0][:160].rstrip(".") if lines else type(error).__name__
