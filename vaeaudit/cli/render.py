@@ -100,7 +100,7 @@ def doctor_text(plausibility: PlausibilityEntry, facts: Iterable[tuple[str, str]
     parts: list[RenderableType] = [
         _table((["fact", "value"], rows), "What was opened"),
         _table(finding_table(plausibility), f"Is it the model it claims to be? ({plausibility.items} items)"),
-        _table(losses, "Losses at z = the mean", numbers_from=1),
+        *([_table(losses, "Losses at z = the mean", numbers_from=1)] if plausibility.losses else []),
         Text(f"verdict: {verdict}"),
     ]
     return _text(parts, to_terminal)
