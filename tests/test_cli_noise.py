@@ -127,10 +127,13 @@ def test_probabilities_that_are_nan_under_noise_are_counted_and_end_nothing(cli:
     (entry,) = report()["noise"]
     _, weak, strong = entry["levels"]
     assert (weak["nonfinite"], weak["sign"]) == (0, None)
-    assert strong["sign"] == f"with noise of 1.5, {strong['nonfinite']} of 3000 log-likelihoods are NaN or infinite"
+    said = f"with noise of 1.5, {strong['nonfinite']} of 3000 log-likelihoods are NaN or infinite: of items "
+    assert strong["sign"].startswith(said)
     measured = report()["metrics"]["noise.s1.5.log_likelihood.mean"]
     assert measured["nonfinite"] > 0
     assert measured["n"] + measured["nonfinite"] == 300
+    assert measured["doubt"] == strong["sign"]
+    assert report()["metrics"]["noise.s1.5.log_likelihood.median"]["doubt"] is None
 
 
 def test_an_interruption_keeps_the_items_done(noise: Noise, monkeypatch: pytest.MonkeyPatch) -> None:

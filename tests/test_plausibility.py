@@ -1,5 +1,6 @@
 import copy
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vaeaudit.checks.plausibility import Plausibility, Verdict, examine
+from vaeaudit.checks import sensitivity
+from vaeaudit.checks.plausibility import Finding, Plausibility, Verdict, examine
 from vaeaudit.data import fit
 from vaeaudit.errors import ConfigError, ContractError, DataError, NonFiniteError, UnsupportedError
 from vaeaudit.formats import read
@@ -376,6 +378,153 @@ def test_a_deterministic_encoder_has_no_kl_and_passes(bundled_model: Any, bundle
         assert found.losses["kl"].value is None
 
 
+# Healthy models of other families
+
+
+def gradients(encode: Callable[[Tensor], Any], x: Tensor) -> Finding:
+    class Encoding:
+        input_shape, range = tuple(x.shape[1:]), None
+
+        def encode(self, x: Tensor) -> Any:
+            return encode(x)
+
+    return sensitivity.gradients(Encoding(), x, [100 + place for place in range(len(x))], seed=0)  # type: ignore[arg-type]
+
+
+def few(width: int = 6, n: int = 8) -> Tensor:
+    return torch.randn((n, width), generator=torch.Generator().manual_seed(1))
+
+
+def spread(mean: Tensor, log_stddev: Tensor | float = 0.0) -> DiagonalGaussian:
+    return DiagonalGaussian(mean, torch.as_tensor(log_stddev).expand_as(mean))
+
+
+class Classes:
+    """A Concrete posterior of one categorical latent."""
+
+    noise_shape = (6,)
+
+    def __init__(self, logits: Tensor, hard: bool = False) -> None:
+        self.log_probabilities, self.hard = logits.log_softmax(-1), hard
+
+    @property
+    def mean(self) -> Tensor:
+        return self.log_probabilities.exp()
+
+    def sample(self, noise: Tensor) -> Tensor:
+        drawn = (self.log_probabilities + noise).softmax(-1)
+        return nn.functional.one_hot(drawn.argmax(-1), 6).to(noise) if self.hard else drawn
+
+    kl = wasserstein2 = rows = None
+
+
+HEALTHY: dict[str, Callable[[Tensor], Any]] = {
+    "codes of length 1": lambda x: spread(nn.functional.normalize(x, dim=1)),
+    "codes whose sum is constant": lambda x: spread(x.softmax(1)),
+    "a part that never changes": lambda x: spread(torch.cat([0 * x, x], 1)),
+    "a mean that never changes beside a spread that does": lambda x: spread(0 * x, x),
+    "an even encoder": lambda x: spread(x.square() - 1),
+    "a deterministic encoder": lambda x: spread(x, -math.inf),
+    "codes rounded with a straight-through gradient": lambda x: spread(x + (x.round() - x).detach()),
+    "classes": Classes,
+    "classes drawn hard": lambda x: Classes(x, hard=True),
+    "log-variances without a gradient that never change": lambda x: spread(x, -3.0),
+    "inputs beyond those that it reads": lambda x: spread(x[:, :2]),
+}
+MASKED: dict[str, Callable[[Tensor], Any]] = {
+    "a detached input": lambda x: spread(x.detach()),
+    "a detached mean": lambda x: spread(x.detach(), x),
+    "a rounded mean": lambda x: spread(x.round(), x),
+    "detached log-variances": lambda x: spread(x, x.detach()),
+    "half of the inputs detached": lambda x: spread(torch.cat([x[:, :3].detach(), x[:, 3:]], 1)),
+    "classes without a gradient": lambda x: Classes(x.detach()),
+    "saturated units": lambda x: spread((1e4 * x).sigmoid()),
+    "gradients that are not finite": lambda x: spread(
+        (x * 0 + 1e-30 * x).sign().abs().sqrt() + (x - x.detach()).sqrt()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_gradients_that_are_there_are_seen_in_whatever_the_posterior_gives(name: str) -> None:
+    found = gradients(HEALTHY[name], few())
+    assert found.verdict is Verdict.PASS, found.message
+    assert ("hardly depends" in found.message) == (name == "inputs beyond those that it reads")
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_gradients_that_are_masked_fail(name: str) -> None:
+    assert gradients(MASKED[name], few()).verdict is Verdict.FAIL
+
+
+def test_a_single_item_without_a_gradient_is_named_and_does_not_condemn_the_model() -> None:
+    x = few()
+    x[:, 0], x[5] = 1.0, -1.0
+    found = gradients(lambda x: spread(x.relu()), x)
+    assert (found.verdict, "1 of 8 items, item 105" in found.message) == (Verdict.UNSURE, True)
+
+
+# Batches
+
+
+class Centred(nn.Module):
+    """Batch statistics in evaluation, as batch normalisation that keeps none has them."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(784, track_running_stats=False, affine=False)
+        self.input_shape, self.range, self.prior, self.decode = vae.input_shape, vae.range, vae.prior, vae.decode
+        self.vae = [vae]
+
+    def encode(self, x: Tensor) -> Any:
+        return self.vae[0].encode(self.norm(x.flatten(1)).view_as(x))
+
+
+def squeezed(vae: Any, x: Tensor) -> DiagonalGaussian:
+    q = vae.encode(x)
+    return DiagonalGaussian(q.mean.squeeze(0), q.log_stddev.squeeze(0))
+
+
+def of_even_batches(vae: Any, x: Tensor) -> DiagonalGaussian:
+    return vae.encode(x.view(2, -1, *x.shape[1:]).flatten(0, 1))
+
+
+def of_single_items(vae: Any, x: Tensor) -> DiagonalGaussian:
+    return vae.encode(x.view(1, 1, 28, 28))
+
+
+@pytest.mark.parametrize("batch_size", [None, 64])
+@pytest.mark.parametrize(
+    ("encode", "words"),
+    [
+        (None, "on one of 1 it raised ValueError: Expected more than 1 value.*running statistics \\(norm\\)"),
+        (squeezed, "takes a batch of 2, but on one of 1 it raised IndexError"),
+        (of_even_batches, "takes a batch of 2, but on one of 1 it raised RuntimeError"),
+        (of_single_items, "takes a batch of 1, but on one of 2 it raised RuntimeError"),
+    ],
+)
+def test_a_model_that_takes_batches_of_some_sizes_only_is_told_of_in_a_finding(
+    encode: Any, words: str, batch_size: int | None, bundled_model: Any, bundled_images: Tensor
+) -> None:
+    vae = Centred(bundled_model).eval() if encode is None else Altered(bundled_model, encode=encode)
+    found = examine(vae, bundled_images, batch_size=batch_size)
+    assert verdicts(found)["rows apart"] is Verdict.FAIL
+    assert re.search(words, found.findings[-1].message), found.findings[-1].message
+
+
+def test_layers_with_statistics_of_the_batch_are_named_where_they_take_every_batch(
+    bundled_model: Any, bundled_images: Tensor
+) -> None:
+    class Alone(Centred):
+        def encode(self, x: Tensor) -> Any:
+            return super().encode(x) if len(x) > 1 else self.vae[0].encode(x)
+
+    found = examine(Alone(bundled_model).eval(), bundled_images)
+    (told,) = (f.message for f in found.findings if f.name == "rows apart")
+    assert verdicts(found)["rows apart"] is Verdict.FAIL
+    assert "running statistics (norm)" in told
+
+
 # Models that cannot be judged at all
 
 
@@ -425,6 +574,39 @@ def test_the_examination_repeats_itself_and_leaves_the_model_alone(bundled_model
     first, second = (examine(bundled_model, bundled_images) for _ in range(2))
     assert first == second
     assert all(torch.equal(tensor, before[name]) for name, tensor in bundled_model.state_dict().items())
+
+
+def test_items_that_are_not_finite_are_named_by_their_number(bundled_model: Any, bundled_images: Tensor) -> None:
+    x, numbers = bundled_images[:30].clone(), [3 * place for place in range(30)]
+    x[[7, 20]] = 0
+
+    def by_loudness(vae: Any, x: Tensor) -> DiagonalGaussian:
+        return vae.encode(x / (x.flatten(1).amax(1) / x.flatten(1).amax(1))[:, None, None, None])
+
+    with pytest.raises(NonFiniteError, match="for 2 of 30 items, items 21, 60; leave"):
+        examine(Altered(bundled_model, encode=by_loudness), x, items=numbers)
+
+    def endless(vae: Any, x: Tensor) -> DiagonalGaussian:
+        q = vae.encode(x)
+        return DiagonalGaussian(q.mean, q.log_stddev.where((x.flatten(1) > 0).any(1)[:, None], math.inf))
+
+    found = examine(Altered(bundled_model, encode=endless), x, items=numbers)
+    (told,) = (f.message for f in found.findings if f.name == "KL to the prior")
+    assert "2 of 30 items, items 21, 60" in told
+
+
+def test_a_share_that_is_not_zero_is_told_in_counts(bundled_model: Any, bundled_images: Tensor) -> None:
+    def floored(vae: Any, x: Tensor) -> DiagonalGaussian:
+        q = vae.encode(x)
+        log_stddev = q.log_stddev.clone()
+        log_stddev[:, 0] = torch.where(
+            (x == bundled_images[:2, None]).flatten(2).all(2).any(0), -15.0, log_stddev[:, 0]
+        )
+        return DiagonalGaussian(q.mean, log_stddev)
+
+    found = examine(Altered(bundled_model, encode=floored), bundled_images)
+    (told,) = (f.message for f in found.findings if f.name == "log-variance")
+    assert "2 of 1,920 exactly at -30" in told
 
 
 # Published models

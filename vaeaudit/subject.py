@@ -1,11 +1,13 @@
 """What is audited: a model, its data, and whether they go together."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from vaeaudit.checks.baselines import unlike_scales
 from vaeaudit.checks.encodings import Encodings
 from vaeaudit.checks.plausibility import Plausibility, examine
 from vaeaudit.data import Data, fit
@@ -75,6 +77,7 @@ def prepare(settings: Settings) -> Subject:
         raise DataError(f"{some}, where at least two are needed; give more")
     items = _sample(n, settings.run.seed)
     sample = data.batch(items, dtype=dtype, device=device)
+    data = replace(data, warnings=(*data.warnings, *_scales(data, sample)))
     size = settings.run.batch_size if isinstance(settings.run.batch_size, int) else None
     try:
         likelihood = _likelihood(model.vae, sample)
@@ -96,6 +99,18 @@ def _check_acknowledged(settings: Settings, plausibility: Plausibility) -> None:
                 f"[doctor.acknowledge]: doctor has no finding '{clipped(name)}'{nearest(name, names)}; it has "
                 f"{', '.join(names)}"
             )
+
+
+def _scales(data: Data, sample: Tensor) -> Iterator[str]:
+    """A warning where no common range holds the elements and their scales are far apart."""
+    spreads = unlike_scales(sample) if data.range is None else None
+    if spreads is not None:
+        yield (
+            f"the scales of the input's elements differ by 10^{round(math.log10(spreads[1] / spreads[0]))} (they vary "
+            f"by {spreads[0]:.2g} to {spreads[1]:.2g} over the items): one noise, and one norm of a distortion, is "
+            "nothing to the largest and everything to the smallest; bring them to one scale in the data, and let "
+            "the adapter undo it"
+        )
 
 
 @torch.no_grad()

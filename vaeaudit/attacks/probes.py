@@ -5,7 +5,7 @@ is lengthened, and what the box cuts off is left to the other elements, until d 
 under a linf cap they are corners of the cap, cut at the box.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +23,11 @@ _LOOKED = 4  # problems of an item whose found points are looked at, spread over
 _SLOPES = 6  # directions whose slopes are compared with differences: the gradient's and random ones
 _FLAT = 1e-4  # an element with a gradient below this share of the largest counts as having none
 _STEPS = (1e-3, 1e-4)  # of those differences, as shares of the length of d; kinks spoil long, rounding short ones
+_SHORT = tuple(10.0**-power for power in range(5, 14))  # elements of other scales are passed by in longer ones
 _MARGIN = 5e-2  # how far from the edges of the box, as a share of its width, differences are taken
 _LEVEL = 0.999  # of the test on fresh noise
 _OFF_ZERO = 1e-2  # a little off d = 0, as a share of the length of d
+_AGREES = 0.1  # a gradient and differences this near to each other need no other steps
 _FAR = 0.1  # how far from x a far point lies without a target: this share of the width, in each element
 _ROUNDING = 1e3  # units in the last place by which rounding may change a value
 _CLEAR = 0.1  # differences of values are compared where they exceed this share of it
@@ -98,9 +100,15 @@ class Probes:
 
         self.once, self.again = (self._on_grid(self._looked_at, 1 + spread.numel()) for _ in range(2))  # (P, 1 + M)
         # A little off d = 0, because an untargeted data term has no gradient at it; and where random elements moved.
-        off = [self._step(self.x, self.random[-1], share * self.length, "l2") for share in (_OFF_ZERO, 1)]
+        # Where elements may have scales of their own, the target tells them.
+        near = self.random[-1] if box or x_t is None else self.far - self.x
+        ways = ((near, _OFF_ZERO), (self.random[-1], 1))
+        off = [self._step(self.x, way, share * self.length, "l2") for way, share in ways]
         slopes = self._gradient(torch.cat([self.points, torch.stack([*off, self.middle], 1)], 1))  # (P, 1 + M + 3, n)
-        self.finite = slopes.isfinite().flatten(1)
+        finite = slopes.isfinite()
+        if not box:  # without a box a random point may lie where no input does
+            finite[:, -2] = True
+        self.finite = finite.flatten(1)
         self.slopes = slopes.nan_to_num(0, 0, 0)
         self.value, self.size = self._unsearched()  # (P, T)
         self.zero = self.once[:, 0]
@@ -122,10 +130,13 @@ class Probes:
     def zero_gradient(self) -> Tensor:
         """What moving only the elements without a gradient changes; how high points lie that have none at all.
 
-        An element has one if it has at any of the points: units that are off at one input are on at another.
+        An element has one if it has at any of the points: units that are off at one input are on at another. It is
+        small where it is beside the largest, and where its product with the way to the far point is: in kilometres a
+        slope is a thousand times that in metres.
         """
-        slope = self.slopes.abs()
-        unseen = (slope <= _FLAT * slope.amax(2, keepdim=True)).all(1)
+        slope, way = self.slopes.abs(), (self.far - self.x).abs()[:, None]
+        small = [each <= _FLAT * each.amax(2, keepdim=True) for each in (slope, slope * way)]
+        unseen = (small[0] & (small[1] | (way == 0))).all(1)
         random = [self._step(self.x, sign * unseen * self.random[0], self.length, "l2") for sign in (1, -1)]
         moved = torch.stack([*random, torch.where(unseen, self.far, self.x)], 1)
         change = (self._on_grid(lambda item, which: moved[item, which], 3) - self.zero[:, None]).abs().amax(1)
@@ -139,11 +150,22 @@ class Probes:
         return torch.where(constant, torch.nan, self.share(torch.maximum(change, stuck.amax(1))))
 
     def wrong_gradient(self) -> Tensor:
-        """Products of the gradient, with itself and with random directions, against central differences."""
+        """Products of the gradient, with itself and with random directions, against central differences.
+
+        Without a box the elements may have units of their own, whose scales no length of d tells: then shorter and
+        shorter steps are tried, as long as their differences are clear of rounding.
+        """
+        error = self._difference(_STEPS)
+        if bool(torch.isinf(torch.as_tensor(self.high))) and bool((error > _AGREES).any()):
+            error = torch.minimum(error, self._difference(_STEPS + _SHORT))
+        return error
+
+    def _difference(self, steps: Sequence[float]) -> Tensor:
+        """The larger error (P,) of the two groups of directions, each of its best step; 0 where none is clear."""
         slope = self.slopes[:, -1]
         along = torch.cat([slope[None], self.random[: _SLOPES - 1]])  # (S, P, n)
         along = along * _inverse(_length(along))[:, :, None]
-        shares = torch.tensor(_STEPS, dtype=along.dtype, device=along.device)
+        shares = torch.tensor(steps, dtype=along.dtype, device=along.device)
         step = torch.minimum(shares[:, None, None] * self.length, self.margin / along.abs().amax(2))  # (H, S, P)
         foreseen = (2 * step * (along * slope).sum(2)).permute(2, 0, 1)  # (P, H, S)
         ends = torch.tensor([1.0, -1.0], dtype=along.dtype, device=along.device)
@@ -158,7 +180,9 @@ class Probes:
             seen, said = rise[..., ways], foreseen[..., ways]
             scale = torch.maximum(_length(seen), _length(said))  # (P, H)
             clear = scale > _CLEAR * _rounding(value.flatten(2), 2)
-            error = torch.where(clear, _length(seen - said) / scale, torch.inf).amin(1)
+            error = _length(seen - said) / scale
+            clear &= error.isfinite()  # what overflows at a long step may not at a short one
+            error = torch.where(clear, error, torch.inf).amin(1)
             told.append(torch.where(clear.any(1), error, 0.0))
         return torch.maximum(*told)
 

@@ -79,7 +79,7 @@ class Within:
             )
         if not bool(self.centre.isfinite().all()):
             item = int((~self.centre.isfinite().all(1)).nonzero()[0, 0])
-            raise NonFiniteError(f"the reconstruction of item {item} is not finite; run doctor on the model")
+            raise NonFiniteError(f"the reconstruction of item {keys[item]} is not finite; run doctor on the model")
 
     def gap(self, points: Tensor, item: Tensor, noise: Tensor) -> Tensor:
         """The level's quantile of the distances less r, (b,): positive where P is at most the level on this noise."""

@@ -23,9 +23,11 @@ from vaeaudit.audits.attack_record import (
     sign_warnings,
 )
 from vaeaudit.audits.base import Record
+from vaeaudit.batches import RowBatches
 from vaeaudit.checks.attack import AttackResult, attack
 from vaeaudit.checks.capped import CAPPED_MODES, CappedResult, capped_attack
 from vaeaudit.checks.classifier import Judge, judge
+from vaeaudit.checks.inputs import require_finite_outputs
 from vaeaudit.checks.success import class_success, factor_success, summarise_classes, summarise_factor
 from vaeaudit.checks.summary import summarise, summarise_capped, summarise_likeness
 from vaeaudit.errors import VaeauditError
@@ -57,6 +59,10 @@ def _choose(subject: Subject) -> _Chosen:
     """Raises what the settings ask and the data or the model do not give, in any mode, before the first runs."""
     pairs = _pairs(subject)
     x, x_t = subject.images(pairs.sources), subject.images(pairs.targets)
+    vae = subject.model.vae
+    rows = RowBatches(subject.batch_size or RowBatches.automatic(vae.input_shape, x.device).size)
+    for points, items in ((x, pairs.sources), (x_t, pairs.targets)):
+        require_finite_outputs(vae, points, rows, items)
     _try(subject, x, x_t)
     return _Chosen(pairs, x, x_t, _judge(subject, pairs))
 

@@ -1,6 +1,6 @@
 """The noise check from settings to record: randomly drawn items under every noise."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vaeaudit.attacks.term import GoOn
 from vaeaudit.audits.base import Drawing, Record, Row, array, metric_entry, number
+from vaeaudit.checks.inputs import numbered
 from vaeaudit.checks.noise import NoiseResult, noise, over_draws
 from vaeaudit.checks.summary_noise import summarise_noise
 from vaeaudit.report.entry import MetricEntry
@@ -53,15 +54,26 @@ def run(subject: Subject, go_on: GoOn) -> Record:
 
 
 def _doubts(result: NoiseResult) -> dict[str, str]:
-    """Which metrics a sign puts in doubt: heavy tails carry off means and not quantiles; NaN and infinity spoil all."""
+    """Which metrics a sign puts in doubt: heavy tails, NaN and infinity carry off means and not quantiles."""
     found: dict[str, str] = {}
-    for sigma, sign, lost in zip(result.sigmas, result.signs, result.degradation.unbind(0), strict=True):
+    errors = [result.clean_error, *result.error.unbind(0)]
+    for (sigma, noisy, values, sign), error in zip(_levels(result), errors, strict=True):
         name = f"noise.s{sigma:.6g}"
-        if sign and bool(lost.isfinite().all()):
+        if sign:
             found |= {f"{name}.{figure}.mean": sign for figure in ("log_likelihood", *_LOSSES)}
-        elif sign:
-            found[name] = sign
+        if not noisy:
+            found |= _left_out(f"{name}.log_likelihood.mean", values.T, result.items)
+        found |= _left_out(f"{name}.denoising_error.mean", error, result.items)
     return found
+
+
+def _left_out(name: str, values: Tensor, items: Sequence[int]) -> dict[str, str]:
+    """The doubt about a mean that leaves out items whose ``values`` (I, ...) are not finite."""
+    wrong = (~values.reshape(len(values), -1).isfinite().all(1)).nonzero().squeeze(1).tolist()
+    if not wrong:
+        return {}
+    told = numbered([items[place] for place in wrong])
+    return {name: f"it leaves out {told}, {len(wrong)} of {len(values)}, where the model gives NaN or infinity"}
 
 
 def _entry(result: NoiseResult, metrics: Metrics, how: str) -> NoiseEntry:

@@ -17,7 +17,7 @@ from vaeaudit.attacks.similarity import DRAWING
 from vaeaudit.attacks.sweep import PENALTIES, Sweep, geometric_lambdas, sweep
 from vaeaudit.attacks.term import DataTerm, GoOn, Term, always
 from vaeaudit.batches import RowBatches
-from vaeaudit.checks.inputs import check_pairs
+from vaeaudit.checks.inputs import check_pairs, require_finite_outputs
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, DataError, nearest
 from vaeaudit.optim.lbfgsb import Stopping
@@ -150,6 +150,7 @@ def attack(
             no evaluation.
         UnsupportedError: the model's posterior does not give what is asked.
         DataError: shapes or types that do not fit, values outside the range, no pair, or a pair of equal images.
+        NonFiniteError: means or reconstructions of sources or targets are NaN or infinite.
     """
     for what, name, known in (("mode", mode, MODES), ("penalty", penalty, PENALTIES)):
         if name not in known:
@@ -168,11 +169,13 @@ def attack(
     with torch.no_grad():
         posterior = vae.encode(x_t[:1])
     shape = posterior.noise_shape
+    rows = RowBatches.automatic(vae.input_shape, x.device) if batch_size is None else RowBatches(batch_size)
+    require_finite_outputs(vae, x, rows, keys)
+    require_finite_outputs(vae, x_t, rows, keys, " of the target")
 
     def noise(name: str, of: tuple[int, ...] = shape, draws: int = _DRAWS) -> Tensor:
         return noise_set(of, draws=draws, items=keys, seed=seed, check=f"attack.{mode}{name}", like=x)
 
-    rows = RowBatches.automatic(vae.input_shape, x.device) if batch_size is None else RowBatches(batch_size)
     searched = RowBatches(max(1, rows.size // _DRAWS)) if objective.decodes else rows
     found = sweep(
         objective.data_term(vae, x, x_t, noise("")),

@@ -17,7 +17,7 @@ from vaeaudit.attacks.probes import Found
 from vaeaudit.attacks.signs import DIRECTIONS, Signs, signs_of
 from vaeaudit.attacks.term import DataTerm, GoOn, Term, always, inside
 from vaeaudit.batches import RowBatches
-from vaeaudit.checks.inputs import check_items, check_pairs
+from vaeaudit.checks.inputs import check_items, check_pairs, require_finite_outputs
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, nearest
 from vaeaudit.vae import VAE
@@ -111,6 +111,7 @@ def capped_attack(
         ConfigError: unknown names; caps that are not positive and finite; "worst" without targets.
         UnsupportedError: the model's posterior does not give what is asked.
         DataError: shapes that do not fit, or values outside the range.
+        NonFiniteError: means or reconstructions of the items or of targets are NaN or infinite.
     """
     for what, name, known in (("mode", mode, CAPPED_MODES), ("norm", norm, NORMS)):
         if name not in known:
@@ -155,6 +156,9 @@ class _Attack:
         self.encoder_rows = RowBatches(size)
         self.rows = RowBatches(max(1, size // (_FRESH if draws else 1)))  # the decoder is given a row for each draw
         self.item = torch.arange(len(x), device=x.device)
+        require_finite_outputs(vae, x, self.encoder_rows, keys)
+        if x_t is not None:
+            require_finite_outputs(vae, x_t, self.encoder_rows, keys, " of the target")
         with torch.no_grad():
             means = self.encoder_rows.map(lambda part: (vae.encode(part).mean,), x)[0]
             self.noise_shape = vae.encode(x[:1]).noise_shape

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vaeaudit import stats
 from vaeaudit.batches import RowBatches
+from vaeaudit.checks.inputs import require_finite
 from vaeaudit.draws import uniform
 from vaeaudit.errors import ConfigError, ContractError, DataError, NonFiniteError
 from vaeaudit.stats import Measurement
@@ -202,8 +203,7 @@ def _reconstructions(vae: VAE, images: Images, items: list[int], rows: RowBatche
     if rows is None:
         rows = RowBatches.automatic(tuple(vae.input_shape), images(items[:1]).device)
     x = rows.map(look, torch.tensor(items))[0]
-    if not bool(torch.isfinite(x).all()):
-        raise NonFiniteError("reconstructions of the data are NaN or infinite; see what doctor says of the model")
+    require_finite("reconstruction", x, items)
     return x
 
 

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.batches import RowBatches
+from vaeaudit.checks.inputs import require_finite
 from vaeaudit.checks.radius import check_probability
 from vaeaudit.draws import noise_set
-from vaeaudit.errors import ContractError, NonFiniteError, UnsupportedError
+from vaeaudit.errors import ContractError, UnsupportedError
 from vaeaudit.vae import VAE, DiagonalGaussian
 
 Three = tuple[Tensor, Tensor, Tensor]
@@ -150,10 +151,10 @@ def jacobian_norms(
 
     def of_items(index: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
-            encoder = _Encoder(vae, x[index])
+            encoder = _Encoder(vae, x[index], [items[i] for i in index.tolist()])
             if exact:
                 return encoder.sigma.amin(1), *_exact(encoder)
-            return encoder.sigma.amin(1), *_matrix_free(encoder, [items[i] for i in index.tolist()], seed, level)
+            return encoder.sigma.amin(1), *_matrix_free(encoder, seed, level)
 
     def asked(left: int, of: int) -> bool:
         return go_on(Progress("Jacobians", left, of))
@@ -192,24 +193,16 @@ def _posterior(vae: VAE, x: Tensor) -> DiagonalGaussian:
     return q
 
 
-def _check_finite(values: Tensor, what: str) -> None:
-    bad = int((~values.reshape(len(values), -1).isfinite().all(1)).sum())
-    if bad:
-        raise NonFiniteError(
-            f"the encoder's {what} are NaN or infinite for {bad} of {len(values)} items; check the data's range and "
-            "the checkpoint, or try --dtype float64"
-        )
-
-
 class _Encoder:
-    """The mean at b items, (b, latents), differentiable in the input, and sigma (b, latents) in float64."""
+    """The mean at b numbered items (b, latents), differentiable in the input, and sigma (b, latents) in float64."""
 
-    def __init__(self, vae: VAE, x: Tensor) -> None:
+    def __init__(self, vae: VAE, x: Tensor, items: Sequence[int]) -> None:
+        self.items = items
         self.x = x.detach().clone().requires_grad_(True)
         q = _posterior(vae, self.x)
         self.mean, self.sigma = q.mean.flatten(1), q.stddev.detach().flatten(1).double()
-        _check_finite(self.mean.detach(), "means")
-        _check_finite(self.sigma, "standard deviations")
+        require_finite("encoder's mean", self.mean.detach(), items)
+        require_finite("encoder's standard deviation", self.sigma, items)
         without = int((self.sigma == 0).any(1).sum())
         if without:
             raise UnsupportedError(
@@ -233,6 +226,7 @@ class _Encoder:
         w = v.to(self.mean.dtype).detach().requires_grad_(True)
         (product,) = torch.autograd.grad(self.mean, self.x, w, create_graph=True)
         (result,) = torch.autograd.grad(product, w, product.detach(), retain_graph=True)
+        require_finite("encoder's derivative", result, self.items)
         return result.to(v.dtype)
 
 
@@ -241,18 +235,18 @@ def _exact(encoder: _Encoder) -> Three:
     b, latents = encoder.mean.shape
     unit = torch.eye(latents, dtype=encoder.mean.dtype, device=encoder.mean.device)
     J = torch.stack([encoder.transposed(row.expand(b, -1)).flatten(1) for row in unit], dim=1).double()
-    _check_finite(J, "derivatives")
+    require_finite("encoder's derivative", J, encoder.items)
     gram = J @ J.mT
     whitened = gram / (encoder.sigma[:, :, None] * encoder.sigma[:, None, :])
     return torch.linalg.vector_norm(J, dim=(1, 2)), _largest(gram), _largest(whitened)
 
 
-def _matrix_free(encoder: _Encoder, items: Sequence[int], seed: int, level: float) -> tuple[Tensor, ...]:
+def _matrix_free(encoder: _Encoder, seed: int, level: float) -> tuple[Tensor, ...]:
     """Estimates of the three norms, then the ends of the interval of the first, (b,) each."""
     latents = encoder.mean.shape[1]
 
     def noise(draws: int, check: str) -> Tensor:
-        return noise_set((latents,), draws=draws, items=items, seed=seed, check=check, like=encoder.sigma)
+        return noise_set((latents,), draws=draws, items=encoder.items, seed=seed, check=check, like=encoder.sigma)
 
     start = noise(1, "estimates.start")[0]
     basis, projected = _lanczos(encoder.times_transposed, start)
@@ -268,7 +262,7 @@ def _matrix_free(encoder: _Encoder, items: Sequence[int], seed: int, level: floa
     frobenius, low, high = (
         (within + rest.clamp(min=0)).clamp(min=0).sqrt() for rest in (mean, mean - half, mean + half)
     )
-    _check_finite(frobenius, "derivatives")
+    require_finite("encoder's derivative", frobenius, encoder.items)
     return frobenius, spectral, whitened, low, high
 
 
@@ -291,7 +285,6 @@ def _lanczos(apply: Callable[[Tensor], Tensor], start: Tensor) -> tuple[Tensor, 
     for step in range(steps):
         basis[:, step] = v
         image = apply(v)
-        _check_finite(image, "derivatives")
         projected[:, step, step] = (v * image).sum(1)
         rest = _outside(basis, image)
         size = torch.linalg.vector_norm(rest, dim=1)

@@ -125,8 +125,8 @@ def require_finite(what: str, values: Tensor, items: Sequence[int]) -> None:
         )
 
 
-def require_finite_outputs(vae: VAE, x: Tensor, rows: RowBatches, items: Sequence[int]) -> None:
-    """:func:`require_finite` of the posterior mean of ``x`` and of its reconstruction."""
+def require_finite_outputs(vae: VAE, x: Tensor, rows: RowBatches, items: Sequence[int], of: str = "") -> None:
+    """:func:`require_finite` of the posterior mean of ``x`` and of its reconstruction, ``of`` what in words."""
 
     @torch.no_grad()
     def run(part: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,5 +135,5 @@ def require_finite_outputs(vae: VAE, x: Tensor, rows: RowBatches, items: Sequenc
         return mean.flatten(1), torch.where(finite, 0.0, torch.nan)
 
     latents, reconstruction = rows.map(run, x)
-    require_finite("posterior mean", latents, items)
-    require_finite("decoder mean", reconstruction, items)
+    require_finite(f"posterior mean{of}", latents, items)
+    require_finite(f"decoder mean{of}", reconstruction, items)

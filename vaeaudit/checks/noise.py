@@ -17,7 +17,7 @@ from torch import Tensor
 from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.batches import RowBatches
 from vaeaudit.checks.encodings import Images, count_of, numbers_of
-from vaeaudit.checks.inputs import check_items
+from vaeaudit.checks.inputs import check_items, numbered
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError
 from vaeaudit.vae import VAE
@@ -67,9 +67,11 @@ class NoiseResult:
 
         float64 on the CPU. E is their mean, or their median: then that of the paired differences, not the difference of
         two medians. Gains count as losses do, and draws alone make it larger than 0. It depends on the constants of
-        the likelihood, as the definition of Camuto et al. does.
+        the likelihood, as the definition of Camuto et al. does. Infinite where a median falls on a draw that is not
+        finite.
         """
-        return over_draws(self.degradation, by).abs() / over_draws(self.clean, by).abs()
+        share = over_draws(self.degradation, by, worst=math.inf).abs() / over_draws(self.clean, by).abs()
+        return share if by == "mean" else share.nan_to_num(math.inf, math.inf)
 
     @property
     def signs(self) -> tuple[str | None, ...]:
@@ -77,19 +79,22 @@ class NoiseResult:
 
         Off the data, log-variances can explode, and a mean is then carried by single draws. Signs are values that are
         NaN or infinite, and a mean degradation of less than two standard errors over items. Less than one would be no
-        sign of heavy tails: the standard error of numbers that are not negative never exceeds their mean.
+        sign of heavy tails: the standard error of numbers that are not negative never exceeds their mean. All are of
+        means: quantiles keep what is not finite in its place, as the worst.
         """
-        return tuple(map(_sign, self.sigmas, self.degradation.unbind(0)))
+        return tuple(_sign(sigma, lost, self.items) for sigma, lost in zip(self.sigmas, self.degradation, strict=True))
 
 
-def over_draws(values: Tensor, by: Over = "mean") -> Tensor:
+def over_draws(values: Tensor, by: Over = "mean", *, worst: float = -math.inf) -> Tensor:
     """Each item's mean or lower median over its draws, (..., draws, items) -> (..., items), float64 on the CPU.
+
+    In a median a value that is NaN or infinite counts as ``worst``; a mean has none then.
 
     Items are independent of each other and the draws of one are not, so that every interval is over such values. The
     median belongs to quantiles over items: where one draw in ten explodes, it does so in most items' means.
     """
     values = values.cpu().double()
-    return values.mean(-2) if by == "mean" else values.median(-2).values
+    return values.mean(-2) if by == "mean" else torch.where(values.isfinite(), values, worst).median(-2).values
 
 
 @torch.no_grad()
@@ -215,11 +220,16 @@ def _of_part(
     return values, errors, lengths
 
 
-def _sign(sigma: float, degradation: Tensor) -> str | None:
+def _sign(sigma: float, degradation: Tensor, items: Sequence[int]) -> str | None:
     """What makes the mean of ``degradation`` (D, I) unclear."""
-    bad = int((~degradation.isfinite()).sum())
+    bad = (~degradation.isfinite()).T.nonzero().tolist()  # by item, then by draw
     if bad:
-        return f"with noise of {sigma:g}, {bad} of {degradation.numel()} log-likelihoods are NaN or infinite"
+        named = numbered([items[place] for place in dict.fromkeys(place for place, _ in bad)])
+        return (
+            f"with noise of {sigma:g}, {len(bad)} of {degradation.numel()} log-likelihoods are NaN or infinite: of "
+            f"{named} (the first in its draw {bad[0][1] + 1} of {len(degradation)}); quantiles count them as the "
+            "worst, and the means are in doubt"
+        )
     if sigma == 0:
         return None
     of_items = over_draws(degradation)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.batches import RowBatches
+from vaeaudit.checks.inputs import require_finite
 from vaeaudit.draws import noise_set
-from vaeaudit.errors import ConfigError, NonFiniteError
+from vaeaudit.errors import ConfigError
 from vaeaudit.vae import VAE
 
 _MOST_NUMBERS = 2**22  # of noise held at once, as long as one item needs no more
@@ -55,12 +56,12 @@ class Kept:
 
 
 @torch.no_grad()
-def distances(vae: VAE, x: Tensor, noise: Tensor, rows: RowBatches) -> Tensor:
+def distances(vae: VAE, x: Tensor, noise: Tensor, rows: RowBatches, items: Sequence[int] | None = None) -> Tensor:
     """||g(z) - g(mu(x))||_2 with z drawn from q(z|x), (draws, items), in output units.
 
     ``x`` is (items, *input_shape), ``noise`` is (draws, items, *noise_shape). Works for any posterior.
 
-    Raises :class:`NonFiniteError` where a distance is NaN.
+    Raises :class:`NonFiniteError` where a distance is NaN; ``items`` number the rows, from 0 on where None.
     """
     draws = len(noise)
 
@@ -79,12 +80,8 @@ def distances(vae: VAE, x: Tensor, noise: Tensor, rows: RowBatches) -> Tensor:
         return (found.view(draws, -1).T,)
 
     (found,) = rows.map(of_items, torch.arange(len(x), device=x.device))
-    bad = int(found.isnan().any(1).sum())
-    if bad:
-        raise NonFiniteError(
-            f"reconstructions of draws are NaN for {bad} of {len(x)} items; check the data's range and the checkpoint, "
-            "or try --dtype float64"
-        )
+    infinite = torch.where(found.isinf(), 0.0, found)  # as far away as can be, but somewhere
+    require_finite("reconstruction of a draw", infinite, range(len(x)) if items is None else items)
     return found.T
 
 
@@ -112,7 +109,7 @@ def draw_distances(
             break
         part = slice(first, first + together)
         noise = noise_set(shape, draws=draws, items=items[part], seed=seed, check=check, like=x)
-        found.append(distances(vae, x[part], noise, rows))
+        found.append(distances(vae, x[part], noise, rows, items[part]))
     return torch.cat(found, dim=1)
 
 

@@ -1,5 +1,6 @@
 """The metrics of the noise check, by name."""
 
+import math
 from dataclasses import replace
 
 from torch import Tensor
@@ -16,8 +17,9 @@ def summarise_noise(result: NoiseResult, level: float = 0.95) -> dict[str, Measu
 
     ``log_likelihood`` (also at s = 0), ``degradation`` in nats and ``relative_degradation``, the absolute value of an
     item's degradation as a share of its |log p(x|z)|: the mean over items of means over draws, and quantiles over items
-    of medians over draws, which heavy tails do not carry off. Relative degradation counts gains as losses; its
-    direction is "lower" all the same: a model that noise changes less. ``denoising_error``,
+    of medians over draws, which heavy tails do not carry off. In quantiles what is NaN or infinite keeps its place as
+    the worst; means leave it out. Relative degradation counts gains as losses; its direction is "lower" all the same: a
+    model that noise changes less. ``denoising_error``,
     ||rec(x + eps) - x||, beside ``noise_norm``, ||eps||, of one draw an item.
     """
     clean, noisy, lost = result.clean, result.log_likelihood, result.degradation
@@ -47,7 +49,9 @@ def _over_both(
     result: NoiseResult, name: str, values: Tensor, unit: str, direction: str, level: float
 ) -> dict[str, Measurement]:
     """Statistics of ``values`` (D, I)."""
-    return _over_items(result, name, over_draws(values), over_draws(values, "median"), unit, direction, level)
+    worst = math.inf if direction == "lower" else -math.inf
+    medians = over_draws(values, "median", worst=worst)
+    return _over_items(result, name, over_draws(values), medians, unit, direction, level)
 
 
 def _over_items(
@@ -73,8 +77,9 @@ def _over_items(
 def _lengths(
     name: str, values: Tensor, direction: str, level: float, of: str = "; one draw an item"
 ) -> dict[str, Measurement]:
-    """Mean and median of ``values`` (I,), one for each item."""
-    unit, of_items = "input units", values.cpu().double().tolist()
+    """Mean and median of ``values`` (I,), one for each item; one that is not finite is the largest there is."""
+    of_items = values.cpu().double().nan_to_num(math.inf, math.inf, math.inf).tolist()
+    unit = "input units"
     both = {
         f"{name}.mean": stats.mean(of_items, unit=unit, direction=direction, level=level, support=stats.NOT_NEGATIVE),
         f"{name}.median": stats.median(of_items, unit=unit, direction=direction, level=level),

@@ -128,10 +128,11 @@ def settings_text(values: Iterable["Sourced"], to_terminal: bool) -> str:
 def doctor_text(plausibility: PlausibilityEntry, facts: Iterable[tuple[str, str]], to_terminal: bool) -> str:
     """What was opened, every finding, and the model's losses."""
     rows = [[name, value] for name, value in facts]
+    losses = metric_table(plausibility.losses, digits=8)
     parts: list[Part] = [
         Grid((["fact", "value"], rows), "What was opened"),
         Grid(finding_table(plausibility), f"Is it the model it claims to be? ({plausibility.items} items)"),
-        Grid(metric_table(plausibility.losses, digits=8), "Losses at z = the mean", numbers_from=1),
+        *([Grid(losses, "Losses at z = the mean", numbers_from=1)] if plausibility.losses else []),
         *(f"warning: {warning}" for warning in plausibility.warnings),
     ]
     return _text(parts, to_terminal) + doctor_line(plausibility)
