@@ -53,7 +53,7 @@ def test_the_hash_is_of_the_values_whoever_said_them(tmp_path: Path) -> None:
     [
         ("[attack]\npairs =", "is not valid TOML (Invalid value (at end of document)); correct it there"),
         (b"\xff\xfe", "is not valid TOML ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte)"),
-        ("[atack]\npairs = 1", "unknown section [atack] (did you mean 'attack'?); known are model, data, run, attack"),
+        ("[atack]\npairs = 1", "unknown section [atack] (did you mean 'attack'?); known are model, data, run, doctor"),
         ("[attack]\npars = 1", "unknown key 'pars' in [attack] (did you mean 'pairs'?); known are modes, pairs"),
         ("[attack]\npair = 1", "attack.pair must be a list, but 1 came"),
         ("[attack]\nvary = 'x'\npair = ['1:2']", "attack.pair must be left out where vary or pairing chooses"),
