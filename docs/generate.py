@@ -114,6 +114,17 @@ A threshold enables the check that gives its figure: here `weights` is carried o
 own.
 """
 
+DOCTOR = """\
+{table}
+
+```toml
+[doctor.acknowledge]
+"log-variance" = "the floor is meant: a ReLU head"
+```
+
+[The release gate](gate.md#what-doctor-is-unsure-of) tells what such a finding does to an audit.
+"""
+
 BASELINE = """\
 {table}
 
@@ -153,7 +164,7 @@ def _sections(schema: Schema) -> Iterator[str]:
             about = about.removesuffix(".") + f": [what it measures](checks/{name}.md)."
         yield f"{about}\n"
         table = _table(schema, section)
-        yield BASELINE.replace("{table}", table) if name == "baseline" else f"{table}\n"
+        yield {"baseline": BASELINE, "doctor": DOCTOR}.get(name, "{table}\n").replace("{table}", table)
 
 
 def _table(schema: Schema, section: Schema) -> str:

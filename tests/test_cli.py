@@ -366,7 +366,9 @@ def test_odd_but_possible_options_give_a_whole_report(attack: Cli, arguments: li
 def test_a_limit_is_told_as_partial_and_two_items_support_no_verdict(attack: Cli) -> None:
     done = attack("--limit", "2")
     assert done.code == 5
-    assert report()["partial"] == ["only the first 2 of 40 items"]
+    assert report()["partial"] == [
+        "only the first 2 of 40 items, in the order of the data; --sample 2 draws them at random"
+    ]
     assert report()["verdict"] == "inconclusive"
     assert "partial: only the first 2 of 40 items" in done.out
 

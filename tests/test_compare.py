@@ -12,7 +12,7 @@ from vaeaudit.audit import Audit, audit
 from vaeaudit.compare import Side, compare, side_of
 from vaeaudit.config import resolve
 from vaeaudit.errors import IncomparableError
-from vaeaudit.report.model import Report
+from vaeaudit.report.model import FindingEntry, Report
 from vaeaudit.report.reading import ReportError
 from vaeaudit.report.writer import write
 from vaeaudit.samples import SamplesError, pack, read_samples
@@ -20,6 +20,7 @@ from vaeaudit.stats import Sample
 from vaeaudit.subject import prepare
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+FAILED = FindingEntry(name="range", verdict="fail", message="is a sigmoid missing?")
 MEDIANS = {
     f"noise.s{sigma}.{figure}.median"
     for sigma in ("0", "0.5")
@@ -126,6 +127,82 @@ def test_few_items_cannot_tell_among_many_metrics_and_can_of_one(old: Side) -> N
     assert (alone.tested[0].outcome, alone.tested[0].p) == ("regressed", 0.5**5)
 
 
+def few(side: Side, n: int, by: Callable[[np.ndarray], np.ndarray] = lambda values: values) -> Side:
+    """The first items alone, of all figures that may regress."""
+    return Side(side.report, {name: Sample(by(one.values[:n].copy()), one.q) for name, one in side.samples.items()})
+
+
+def towards(side: Side, n: int, better: bool, by: Callable[[np.ndarray], np.ndarray]) -> Side:
+    """Some items, of which every figure is better, or worse, by a share ``by`` of their numbers of its size."""
+    samples = {}
+    for name, one in side.samples.items():
+        sign = 1.0 if (side.report.metrics[name].direction == "higher") == better else -1.0
+        values = one.values[:n]
+        samples[name] = Sample(values + sign * by(np.arange(n)) * np.maximum(np.abs(values), 1.0), one.q)
+    return Side(side.report, samples)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 8, 60])
+@pytest.mark.parametrize("scale", [1e-8, 5e-5])
+def test_differences_of_rounding_size_are_none_however_few_the_items(old: Side, n: int, scale: float) -> None:
+    """Two identical functions with other weight scales: every item differs, by 1e-8 of its size."""
+    noise = np.random.default_rng(n)
+    other = few(old, n, lambda values: values * (1 + scale * noise.uniform(-1, 1, size=values.shape)))
+    found = compare(few(old, n), other)
+    assert (found.verdict, found.rounding) == ("passed", 1e-4)
+    assert {(one.difference, one.outcome, one.why) for one in found.tested} == {(0, "no difference shown", None)}
+
+
+def test_a_difference_that_is_small_and_no_rounding_is_found(old: Side) -> None:
+    found = compare(old, towards(old, 60, False, lambda k: 2e-4 + 0 * k))
+    assert found.verdict == "failed"
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 8, 60])
+def test_a_pure_improvement_passes_and_is_called_one(old: Side, n: int) -> None:
+    found = compare(few(old, n), towards(old, n, True, lambda k: 0.1 + 0.01 * k))
+    assert found.verdict == "passed"
+    assert {one.outcome for one in found.tested} == {"improved"}
+    some = [one.why for one in found.tested if one.why]
+    assert some == ([f"no item is worse and {n} of {n} are better, few as they are"] * len(MEDIANS) if n < 8 else [])
+    one_better = compare(few(old, n), towards(old, n, True, lambda k: 0.1 * (k == 0)))
+    assert one_better.verdict == "passed"
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_what_few_items_show_for_the_worse_is_neither_passed_nor_failed(old: Side, n: int) -> None:
+    worse = towards(old, n, False, lambda k: 0.1 + 0 * k)
+    found = compare(few(old, n), worse)
+    assert ({one.outcome for one in found.tested}, found.verdict) == ({"cannot tell"}, "inconclusive")
+    mixed = compare(few(old, n + 1), towards(old, n + 1, False, lambda k: np.where(k % 2 == 0, 0.1, -0.05)))
+    assert mixed.verdict == "inconclusive"
+    allowed = dict.fromkeys(MEDIANS, 1000000.0)
+    assert compare(few(old, n), worse, min_effect=allowed).verdict == "passed"  # no item is worse by more than that
+
+
+def test_items_that_are_mostly_better_are_shown_to_be_no_worse_though_too_few_for_so_many_metrics(old: Side) -> None:
+    """7 of 8 better, the least change the worse one: p = 2/256, which no multiple of many metrics keeps below 0.05."""
+    name, by = "noise.s0.5.degradation.median", lambda k: np.where(k == 0, -0.001, 0.01 * (k + 1))
+    family = [name, *(f"missing.{number}.median" for number in range(19))]
+    found = compare(few(old, 8), towards(old, 8, True, by), metrics=family)
+    assert next(one.outcome for one in found.tested if one.metric == name) == "no difference shown"
+    worse = compare(few(old, 8), towards(old, 8, False, by), metrics=family)
+    assert next(one.outcome for one in worse.tested if one.metric == name) == "cannot tell"
+
+
+def test_what_a_search_may_leave_is_no_difference_that_few_items_could_show(old: Side) -> None:
+    """Searches of one function end a percent apart: with few pairs that is no ground for anything, with many it is."""
+    name = "noise.s0.5.degradation.median"
+    searched = old.report.metrics[name].model_copy(update={"search": "raises"})
+    side = changed(old, metrics={**old.report.metrics, name: searched})
+    family = [name, *(f"missing.{number}.median" for number in range(19))]
+    for share, few_items, many in ((0.01, "no difference shown", "regressed"), (0.1, "cannot tell", "regressed")):
+        worse = towards(side, 60, False, lambda k, share=share: share + 0 * k)
+        (first, *_) = compare(few(side, 8), few(worse, 8), metrics=family).tested
+        assert (first.metric, first.outcome) == (name, few_items)
+        assert compare(side, worse, metrics=[name]).tested[0].outcome == many
+
+
 def test_a_figure_in_doubt_cannot_be_told_however_much_worse(old: Side) -> None:
     name = "noise.s0.5.log_likelihood.median"
     metrics = {**old.report.metrics, name: old.report.metrics[name].model_copy(update={"doubt": "a sign"})}
@@ -195,7 +272,8 @@ def test_other_settings_of_a_check_make_its_figures_incomparable_and_name_the_se
         ("environment", {"seed": 1}, "their seeds differ (0 and 1)"),
         ("model", {"input_shape": [784]}, "their inputs differ in shape"),
         ("model", {"likelihood": "Bernoulli from probabilities"}, "log p(x|z) is computed differently"),
-        ("plausibility", {"passed": False}, "the later audit has no figures, since its model did not pass"),
+        ("plausibility", {"findings": [FAILED]}, "the later audit has no figures, since its model did not pass"),
+        ("data", {"drawn": True}, "one saw the first 60 items and the other as many drawn at random"),
         (None, {"status": "interrupted"}, "the later audit is not complete (status interrupted)"),
     ],
 )

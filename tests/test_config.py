@@ -48,12 +48,62 @@ def test_the_hash_is_of_the_values_whoever_said_them(tmp_path: Path) -> None:
     assert resolve({}, file).sha256 == by_flag.sha256 != resolve({}, None).sha256
 
 
+POLICY_TOML = """
+[model]
+path = "vae.safetensors"
+adapter = "vae.py:open"
+[data]
+source = "val.npz#x_test"
+[weights]
+against = "old.safetensors"
+[baseline]
+path = "audit/v1"
+[checks."weights.encoder.l2"]
+max = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "same"),
+    [
+        ("run.out", "elsewhere/report", True),
+        ("model.path", "/other/place/vae.safetensors", True),
+        ("data.source", "/other/place/val.npz#x_test", True),
+        ("model.adapter", "/other/place/vae.py:open", True),
+        ("model.path", "other.safetensors", False),
+        ("data.source", "val.npz#x_train", False),
+        ("data.source", "hf:someone/val.npz#x_test", False),
+        ("model.adapter", "vae.py:load", False),
+        ("run.seed", 1, False),
+        ("run.sample", 9, False),
+        ("attack.pairs", 3, False),
+        ("checks.weights.encoder.l2", {"max": 4}, False),
+        ("doctor.acknowledge", {"range": "meant"}, False),
+        ("baseline.level", 0.9, False),
+    ],
+)
+def test_the_hash_is_of_what_determines_figures_and_verdict(
+    key: str, value: object, same: bool, tmp_path: Path
+) -> None:
+    """Not of where the report goes, nor of the folder in which the file and what it names were checked out."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+        written(folder / "vaeaudit.toml", POLICY_TOML)
+    plain = resolve({}, first / "vaeaudit.toml").sha256
+    assert resolve({}, second / "vaeaudit.toml").sha256 == plain
+    assert (resolve({key: (value, "test")}, first / "vaeaudit.toml").sha256 == plain) is same
+
+
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
+        ("[run]\nlimit = 9\nsample = 9", "run.sample must be left out where limit takes the first items, but 9 came"),
+        ("[doctor]\nacknowlege = {}", "unknown key 'acknowlege' in [doctor] (did you mean 'acknowledge'?)"),
+        ("[doctor.acknowledge]\nrange = ' '", "doctor.acknowledge.range must be"),
         ("[attack]\npairs =", "is not valid TOML (Invalid value (at end of document)); correct it there"),
         (b"\xff\xfe", "is not valid TOML ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte)"),
-        ("[atack]\npairs = 1", "unknown section [atack] (did you mean 'attack'?); known are model, data, run, attack"),
+        ("[atack]\npairs = 1", "unknown section [atack] (did you mean 'attack'?); known are model, data, run, doctor"),
         ("[attack]\npars = 1", "unknown key 'pars' in [attack] (did you mean 'pairs'?); known are modes, pairs"),
         ("[attack]\npair = 1", "attack.pair must be a list, but 1 came"),
         ("[attack]\nvary = 'x'\npair = ['1:2']", "attack.pair must be left out where vary or pairing chooses"),

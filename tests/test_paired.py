@@ -82,7 +82,9 @@ def test_no_p_value_is_below_what_so_many_pairs_can_give(n: int) -> None:
 def test_what_is_the_same_differs_by_exactly_0() -> None:
     values = np.arange(12.0)
     for q in (None, 0.5, 0.25):
-        assert found(values, values, q) == Difference(0.0, (0.0, 0.0), 12, 0, 1.0, 1.0)
+        same = found(values, values, q)
+        assert (same.value, same.ci, same.n, same.moved) == (0.0, (0.0, 0.0), 12, 0)
+        assert (same.p_higher, same.p_lower) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("n", [52, 70])
@@ -159,3 +161,26 @@ def test_the_interval_covers_the_difference_nearly_as_often_as_it_says(q: float 
         low, high = found(old, old + 0.7 + generator.normal(size=n), q).ci or (np.nan, np.nan)
         covered += low <= 0.7 <= high
     assert covered / 300 >= least, covered
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12),
+    st.sampled_from([None, 0.25, 0.5]),
+    st.floats(0, 0.99),
+)
+def test_values_within_rounding_of_their_size_are_equal(values: list[float], q: float | None, share: float) -> None:
+    """Their size is that of the item, or of the median item where that is larger."""
+    old = np.array(values)
+    size = np.maximum(np.abs(old), np.median(np.abs(old)))
+    same = difference(Sample(old, q), Sample(old + 1e-4 * share * size * 0.999, q), LEVEL, rounding=1e-4)
+    assert same is not None
+    assert (same.value, same.ci, same.moved, same.p_higher, same.p_lower) == (0, (0, 0), 0, 1, 1)
+
+
+def test_what_exceeds_rounding_stays_whole_and_infinite_values_are_never_rounded() -> None:
+    old = np.array([1.0, 2.0, 3.0, np.inf])
+    new = np.array([1.0 + 1e-3, 2.0 + 1e-8, 3.0, 5.0])
+    moved = difference(Sample(old, 0.5), Sample(new, 0.5), LEVEL, rounding=1e-4)
+    assert moved is not None
+    assert moved.moved == 2
+    assert moved.each.tolist() == [pytest.approx(1e-3), 0, 0, -np.inf]

@@ -8,7 +8,7 @@ import pytest
 from vaeaudit.config import resolve
 from vaeaudit.errors import ConfigError
 from vaeaudit.metric_names import check_names
-from vaeaudit.policy import CHECK_NAMES, EXIT_CODES, enabled, evaluate, remarks, verdict
+from vaeaudit.policy import CHECK_NAMES, EXIT_CODES, enabled, evaluate, remarks, verdict, waived
 from vaeaudit.report.entry import MetricEntry, belongs
 from vaeaudit.report.gates import CheckEntry
 from vaeaudit.settings import GateSettings, Settings
@@ -91,6 +91,67 @@ def test_a_figure_without_ground_is_inconclusive_and_never_passes(
     check = held(gate(**asked), measured)
     assert check.verdict == outcome
     assert why in check.why
+
+
+FAILED, OPEN = "failed", "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("search", "asked", "changes", "outcome"),
+    [
+        ("lowers", {"min": 0.7}, {}, FAILED),  # the interval is [0.4, 0.6]
+        ("lowers", {"min": 0.6}, {}, OPEN),  # its upper end is not below: chance, not the search, leaves it open
+        ("lowers", {"min": 0.5}, {}, OPEN),
+        ("lowers", {"min": 0.3}, {}, OPEN),  # a better search may lower it further
+        ("lowers", {"max": 0.3}, {}, OPEN),  # a better search may save it
+        ("lowers", {"min": 0.3, "max": 0.35}, {}, OPEN),
+        ("lowers", {"min": 0.7, "max": 0.8}, {}, FAILED),
+        ("raises", {"max": 0.3}, {}, FAILED),
+        ("raises", {"max": 0.4}, {}, OPEN),
+        ("raises", {"min": 0.7}, {}, OPEN),
+        ("none", {"min": 0.7}, {}, OPEN),
+        ("lowers", {"min": 0.51, "bound": "value"}, {}, FAILED),
+        ("lowers", {"min": 0.5, "bound": "value"}, {}, OPEN),
+        ("lowers", {"min": 0.51, "bound": "ci_lower"}, {}, FAILED),
+        ("lowers", {"min": 0.45, "bound": "ci_lower"}, {"keeps_infinite": True}, FAILED),  # order statistics only fall
+        ("lowers", {"min": 0.45, "bound": "ci_lower"}, {}, OPEN),  # that of a mean may rise as its values come nearer
+        ("raises", {"max": 0.55, "bound": "ci_upper"}, {}, OPEN),
+        ("lowers", {"min": 0.7}, {"ci": None}, OPEN),
+        ("lowers", {"min": 0.7, "bound": "value"}, {"ci": None}, FAILED),
+        ("lowers", {"min": 0.7}, {"nonfinite": 2}, OPEN),
+        ("lowers", {"min": 0.7}, {"value": None, "ci": None}, OPEN),
+    ],
+)
+def test_a_threshold_that_no_better_search_could_save_fails_and_one_that_it_could_is_inconclusive(
+    search: str, asked: dict[str, Any], changes: dict[str, Any], outcome: str
+) -> None:
+    check = held(gate(**asked), metric(doubt="a failure sign", search=search, **changes))
+    assert check.verdict == outcome, check.why
+    if outcome == FAILED:
+        assert check.why.endswith(f", and a better search only {search} it (in doubt: a failure sign)")
+    else:
+        assert check.why == "a failure sign"
+    assert held(gate(**asked), metric(search=search)).verdict == held(gate(**asked), metric()).verdict
+
+
+def test_a_waiver_covers_a_sign_only_where_all_that_would_count_of_its_figures_is_waived() -> None:
+    until = {"until": date(2026, 5, 1), "reason": "tracked in #12"}
+    metrics = {name: metric(doubt="a sign") for name in ("attack.latent.delta.median", "attack.latent.delta.mean")}
+
+    def told(*asked: GateSettings, today: date = TODAY) -> str | None:
+        checks = evaluate(dict(zip(metrics, asked, strict=False)), metrics, {}, today)
+        assert {check.verdict for check in checks} <= {"inconclusive"}
+        return waived("attack.latent", checks)
+
+    assert told(gate(min=0, waive=until)) == "tracked in #12"
+    assert told(gate(min=0, waive=until), gate(min=0, waive=until)) == "tracked in #12"
+    assert told(gate(min=0, waive=until), gate(min=0, severity="warn")) == "tracked in #12"
+    assert told(gate(min=0, waive=until), gate(min=0)) is None
+    assert told(gate(min=0, severity="warn")) is None
+    assert told() is None
+    assert told(gate(min=0, waive=until), today=date(2026, 5, 2)) is None
+    other = evaluate({"attack.latent-side.l2-1.damage.mean": gate(max=0, waive=until)}, {}, {}, TODAY)
+    assert waived("attack.latent", other) is None
 
 
 def test_a_missing_figure_is_inconclusive_and_its_reason_or_the_nearest_name_is_told() -> None:

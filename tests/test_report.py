@@ -91,7 +91,9 @@ def test_a_report_is_strict_json_and_valid_for_the_schema(first: Path) -> None:
     content = strict((first / "report.json").read_text(encoding="utf-8"))
     jsonschema.validate(content, SCHEMA)
     assert Report.model_validate(content).model_dump(mode="json") == content
-    assert content["partial"] == ["only the first 100 of 576 items"]
+    assert content["partial"] == [
+        "only the first 100 of 576 items, in the order of the data; --sample 100 draws them at random"
+    ]
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**content, "more": 1}, SCHEMA)
 

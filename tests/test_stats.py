@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats as reference
 
 from vaeaudit import stats
@@ -269,3 +271,28 @@ def test_the_interval_of_the_mean_of_proportions_covers_often_enough(n: list[int
         chance = math.prod(float(reference.binom.pmf(*each)) for each in zip(outcome, n, p, strict=True))
         covered += chance * (ci[0] <= sum(p) / len(p) <= ci[1])
     assert covered >= 0.95
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=2, max_size=9))
+def test_the_interval_of_a_mean_keeps_to_what_the_figure_can_be_and_loses_nothing_of_it(values: list[float]) -> None:
+    """Two pairs of a figure that is never negative once had a mean within [-631, ...]."""
+    plain = stats.mean(values, unit="nats", direction="higher")
+    kept = stats.mean(values, unit="nats", direction="higher", support=stats.NOT_NEGATIVE)
+    assert plain.ci is not None
+    assert kept.ci == (max(plain.ci[0], 0.0), plain.ci[1])
+    assert kept.value == plain.value
+
+
+@pytest.mark.parametrize(
+    ("value", "support", "interval"),
+    [
+        (0.5, (0.0, 1.0), (0.0, 1.0)),
+        (-7e-10, (0.0, math.inf), (-7e-10, 2.0)),  # an estimate stays in its interval
+        (1.5, (0.0, 1.0), (0.0, 1.5)),
+        (0.5, (-math.inf, math.inf), (-2.0, 2.0)),
+    ],
+)
+def test_an_interval_is_cut_to_the_support_and_never_off_its_estimate(
+    value: float, support: tuple[float, float], interval: tuple[float, float]
+) -> None:
+    assert stats.cut((-2.0, 2.0), value, support) == interval

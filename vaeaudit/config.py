@@ -23,6 +23,7 @@ from vaeaudit.settings import BaselineSettings, GateSettings, Settings, WaiveSet
 
 _JSON: TypeAdapter[object] = TypeAdapter(JsonValue)
 _FILES = frozenset({"model.path", "data.source", "run.out", "weights.against", "baseline.path"})
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+]+:")  # hf:REPO is no path
 _POLICY = ("checks.", "baseline.")  # the settings that judge figures; all others say how they are measured
 
 
@@ -41,7 +42,8 @@ class Resolved:
         """
         values = self.settings.model_dump(mode="json", exclude={"run": {"out"}})
         for section, key in (name.split(".") for name in _FILES - {"run.out"}):
-            values[section][key] = values[section][key] and PurePath(values[section][key]).name
+            if (value := values[section][key]) and not _SCHEME.match(value):
+                values[section][key] = PurePath(value).name
         if _is_code(values["model"]["adapter"]):
             values["model"]["adapter"] = PurePath(values["model"]["adapter"]).name
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -158,7 +160,7 @@ def _parse(file: Path) -> dict[str, Any]:
 
 def _anchored(section: str, key: str, value: object, folder: Path) -> object:
     """A path in a file is meant from the file's folder, wherever the command runs."""
-    if not isinstance(value, str) or not value or re.match(r"[A-Za-z][A-Za-z0-9+]+:", value):  # hf:REPO is no path
+    if not isinstance(value, str) or not value or _SCHEME.match(value):
         return value
     is_code = (section, key) == ("model", "adapter") and _is_code(value)
     return str(folder / value) if f"{section}.{key}" in _FILES or is_code else value

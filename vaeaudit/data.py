@@ -7,7 +7,7 @@ other uint8 in [0, 255]; it is mapped linearly onto the model's range. Floats ar
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -90,6 +90,15 @@ class Data:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def some(self, items: NDArray[np.int64] | slice) -> "Data":
+        """These items alone, numbered anew from 0; nothing is copied for a slice."""
+        factors = self.factors
+        if factors is not None:
+            values = None if factors.values is None else factors.values[items]
+            factors = Factors(factors.names, factors.classes[items], values)
+        labels = None if self.labels is None else self.labels[items]
+        return replace(self, values=self.values[items], labels=labels, factors=factors)
 
     def batch(
         self,

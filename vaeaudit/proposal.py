@@ -18,6 +18,7 @@ from vaeaudit.settings import Settings
 FILE = "vaeaudit.toml"
 _MODELS = (".safetensors", ".pt", ".pth", ".ckpt")
 _DATA = re.compile(r"\.np[yz]$|[.-]idx\d?(-\w+)?(\.gz)?$")
+_MANY = 10_000  # items above which a draw of so many is proposed
 # Of the many figures of a check, those that say most of robustness, with an interval from ten or twenty items.
 _GATED = (
     r"attack\.(latent|output)\.delta\.median",
@@ -104,8 +105,10 @@ def _head(report: Report, settings: Settings, folder: Path) -> Iterator[str]:
     yield ""
     yield "[run]"
     yield f"seed = {settings.run.seed}  # two audits are comparable only with the same"
-    kept = settings.run.model_dump(exclude_defaults=True, include={"device", "dtype", "batch_size", "limit"})
+    kept = settings.run.model_dump(exclude_defaults=True, include={"device", "dtype", "batch_size", "limit", "sample"})
     yield from (f"{key} = {_toml(value)}" for key, value in kept.items())
+    if report.data is not None and report.data.n > _MANY and not kept.keys() & {"limit", "sample"}:
+        yield f"# sample = {_MANY}  # so many of the {report.data.n} items, drawn at random, where all take too long"
     yield ""
 
 

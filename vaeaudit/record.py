@@ -43,14 +43,13 @@ class Audited:
 
 def whole(subject: Subject) -> Audited:
     """A model with its data."""
-    n, there = subject.n, len(subject.data)
     plausibility = plausibility_entry(subject.plausibility, subject.settings.doctor.acknowledge)
     return Audited(
         model_entry(subject),
         data_entry(subject),
         environment(subject.settings.run.seed, subject.settings.run.dtype, subject.device),
         plausibility,
-        [f"only the first {n} of {there} items"] if n < there else [],
+        [subject.part] if subject.part else [],
         [*subject.data.warnings, *plausibility.warnings],
     )
 
@@ -174,6 +173,7 @@ def data_entry(subject: Subject) -> DataEntry:
         source=data.source,
         sha256=data.sha256,
         n=subject.n,
+        drawn=subject.picked,
         range=data.range,
         stored=data.stored,
         skipped=list(data.skipped),

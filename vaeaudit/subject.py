@@ -3,8 +3,11 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vaeaudit.checks.baselines import unlike_scales
@@ -23,17 +26,45 @@ _EXAMINED = 1000  # most items that the plausibility check looks at
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """The model and the first ``n`` items of the data, fitted to it and tried on it."""
+    """The model and ``items`` of the data, fitted to it and tried on it.
+
+    ``items`` (n,) are the numbers that these have in the data, ascending: all, the first few, or a draw.
+    """
 
     settings: Settings
     device: torch.device
     dtype: torch.dtype
     model: LoadedModel
     data: Data
-    n: int
+    items: NDArray[np.int64]
     plausibility: Plausibility
     likelihood: str
     encoded: dict[tuple[int, ...], Encodings] = field(default_factory=dict)  # by items, kept for the checks to come
+
+    @property
+    def n(self) -> int:
+        """How many items there are."""
+        return len(self.items)
+
+    @property
+    def picked(self) -> bool:
+        """Whether these are other items than the first n."""
+        return bool(self.items[-1] >= self.n)
+
+    @cached_property
+    def chosen(self) -> Data:
+        """The data of these items alone, numbered by their places among them."""
+        return self.data.some(self.items if self.picked else slice(self.n))
+
+    @property
+    def part(self) -> str | None:
+        """Which part of the data these items are, in words; None for all."""
+        n, there = self.n, len(self.data)
+        if self.picked:
+            return f"{n} of {there} items, drawn at random (seed {self.settings.run.seed})"
+        if n < there:
+            return f"only the first {n} of {there} items, in the order of the data; --sample {n} draws them at random"
+        return None
 
     @property
     def batch_size(self) -> int | None:
@@ -45,12 +76,17 @@ class Subject:
         """The named items as the model takes them, (len(items), *input_shape)."""
         return self.data.batch(items, dtype=self.dtype, device=self.device)
 
+    def at(self, places: Sequence[int]) -> Tensor:
+        """The items at these places among those there are, likewise."""
+        return self.images(self.items[list(places)].tolist())
+
     def drawn(self, most: int | None, check: str) -> tuple[list[int], str]:
         """At most so many items (None for all), by a draw keyed by ``check``, in ascending order; and how, in words."""
         if most is None or most >= self.n:
-            return list(range(self.n)), f"all {self.n}"
-        order = uniform(self.n, seed=self.settings.run.seed, check=check, item=0).argsort(kind="stable")
-        return sorted(order[:most].tolist()), f"{most} of {self.n}, drawn at random"
+            return self.items.tolist(), f"all {self.n}"
+        return self.items[_draw(self.n, most, self.settings.run.seed, check)].tolist(), (
+            f"{most} of {self.n}, drawn at random"
+        )
 
 
 def prepare(settings: Settings) -> Subject:
@@ -71,23 +107,26 @@ def prepare(settings: Settings) -> Subject:
     shape = tuple(model.vae.input_shape)
     data_range = settings.data.range or model.vae.range
     data = fit(read(settings.data.source), input_shape=shape, data_range=data_range, resize=settings.data.resize)
-    n = min(len(data), settings.run.limit or len(data))
+    asked, seed = settings.run, settings.run.seed
+    items = _draw(len(data), min(len(data), asked.sample or len(data)), seed, "items")[: asked.limit]
+    n = len(items)
     if n < 2:
-        some = f"--limit leaves {n} of {len(data)} items" if n < len(data) else f"{data.source} holds {n} item"
+        option = "--limit" if asked.sample is None else "--sample"
+        some = f"{option} leaves {n} of {len(data)} items" if n < len(data) else f"{data.source} holds {n} item"
         raise DataError(f"{some}, where at least two are needed; give more")
-    items = _sample(n, settings.run.seed)
-    sample = data.batch(items, dtype=dtype, device=device)
+    tried = items[_sample(n, seed)].tolist()
+    sample = data.batch(tried, dtype=dtype, device=device)
     data = replace(data, warnings=(*data.warnings, *_scales(data, sample)))
     size = settings.run.batch_size if isinstance(settings.run.batch_size, int) else None
     try:
         likelihood = _likelihood(model.vae, sample)
-        plausibility = examine(model.vae, sample, seed=settings.run.seed, batch_size=size, items=items)
+        plausibility = examine(model.vae, sample, seed=seed, batch_size=size, items=tried)
     except VaeauditError:
         raise
     except (Exception, SystemExit) as error:  # the adapter is the user's code
         raise ContractError(f"the model raised {told(error)} when it was tried on the data; see its adapter") from error
     _check_acknowledged(settings, plausibility)
-    return Subject(settings, device, dtype, model, data, n, plausibility, likelihood)
+    return Subject(settings, device, dtype, model, data, items, plausibility, likelihood)
 
 
 def _check_acknowledged(settings: Settings, plausibility: Plausibility) -> None:
@@ -161,7 +200,12 @@ def choose_device(name: str) -> torch.device:
 
 def _sample(n: int, seed: int) -> list[int]:
     """All items, or a keyed random thousand: data sets are often stored in the order of their factors."""
-    if n <= _EXAMINED:
-        return list(range(n))
-    order = uniform(n, seed=seed, check="plausibility.items", item=0).argsort(kind="stable")
-    return sorted(order[:_EXAMINED].tolist())
+    sample: list[int] = _draw(n, min(n, _EXAMINED), seed, "plausibility.items").tolist()
+    return sample
+
+
+def _draw(n: int, count: int, seed: int, check: str) -> NDArray[np.int64]:
+    """``count`` of 0 to n - 1 by a draw keyed by ``check``, ascending; all where they are as many."""
+    if count == n:
+        return np.arange(n)
+    return np.sort(uniform(n, seed=seed, check=check, item=0).argsort(kind="stable")[:count])

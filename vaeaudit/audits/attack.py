@@ -1,9 +1,10 @@
 """The attack check from settings to record: the pairs, every mode, and whether it succeeded."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -174,24 +175,34 @@ def _capped(subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: Pairs, g
 def _pairs(subject: Subject) -> Pairs:
     """The pairs that the settings ask for."""
     asked, seed = subject.settings.attack, subject.settings.run.seed
-    if asked.pair:
-        return choice.given(subject.data, [choice.parse(text) for text in asked.pair], n=subject.n)
+    if asked.pair:  # of a draw, any item of the data may be named
+        n = None if subject.picked else subject.n
+        return choice.given(subject.data, [choice.parse(text) for text in asked.pair], n=n)
     if asked.vary is not None:
-        return choice.by_factor(subject.data, asked.vary, asked.pairs, n=subject.n, seed=seed)
-    choose = choice.by_label if asked.pairing == "label" else choice.at_random
-    return choose(subject.data, asked.pairs, n=subject.n, seed=seed)
+        found = choice.by_factor(subject.chosen, asked.vary, asked.pairs, seed=seed)
+    else:
+        choose = choice.by_label if asked.pairing == "label" else choice.at_random
+        found = choose(subject.chosen, asked.pairs, seed=seed)
+    sources, targets = (tuple(subject.items[list(places)].tolist()) for places in (found.sources, found.targets))
+    return replace(found, sources=sources, targets=targets)
+
+
+def _places(subject: Subject, items: Sequence[int]) -> list[int]:
+    """Where these items stand among those of the subject."""
+    places: list[int] = np.searchsorted(subject.items, items).tolist()
+    return places
 
 
 def _judge(subject: Subject, pairs: Pairs) -> Judge | None:
     """What names the classes of reconstructions, where pairs were chosen by them."""
-    labels = subject.data.labels
+    labels = subject.chosen.labels
     if subject.settings.attack.pairing != "label" or labels is None:
         return None
     return judge(
         subject.model.vae,
-        subject.images,
-        labels[: subject.n],
-        attacked={*pairs.sources, *pairs.targets},
+        subject.at,
+        labels,
+        attacked=_places(subject, [*pairs.sources, *pairs.targets]),
         seed=subject.settings.run.seed,
         batch_size=subject.batch_size,
     )
@@ -200,22 +211,22 @@ def _judge(subject: Subject, pairs: Pairs) -> Judge | None:
 def _outcome(subject: Subject, pairs: Pairs, result: AttackResult, judged: Judge | None) -> Outcome:
     """An attack with whether it succeeded, at each pair's chosen lambda."""
     reconstruction, prefix = result.at_chosen(result.reconstruction), f"attack.{result.mode}"
-    data = subject.data
+    data, factors = subject.data, subject.chosen.factors
     if judged is not None and data.labels is not None:
         sources, targets = data.labels[list(pairs.sources)], data.labels[list(pairs.targets)]
         classes = class_success(judged.classifier, reconstruction, result.source_reconstruction, sources, targets)
         faults = (judged.fault,) if judged.fault else ()
         metrics = summarise_classes(classes, judged, prefix=prefix)
         return Outcome(result, metrics, (*judged.warnings, *faults), classes.table, judged.how)
-    if pairs.factor is not None and data.factors is not None:
+    if pairs.factor is not None and factors is not None:
         success = factor_success(
             reconstruction,
             result.source_reconstruction,
             result.target_reconstruction,
             result.target,
-            pairs.targets,
-            subject.images,
-            data.factors.classes[: subject.n],
+            _places(subject, pairs.targets),
+            subject.at,
+            factors.classes,
         )
         return Outcome(result, summarise_factor(success, prefix=prefix), (success.fault,) if success.fault else ())
     return Outcome(result)

@@ -35,6 +35,7 @@ SHARED_KEYS = {
     "dtype": "run.dtype",
     "batch_size": "run.batch_size",
     "limit": "run.limit",
+    "sample": "run.sample",
 }
 AUDIT_KEYS = SHARED_KEYS | {"out": "run.out", "check": "run.checks", "baseline": "baseline.path"}
 _KEPT = (".safetensors", ".pt", ".pth", ".ckpt", ".npz", ".npy")  # what no result should ever replace

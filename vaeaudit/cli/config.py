@@ -24,6 +24,7 @@ def show(
     seed: options.Seed = None,
     batch_size: options.BatchSize = None,
     limit: options.Limit = None,
+    sample: options.Sample = None,
     out: options.Out = None,
     check: options.Check = None,
     baseline: options.Baseline = None,

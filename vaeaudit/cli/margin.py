@@ -88,6 +88,7 @@ def command(
     seed: options.Seed = None,
     batch_size: options.BatchSize = None,
     limit: options.Limit = None,
+    sample: options.Sample = None,
     out: options.Out = None,
     resume: options.Resume = False,
     output_format: options.Format = "table",

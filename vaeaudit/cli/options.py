@@ -70,6 +70,12 @@ Limit = Annotated[
     int | None,
     typer.Option(metavar="N", help="Use only the first N items; marks the report partial.", envvar="VAEAUDIT_LIMIT"),
 ]
+Sample = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Use only N items, drawn at random; marks the report partial.", envvar="VAEAUDIT_SAMPLE"
+    ),
+]
 Out = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="Folder of the report. [default: vaeaudit-report]", envvar="VAEAUDIT_OUT"),

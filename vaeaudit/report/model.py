@@ -54,6 +54,7 @@ class DataEntry(Entry):
     source: str
     sha256: str
     n: int
+    drawn: bool = Field(False, description="Whether the n items were drawn at random by the seed; else the first n.")
     range: tuple[float, float] | None
     stored: str
     skipped: list[str]
