@@ -784,21 +784,18 @@ def test_an_audit_that_is_interrupted_twice_says_nothing_false_of_what_is_kept(c
     assert not kept[0].exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("loading", ["vaeaudit.errors", "rich", "typer"])
+@pytest.mark.parametrize(
+    ("loading", "number"), [("vaeaudit.errors", signal.SIGINT), ("rich", signal.SIGTERM), ("typer", signal.SIGINT)]
+)
 def test_a_signal_while_the_command_line_is_loaded_ends_with_130(number: signal.Signals, loading: str) -> None:
-    running = subprocess.Popen(
-        [sys.executable, "-X", "importtime", "-m", "vaeaudit", "audit"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=variables(),
-    )
-    assert running.stderr is not None
-    seen = next((line for line in running.stderr if f" {loading}" in line), "")
-    running.send_signal(number)
-    rest = running.stderr.read()
+    traced = [sys.executable, "-X", "importtime", "-m", "vaeaudit", "audit"]
+    with subprocess.Popen(traced, stderr=subprocess.PIPE, text=True, env=variables()) as running:
+        assert running.stderr is not None
+        seen = next((line for line in running.stderr if f" {loading}" in line), "")
+        running.send_signal(number)
+        rest = running.stderr.read()
     assert seen
-    assert running.wait(MOST_SECONDS) == 130
+    assert running.returncode == 130
     assert all(line.startswith("import time:") for line in rest.splitlines())
 
 
