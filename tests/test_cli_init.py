@@ -170,6 +170,25 @@ def test_adapters_are_listed_with_what_they_open(command: Command) -> None:
     assert listed[0]["place"] == "vaeaudit_adapters.burgess:open"
 
 
+def test_an_adapter_named_as_another_is_listed_and_none_of_the_two_is_preferred(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib.metadata import EntryPoint
+
+    ours = EntryPoint("mlp", "vaeaudit_adapters.mlp:open", "vaeaudit.adapters")
+    other = EntryPoint("mlp", "vaeaudit_adapters.burgess:open", "vaeaudit.adapters")
+    monkeypatch.setattr("vaeaudit.registry.entry_points", lambda **_: [ours, other, ours])
+    listed = json.loads(command("adapters", "--format", "json").out)
+    assert [adapter["place"] for adapter in listed] == [other.value, ours.value]
+    assert all("another package gives this name too" in adapter["opens"] for adapter in listed)
+    for named in ([], ["--adapter", "mlp"]):  # the file names it as well
+        done = command("weights", EXAMPLES / "shapes-beta1.safetensors", *named)
+        assert done.code == 2
+        assert "the adapter 'mlp' is given by several packages" in done.err
+        assert "as in --adapter vaeaudit_adapters.burgess:open" in done.err
+    assert command("weights", EXAMPLES / "shapes-beta1.safetensors", "--adapter", ours.value).code == 0
+
+
 def test_an_adapter_that_cannot_be_loaded_is_listed_with_its_fault(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

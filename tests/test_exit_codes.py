@@ -784,6 +784,21 @@ def test_an_audit_that_is_interrupted_twice_says_nothing_false_of_what_is_kept(c
     assert not kept[0].exists()
 
 
+@pytest.mark.parametrize(
+    ("loading", "number"), [("vaeaudit.errors", signal.SIGINT), ("rich", signal.SIGTERM), ("typer", signal.SIGINT)]
+)
+def test_a_signal_while_the_command_line_is_loaded_ends_with_130(number: signal.Signals, loading: str) -> None:
+    traced = [sys.executable, "-X", "importtime", "-m", "vaeaudit", "audit"]
+    with subprocess.Popen(traced, stderr=subprocess.PIPE, text=True, env=variables()) as running:
+        assert running.stderr is not None
+        seen = next((line for line in running.stderr if f" {loading}" in line), "")
+        running.send_signal(number)
+        rest = running.stderr.read()
+    assert seen
+    assert running.returncode == 130
+    assert all(line.startswith("import time:") for line in rest.splitlines())
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not show what a process has loaded")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_torch_is_loaded_ends_with_130(number: signal.Signals) -> None:
@@ -810,14 +825,14 @@ def test_a_full_stdout_ends_with_2_and_the_report_is_kept(command: Command) -> N
     configure(LATENTS + MISSED)
     done = command("audit", out="/dev/full")
     assert done.said(2, "stdout cannot be written: No space left on device; give --output FILE")
-    assert ended() == ("complete", "failed", 1)
+    assert ended() == ("complete", "failed", 2)
 
 
 @needs_full
 def test_a_full_output_file_ends_with_2_and_the_report_is_kept(command: Command) -> None:
     done = command("audit", "-o", "/dev/full")
     assert done.said(2, "/dev/full cannot be written: No space left on device; name another place")
-    assert ended() == ("complete", "ungated", 0)
+    assert ended() == ("complete", "ungated", 2)
 
 
 @needs_full
@@ -974,11 +989,31 @@ def test_a_result_goes_whole_to_stdout(command: Command, form: str) -> None:
 
 
 @pytest.mark.parametrize("settings", [MISSED, WARNS])
-def test_quiet_leaves_stderr_empty_and_the_result_where_it_is(command: Command, settings: str) -> None:
+def test_quiet_leaves_stderr_empty_and_of_a_result_on_stdout_its_last_line(command: Command, settings: str) -> None:
     configure(LATENTS + settings)
     done = command("audit", "-q")
     assert done.err == ""
-    assert f"verdict: {report()['verdict']}" in done.out
+    assert done.out == f"verdict: {report()['verdict']}; report: vaeaudit-report/report.md\n"
+
+
+@pytest.mark.parametrize("check", ["latents", "noise", "weights"])
+def test_quiet_leaves_one_line_of_every_check(command: Command, check: str) -> None:
+    done = command(check, "-q", "--out", "r")
+    assert (done.code, done.err, done.out) == (0, "", "verdict: ungated; report: r/report.md\n")
+
+
+def test_quiet_leaves_one_line_of_doctor_and_of_a_comparison(command: Command, earlier: Path) -> None:
+    assert command("doctor", "-q") == Outcome(0, "verdict: plausible\n", "")
+    done = command("compare", earlier, earlier, "-q")
+    assert done.err == ""
+    assert re.fullmatch(r"verdict: \w+, of \d+ metrics .*\n", done.out)
+
+
+def test_quiet_leaves_whole_what_is_for_a_program_or_a_file(command: Command) -> None:
+    loud, quiet = (command("latents", *more, "--format", "json") for more in ([], ["-q"]))
+    assert strict(loud.out)["metrics"] == strict(quiet.out)["metrics"]
+    assert command("latents", "-q", "-o", "result.txt") == Outcome(0, "", "")
+    assert len(Path("result.txt").read_text(encoding="utf-8").splitlines()) > 20
 
 
 def test_quiet_still_tells_an_error(command: Command) -> None:

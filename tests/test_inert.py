@@ -1,6 +1,7 @@
 """Texts from outside act on nothing: whatever stands in whatever field, every form shows it and obeys none of it."""
 
 import json
+import os
 import re
 import types
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import torch
 import yaml
 from markdown_it import MarkdownIt
 from pydantic import BaseModel, JsonValue
+from rich.cells import cell_len
 from safetensors.torch import save_file
 
 from vaeaudit.cli.common import line
@@ -23,7 +25,8 @@ from vaeaudit.cli.render import comparison_lines, report_line, report_text
 from vaeaudit.inert import one_line, visible
 from vaeaudit.report import card, github, html, junit, literal, markdown
 from vaeaudit.report.model import SCHEMA_VERSION, Report
-from vaeaudit.report.reading import PNG
+from vaeaudit.report.reading import PNG, ReportError, read_report
+from vaeaudit.report.wording import NOT_ASKED
 from vaeaudit.report.writer import to_json
 
 PIXEL = PNG + bytes.fromhex("0000000d4948445200000001000000010800000000")
@@ -441,3 +444,114 @@ def test_no_report_acts_however_it_was_doctored(command: Command, text: str) -> 
         done = command(*arguments)
         assert done.code in (2, 5)
         assert "unexpected" not in said(done)
+
+
+# ---- Odd reports, names and nesting: refused with their reason, or taken
+
+
+def leaves(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to everything within a report."""
+    if way:
+        yield way
+    inner = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for step, one in inner:
+        yield from leaves(one, (*way, step))
+
+
+def changed(content: Any, way: tuple[Any, ...], value: Any) -> Any:
+    """The content with another value there."""
+    step, *rest = way
+    copy = dict(content) if isinstance(content, dict) else list(content)
+    copy[step] = changed(content[step], tuple(rest), value) if rest else value
+    return copy
+
+
+@pytest.mark.parametrize("value", ["splendid", -1, [], {}], ids=repr)
+def test_a_report_with_any_field_changed_is_read_and_shown_or_refused_with_its_name(value: Any, tmp_path: Path) -> None:
+    content = json.loads(to_json(report_of("plain")))
+    file = tmp_path / "report.json"
+    for way in leaves(content):
+        file.write_text(json.dumps(changed(content, way, value)))
+        try:
+            report, _ = read_report(file)
+        except ReportError as error:
+            if len(way) > 1 and way[0] not in ("configuration", "files"):
+                assert str(way[-1] if isinstance(way[-1], str) else way[-2]) in str(error), (way, error)
+            continue
+        try:
+            for form in (github.annotations, junit.render, card.render):
+                form(report)
+            assert report.sections
+        except Exception as error:
+            raise AssertionError(way) from error
+
+
+@pytest.mark.parametrize("depth", [300, 1000, 100_000])
+def test_values_nested_too_deeply_are_refused(command: Command, depth: int) -> None:
+    deep = "[" * depth + "]" * depth
+    Path("vaeaudit.toml").write_text(f"[model]\noptions = {{ a = {deep} }}\n")
+    done = command("config", "show")
+    assert done.code == 2
+    assert "nested" in said(done)
+    Path("config.json").write_text(json.dumps({}).replace("}", f'"vaeaudit": {{"a": {deep}}}}}'))
+    save_file(tensors(), "vae.safetensors", {"vaeaudit.a": deep})
+    assert command("config", "show", "vae.safetensors", "--isolated").code == 0
+    done = command("doctor", "vae.safetensors", "--isolated", "--data", "vae.safetensors")
+    assert done.code == 2
+    said(done)
+
+
+def test_names_that_are_no_utf8_are_refused_with_a_way_out_or_taken(command: Command) -> None:
+    place()
+    name = os.fsdecode(b"m\xff.safetensors")
+    Path("vae.safetensors").rename(name)
+    done = command("weights", name)
+    assert (done.code, said(done).count("\n")) == (2, 1)
+    assert "MODEL must be text in UTF-8 (rename the file, or set LC_ALL=C.UTF-8)" in done.err
+    Path(name).rename("vae.safetensors")
+    done = command("weights", "vae.safetensors", "-o", os.fsdecode(b"r\xff.txt"))
+    assert done.code == 0
+    assert r"r\udcff.txt" in json.loads(Path("vaeaudit-report/report.json").read_text())["argv"]
+    assert command("report", "vaeaudit-report").code == 0
+
+
+# ---- The width of a terminal
+
+
+def test_every_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    for text in ("plain", "a.name_of.twenty_letters", "words of many lengths that must be wrapped somewhere"):
+        tables = []
+        for width in (20, 40, 80, 120):
+            monkeypatch.setenv("COLUMNS", str(width))
+            shown = report_text(report_of(text), Path("out"), to_terminal=True)
+            drawn = [one for one in shown.splitlines() if one and one[0] in "┏┃┡│└+|"]
+            assert all(cell_len(one) <= width for one in drawn)
+            tables.append(shown.count("┏"))
+        assert tables == sorted(tables)
+        assert tables[0] < tables[-1]
+
+
+def test_a_row_without_room_for_a_table_is_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1")
+    lines = report_text(report_of("plain"), Path("out"), to_terminal=True).splitlines()
+    start = lines.index("metrics")
+    assert lines[start + 1 : start + 4] == [
+        "plain !",
+        "  value: 1; 100% interval: [1, 1]; unit:",
+        "  plain; more robust: higher; n: 1 (1",
+    ]
+
+
+# ---- What nobody asked for
+
+
+def test_what_nobody_asked_for_is_one_line_and_no_annotation() -> None:
+    rest = dict.fromkeys(("attack", "margin", "mig"), NOT_ASKED)
+    report = report_of("plain").model_copy(update={"skipped": {"noise": "no room"} | rest})
+    assert github.annotations(report).count("skipped") == 1
+    told = "kipped attack, margin, mig: not asked for"
+    for form in ("summary", "markdown", "table", "html"):
+        assert FORMS[form](report).count(told) == 1
+        assert FORMS[form](report).count("kipped") == 2

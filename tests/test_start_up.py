@@ -1,6 +1,7 @@
 """What help and version load: an answer that needs no model must not wait for the libraries that models need."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,21 @@ def test_all_commands_are_asked() -> None:
     names = {name for name, *_ in asked()}
     assert {"attack", "margin", "noise", "mig", "weights", "latents", "audit", "compare", "report"} <= names
     assert {"init", "adapters", "doctor", "config"} <= names
+
+
+def test_settings_are_shown_with_the_facts_of_a_model_and_without_torch() -> None:
+    model = Path(__file__).parents[1] / "examples" / "shapes-beta1.safetensors"
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", COMMAND, "config", "show", model, "--isolated"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert f"facts in {model}" in " ".join(re.sub("[│|]", " ", done.stdout).split())
+    modules = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "pydantic" in modules
+    assert not modules & {"torch", "scipy", "matplotlib"}
 
 
 @pytest.mark.parametrize("argument", ["--help", "--version"])

@@ -51,7 +51,10 @@ class LoadedModel:
 
 def adapter_names() -> dict[str, EntryPoint]:
     """The installed adapters by name; of several of one name the first, which :func:`find_adapter` does not prefer."""
-    return {point.name: point for point in reversed(_points())}
+    names: dict[str, EntryPoint] = {}
+    for point in _points():
+        names.setdefault(point.name, point)
+    return names
 
 
 def _points() -> list[EntryPoint]:

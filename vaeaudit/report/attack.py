@@ -1,8 +1,8 @@
 """Attacks in a report: their entries, and how they are shown."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vaeaudit.report.entry import Entry, Number
 from vaeaudit.report.section import Section, Shown, Table, number
@@ -92,6 +92,13 @@ class ClassTableEntry(Entry):
     valid: list[list[int]] = Field(description="Their clean reconstruction has the source's class.")
     left: list[list[int]] = Field(description="Valid, and the adversarial reconstruction has another class.")
     reached: list[list[int]] = Field(description="Valid, and the adversarial reconstruction has the target's class.")
+
+    @model_validator(mode="after")
+    def _square(self) -> Self:
+        for counts in (self.attacked, self.valid, self.left, self.reached):
+            if [len(row) for row in counts] != [len(self.classes)] * len(self.classes):
+                raise ValueError("attacked, valid, left and reached must have a row and a column for each of classes")
+        return self
 
 
 class AttackEntry(Entry):

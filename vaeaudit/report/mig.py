@@ -1,8 +1,8 @@
 """The mutual information gap in a report: its entry, and how it is shown."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vaeaudit.errors import listed
 from vaeaudit.report.entry import Entry, Number
@@ -62,6 +62,12 @@ class MigEntry(Entry):
     entropy: list[float] = Field(description="Of each factor, in nats.")
     constant: list[str] = Field(description="Factors that do not vary over these items, left out.")
     by: list[GapsEntry]
+
+    @model_validator(mode="after")
+    def _of_the_same_factors(self) -> Self:
+        if any(len(of) != len(self.factors) for of in (self.entropy, *(gaps.factors for gaps in self.by))):
+            raise ValueError("entropy, and factors of each estimator, must be as many as factors")
+        return self
 
     def section(self) -> Section:
         """How the gap is shown."""

@@ -194,7 +194,8 @@ def _fault(error: ErrorDetails) -> str:
         return "is missing"
     if error["type"] == "extra_forbidden":
         return "is unknown"
-    return f"is {_shown(error['input'])}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+    told = error["msg"].removeprefix("Value error, ")
+    return f"is {_shown(error['input'])}: {told[:1].lower()}{told[1:]}"
 
 
 def _place(steps: Sequence[str | int]) -> str:
