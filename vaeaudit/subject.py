@@ -14,7 +14,7 @@ from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError
 from vaeaudit.formats import read
 from vaeaudit.registry import LoadedModel, open_model, told
 from vaeaudit.settings import Settings
-from vaeaudit.vae import VAE, Likelihood, Posterior
+from vaeaudit.vae import VAE, Likelihood, Posterior, range_of
 
 _EXAMINED = 1000  # most items that the plausibility check looks at
 
@@ -67,7 +67,7 @@ def prepare(settings: Settings) -> Subject:
     device, dtype = choose_device(settings.run.device), getattr(torch, settings.run.dtype)
     model = open_model(settings.model.path, settings.model.adapter, settings.model.options, device=device, dtype=dtype)
     shape = tuple(model.vae.input_shape)
-    data_range = settings.data.range or model.vae.range
+    data_range = settings.data.range or range_of(model.vae)
     data = fit(read(settings.data.source), input_shape=shape, data_range=data_range, resize=settings.data.resize)
     n = min(len(data), settings.run.limit or len(data))
     if n < 2:

@@ -6,6 +6,7 @@ from vaeaudit import stats
 from vaeaudit.checks.attack import AttackResult
 from vaeaudit.checks.capped import CappedResult
 from vaeaudit.likeness import ms_ssim
+from vaeaudit.ranges import Range
 from vaeaudit.stats import Measurement
 
 
@@ -57,7 +58,7 @@ def summarise_capped(result: CappedResult) -> dict[str, Measurement]:
     return metrics
 
 
-def summarise_likeness(result: CappedResult, data_range: tuple[float, float]) -> dict[str, Measurement]:
+def summarise_likeness(result: CappedResult, data_range: Range) -> dict[str, Measurement]:
     """MS-SSIM of inputs with adversarial inputs, and of their reconstructions (Kuzina et al. 2022), for each cap.
 
     An attack that is not seen leaves the first near 1; one that changes nothing leaves the second there. Raises what
