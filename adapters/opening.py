@@ -4,14 +4,22 @@ from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Annotated, TypeVar
 
+import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PositiveInt, ValidationError
 from torch import Tensor, nn
 
-from vaeaudit import load_state
+from vaeaudit import Range, as_range, load_state
 from vaeaudit.errors import AdapterError, clipped, nearest
 
 Shape = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+
+
+def _range(value: object) -> Range:
+    try:
+        return as_range(value)
+    except ValueError as error:
+        raise ValueError(f"expected {error}") from None
 
 
 class Options(BaseModel):
@@ -20,24 +28,18 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     input_shape: Shape | None = None
-    range: tuple[float, float] | None = None
+    range: Annotated[Range, PlainValidator(_range)] | None = None
 
-    @field_validator("range")
-    @classmethod
-    def _in_order(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and not value[0] < value[1]:
-            raise ValueError("the first number should be less than the second")
-        return value
-
-    def unit_range(self) -> tuple[float, float]:
+    def unit_range(self) -> Range:
         """The range of a model with Bernoulli likelihood: the stated one, else [0, 1].
 
         Raises ValueError, which pydantic turns into an error of the option, where it leaves [0, 1].
         """
-        low, high = self.range or (0.0, 1.0)
-        if low < 0 or high > 1:
-            raise ValueError(f"a Bernoulli likelihood needs a range inside [0, 1], and range is [{low}, {high}]")
-        return low, high
+        stated = self.range or (0.0, 1.0)
+        ends = np.array(stated)
+        if ends.min() < 0 or ends.max() > 1:
+            raise ValueError(f"a Bernoulli likelihood needs a range inside [0, 1], and range is {ends.tolist()}")
+        return stated
 
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)

@@ -222,7 +222,7 @@ def test_without_a_range_floats_are_taken_as_they_are() -> None:
 def test_integers_other_than_uint8_are_refused() -> None:
     assert refusal(DataError, lambda: fitted([[0, 255]], (2,))) == (
         "here holds int64 values 0..255, and integers other than uint8 are taken only when all are 0 or 1; "
-        "store them as uint8 or as floats in the model's range"
+        "store them as uint8 or as floats in the model's range, or give --range 0 inf if they are counts"
     )
     refusal(DataError, lambda: fitted([[-1, 1]], (2,)))
 
@@ -254,7 +254,7 @@ def test_values_that_are_not_real_numbers_are_refused() -> None:
     assert "<U1" in refusal(DataError, lambda: fitted([["a"]], (1,)))
 
 
-@pytest.mark.parametrize("span", [(1, 0), (0, 0), (0, np.inf), (np.nan, 1)])
+@pytest.mark.parametrize("span", [(1, 0), (0, 0), (np.inf, np.inf), (np.nan, 1), (0, 1, 2), ((0, 1), (0, 1))])
 def test_a_range_that_is_none_is_refused(span: tuple[float, float]) -> None:
     assert "LO < HI" in refusal(DataError, lambda: fitted([[0.5]], (1,), span))
 

@@ -12,7 +12,7 @@ import vaeaudit
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    0: {"errors", "inert", "vae", "chain"},
+    0: {"errors", "inert", "ranges", "box", "vae", "chain"},
     1: {"optim", "stats", "draws", "batches", "likeness", "paired"},
     2: {"attacks", "certify"},
     3: {"checks"},
@@ -26,7 +26,7 @@ FLOORS = {
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 PACKAGE = sorted((ROOT / "vaeaudit").rglob("*.py"))
 ADAPTERS = sorted((ROOT / "adapters").glob("*.py"))
-MOST_LINES = 350
+MOST_LINES = 400
 
 
 def name_of(file: Path) -> str:

@@ -1,4 +1,5 @@
 import importlib.util
+import math
 import sys
 
 import numpy as np
@@ -104,6 +105,16 @@ def test_likeness_does_not_depend_on_how_the_range_is_written() -> None:
 
 
 @INSTALLED
+def test_likeness_of_images_with_a_range_for_each_channel_is_that_of_their_colours() -> None:
+    a = images(2, 3, 28, 28)
+    b = noisy(a, 0.1)
+    mean, stddev = (a.new_tensor(values).reshape(3, 1, 1) for values in ([0.485, 0.456, 0.406], [0.2, 0.3, 0.4]))
+    spans = tuple((float(-m / s), float((1 - m) / s)) for m, s in zip(mean.flatten(), stddev.flatten(), strict=True))
+    found = ms_ssim((a - mean) / stddev, (b - mean) / stddev, spans).value
+    torch.testing.assert_close(found, ms_ssim(a, b, UNIT).value, rtol=1e-9, atol=0)
+
+
+@INSTALLED
 def test_each_pair_is_compared_apart_and_opposite_structure_counts_as_zero() -> None:
     a = images(3, 1, 28, 28)
     b = noisy(a, 0.1)
@@ -122,8 +133,8 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence() -> None:
         ms_ssim(a.flatten(1), a.flatten(1), UNIT)
     with pytest.raises(DataError, match=r"floating-point type.*uint8"):
         ms_ssim(a.to(torch.uint8), a.to(torch.uint8), UNIT)
-    with pytest.raises(DataError, match=r"lo < hi.*\[1.0, 1.0\]"):
-        ms_ssim(a, a, (1.0, 1.0))
+    with pytest.raises(DataError, match=r"lo < hi, but \[0, inf\) came"):
+        ms_ssim(a, a, (0.0, math.inf))
     with pytest.raises(UnsupportedError, match=r"at least 11 pixels a side.*28 x 10"):
         ms_ssim(a[..., :10], a[..., :10], UNIT)
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from vaeaudit.checks.noise import noise as noise
     from vaeaudit.checks.weights import WeightsResult as WeightsResult
     from vaeaudit.checks.weights import weights as weights
+    from vaeaudit.ranges import Range as Range
+    from vaeaudit.ranges import as_range as as_range
     from vaeaudit.registry import load as load
     from vaeaudit.vae import VAE as VAE
     from vaeaudit.vae import BernoulliLogits as BernoulliLogits
@@ -54,6 +56,8 @@ _HOME = {
     "Checkpoint": "checkpoints",
     "load_state": "checkpoints",
     "load": "registry",
+    "Range": "ranges",
+    "as_range": "ranges",
     "VAE": "vae",
     "BernoulliLogits": "vae",
     "BernoulliProbabilities": "vae",

@@ -9,6 +9,7 @@ import numpy as np
 
 from vaeaudit.errors import ConfigError, IncomparableError, clipped, listed, nearest
 from vaeaudit.paired import ROUNDING, Difference, difference, holm, least_p, signed_rank_p
+from vaeaudit.ranges import span_text
 from vaeaudit.report.comparison import ComparisonEntry, DifferenceEntry, Result, SideEntry
 from vaeaudit.report.entry import MetricEntry
 from vaeaudit.report.model import Report
@@ -143,7 +144,7 @@ def _obstacles(old: Report, new: Report) -> Iterator[str]:
         elif old.data.drawn != new.data.drawn:
             yield f"one saw the first {old.data.n} items and the other as many drawn at random"
         if old.data.range != new.data.range:
-            yield f"the range of their inputs differs ({old.data.range} and {new.data.range})"
+            yield f"the range of their inputs differs ({span_text(old.data.range)} and {span_text(new.data.range)})"
     one, other = (_settings(report, "data").get("resize") for report in (old, new))
     if one != other:
         yield f"their images are resized differently ({one or 'not at all'} and {other or 'not at all'})"

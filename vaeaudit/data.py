@@ -2,7 +2,8 @@
 
 The stored numbers stay as they are (dSprites is 46,080 x 64 x 64 bytes) and become floats batch by batch. The
 range they are stored in is read from their type and values: bool and integers that are all 0 or 1 lie in [0, 1],
-other uint8 in [0, 255]; it is mapped linearly onto the model's range. Floats are taken as they are.
+other uint8 in [0, 255]; it is mapped linearly onto the model's range, of each channel or feature where they have their
+own. Floats are taken as they are, and so are integers where the model's range has an infinite end: they are counts.
 """
 
 import math
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from vaeaudit.errors import DataError, nearest
+from vaeaudit.ranges import Range, bounded, intervals, range_for, simplest, span_text
 
 RESIZE = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
@@ -70,14 +72,14 @@ class Stored:
 class Data:
     """Items fitted to a model.
 
-    ``range`` is the [lo, hi] that every batch lies in, None where the model names none and floats are stored.
+    ``range`` is what every batch lies in, None where the model names none and floats are stored.
     ``stored`` tells in words what was stored and how it was mapped; ``labels`` (n,) int64 and ``factors`` as read.
     ``layout`` and ``top`` say how rows become inputs: see :func:`fit`.
     """
 
     values: NDArray[np.generic]
     input_shape: tuple[int, ...]
-    range: tuple[float, float] | None
+    range: Range | None
     labels: NDArray[np.int64] | None
     factors: Factors | None
     source: str
@@ -131,17 +133,18 @@ class Data:
     def _scaled(self, rows: NDArray[np.generic], wanted: type[np.float32 | np.float64]) -> NDArray[np.generic]:
         """A copy of ``rows`` mapped onto ``range``; of ``wanted`` type only where that rounds no more than once."""
         if self.top is not None and self.range is not None:
-            lo, hi = self.range
-            stored = np.arange(self.top + 1) if rows.dtype.kind in "biu" else rows.astype(np.float64)
+            lo, hi = _ends(self.range, rows.ndim - 1)
+            look_up = rows.dtype.kind in "biu" and lo.size == 1  # few values are stored, and many times each
+            lo, hi = (lo.ravel(), hi.ravel()) if look_up else (lo, hi)
+            stored = np.arange(self.top + 1) if look_up else rows.astype(np.float64)
             x = (lo * (self.top - stored) + hi * stored) / self.top  # one rounding where lo and hi are integers
+            x = np.where(stored == self.top, hi, np.where(stored == 0, lo, x))
             x = np.clip(x, lo, hi)  # bicubic and lanczos overshoot
-            if rows.dtype.kind in "biu":  # a look-up: few values are stored, and many times each
-                return x.astype(wanted)[rows.astype(np.uint8, copy=False)]
-            return x
+            return x.astype(wanted)[rows.astype(np.uint8, copy=False)] if look_up else x
         # Rounding keeps the order, so that clipping after it, to the rounded range, is clipping before it.
         x = rows.astype(wanted if rows.dtype.itemsize <= 4 else np.float64)
         with np.errstate(over="ignore"):
-            lo, hi = np.asarray(self.range or (-np.inf, np.inf)).astype(x.dtype)
+            lo, hi = (ends.astype(x.dtype) for ends in _ends(self.range, rows.ndim - 1))
         return np.clip(x, lo, hi, out=x)
 
 
@@ -164,7 +167,7 @@ def fit(
     stored: Stored,
     *,
     input_shape: tuple[int, ...],
-    data_range: tuple[float, float] | None,
+    data_range: Range | None,
     resize: str | None = None,
 ) -> Data:
     """Fit what was read to a model that takes ``input_shape`` in ``data_range`` (None: unknown).
@@ -174,28 +177,31 @@ def fit(
     for uint8, on 32-bit floats (0/1 integers as 0 and 1) for the rest, channel by channel, clipped to the range.
 
     With ``data_range`` None, 0/1 integers are taken as they are, in [0, 1], with a warning; other integers are an
-    error, since nothing says what 255 stands for.
+    error, since nothing says what 255 stands for. With an infinite end they are taken as they are, of any type: counts.
 
     Raises :class:`DataError` if the values, the shape or the name of the filter do not fit.
     """
-    if data_range is not None and not -math.inf < data_range[0] < data_range[1] < math.inf:
-        raise DataError(
-            f"the range must be two finite numbers LO < HI, but {_span(*data_range)} came; give --range LO HI"
-        )
+    if data_range is not None:
+        try:
+            data_range = simplest(range_for(data_range, input_shape))
+        except ValueError as error:
+            raise DataError(f"the range is {error}; give --range LO HI, or [data] range") from None
     if resize is not None and resize not in RESIZE:
         raise DataError(
             f"resize must be one of {', '.join(RESIZE)}, but '{resize}' came{nearest(resize, RESIZE)}; "
             "name one of them or leave it out"
         )
-    top, low, high = _stored_range(stored)
+    as_counts = data_range is not None and not bounded(data_range)
+    top, low, high = _stored_range(stored, as_counts)
+    layout = _layout(stored, input_shape, resize)
     warned: list[str] = []
     mapped = "taken as they are"
     if top is None:
-        _check_floats(stored, low, high, data_range)
+        _check_values(stored, low, high, data_range, layout)
     elif data_range is not None:
         same = data_range == (0, top)
-        mapped = f"{mapped} in" if same else f"mapped from {_span(0, top)} to"
-        mapped += f" {_span(*data_range)}"
+        mapped = f"{mapped} in" if same else f"mapped from {span_text((0.0, float(top)))} to"
+        mapped += f" {span_text(data_range, 9)}"
     elif top == 1:
         data_range, mapped = (0.0, 1.0), f"{mapped} in [0, 1]"
         warned.append(
@@ -212,17 +218,16 @@ def fit(
             f"the uint8 values reach only {high:.0f} of 255; if they are on a shorter scale, store them as floats "
             "in the model's range"
         )
-    layout = _layout(stored, input_shape, resize)
-    told = f"{stored.values.dtype.name} {shape_text(stored.values.shape[1:])}, values {low:.6g}..{high:.6g}"
+    text = f"{stored.values.dtype.name} {shape_text(stored.values.shape[1:])}, values {low:.6g}..{high:.6g}"
     return Data(
         values=stored.values,
         input_shape=input_shape,
-        range=None if data_range is None else (float(data_range[0]), float(data_range[1])),
+        range=data_range,
         labels=stored.labels,
         factors=stored.factors,
         source=stored.source,
         sha256=stored.sha256,
-        stored=", ".join([told, mapped, *layout.told]),
+        stored=", ".join([text, mapped, *layout.told]),
         skipped=stored.skipped,
         warnings=tuple(warned),
         layout=layout,
@@ -230,8 +235,8 @@ def fit(
     )
 
 
-def _stored_range(stored: Stored) -> tuple[int | None, float, float]:
-    """(top, min, max): integers lie in [0, top]; ``top`` is None for floats. One pass over the values."""
+def _stored_range(stored: Stored, as_counts: bool) -> tuple[int | None, float, float]:
+    """(top, min, max): integers lie in [0, top]; ``top`` is None for floats and counts. One pass over the values."""
     values = stored.values
     if values.dtype.kind not in "biuf":
         raise DataError(
@@ -239,7 +244,7 @@ def _stored_range(stored: Stored) -> tuple[int | None, float, float]:
             "store real numbers"
         )
     low, high = values.min(), values.max()
-    if values.dtype.kind == "f":
+    if values.dtype.kind == "f" or as_counts:
         return None, float(low), float(high)
     if low >= 0 and high <= 1:
         return 1, float(low), float(high)
@@ -247,11 +252,13 @@ def _stored_range(stored: Stored) -> tuple[int | None, float, float]:
         return 255, float(low), float(high)
     raise DataError(
         f"{stored.source} holds {values.dtype.name} values {low}..{high}, and integers other than uint8 are taken "
-        "only when all are 0 or 1; store them as uint8 or as floats in the model's range"
+        "only when all are 0 or 1; store them as uint8 or as floats in the model's range, or give --range 0 inf if "
+        "they are counts"
     )
 
 
-def _check_floats(stored: Stored, low: float, high: float, data_range: tuple[float, float] | None) -> None:
+def _check_values(stored: Stored, low: float, high: float, data_range: Range | None, layout: Layout) -> None:
+    """Raise :class:`DataError` for values, taken as they are, that are not finite or outside of the range."""
     if not (math.isfinite(low) and math.isfinite(high)):  # NaN and infinities show in the minimum or the maximum
         bad = sum(int((~np.isfinite(np.asarray(row, np.float64))).sum()) for row in stored.values)
         raise DataError(
@@ -260,13 +267,36 @@ def _check_floats(stored: Stored, low: float, high: float, data_range: tuple[flo
         )
     if data_range is None:
         return
-    with np.errstate(over="ignore"):
-        lo, hi = np.asarray(data_range).astype(stored.values.dtype)  # so that float32 0.1 is not above 0.1
-    if low < lo or high > hi:
-        raise DataError(
-            f"{stored.source}: data lie in {_span(low, high)} but the model takes {_span(*data_range)}; "
-            "give --range or store them as uint8"
-        )
+    allowed = intervals(data_range)
+    seen = [(low, high)] if len(allowed) == 1 else _by_channel(stored.values, layout)
+    kind = stored.values.dtype if stored.values.dtype.kind == "f" else np.float64
+    for number, (interval, (low, high)) in enumerate(zip(allowed, seen, strict=True)):
+        with np.errstate(over="ignore"):
+            lo, hi = np.asarray(interval).astype(kind)  # so that float32 0.1 is not above 0.1
+        if low < lo or high > hi:
+            where = "" if len(allowed) == 1 else f" of channel or feature {number}"
+            raise DataError(
+                f"{stored.source}: data{where} lie in {span_text((low, high), 9)} but the model takes "
+                f"{span_text(interval, 9)}; give --range or store them as uint8"
+            )
+
+
+def _by_channel(values: NDArray[np.generic], layout: Layout) -> list[tuple[float, float]]:
+    """Least and greatest value of each channel or feature of the items as they are arranged, a thousand at a time."""
+    least = np.full(layout.shape[0], np.inf)
+    greatest = -least
+    for first in range(0, len(values), 1000):
+        rows = layout.arrange(values[first : first + 1000]).reshape(-1, layout.shape[0], *layout.shape[1:])
+        others = (0, *range(2, rows.ndim))
+        least = np.minimum(least, rows.min(others))
+        greatest = np.maximum(greatest, rows.max(others))
+    return list(zip(least.tolist(), greatest.tolist(), strict=True))
+
+
+def _ends(data_range: Range | None, axes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lowest and highest values, (1 or channels, 1, ...) for items of so many axes."""
+    low, high = np.asarray(intervals(data_range), np.float64).T.reshape(2, -1, *[1] * (axes - 1))
+    return low, high
 
 
 def _layout(stored: Stored, want: tuple[int, ...], resize: str | None) -> Layout:
@@ -306,10 +336,6 @@ def _resized(
     for plane, image in zip(out, planes, strict=True):
         plane[:] = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling[name.upper()]))
     return out.reshape(len(rows), *shape)
-
-
-def _span(low: float, high: float) -> str:
-    return f"[{low:.9g}, {high:.9g}]"
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

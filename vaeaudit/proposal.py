@@ -99,7 +99,7 @@ def _head(report: Report, settings: Settings, folder: Path) -> Iterator[str]:
     yield "[data]"
     yield f"source = {_toml(_near(str(data.source), folder))}"
     if report.data is not None and report.data.range is not None:
-        yield f"range = {_toml(list(report.data.range))}  # of the model's inputs"
+        yield f"range = {_toml(report.data.range)}  # of the model's inputs"
     if data.resize is not None:
         yield f"resize = {_toml(data.resize)}"
     yield ""
@@ -181,7 +181,7 @@ def _toml(value: object) -> str:
     """A value in TOML: like JSON, but for tables."""
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(inner)}" for key, inner in value.items()) + " }"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, float):
         return number(value, 12)

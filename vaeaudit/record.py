@@ -26,6 +26,7 @@ from vaeaudit.report.model import (
     Report,
 )
 from vaeaudit.subject import Subject
+from vaeaudit.vae import range_of
 from vaeaudit.weight_files import StoredModel
 
 
@@ -155,7 +156,7 @@ def model_entry(subject: Subject) -> ModelEntry:
         adapter=adapter_entry(model.adapter),
         options=dict(model.options),
         input_shape=list(vae.input_shape),
-        range=vae.range,
+        range=range_of(vae),
         likelihood=subject.likelihood,
         parameters=sum(p.numel() for p in vae.parameters()) if isinstance(vae, nn.Module) else None,
     )

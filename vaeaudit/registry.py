@@ -8,7 +8,6 @@ adapter; otherwise the user names one: a wrong activation or layout would load w
 import importlib
 import importlib.util
 import inspect
-import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from torch import nn
 
 from vaeaudit.checkpoints import Checkpoint, read_checkpoint, sha256_of
 from vaeaudit.errors import AdapterError, ContractError, VaeauditError, clipped, listed, nearest
+from vaeaudit.ranges import range_for
 from vaeaudit.vae import VAE
 
 GROUP = "vaeaudit.adapters"
@@ -231,16 +231,12 @@ def _fault(shape: object, span: object) -> str:
     """What is wrong with a model's ``input_shape`` or ``range``, in words, or ""."""
     if not (isinstance(shape, tuple | list) and shape and all(isinstance(n, int) and n > 0 for n in shape)):
         return f"whose input_shape is {clipped(repr(shape))}, where positive integers such as (1, 28, 28) were expected"
-    if span is None:
-        return ""
-    ends = span if isinstance(span, tuple | list) else ()
-    if (
-        len(ends) == 2
-        and all(isinstance(end, int | float) for end in ends)
-        and -math.inf < ends[0] < ends[1] < math.inf
-    ):
-        return ""
-    return f"whose range is {clipped(repr(span))}, where two finite numbers lo < hi, or None, were expected"
+    try:
+        if span is not None:
+            range_for(span, tuple(shape))
+    except ValueError as error:
+        return f"whose range is {clipped(str(error), 300)}; None where there is none"
+    return ""
 
 
 def _imported(name: str, load_module: Callable[[], ModuleType]) -> ModuleType:

@@ -10,17 +10,29 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    PlainSerializer,
+    PlainValidator,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from vaeaudit import ranges
 
-def _two_numbers(value: object) -> object:
-    numbers = value if isinstance(value, list | tuple) else ()
-    if len(numbers) == 2 and all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
-        return value
-    raise ValueError("two finite numbers LO HI")
+End = float | Literal["-inf", "inf"]  # JSON has no infinite number
+_Plain = tuple[End, End] | tuple[tuple[End, End], ...]
+
+
+def _plain_end(end: float) -> End:
+    if math.isfinite(end):
+        return end
+    return "inf" if end > 0 else "-inf"
+
+
+def _plain(span: ranges.Range) -> _Plain:
+    """A range as JSON can hold it."""
+    plain = tuple((_plain_end(low), _plain_end(high)) for low, high in ranges.intervals(span))
+    return plain if isinstance(span[0], tuple) else plain[0]
 
 
 def _day(value: object) -> object:
@@ -54,7 +66,11 @@ Reason = Annotated[Name, Field(pattern=r"\S")]
 Key = Annotated[str, Field(min_length=1)]
 Number = Annotated[float, Field(strict=True)]  # true and false are none
 Day = Annotated[date, BeforeValidator(_day)]
-Range = Annotated[tuple[float, float], BeforeValidator(_two_numbers)]
+Range = Annotated[
+    ranges.Range,
+    PlainValidator(ranges.as_range, json_schema_input_type=_Plain),
+    PlainSerializer(_plain, return_type=_Plain, when_used="json"),
+]
 
 
 class _Section(BaseModel):
@@ -73,7 +89,11 @@ class DataSettings(_Section):
     """Which data, and how they become the model's inputs."""
 
     source: Name | None = Field(None, description="npz, npy, safetensors, MNIST idx(.gz), or a folder of images.")
-    range: Range | None = Field(None, description="[lo, hi] of the model's inputs; the model's own.")
+    range: Range | None = Field(
+        None,
+        description="[lo, hi] of the model's inputs, where either may be inf, or a list of such pairs, one for each "
+        "channel or feature; the model's own.",
+    )
     resize: Name | None = Field(
         None, description="Pillow filter that resizes images to the model's size; never unasked."
     )

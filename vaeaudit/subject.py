@@ -19,7 +19,7 @@ from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError
 from vaeaudit.formats import read
 from vaeaudit.registry import LoadedModel, open_model, told
 from vaeaudit.settings import Settings
-from vaeaudit.vae import VAE, Likelihood, Posterior
+from vaeaudit.vae import VAE, Likelihood, Posterior, range_of
 
 _EXAMINED = 1000  # most items that the plausibility check looks at
 
@@ -105,7 +105,7 @@ def prepare(settings: Settings) -> Subject:
     device, dtype = choose_device(settings.run.device), getattr(torch, settings.run.dtype)
     model = open_model(settings.model.path, settings.model.adapter, settings.model.options, device=device, dtype=dtype)
     shape = tuple(model.vae.input_shape)
-    data_range = settings.data.range or model.vae.range
+    data_range = settings.data.range or range_of(model.vae)
     data = fit(read(settings.data.source), input_shape=shape, data_range=data_range, resize=settings.data.resize)
     asked, seed = settings.run, settings.run.seed
     items = _draw(len(data), min(len(data), asked.sample or len(data)), seed, "items")[: asked.limit]
@@ -142,7 +142,7 @@ def _check_acknowledged(settings: Settings, plausibility: Plausibility) -> None:
 
 def _scales(data: Data, sample: Tensor) -> Iterator[str]:
     """A warning where no common range holds the elements and their scales are far apart."""
-    spreads = unlike_scales(sample) if data.range is None else None
+    spreads = unlike_scales(sample, data.range)
     if spreads is not None:
         yield (
             f"the scales of the input's elements differ by 10^{round(math.log10(spreads[1] / spreads[0]))} (they vary "

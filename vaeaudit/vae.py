@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vaeaudit.errors import ContractError
+from vaeaudit.ranges import Range, as_range
 
 
 @runtime_checkable
@@ -146,8 +147,11 @@ class VAE(Protocol):
         ...
 
     @property
-    def range(self) -> tuple[float, float] | None:
-        """[lo, hi] in which the model's inputs lie; None where the model has no such range."""
+    def range(self) -> Range | None:
+        """(lo, hi) in which the model's inputs lie, or one such pair for each channel or feature; see :mod:`ranges`.
+
+        None where the model has no such range.
+        """
         ...
 
     @property
@@ -313,6 +317,11 @@ class GaussianLikelihood:
         standardised = (x - self.mean) * torch.exp(-self.log_stddev)
         elements = -0.5 * standardised.square() - self.log_stddev - 0.5 * math.log(2 * math.pi)
         return elements.flatten(1).sum(1)
+
+
+def range_of(vae: VAE) -> Range | None:
+    """The model's range, whatever sequences it is written in; raises ValueError for what is none."""
+    return None if vae.range is None else as_range(vae.range)
 
 
 def reconstruct(vae: VAE, x: Tensor) -> Tensor:

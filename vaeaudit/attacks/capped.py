@@ -14,8 +14,10 @@ from torch import Tensor
 
 from vaeaudit.attacks.term import DataTerm, GoOn, Progress, Term, always
 from vaeaudit.batches import RowBatches
+from vaeaudit.box import flat_bounds
 from vaeaudit.errors import ConfigError, NonFiniteError, VaeauditError, nearest
 from vaeaudit.optim.lbfgsb import Descent, Status, Stopping
+from vaeaudit.ranges import Range
 
 NORMS = ("l2", "linf")
 
@@ -59,7 +61,7 @@ class Capped:
 def capped(
     data_term: DataTerm,
     x: Tensor,
-    box: tuple[float, float] | None,
+    box: Range | None,
     caps: Tensor,
     *,
     norm: str = "l2",
@@ -73,7 +75,7 @@ def capped(
     Args:
         data_term: what is minimised; the negative of a damage.
         x: the items, inside the box; their dtype and device are used throughout.
-        box: [lo, hi] of x + d, None for all reals.
+        box: the range of x + d, None for all reals.
         caps: in the units of x, in any order.
         norm: "l2" or "linf".
         directions: (R, I, *shape), where the chains start: each is lengthened to the cap. Keyed noise of
@@ -134,7 +136,7 @@ def furthest(v: Tensor, low: Tensor, high: Tensor, radius: Tensor, norm: str = "
     return torch.maximum(torch.minimum(d, high), low)
 
 
-def settle(x: Tensor, d: Tensor, low: float, high: float, caps: Tensor, norm: str = "l2") -> Tensor:
+def settle(x: Tensor, d: Tensor, low: Tensor, high: Tensor, caps: Tensor, norm: str = "l2") -> Tensor:
     """``d`` (b, n), shortened where rounding takes x + d out of [low, high] or ||d|| over its cap (b,)."""
     while True:
         outside = (x + d < low) | (x + d > high)
@@ -152,7 +154,7 @@ class _Search:
         self,
         term: Term,
         x: Tensor,
-        box: tuple[float, float] | None,
+        box: Range | None,
         caps: Tensor,
         norm: str,
         max_evaluations: int,
@@ -160,7 +162,7 @@ class _Search:
     ) -> None:
         self.term, self.x, self.caps, self.norm = term, x, caps, norm
         self.max_evaluations, self.go_on = max_evaluations, go_on
-        self.low, self.high = box or (-torch.inf, torch.inf)
+        self.low, self.high = flat_bounds(box, term.shape, x)  # (1, n) each
         self.item = torch.arange(len(x), device=x.device).repeat_interleave(len(caps))  # (K,)
         self.cap = caps.repeat(len(x))  # (K,)
         self.evaluations = torch.ones_like(self.item)  # (K,)

@@ -12,6 +12,8 @@ from torch import Tensor
 from vaeaudit.attacks.capped import furthest, settle
 from vaeaudit.attacks.term import DataTerm, Term
 from vaeaudit.batches import RowBatches
+from vaeaudit.box import flat_bounds
+from vaeaudit.ranges import Range
 
 # encode_mean(x) -> z: (b, *shape) -> (b, *latent), differentiable, rows apart
 EncodeMean = Callable[[Tensor], Tensor]
@@ -69,7 +71,7 @@ def pullback_directions(encode_mean: EncodeMean, x: Tensor, noise: Tensor, rows:
 def random_search(
     data_term: DataTerm,
     x: Tensor,
-    box: tuple[float, float] | None,
+    box: Range | None,
     norm: str,
     radius: Tensor,
     noise: Tensor,
@@ -83,7 +85,7 @@ def random_search(
     distance are kept to the bit.
     """
     items, problems = radius.shape
-    low, high = box or (-torch.inf, torch.inf)
+    low, high = flat_bounds(box, tuple(x.shape[1:]), x)
     item = torch.arange(items, device=x.device).repeat_interleave(problems)
     flat = x.flatten(1)[item]
     term = Term(data_term, tuple(x.shape[1:]), rows)

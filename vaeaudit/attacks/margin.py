@@ -20,8 +20,9 @@ from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.attacks.within import BLOCK, Within
 from vaeaudit.batches import RowBatches
 from vaeaudit.errors import ConfigError, nearest
+from vaeaudit.ranges import Range, diameter
 from vaeaudit.stats import clopper_pearson
-from vaeaudit.vae import VAE
+from vaeaudit.vae import VAE, range_of
 
 SIGMAS = ("frozen", "full")
 
@@ -81,7 +82,7 @@ def empirical_margin(
     *,
     m: float = 0.5,
     sigma: str = "frozen",
-    box: tuple[float, float] | None,
+    box: Range | None,
     alpha: float = 0.05,
     seed: int = 0,
     most: float | None = None,
@@ -99,11 +100,11 @@ def empirical_margin(
         r: radius in output units, positive, one or (I,). A distance that is NaN counts as outside of it.
         m: level that P must exceed, in (0, 1).
         sigma: "frozen", z_d = mu(x + d) + sigma(x) eta (theorem 1), or "full", sigma at x + d (algorithm 2).
-        box: [lo, hi] of x + d, None for all reals.
+        box: the range of x + d, None for all reals.
         alpha: probability, for each item, that its margin is below R(x).
         seed: of every random draw.
-        most: largest norm tried; where None, the box's diameter, without a box that of the model's range, and else
-            10, from which algorithm 2 steps down, or four times the longest item.
+        most: largest norm tried; where None, the box's diameter, without a box that of the model's range, and where
+            that is not finite 10, from which algorithm 2 steps down, or four times the longest item.
         tolerance: relative; where bisection ends, and how much a test may lose to its sampling error.
         draws: of one test at most; where None, 2^25 over the outputs, between 2^14 and 2^17. A test takes as many, from
             1,024, as the slope of P calls for; with fewer than that the margin is wider, never wrong.
@@ -118,9 +119,9 @@ def empirical_margin(
     """
     radius = torch.as_tensor(r, dtype=x.dtype, device=x.device).expand(len(x))
     if most is None:
-        low, high = box or vae.range or (0.0, 0.0)
         longest = float(torch.linalg.vector_norm(x.flatten(1), dim=1).max()) if len(x) else 0.0
-        most = (high - low) * math.sqrt(x[0].numel()) if high > low and len(x) else max(10.0, 4 * longest)
+        most = diameter(box or range_of(vae), tuple(x.shape[1:]))
+        most = most if most < math.inf else max(10.0, 4 * longest)
     _check(radius, m, sigma, alpha, most, tolerance)
     draws = min(max(2**25 // math.prod(vae.input_shape), 2**14), 2**17) if draws is None else draws
     keys = list(range(len(x))) if items is None else list(items)
@@ -149,7 +150,7 @@ class _Search(Within):
         r: Tensor,
         m: float,
         sigma: str,
-        box: tuple[float, float] | None,
+        box: Range | None,
         alpha: float,
         seed: int,
         most: float,

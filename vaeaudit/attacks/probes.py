@@ -5,6 +5,7 @@ is lengthened, and what the box cuts off is left to the other elements, until d 
 under a linf cap they are corners of the cap, cut at the box.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from vaeaudit.attacks.term import DataTerm
 from vaeaudit.batches import RowBatches
+from vaeaudit.box import flat_bounds
+from vaeaudit.ranges import Range, intervals
 from vaeaudit.vae import Chain, DiagonalGaussian, Posterior
 
 # fresh(points, item) -> (b, draws): the data term of each of several draws that no search has seen
@@ -66,13 +69,13 @@ class Probes:
         x_t: Tensor | None,
         found: Found,
         directions: Tensor,
-        box: tuple[float, float] | None,
+        box: Range | None,
         norm: str,
         rows: RowBatches,
     ) -> None:
         self.data_term, self.found, self.norm, self.rows = data_term, found, norm, rows
         self.shape = tuple(x.shape[1:])
-        self.low, self.high = box or (-torch.inf, torch.inf)
+        self.low, self.high = flat_bounds(box, self.shape, x)  # (1, n) each
         self.x, self.random = x.flatten(1), directions.flatten(2)  # (P, n), (R, P, n)
         items, n = self.x.shape
         self.item = torch.arange(items, device=x.device)
@@ -88,15 +91,18 @@ class Probes:
         self.points = torch.cat([self.x[:, None], chosen], 1)  # (P, 1 + M, n), the first is d = 0
 
         # A point far from x, and a length of d that matters: the largest found, or that of the far point.
-        width = self.high - self.low if box else 1.0
-        away = torch.full_like(self.x[:, 0], _FAR * width * n**0.5)
+        width = [high - low if high - low < torch.inf else 1.0 for low, high in intervals(box)]
+        away = torch.full_like(self.x[:, 0], _FAR * math.hypot(*width) * (n / len(width)) ** 0.5)
         self.far = self._step(self.x, self.random[0], away, "l2") if x_t is None else x_t.flatten(1)
         length = found.radius.amax(1) * (n**0.5 if norm == "linf" else 1)
         self.length = torch.where(length > 0, length, _length(self.far - self.x))
         # Between the two, off the edges of the box, the gradient is compared with differences.
         middle = (self.x + self.far) / 2
-        self.margin = _MARGIN * width if box else torch.inf
-        self.middle = middle.clamp(self.low + self.margin, self.high - self.margin) if box else middle
+        inner = [(low + _MARGIN * w, high - _MARGIN * w) for (low, high), w in zip(intervals(box), width, strict=True)]
+        self.middle = middle.clamp(*flat_bounds(tuple(inner), self.shape, x))
+        free = [low == -torch.inf and high == torch.inf for low, high in intervals(box)]
+        most = [torch.inf if none else _MARGIN * w for none, w in zip(free, width, strict=True)]
+        self.margin = flat_bounds(tuple((-edge, edge) for edge in most), self.shape, x)[1]  # (1, n)
 
         self.once, self.again = (self._on_grid(self._looked_at, 1 + spread.numel()) for _ in range(2))  # (P, 1 + M)
         # A little off d = 0, because an untargeted data term has no gradient at it; and where random elements moved.
@@ -166,7 +172,7 @@ class Probes:
         along = torch.cat([slope[None], self.random[: _SLOPES - 1]])  # (S, P, n)
         along = along * _inverse(_length(along))[:, :, None]
         shares = torch.tensor(steps, dtype=along.dtype, device=along.device)
-        step = torch.minimum(shares[:, None, None] * self.length, self.margin / along.abs().amax(2))  # (H, S, P)
+        step = torch.minimum(shares[:, None, None] * self.length, (self.margin / along.abs()).amin(2))  # (H, S, P)
         foreseen = (2 * step * (along * slope).sum(2)).permute(2, 0, 1)  # (P, H, S)
         ends = torch.tensor([1.0, -1.0], dtype=along.dtype, device=along.device)
 

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from vaeaudit.attacks.term import GoOn, Progress, Term
+from vaeaudit.box import flat_bounds
 from vaeaudit.errors import NonFiniteError
 from vaeaudit.optim.lbfgsb import Descent, Status, Stopping
+from vaeaudit.ranges import Range
 
 _OFF_ZERO = 1e-2  # length of the first step off d = 0, as a share of ||x_t - x||
 _EXPLORED = 2.0**-13  # least lambda that is explored, as a share of the least for which d = 0 could be optimal
@@ -50,7 +52,7 @@ class Search:
         term: Term,
         x: Tensor,
         x_t: Tensor,
-        box: tuple[float, float] | None,
+        box: Range | None,
         lambdas: Tensor,
         penalty: str,
         floor: float | None,
@@ -59,8 +61,7 @@ class Search:
     ) -> None:
         self.term, self.x, self.x_t, self.lambdas, self.penalty = term, x, x_t, lambdas, penalty
         self.effort, self.go_on, self.stopped = effort, go_on, False
-        low, high = box if box else (-torch.inf, torch.inf)
-        self.low, self.high = x.new_full((1, x.shape[1]), low), x.new_full((1, x.shape[1]), high)
+        self.low, self.high = low, high = flat_bounds(box, term.shape, x)  # (1, n) each
         pairs, count = len(x), len(lambdas)
         every = torch.arange(pairs, device=x.device)
         self.pair = every.repeat_interleave(count)  # (K,), K = P L

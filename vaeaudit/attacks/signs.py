@@ -21,6 +21,7 @@ from vaeaudit.attacks.probes import DrawTerm, Found, Probes
 from vaeaudit.attacks.term import DataTerm
 from vaeaudit.batches import RowBatches
 from vaeaudit.optim.lbfgsb import Status
+from vaeaudit.ranges import Range
 from vaeaudit.vae import Posterior
 
 DIRECTIONS = 6  # random directions of an item, each tried both ways
@@ -110,7 +111,7 @@ def signs_of(
     found: Found,
     directions: Tensor,
     *,
-    box: tuple[float, float] | None,
+    box: Range | None,
     norm: str,
     rows: RowBatches,
     fresh: DrawTerm | None = None,

@@ -8,7 +8,9 @@ from torch import Tensor
 from vaeaudit.attacks.search import Effort, Search, penalise
 from vaeaudit.attacks.term import DataTerm, GoOn, Term, always, inside
 from vaeaudit.batches import RowBatches
+from vaeaudit.box import bounds
 from vaeaudit.errors import VaeauditError
+from vaeaudit.ranges import Range
 
 PENALTIES = ("l2", "l2sq")
 _MEMORY = 2**33  # bytes that the state of the problems searched together may take
@@ -70,7 +72,7 @@ def sweep(
     data_term: DataTerm,
     x: Tensor,
     x_t: Tensor,
-    box: tuple[float, float] | None,
+    box: Range | None,
     lambdas: Tensor,
     *,
     penalty: str = "l2",
@@ -143,9 +145,9 @@ def _join(parts: list[Sweep]) -> Sweep:
     )
 
 
-def _verify(found: Sweep, box: tuple[float, float] | None) -> None:
+def _verify(found: Sweep, box: Range | None) -> None:
     """Check what is handed out, whatever the search did."""
-    low, high = box if box else (-torch.inf, torch.inf)
+    low, high = bounds(box, tuple(found.adversarial.shape[2:]), found.adversarial)
     zero = found.zero_data_term[:, None]
     sound = bool(
         found.objective.isfinite().all()

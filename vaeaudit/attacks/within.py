@@ -10,8 +10,10 @@ from vaeaudit.attacks.capped import furthest
 from vaeaudit.attacks.directions import pull_back
 from vaeaudit.attacks.term import Term
 from vaeaudit.batches import RowBatches
+from vaeaudit.box import flat_bounds
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import NonFiniteError, UnsupportedError
+from vaeaudit.ranges import Range
 from vaeaudit.vae import VAE, Posterior, Recombinable
 
 _SPREAD = 0.5  # width of the smooth step, as a share of the distances' standard deviation
@@ -28,7 +30,7 @@ def kept_along(
     lengths: Tensor,
     *,
     sigma: str,
-    box: tuple[float, float] | None,
+    box: Range | None,
     seed: int,
     keys: Sequence[int],
     rows: RowBatches,
@@ -59,14 +61,14 @@ class Within:
         r: Tensor,
         m: float,
         sigma: str,
-        box: tuple[float, float] | None,
+        box: Range | None,
         seed: int,
         keys: Sequence[int],
         rows: RowBatches,
     ) -> None:
         self.vae, self.r, self.sigma, self.seed, self.keys = vae, r, sigma, seed, keys
         self.shape, self.x, self.rows = tuple(x.shape[1:]), x.flatten(1), rows
-        self.edges = box or (-torch.inf, torch.inf)
+        self.edges = flat_bounds(box, self.shape, x)  # (1, n) each
         self.low, self.high = self.edges[0] - self.x, self.edges[1] - self.x
         self.level = torch.full_like(r, m)
         with torch.no_grad():

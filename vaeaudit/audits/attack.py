@@ -1,5 +1,6 @@
 """The attack check from settings to record: the pairs, every mode, and whether it succeeded."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -33,6 +34,7 @@ from vaeaudit.checks.success import class_success, factor_success, summarise_cla
 from vaeaudit.checks.summary import summarise, summarise_capped, summarise_likeness
 from vaeaudit.errors import VaeauditError
 from vaeaudit.pairs import Pairs
+from vaeaudit.ranges import widths
 from vaeaudit.stats import Measurement
 from vaeaudit.subject import Subject
 
@@ -151,8 +153,8 @@ def _attack(subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: Pairs, g
 def _capped(subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: Pairs, go_on: GoOn) -> CappedResult:
     """The sources of the pairs attacked under caps, with their targets where the mode has any."""
     chosen = subject.settings.attack
-    low, high = subject.data.range or (0.0, 1.0)
-    usual = _L2_CAPS if chosen.norm == "l2" else tuple((high - low) * cap for cap in _LINF_CAPS)
+    width = min(filter(math.isfinite, widths(subject.data.range)), default=1.0)  # of the narrowest channel
+    usual = _L2_CAPS if chosen.norm == "l2" else tuple(width * cap for cap in _LINF_CAPS)
     return capped_attack(
         subject.model.vae,
         x,

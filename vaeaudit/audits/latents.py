@@ -34,6 +34,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         items=items,
         draws=chosen.draws,
         estimator=chosen.estimator,
+        data_range=subject.data.range,
         seed=seed,
         batch_size=subject.batch_size,
         go_on=go_on,

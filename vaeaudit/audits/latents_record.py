@@ -14,6 +14,7 @@ from vaeaudit.checks.encodings import Encodings, units_of
 from vaeaudit.checks.latents import LatentsResult, Layer
 from vaeaudit.checks.summary_latents import ACTIVE, estimated, summarise_latents
 from vaeaudit.checks.traversal import Traversal
+from vaeaudit.ranges import Range
 from vaeaudit.report.figures_latents import Bars, kl_bars, traversal_panel
 from vaeaudit.report.latents import SHOWN, ActiveEntry, FigureEntry, LatentsEntry, UnitEntry
 from vaeaudit.stats import Measurement
@@ -163,7 +164,7 @@ def latents_rows(found: Latents) -> dict[str, list[Row]]:
     return {"latents": items, "latents.units": units}
 
 
-def latents_drawings(found: Latents, box: tuple[float, float] | None) -> dict[str, Drawing]:
+def latents_drawings(found: Latents, box: Range | None) -> dict[str, Drawing]:
     """KL of each unit, and the traversals."""
     result = found.result
     times = float(distributions.t.ppf(0.5 + _LEVEL / 2, result.n - 1))

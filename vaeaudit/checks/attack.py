@@ -17,10 +17,11 @@ from vaeaudit.attacks.similarity import DRAWING
 from vaeaudit.attacks.sweep import PENALTIES, Sweep, geometric_lambdas, sweep
 from vaeaudit.attacks.term import DataTerm, GoOn, Term, always
 from vaeaudit.batches import RowBatches
-from vaeaudit.checks.inputs import check_pairs, require_finite_outputs
+from vaeaudit.checks.inputs import box_of, check_pairs, require_finite_outputs
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, DataError, nearest
 from vaeaudit.optim.lbfgsb import Stopping
+from vaeaudit.ranges import Range
 from vaeaudit.vae import VAE, Chain
 
 MODES = ("latent", "output")
@@ -117,7 +118,7 @@ def attack(
     layers: Sequence[int] | None = None,
     penalty: str = "l2",
     restarts: int = 1,
-    data_range: tuple[float, float] | None = None,
+    data_range: Range | None = None,
     seed: int = 0,
     max_evaluations: int = 600,
     batch_size: int | None = None,
@@ -160,7 +161,7 @@ def attack(
     if max_evaluations < 1:
         raise ConfigError(f"an attack needs at least one evaluation of a problem, but {max_evaluations} were given")
     objective = Objective(mode, similarity, on, layers=None if layers is None else tuple(layers))
-    box = data_range or vae.range
+    box = box_of(vae, data_range)
     check_pairs(vae, x, x_t, box)
     values = _lambdas(lambdas, x)
     keys = list(range(len(x))) if items is None else list(items)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vaeaudit.checks.finding import Finding, Verdict
 from vaeaudit.checks.inputs import numbered
+from vaeaudit.ranges import Range, widths
 from vaeaudit.stats import clopper_pearson
 
 _LEVEL = 0.999  # of each test: a sound model must not fail one by chance
@@ -27,8 +28,13 @@ _UNLIKE = 1e3  # how far the scales of a vector's elements may differ before the
 _ADVICE = "wrong layout of mean and log-variance, activation, range or resizing, or a collapsed model?"
 
 
-def unlike_scales(x: Tensor) -> tuple[float, float] | None:
-    """The least and the largest spread, max - min over items, of elements of ``x`` that vary; None where alike."""
+def unlike_scales(x: Tensor, data_range: Range | None) -> tuple[float, float] | None:
+    """The least and the largest spread, max - min over items, of elements of ``x`` that vary.
+
+    None where they are alike, or where one bounded interval holds all of them.
+    """
+    if len(set(spans := widths(data_range))) == 1 and math.isfinite(spans[0]):
+        return None
     spread = x.amax(0) - x.amin(0)
     spread = spread[spread > 0]
     if not spread.numel() or bool(spread.max() <= _UNLIKE * spread.min()):
@@ -47,10 +53,10 @@ class Baseline:
     element's standard deviation, as otherwise the largest alone would decide.
     """
 
-    def __init__(self, x: Tensor, items: Sequence[int], data_range: tuple[float, float] | None) -> None:
+    def __init__(self, x: Tensor, items: Sequence[int], data_range: Range | None) -> None:
         self.x, self.items = x, list(items)
         self.mean = x.mean(0, keepdim=True)
-        unlike = data_range is None and unlike_scales(x) is not None
+        unlike = unlike_scales(x, data_range) is not None
         self.weight = _inverse_variances(x, self.mean) if unlike else None
         self.rounding = torch.finfo(x.dtype).eps ** 0.5
         self.raw, self.error = self.errors(self.mean.expand_as(x), x)

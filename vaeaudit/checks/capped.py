@@ -17,9 +17,11 @@ from vaeaudit.attacks.probes import Found
 from vaeaudit.attacks.signs import DIRECTIONS, Signs, signs_of
 from vaeaudit.attacks.term import DataTerm, GoOn, Term, always, inside
 from vaeaudit.batches import RowBatches
-from vaeaudit.checks.inputs import check_items, check_pairs, require_finite_outputs
+from vaeaudit.box import flat_bounds
+from vaeaudit.checks.inputs import box_of, check_items, check_pairs, require_finite_outputs
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, nearest
+from vaeaudit.ranges import Range
 from vaeaudit.vae import VAE
 
 CAPPED_MODES = ("damage", "untargeted", "latent-side", "worst")
@@ -77,7 +79,7 @@ def capped_attack(
     on: str = "both",
     ref: str = "reconstruction",
     draws: int = _DRAWS,
-    data_range: tuple[float, float] | None = None,
+    data_range: Range | None = None,
     seed: int = 0,
     max_evaluations: int = 505,
     batch_size: int | None = None,
@@ -120,7 +122,7 @@ def capped_attack(
             )
     if mode == "worst" and x_t is None:
         raise ConfigError("attack mode 'worst' needs a target for each item, but none was given; give x_t")
-    box = data_range or vae.range
+    box = box_of(vae, data_range)
     check_items(vae, x, box, "items")
     if x_t is not None:
         check_pairs(vae, x, x_t, box)
@@ -138,7 +140,7 @@ class _Attack:
         vae: VAE,
         x: Tensor,
         x_t: Tensor | None,
-        box: tuple[float, float] | None,
+        box: Range | None,
         caps: Sequence[float],
         norm: str,
         draws: int,
@@ -273,10 +275,10 @@ class _Attack:
 
     def within(self, d: Tensor) -> Tensor:
         """``d`` (I, C, *shape) with x + d in the box to the bit, and a little less than the cap long."""
-        low, high = self.box or (-torch.inf, torch.inf)
+        low, high = flat_bounds(self.box, tuple(self.x.shape[1:]), self.x)
         x, cap = self.x[:, None].expand_as(d).flatten(0, 1).flatten(1), self.caps.repeat(len(self.x)) * (1 - 1e-6)
         near = furthest(d.flatten(0, 1).flatten(1), low - x, high - x, cap, self.norm, most=1.0)
-        return inside(x, x + near, x.new_tensor(low), x.new_tensor(high)).reshape(d.shape)
+        return inside(x, x + near, low, high).reshape(d.shape)
 
     def worst(self, d: Tensor, damage: Tensor) -> tuple[Tensor, Tensor]:
         """Member and distortion of the largest damage under each cap; a larger cap admits what a smaller one does."""

@@ -18,6 +18,7 @@ from vaeaudit.batches import RowBatches
 from vaeaudit.certify.graph import Graph, trace
 from vaeaudit.checks.certified import Certificates, Certified
 from vaeaudit.checks.estimates import Bars, FirstOrder, jacobian_norms
+from vaeaudit.ranges import Range
 from vaeaudit.vae import VAE, DiagonalGaussian, GaussianLikelihood
 
 _MOST_NEURONS = 4096  # of both networks, and outputs, each of which linear bounds follow back for every item
@@ -80,7 +81,7 @@ class Deterministic:
         kept = torch.full((len(self._x),), _ONE_UNIT, dtype=torch.float64, device=self._x.device)
         return certificates.of(kept, 0.5, go_on)
 
-    def empirical(self, r: float, box: tuple[float, float] | None, go_on: GoOn) -> Empirical:
+    def empirical(self, r: float, box: Range | None, go_on: GoOn) -> Empirical:
         """Upper bounds: ||d|| of the shortest distortion found that moves f by more than r.
 
         A smooth P rises where the distance does, so the search of R is one of the largest distance here. All draws

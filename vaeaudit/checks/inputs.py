@@ -6,12 +6,29 @@ import torch
 from torch import Tensor, nn
 
 from vaeaudit.batches import RowBatches
+from vaeaudit.box import bounds
 from vaeaudit.draws import noise_set
-from vaeaudit.errors import DataError, NonFiniteError, UnsupportedError, listed
+from vaeaudit.errors import ConfigError, ContractError, DataError, NonFiniteError, UnsupportedError, listed
+from vaeaudit.ranges import Range, intervals, range_for, span_text
 from vaeaudit.vae import VAE, DiagonalGaussian, Posterior
 
 
-def check_items(vae: VAE, x: Tensor, box: tuple[float, float] | None, what: str) -> None:
+def box_of(vae: VAE, data_range: object = None) -> Range | None:
+    """The range that inputs keep to: ``data_range``, else the model's own; None where there is neither.
+
+    Raises :class:`ConfigError`, or :class:`ContractError` for the model's, where it is none or has intervals for
+    another number of channels or features than the model takes.
+    """
+    own = data_range is None
+    span = vae.range if own else data_range
+    try:
+        return None if span is None else range_for(span, tuple(vae.input_shape))
+    except ValueError as error:
+        kind, whose = (ContractError, "the model's range") if own else (ConfigError, "the range")
+        raise kind(f"{whose} is {error}; correct it") from None
+
+
+def check_items(vae: VAE, x: Tensor, box: Range | None, what: str) -> None:
     """Raise :class:`DataError` unless ``x``, called ``what``, are items of the model, at least one, in the box."""
     shape = tuple(vae.input_shape)
     if tuple(x.shape[1:]) != shape or len(x) == 0 or not x.is_floating_point():
@@ -24,13 +41,17 @@ def check_items(vae: VAE, x: Tensor, box: tuple[float, float] | None, what: str)
         raise DataError(
             f"{what} are {x.dtype} on {x.device}, but the model is {weight.dtype} on {weight.device}; convert one"
         )
-    low, high = box or (-torch.inf, torch.inf)
-    if not bool(((x >= low) & (x <= high)).all()):
-        span = f"[{float(x.min()):.4g}, {float(x.max()):.4g}]"
-        raise DataError(f"the {what} must lie in the range [{low}, {high}] but span {span}; rescale them")
+    low, high = bounds(box, shape, x)
+    outside = ~((x >= low) & (x <= high))
+    if bool(outside.any()):
+        of = outside.nonzero()[0, 1:].tolist()[0] if len(intervals(box)) > 1 else None
+        where, seen = ("", x) if of is None else (f" of channel or feature {of}", x[:, of])
+        span = f"[{float(seen.min()):.4g}, {float(seen.max()):.4g}]"
+        allowed = span_text(intervals(box)[of or 0])
+        raise DataError(f"the {what} must lie in the range {allowed} but span {span}{where}; rescale them")
 
 
-def check_pairs(vae: VAE, x: Tensor, x_t: Tensor, box: tuple[float, float] | None) -> None:
+def check_pairs(vae: VAE, x: Tensor, x_t: Tensor, box: Range | None) -> None:
     """Raise :class:`DataError` unless ``x`` and ``x_t`` are pairs of different items of the model, in the box."""
     shape = tuple(vae.input_shape)
     if tuple(x.shape[1:]) != shape or x.shape != x_t.shape:

@@ -16,9 +16,10 @@ from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.batches import RowBatches
 from vaeaudit.checks.decomposition import Decomposition, decompose, log_density, require_alike, unit_kl
 from vaeaudit.checks.encodings import Encodings, Images, count_of, numbers_of, units_of
-from vaeaudit.checks.inputs import check_items
+from vaeaudit.checks.inputs import box_of, check_items
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, ContractError, NonFiniteError, UnsupportedError
+from vaeaudit.ranges import Range
 from vaeaudit.vae import VAE, Chain, DiagonalGaussian, Hierarchical, Posterior
 
 _COLUMNS = 64  # units whose moments over all items are computed at once
@@ -102,6 +103,7 @@ def latents(
     estimator: str = "exact",
     points: int | None = None,
     batch: int | None = None,
+    data_range: Range | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     go_on: GoOn = always,
@@ -117,6 +119,7 @@ def latents(
         estimator: of q(z), "exact" or "stratified"; see :func:`vaeaudit.checks.decomposition.decompose`.
         points: at how many draws of z the mixture is evaluated; by size where None.
         batch: items of a minibatch, for "stratified".
+        data_range: range of the items; the model's own where None.
         seed: of every random draw.
         batch_size: most rows given to the model at once; by size where None.
         go_on: asked between batches; on False what is done so far is returned.
@@ -130,11 +133,12 @@ def latents(
         NonFiniteError: an encoder or a decoder that gives NaN.
     """
     count = count_of(x, n, least=2)
+    box = box_of(vae, data_range)
     if draws < 0:
         raise ConfigError(f"a number of draws is 0 or more, but {draws} were asked for")
     named = numbers_of(items, count)
     first = x[:1] if isinstance(x, Tensor) else x(named[:1])
-    check_items(vae, first, vae.range, "items")
+    check_items(vae, first, box, "items")
     posterior = vae.encode(first)
     chain = _hierarchy(vae, posterior) if isinstance(posterior, Chain) else None
     prior = Encodings(*units_of(vae.prior)) if chain is None else chain.prior
@@ -144,7 +148,7 @@ def latents(
     def of_items(index: Tensor) -> tuple[Tensor, ...]:
         numbers = [named[place] for place in index.tolist()]
         part = x[index[0] : index[-1] + 1] if isinstance(x, Tensor) else x(numbers)
-        check_items(vae, part, vae.range, "items")
+        check_items(vae, part, box, "items")
         q = vae.encode(part)
         noise = part.new_zeros(0)
         if needed:

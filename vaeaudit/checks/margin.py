@@ -22,9 +22,10 @@ from vaeaudit.certify.theorem import pathwise_margin
 from vaeaudit.checks.certified import Certificates, Certified
 from vaeaudit.checks.deterministic import Deterministic
 from vaeaudit.checks.estimates import FirstOrder, JacobianNorms, first_order, jacobian_norms
-from vaeaudit.checks.inputs import check_items, without_spread
+from vaeaudit.checks.inputs import box_of, check_items, without_spread
 from vaeaudit.checks.radius import Kept, MinRadius, check_probability, draw_distances, kept, min_radius
 from vaeaudit.errors import ConfigError, DataError, nearest
+from vaeaudit.ranges import Range
 from vaeaudit.vae import VAE
 
 PARTS = ("certified", "empirical")
@@ -81,7 +82,7 @@ class MarginResult:
 
     m: float
     sigma: str
-    box: tuple[float, float] | None
+    box: Range | None
     level: float
     alpha: float
     family_wise: bool
@@ -106,7 +107,7 @@ def margin(
     *,
     m: float = 0.5,
     sigma: Sigma = "frozen",
-    data_range: tuple[float, float] | None = None,
+    data_range: Range | None = None,
     boxed: bool = True,
     level: float = 0.95,
     family_wise: bool = False,
@@ -145,7 +146,7 @@ def margin(
         NonFiniteError: means, derivatives or reconstructions are NaN or infinite.
     """
     radii = _radii(r, x.dtype)
-    box = data_range or vae.range
+    box = box_of(vae, data_range)
     _check(m, sigma, level, parts, draws)
     check_items(vae, x, box, "items")
     keys = list(range(len(x))) if items is None else list(items)
@@ -224,7 +225,7 @@ def _deterministic(
     radii: tuple[float, ...],
     m: float,
     sigma: Sigma,
-    box: tuple[float, float] | None,
+    box: Range | None,
     level: float,
     family_wise: bool,
     parts: Sequence[str],
@@ -251,7 +252,7 @@ def _fall(
     place: Tensor,
     r: float,
     sigma: Sigma,
-    box: tuple[float, float] | None,
+    box: Range | None,
     seed: int,
     keys: Sequence[int],
     rows: RowBatches,

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.batches import RowBatches
+from vaeaudit.box import bounds
 from vaeaudit.checks.encodings import Images, count_of, numbers_of
-from vaeaudit.checks.inputs import check_items, numbered
+from vaeaudit.checks.inputs import box_of, check_items, numbered
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError
+from vaeaudit.ranges import Range
 from vaeaudit.vae import VAE
 
 Over = Literal["mean", "median"]
@@ -47,7 +49,7 @@ class NoiseResult:
     sigmas: tuple[float, ...]
     draws: int
     items: tuple[int, ...]
-    clip: tuple[float, float] | None
+    clip: Range | None
     route: str
     seed: int
     clean: Tensor
@@ -107,7 +109,7 @@ def noise(
     items: Sequence[int] | None = None,
     draws: int = _DRAWS,
     clip: bool = False,
-    data_range: tuple[float, float] | None = None,
+    data_range: Range | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     go_on: GoOn = always,
@@ -135,7 +137,7 @@ def noise(
     levels = _levels(sigmas)
     of_function = items is not None and not isinstance(x, Tensor)
     numbers = numbers_of(items, count_of(x, len(items or ()) if n is None and of_function else n))
-    box = data_range or vae.range
+    box = box_of(vae, data_range)
     if draws < 1:
         raise ConfigError(f"noise is averaged over draws: at least one is needed, but {draws} were asked for")
     if clip and box is None:
@@ -183,12 +185,13 @@ def _of_part(
     keys: Sequence[int],
     sigmas: Sequence[float],
     draws: int,
-    clip: tuple[float, float] | None,
+    clip: Range | None,
     seed: int,
     size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log p(x|z) without and with noise, (draws * b, 1 + S); of the first draw ||rec - x|| and ||eps||, (b, 1 + S)."""
     q = vae.encode(x)
+    edges = bounds(clip, tuple(x.shape[1:]), x)
     input_shape, latent_shape = tuple(x.shape[1:]), q.noise_shape
     eta = noise_set(input_shape, draws=draws, items=keys, seed=seed, check="noise.input", like=x)
     latent = noise_set(latent_shape, draws=draws, items=keys, seed=seed, check="noise.latent", like=x)
@@ -203,7 +206,7 @@ def _of_part(
                 seen, posterior = clean, q.rows(row)
             else:
                 seen = torch.add(clean, direction, alpha=sigma)
-                seen = seen if clip is None else seen.clamp(*clip)
+                seen = seen if clip is None else seen.clamp(*edges)
                 posterior = vae.encode(seen)
             values.append(vae.decode(posterior.sample(of_latent)).log_prob(clean))
             target = clean[: len(firsts)]

@@ -12,6 +12,7 @@ from vaeaudit.attacks.signs import Sign, Signs
 from vaeaudit.checks.attack import AttackResult
 from vaeaudit.checks.capped import CappedResult
 from vaeaudit.likeness import ms_ssim
+from vaeaudit.ranges import Range
 from vaeaudit.stats import Measurement
 
 # Signs that the values themselves are amiss: not finite, other when computed again, or fitted to the search's noise.
@@ -81,7 +82,7 @@ def summarise_capped(result: CappedResult) -> dict[str, Measurement]:
     return metrics
 
 
-def summarise_likeness(result: CappedResult, data_range: tuple[float, float]) -> dict[str, Measurement]:
+def summarise_likeness(result: CappedResult, data_range: Range) -> dict[str, Measurement]:
     """MS-SSIM of inputs with adversarial inputs, and of their reconstructions (Kuzina et al. 2022), for each cap.
 
     An attack that is not seen leaves the first near 1; one that changes nothing leaves the second there. Raises what

@@ -69,7 +69,7 @@ def traverse(
     if item is None:
         start = vae.prior
     else:
-        check_items(vae, item[None], vae.range, "items")
+        check_items(vae, item[None], None, "items")
         start = vae.encode(item[None])
     origin = start.mean  # (1, *latent)
     places = _places(start)

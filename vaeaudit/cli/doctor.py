@@ -32,6 +32,7 @@ def command(
     """Try the model on real data before any check: reconstruction, gradients, determinism, range, clamping."""
     resolved = settings_of(context, SHARED_KEYS, config, isolated, option)
     from vaeaudit.cli.render import doctor_line, doctor_text, stdout_is_terminal
+    from vaeaudit.ranges import span_text
     from vaeaudit.record import data_entry, model_entry, plausibility_entry
     from vaeaudit.report.writer import dumps
     from vaeaudit.subject import prepare
@@ -53,7 +54,7 @@ def command(
             ("model", about.file.path),
             ("adapter", f"{subject.model.adapter.name} ({subject.model.adapter.source})"),
             ("input", "x".join(map(str, subject.model.vae.input_shape))),
-            ("range", f"[{on.range[0]:g}, {on.range[1]:g}]" if on.range else "none"),
+            ("range", span_text(on.range)),
             ("likelihood", subject.likelihood),
             ("data", f"{on.source}, {on.n} items"),
             *([("part", subject.part)] if subject.part else []),

@@ -36,7 +36,7 @@ Range = Annotated[
     typer.Option(
         "--range",
         metavar="LO HI",
-        help="Range of the model's inputs, if not the model's own.",
+        help="Range of the model's inputs, if not the model's own; inf for no bound.",
         envvar="VAEAUDIT_RANGE",
         show_default=False,
     ),

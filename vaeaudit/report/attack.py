@@ -4,8 +4,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from vaeaudit.ranges import span_text
 from vaeaudit.report.entry import Entry, Number
 from vaeaudit.report.section import Section, Shown, Table, number
+from vaeaudit.settings import Range
 
 _CLASSES = (
     "reached, left / valid: of the attacks whose clean reconstruction has the source's class, how many end in the "
@@ -110,7 +112,7 @@ class AttackEntry(Entry):
     layers: list[int] | None = Field(description="Layers of a chain that are compared; null for all.")
     unit: str
     penalty: Literal["l2", "l2sq"]
-    box: tuple[float, float] | None
+    box: Range | None
     lambdas: list[float] = Field(min_length=1)
     restarts: int
     chosen: str = Field(description="How the pairs were chosen.")
@@ -123,7 +125,7 @@ class AttackEntry(Entry):
 
     def section(self) -> Section:
         """How the attack is shown."""
-        box = f"x + d in [{self.box[0]:g}, {self.box[1]:g}]" if self.box else "no box"
+        box = f"x + d in {span_text(self.box)}" if self.box else "no box"
         title = f"{self.mode} attack, {minimised(self)}, in {self.unit}; values before → after the attack"
         tables = [Shown(title, attack_table(self), LEGEND)]
         if self.classes:
@@ -177,14 +179,14 @@ class CappedEntry(Entry):
     on: Reached
     ref: Literal["reconstruction", "input"]
     norm: Literal["l2", "linf"]
-    box: tuple[float, float] | None
+    box: Range | None
     items: list[CappedItemEntry]
     signs: dict[str, int] = Field(description="Failure signs that were seen: sign -> items.")
     evaluations: int
 
     def section(self) -> Section:
         """How the attack is shown."""
-        box = f"x + d in [{self.box[0]:g}, {self.box[1]:g}]" if self.box else "no box"
+        box = f"x + d in {span_text(self.box)}" if self.box else "no box"
         norm = "‖d‖₂" if self.norm == "l2" else "‖d‖∞"
         return Section(
             f"Attack under a cap: {self.mode}",

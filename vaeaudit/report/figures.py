@@ -3,11 +3,13 @@
 import io
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from vaeaudit.errors import clipped
 from vaeaudit.inert import visible
+from vaeaudit.ranges import Range, intervals
 
 Array = NDArray[np.float64]
 
@@ -19,15 +21,16 @@ def is_image(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and shape[0] in (1, 3)
 
 
-def attack_panel(columns: dict[str, Array], labels: list[str], box: tuple[float, float] | None) -> bytes:
+def attack_panel(columns: dict[str, Array], labels: list[str], box: Range | None) -> bytes:
     """One row a pair, each of ``columns`` (pairs, channels, height, width) under its name.
 
-    Images share one grey scale, the box where there is one. A column "distortion" is drawn around zero, each on its own
-    scale, which is written below it: blue lowers a pixel, red raises it.
+    Images share one scale, the box where there is one, each channel its own where that has one for each. A column
+    "distortion" is drawn around zero, each on its own scale, which is written below it: blue lowers a pixel, red raises
+    it.
     """
     rows = len(labels)
     images = np.concatenate([column for name, column in columns.items() if name != "distortion"])
-    low, high = box or (float(images.min()), float(images.max()))
+    low, width = scale(images, box)
     figure = Figure(figsize=(1.5 * len(columns) + 1.6, 1.62 * rows + 0.5), layout="constrained")
     axes = figure.subplots(rows, len(columns), squeeze=False)
     for row in range(rows):
@@ -41,15 +44,32 @@ def attack_panel(columns: dict[str, Array], labels: list[str], box: tuple[float,
                 signed = item.sum(0) if len(item) == 1 else np.take_along_axis(item, np.abs(item).argmax(0)[None], 0)[0]
                 axis.imshow(signed, cmap="RdBu_r", vmin=-(reach or 1), vmax=reach or 1, interpolation="nearest")
                 axis.set_xlabel(f"largest {reach:.2g}", fontsize=8)
-            elif len(item) == 1:
-                axis.imshow(item[0], cmap="gray", vmin=low, vmax=high, interpolation="nearest")
             else:
-                scaled = (item.transpose(1, 2, 0) - low) / (high - low or 1)
-                axis.imshow(scaled.clip(0, 1), interpolation="nearest")
+                draw_image(axis, (item - low) / width)
             if row == 0:
                 axis.set_title(name, fontsize=10)
         axes[row, 0].set_ylabel(labels[row], fontsize=8, rotation=0, ha="right", va="center")
     return to_png(figure)
+
+
+def scale(images: Array, box: Range | None) -> tuple[Array, Array]:
+    """What is drawn as 0, and how much above it as 1, (1 or channels, 1, 1): the box, and ``images`` where it is open.
+
+    So images that were normalised by channel are drawn in the colours that they had before.
+    """
+    low, high = np.array(intervals(box)).T.reshape(2, -1, 1, 1)
+    low = np.where(np.isfinite(low), low, images.min())
+    width = np.where(np.isfinite(high), high, images.max()) - low
+    return low, np.where(width > 0, width, 1.0)
+
+
+def draw_image(axis: Axes, image: Array) -> None:
+    """An image (channels, height, width) of values in [0, 1]; what lies outside is drawn as the nearest."""
+    shown = image.clip(0, 1)
+    if len(shown) == 1:
+        axis.imshow(shown[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    else:
+        axis.imshow(shown.transpose(1, 2, 0), interpolation="nearest")
 
 
 def distortion_curves(

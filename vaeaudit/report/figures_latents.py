@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from vaeaudit.report.figures import Array, to_png
+from vaeaudit.ranges import Range
+from vaeaudit.report.figures import Array, draw_image, scale, to_png
 
 _LABELLED = 64  # most bars with a label of their own
 _LINEAR = 100.0  # largest ratio of bars for which a linear scale shows all of them
@@ -55,12 +56,10 @@ def kl_bars(layers: list[Bars], threshold: float) -> bytes:
     return to_png(figure)
 
 
-def traversal_panel(
-    images: Array, values: Array, labels: list[str], box: tuple[float, float] | None, title: str
-) -> bytes:
+def traversal_panel(images: Array, values: Array, labels: list[str], box: Range | None, title: str) -> bytes:
     """One row a unit: ``images`` (units, steps, channels, height, width), and below them ``values`` (units, steps)."""
     rows, steps = values.shape
-    low, high = box or (float(images.min()), float(images.max()))
+    low, width = scale(images, box)
     figure = Figure(figsize=(1.05 * steps + 1.3, 1.22 * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, steps, squeeze=False)
     for row in range(rows):
@@ -68,11 +67,7 @@ def traversal_panel(
             axis, image = axes[row, step], images[row, step]
             axis.set_xticks([])
             axis.set_yticks([])
-            scaled = ((image - low) / (high - low or 1)).clip(0, 1)
-            if len(image) == 1:
-                axis.imshow(scaled[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            else:
-                axis.imshow(scaled.transpose(1, 2, 0), interpolation="nearest")
+            draw_image(axis, (image - low) / width)
             axis.set_xlabel(f"{values[row, step]:.3g}", fontsize=7, labelpad=2)
         axes[row, 0].set_ylabel(labels[row], fontsize=8, rotation=0, ha="right", va="center")
     figure.suptitle(title, fontsize=9)

@@ -2,8 +2,10 @@
 
 from pydantic import Field
 
+from vaeaudit.ranges import span_text
 from vaeaudit.report.entry import Entry, Number
 from vaeaudit.report.section import Section, Shown, Table, number
+from vaeaudit.settings import Range
 
 # What the columns of the margin table mean.
 MARGIN_LEGEND = {
@@ -66,7 +68,7 @@ class MarginEntry(Entry):
     r: float
     m: float
     sigma: str
-    box: tuple[float, float] | None = Field(description="Of the empirical margin; a certificate holds with any.")
+    box: Range | None = Field(description="Of the empirical margin; a certificate holds with any.")
     level: float
     alpha: float = Field(description="Error probability of each bound of each item.")
     family_wise: bool
@@ -116,7 +118,7 @@ def margin_table(margins: MarginEntry) -> Table:
 
 def asked(margins: MarginEntry) -> str:
     """What a margin is of, in a sentence."""
-    box = f"x + d in [{margins.box[0]:g}, {margins.box[1]:g}]" if margins.box else "no box"
+    box = f"x + d in {span_text(margins.box)}" if margins.box else "no box"
     if margins.deterministic:
         return (
             f"r = {margins.r:.6g}, {box} for the empirical margin; the encoder is deterministic, so that this "

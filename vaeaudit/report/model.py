@@ -17,6 +17,7 @@ from vaeaudit.report.mig import MigEntry
 from vaeaudit.report.noise import NoiseEntry
 from vaeaudit.report.section import Section
 from vaeaudit.report.weights import WeightsEntry
+from vaeaudit.settings import Range
 
 SCHEMA_VERSION = "1.2"
 
@@ -43,7 +44,7 @@ class ModelEntry(Entry):
     adapter: AdapterEntry | None = Field(description="null where none was needed, to look at the weights alone.")
     options: dict[str, JsonValue]
     input_shape: list[int] | None = Field(description="null where the model was not opened; so are those below.")
-    range: tuple[float, float] | None
+    range: Range | None
     likelihood: str | None = Field(description="How log p(x|z) is computed; never compared across routes.")
     parameters: int | None
 
@@ -55,7 +56,7 @@ class DataEntry(Entry):
     sha256: str
     n: int
     drawn: bool = Field(False, description="Whether the n items were drawn at random by the seed; else the first n.")
-    range: tuple[float, float] | None
+    range: Range | None
     stored: str
     skipped: list[str]
 

@@ -2,8 +2,10 @@
 
 from pydantic import Field
 
+from vaeaudit.ranges import span_text
 from vaeaudit.report.entry import Entry, MetricEntry
 from vaeaudit.report.section import Section, Shown, Table, number, with_interval
+from vaeaudit.settings import Range
 
 # What the columns of the noise table mean.
 NOISE_LEGEND = {
@@ -48,13 +50,13 @@ class NoiseEntry(Entry):
     n: int
     chosen: str = Field(description="How the items were chosen.")
     draws: int
-    clip: tuple[float, float] | None = Field(description="What noisy inputs were clipped to, if they were.")
+    clip: Range | None = Field(description="What noisy inputs were clipped to, if they were.")
     route: str = Field(description="How log p is computed; figures of two routes are never compared.")
     levels: list[NoiseLevelEntry] = Field(description="The clean items first.")
 
     def section(self) -> Section:
         """How the figures are shown."""
-        clip = f"clipped to [{self.clip[0]:g}, {self.clip[1]:g}]" if self.clip else "not clipped"
+        clip = f"clipped to {span_text(self.clip)}" if self.clip else "not clipped"
         complete = self.chosen == f"all {self.n}" or self.chosen.startswith(f"{self.n} of ")
         done = "" if complete else f", of which {self.n} were done"
         asked = f"{self.draws} draws of noise and latents an item; noisy inputs {clip}; {self.route}"

@@ -3,6 +3,7 @@
 import shlex
 from typing import NamedTuple
 
+from vaeaudit.ranges import span_text
 from vaeaudit.report.model import Report
 
 VERDICTS = {
@@ -91,7 +92,7 @@ def provenance(report: Report) -> list[Fact]:
             Fact("data SHA-256", data.sha256),
             Fact("stored as", None, data.stored),
             *([Fact("left out of the data", None, "; ".join(data.skipped))] if data.skipped else []),
-            Fact("range", None, f"[{data.range[0]:g}, {data.range[1]:g}]" if data.range else "none"),
+            Fact("range", None, span_text(data.range)),
         ]
     return [
         *facts,
