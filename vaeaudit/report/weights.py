@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
+from vaeaudit.errors import listed
 from vaeaudit.report.entry import Entry, Number
 from vaeaudit.report.section import Section, Shown, Table, number
 
-_SOME = 6  # names in one sentence
 # What the columns of the tables mean.
 _PARTS = {
     "part": "encoder or decoder",
@@ -78,6 +78,9 @@ class WeightsEntry(Entry):
     tensors: list[TensorEntry] = Field(description="The largest, in the order of the file; all are in items.json.")
     counted: int
     left_out: list[str] = Field(description="Tensors that were not counted.")
+    computed: list[str] = Field(
+        [], description="Weights that the model computes from several stored tensors, counted as it works with them."
+    )
 
     def section(self) -> Section:
         """How the norms are shown."""
@@ -88,9 +91,13 @@ class WeightsEntry(Entry):
         remarks = [f"No change of the {part.name}: {part.why}." for part in self.parts if part.why]
         if not few:
             remarks.append(f"The other {self.counted - len(self.tensors)} tensors are in items.json.")
+        if self.computed:
+            remarks.append(
+                "Counted as the model works with them, from the tensors that weight or spectral normalisation store: "
+                f"{listed(self.computed)}."
+            )
         if self.left_out:
-            more = f" and {len(self.left_out) - _SOME} more" if len(self.left_out) > _SOME else ""
-            remarks.append(f"Not counted: {', '.join(self.left_out[:_SOME])}{more}.")
+            remarks.append(f"Not counted: {listed(self.left_out)}.")
         return Section(
             "Weights",
             f"How large the {which} of encoder and decoder are{versus}, read from the file without running the model. "
