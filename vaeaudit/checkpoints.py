@@ -58,7 +58,7 @@ class Checkpoint:
 
         Raises :class:`CheckpointError` for a name that leads elsewhere, and as :func:`open_checkpoint` does.
         """
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", ".", ".."):
             raise CheckpointError(
                 f"'{clipped(name)}' leads out of the folder of {self.path}, where a file beside it was expected; "
                 "give its name alone"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vaeaudit.errors import DataError, nearest
 
+_ROUNDING = 4  # spacings of numbers by which floats may leave the range
 RESIZE = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 
@@ -33,8 +34,10 @@ class Factors:
 class Stored:
     """What a source holds, untouched: ``values`` (n, ...) in the stored type, ``labels`` (n,) int64.
 
-    ``skipped`` tells in sentences what was left out. Raises :class:`DataError` if there are no items, or if labels
-    or factors are not as many as the items.
+    ``skipped`` tells in sentences what was left out, ``told`` what was made of it in reading. ``eps`` is the spacing of
+    numbers at 1 in the type that the source stores, where ``values`` have a finer one.
+
+    Raises :class:`DataError` if there are no items, or if labels or factors are not as many as the items.
     """
 
     values: NDArray[np.generic]
@@ -43,6 +46,8 @@ class Stored:
     source: str
     sha256: str
     skipped: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
+    eps: float | None = None
 
     def __post_init__(self) -> None:
         if self.values.ndim < 2:
@@ -182,7 +187,7 @@ def fit(
     warned: list[str] = []
     mapped = "taken as they are"
     if top is None:
-        _check_floats(stored, low, high, data_range)
+        mapped += _check_floats(stored, low, high, data_range)
     elif data_range is not None:
         same = data_range == (0, top)
         mapped = f"{mapped} in" if same else f"mapped from {_span(0, top)} to"
@@ -213,7 +218,7 @@ def fit(
         factors=stored.factors,
         source=stored.source,
         sha256=stored.sha256,
-        stored=", ".join([told, mapped, *layout.told]),
+        stored=", ".join([told, mapped, *layout.told, *stored.told]),
         skipped=stored.skipped,
         warnings=tuple(warned),
         layout=layout,
@@ -242,7 +247,8 @@ def _stored_range(stored: Stored) -> tuple[int | None, float, float]:
     )
 
 
-def _check_floats(stored: Stored, low: float, high: float, data_range: tuple[float, float] | None) -> None:
+def _check_floats(stored: Stored, low: float, high: float, data_range: tuple[float, float] | None) -> str:
+    """What is done to floats so that they lie in the range, in words: "" where they do."""
     if not (math.isfinite(low) and math.isfinite(high)):  # NaN and infinities show in the minimum or the maximum
         bad = sum(int((~np.isfinite(np.asarray(row, np.float64))).sum()) for row in stored.values)
         raise DataError(
@@ -250,14 +256,28 @@ def _check_floats(stored: Stored, low: float, high: float, data_range: tuple[flo
             "finite numbers were expected; leave those items out or repair them"
         )
     if data_range is None:
-        return
+        return ""
     with np.errstate(over="ignore"):
         lo, hi = np.asarray(data_range).astype(stored.values.dtype)  # so that float32 0.1 is not above 0.1
-    if low < lo or high > hi:
+    if not (low < lo or high > hi):
+        return ""
+    if _outside(low, high, data_range, stored):
         raise DataError(
             f"{stored.source}: data lie in {_span(low, high)} but the model takes {_span(*data_range)}; "
             "give --range or store them as uint8"
         )
+    return f" but for rounding: clipped from {_span(low, high)} to {_span(*data_range)}"
+
+
+def _outside(low: float, high: float, data_range: tuple[float, float], stored: Stored) -> bool:
+    """Whether values leave the range by more than rounding: 4 times the spacing of numbers at its larger end.
+
+    That of the stored type; of float32 for float64, since what was computed in float32 is often stored so.
+    """
+    kind = np.float16 if stored.values.dtype.itemsize == 2 else np.float32
+    eps = float(np.finfo(kind).eps) if stored.eps is None else stored.eps
+    allowed = _ROUNDING * eps * max(map(abs, data_range))
+    return low < data_range[0] - allowed or high > data_range[1] + allowed
 
 
 def _layout(stored: Stored, want: tuple[int, ...], resize: str | None) -> Layout:
