@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vaeaudit.config import strict_json
-from vaeaudit.errors import CheckpointError, NonFiniteError, clipped, listed
+from vaeaudit.errors import CheckpointError, NonFiniteError, VaeauditError, clipped, listed
 from vaeaudit.files import amount, named_part, obstacle
 from vaeaudit.torch_files import check_claims, first, read_torch
 from vaeaudit.weight_sets import select, under
@@ -202,6 +202,11 @@ def _open_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]
         with safe_open(file, framework="pt", device="cpu") as handle:
             tensors = {name: handle.get_tensor(name) for name in handle.offset_keys()}
             metadata = handle.metadata() or {}
+    except MemoryError as error:
+        raise VaeauditError(
+            f"{file} of {amount(file.stat().st_size)} cannot be mapped into the memory that this process may use; "
+            "raise its limit"
+        ) from error
     except (SafetensorError, OSError) as error:
         raise not_whole(file, error) from error
     return tensors, _facts(metadata)

@@ -19,7 +19,15 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _OTHER_IMAGES = (".avif", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jxl", ".pbm", ".pgm", ".ppm", ".svg")
 _MOST_NUMBERS = 2**26  # of one image
 _ORIENTATION = 0x0112  # tag of EXIF: 1 is upright
-_MODES = {"I;16": ", 16-bit grayscale", "I": ", 32-bit integers", "F": ", 32-bit floats", "P": ", a palette"}
+_MODES = {
+    "I;16": "16-bit grayscale",
+    "I": "32-bit integers",
+    "F": "32-bit floats",
+    "P": "a palette",
+    "RGBA": "an alpha channel",
+    "LA": "an alpha channel",
+    "CMYK": "inks",
+}
 
 
 def read_folder(folder: Path, readable: str) -> Stored:
@@ -136,7 +144,7 @@ def _pixels(file: Path, content: bytes) -> tuple[NDArray[np.uint8], bool]:
     with _image(file, BytesIO(content)) as image, decoding(file, "image"):
         fault = ""
         if image.mode not in {"1", "L", "RGB"}:
-            fault = f"mode {image.mode}{_MODES.get(image.mode, '')}"
+            fault = f"mode {image.mode}" + (f" ({_MODES[image.mode]})" if image.mode in _MODES else "")
         elif "transparency" in image.info:
             fault = f"mode {image.mode} with transparency"
         elif ";16" in str(image.tile):  # Pillow would drop the lower bits of 16-bit RGB without a word
