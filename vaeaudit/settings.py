@@ -65,7 +65,7 @@ class ModelSettings(_Section):
 
     path: Name | None = Field(
         None,
-        description="Checkpoint (.safetensors, .pt, .pth, .ckpt) or its folder; FILE#KEY for one of its sets of weights.",
+        description="Checkpoint (.safetensors, .pt, .pth, .ckpt) or its folder; FILE#KEY for a set of weights in it.",
     )
     adapter: Name | None = Field(None, description="Installed adapter, package.module:open, or file.py:open.")
     options: dict[str, JsonValue] = Field({}, description="Options of the adapter, over what the file says of itself.")
