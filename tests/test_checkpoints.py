@@ -158,11 +158,10 @@ def test_damaged_files_of_every_length_are_told_apart_from_refused_ones(tmp_path
     [
         b"hello world",
         b"<!DOCTYPE html><html>404</html>",
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n",
         bytes(range(256)) * 8,
         pickle.dumps({"a": 1}, protocol=0),
     ],
-    ids=["text", "html", "git lfs", "bytes", "pickled numbers"],
+    ids=["text", "html", "bytes", "pickled numbers"],
 )
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_files_that_are_only_named_like_checkpoints_are_told_so(tmp_path: Path, content: bytes, suffix: str) -> None:

@@ -1,6 +1,8 @@
 import gzip
 import hashlib
+import os
 import pickle
+import shutil
 import struct
 import zipfile
 import zlib
@@ -24,6 +26,7 @@ from safetensors.torch import save_file as save_torch_file
 from vaeaudit.data import RESIZE, Data, Factors, Stored, fit
 from vaeaudit.errors import DataError, TrustError, VaeauditError
 from vaeaudit.formats import read
+from vaeaudit.pairs import by_label
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared real data are not here")
@@ -232,7 +235,36 @@ def test_floats_outside_the_range_are_refused_with_their_span() -> None:
         "here: data lie in [0, 255] but the model takes [0, 1]; give --range or store them as uint8"
     )
     assert "[-1, 0.5]" in refusal(DataError, lambda: fitted([[-1.0, 0.5]], (2,)))
-    assert "[0, 1.00000012]" in refusal(DataError, lambda: fitted(np.float32([[0, 1 + 2**-23]]), (2,)))
+
+
+@pytest.mark.parametrize("span", [(0, 1), (-1, 1), (0, 255), (-3, -1)])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_that_leave_the_range_by_rounding_are_clipped_and_that_is_said(
+    dtype: type[np.floating], span: tuple[float, float]
+) -> None:
+    lo, hi = span
+    spacing = max(map(abs, span)) * float(np.finfo(np.float32 if dtype == np.float64 else dtype).eps)
+    values = np.array([[lo - 2 * spacing, hi + 3 * spacing]], dtype)
+    data = fitted(values, (2,), span)
+    assert_array_equal(whole(data), [[lo, hi]])
+    told = f"[{float(values[0, 0]):.9g}, {float(values[0, 1]):.9g}] to [{lo}, {hi}]"
+    assert data.stored.endswith(f"taken as they are but for rounding: clipped from {told}")
+    for far in ([lo - 6 * spacing, hi], [lo, hi + 6 * spacing]):
+        assert "but the model takes" in refusal(DataError, lambda far=far: fitted(np.array([far], dtype), (2,), span))
+    assert "rounding" not in fitted(np.array([[lo, hi]], dtype), (2,), span).stored
+
+
+def test_rounding_is_that_of_the_type_that_the_file_stores(tmp_path: Path) -> None:
+    for dtype, spacing in ((torch.bfloat16, 2**-7), (torch.float8_e4m3fn, 2**-3), (torch.float32, 2**-23)):
+        values = torch.tensor([[0, 1 + spacing]]).to(dtype)
+        save_torch_file({"images": values}, tmp_path / "d.safetensors")
+        data = fit(read(tmp_path / "d.safetensors"), input_shape=(2,), data_range=(0, 1))
+        assert_array_equal(whole(data), [[0, 1]])
+        assert "but for rounding: clipped from [0, 1" in data.stored
+    save_torch_file({"images": torch.tensor([[0, 1 + 2**-7]])}, tmp_path / "d.safetensors")
+    assert "[0, 1.0078125]" in refusal(
+        DataError, lambda: fit(read(tmp_path / "d.safetensors"), input_shape=(2,), data_range=(0, 1))
+    )
 
 
 def test_the_ends_of_the_range_count_in_the_precision_of_the_values() -> None:
@@ -502,10 +534,45 @@ def test_labels_of_another_split_are_not_taken(tmp_path: Path) -> None:
     assert held.skipped == ("y_train: not taken as images, labels or factors",)
 
 
-def test_labels_that_are_no_integers_are_left_out_and_told(tmp_path: Path) -> None:
-    for labels in (np.eye(2), np.array([0.5, 1]), np.array(["a", "b"])):
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_whole_numbers_stored_as_floats_are_labels_and_that_is_said(tmp_path: Path, dtype: type[np.floating]) -> None:
+    for labels in (np.array([7, -3], dtype), np.array([[7], [-3]], dtype)):
         np.savez(tmp_path / "d.npz", images=GREY, labels=labels)
-        assert read(tmp_path / "d.npz").skipped == ("labels: not one integer for each item",)
+        held = read(tmp_path / "d.npz")
+        assert held.labels is not None
+        assert_array_equal(held.labels, np.array([7, -3]), strict=True)
+        assert held.told == (f"labels are whole numbers stored as {np.dtype(dtype).name}",)
+        assert fit(held, input_shape=(1, 2, 2), data_range=(0, 1)).stored.endswith(held.told[0])
+
+
+@pytest.mark.parametrize("kind", ["U", "S"])
+def test_texts_are_labels_numbered_in_their_order_and_that_is_said(tmp_path: Path, kind: str) -> None:
+    np.savez(tmp_path / "d.npz", images=GREY, y=np.array(["dog", "cat"]).astype(kind))
+    held = read(tmp_path / "d.npz")
+    assert held.labels is not None
+    assert held.labels.tolist() == [1, 0]
+    assert held.told == ("labels are texts, numbered in their order (0 = cat, 1 = dog)",)
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        (np.eye(2), "an array of shape 2x2"),
+        (np.array([0.5, 1]), "float64, 1 of 2 of them not whole numbers"),
+        (np.array([np.nan, np.inf], np.float32), "float32, 2 of 2 of them not whole numbers"),
+        (np.array([1e300, 1]), "float64, 1 of 2 of them not whole numbers"),
+        (np.array([1j, 2]), "of type complex128"),
+        (np.array(3), "an array of shape scalar"),
+    ],
+)
+def test_what_is_no_label_is_left_out_with_what_it_is_instead(
+    tmp_path: Path, labels: NDArray[np.generic], why: str
+) -> None:
+    np.savez(tmp_path / "d.npz", images=GREY, labels=labels)
+    held = read(tmp_path / "d.npz")
+    assert held.skipped == (f"labels: no labels but {why}, where one whole number or text for each item was expected",)
+    data = fit(held, input_shape=(1, 2, 2), data_range=(0, 1))
+    assert f"holds no labels (labels: no labels but {why}" in refusal(DataError, lambda: by_label(data, 1, seed=0))
 
 
 def test_labels_of_another_number_are_refused(tmp_path: Path) -> None:
@@ -648,7 +715,7 @@ def test_sources_that_are_not_supported_yet_are_refused_with_what_is(source: str
 
 
 def test_an_unknown_ending_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    for name, word in (("a.npzz", "did you mean '.npz'?"), ("a", "has no ending"), ("a.pt", "ends in .pt")):
+    for name, word in (("a.npzz", "did you mean '.npz'?"), ("a", "has no ending"), ("a.hdf", "ends in .hdf,")):
         (tmp_path / name).touch()
         assert word in refusal(DataError, partial(read, tmp_path / name))
 
@@ -748,11 +815,11 @@ def test_a_header_that_promises_terabytes_is_refused_before_anything_is_allocate
 
 
 def test_a_file_that_may_not_be_read_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(_: Path) -> bytes:
+    def denied(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "a.idx").touch()
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr(Path, "open", denied)
     assert "cannot be read (Permission denied)" in refusal(DataError, lambda: read(tmp_path / "a.idx"))
 
 
@@ -786,7 +853,9 @@ def test_labels_of_an_idx_file_must_be_as_many_and_whole(tmp_path: Path) -> None
     (tmp_path / "labels-idx1-ubyte").write_bytes(idx_bytes(np.zeros(3, np.uint8)))
     assert "2 items but 3 labels" in refusal(DataError, lambda: read(tmp_path / "images-idx3-ubyte"))
     (tmp_path / "labels-idx1-ubyte").write_bytes(idx_bytes(GREY))
-    assert "labels-idx1-ubyte must hold" in refusal(DataError, lambda: read(tmp_path / "images-idx3-ubyte"))
+    assert "labels-idx1-ubyte, as the labels of images-idx3-ubyte, is an array of shape 2x2x2, where" in refusal(
+        DataError, lambda: read(tmp_path / "images-idx3-ubyte")
+    )
     (tmp_path / "labels-idx1-ubyte").write_bytes(b"")
     assert "labels-idx1-ubyte is not a whole" in refusal(DataError, lambda: read(tmp_path / "images-idx3-ubyte"))
 
@@ -821,7 +890,7 @@ def test_images_come_in_the_order_of_their_relative_names(tmp_path: Path) -> Non
     held = read(tmp_path)
     assert held.values.ravel().tolist() == [10, 20, 30]
     assert held.labels is not None and held.labels.tolist() == [0, 0, 1]
-    assert held.skipped == ("more.csv and 1 more: not images",)
+    assert held.skipped == ("more.csv, notes.txt: not images (2)",)
 
 
 def test_sub_folders_are_no_labels_where_some_images_lie_in_none(tmp_path: Path) -> None:
@@ -875,6 +944,98 @@ def test_images_that_would_need_a_choice_are_refused(tmp_path: Path) -> None:
         write()
         message = refusal(DataError, lambda: read(tmp_path))
         assert fault in message and str(file) in message and "convert" in message
+
+
+def test_images_are_turned_upright_as_their_exif_data_say_and_that_is_said(tmp_path: Path) -> None:
+    upright = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    # How EXIF's orientations store an upright image.
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.T, 6: upright.T[::-1],
+        7: upright.T[::-1, ::-1], 8: upright.T[:, ::-1],
+    }  # fmt: skip
+    for suffix in (".png", ".tif", ".webp"):
+        for orientation, pixels in stored.items():
+            image = Image.fromarray(np.ascontiguousarray(pixels))
+            exif = image.getexif()
+            exif[0x0112] = orientation
+            folder = tmp_path / suffix
+            folder.mkdir(exist_ok=True)
+            file = folder / f"{orientation}{suffix}"
+            if suffix == ".webp":
+                image.convert("RGB").save(file, exif=exif, lossless=True)
+            else:
+                image.save(file, exif=exif)
+        held = read(tmp_path / suffix)
+        for pixels in held.values:
+            assert_array_equal(pixels[..., 0] if suffix == ".webp" else pixels, upright)
+        assert held.told == (
+            f"7 of 8 images turned upright as their EXIF data say (2{suffix}, 3{suffix}, 4{suffix}, 5{suffix}, "
+            f"6{suffix}, 7{suffix} and 1 more)",
+        )
+        assert "turned upright" in fit(held, input_shape=held.values.shape[1:], data_range=(0, 1)).stored
+
+
+def test_whatever_is_left_out_of_a_folder_is_named_by_kind_with_its_number(tmp_path: Path) -> None:
+    save_images(tmp_path / "a", GREY)
+    for name in ("1.gif", "2.GIF", "x.heic", "a/y.avif", "notes.txt", ".hidden.gif"):
+        (tmp_path / name).write_bytes(b"GIF89a")
+    (tmp_path / "lost.png").symlink_to("nowhere.png")
+    (tmp_path / "linked").symlink_to(tmp_path / "a", target_is_directory=True)
+    os.mkfifo(tmp_path / "pipe.png")
+    held = read(tmp_path)
+    assert len(held.values) == 2
+    assert held.skipped == (
+        "1.gif, 2.GIF: .gif images are not read; convert them to PNG (2)",
+        "a/y.avif: .avif images are not read; convert them to PNG",
+        "linked: links to folders are not followed",
+        "lost.png: broken links",
+        "notes.txt: not images",
+        "pipe.png: neither files nor folders",
+        "x.heic: .heic images are not read; convert them to PNG",
+    )
+    shutil.rmtree(tmp_path / "a")
+    assert "it holds 1.gif, 2.GIF: .gif images are not read; convert them to PNG (2); give" in refusal(
+        DataError, lambda: read(tmp_path)
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(b"", "it is empty"), (b"hello", "its bytes are of no kind of image that is known"), (bytes(99), "of no kind")],
+)
+def test_what_is_no_image_is_named_without_an_objects_address(tmp_path: Path, content: bytes, why: str) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    message = refusal(DataError, lambda: read(tmp_path))
+    assert why in message
+    assert "0x" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("a.pt", "np.savez('images.npz', images=torch.load('a.pt', weights_only=True).numpy())"),
+        ("a.pkl", "np.savez('images.npz', images=np.asarray(np.load('a.pkl', allow_pickle=True)))"),
+        ("a.zip", "is an archive; unpack it and give the folder of images"),
+        ("a.csv", "np.save('data.npy', np.loadtxt('a.csv', delimiter=',', skiprows=1))"),
+        ("a.png", "is one image, where a folder of them was expected"),
+    ],
+)
+def test_other_kinds_of_files_are_told_how_they_are_converted(
+    tmp_path: Path, name: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).touch()
+    message = refusal(DataError, lambda: read(tmp_path / name))
+    assert told in message
+    assert "did you mean" not in message
+    line = told.split("; ")[-1]
+    if line.startswith("np."):  # it is true
+        monkeypatch.chdir(tmp_path)
+        torch.save(torch.from_numpy(GREY), "a.pt")
+        Path("a.pkl").write_bytes(pickle.dumps(list(GREY)))
+        Path("a.csv").write_text("a,b\n" + "".join(f"{row[0]},{row[1]}\n" for row in GREY[0]))
+        exec(line, {"np": np, "torch": torch})
+        made = read("data.npy" if "data.npy" in line else "images.npz")
+        assert_array_equal(made.values, GREY[0] if "data.npy" in line else GREY)
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

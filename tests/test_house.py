@@ -18,6 +18,7 @@ FLOORS = {
     3: {"checks"},
     4: {
         *("compare", "policy", "samples", "journal", "gate", "metric_names", "facts", "proposal"),
+        *("files", "torch_files", "weight_sets", "image_folders", "labels"),
         *("data", "formats", "archives", "checkpoints", "stated", "registry", "config", "report"),
         *("artifacts", "audit", "audits", "pairs", "record", "settings", "subject", "weight_files"),
     },

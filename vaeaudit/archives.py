@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -22,7 +23,10 @@ from torch import Tensor
 
 from vaeaudit.checkpoints import sha256_of
 from vaeaudit.data import Factors, Stored, shape_text
-from vaeaudit.errors import DataError, TrustError, VaeauditError, nearest
+from vaeaudit.errors import DataError, TrustError, VaeauditError, clipped, nearest
+from vaeaudit.files import PACKED, excess
+from vaeaudit.labels import misshapen, read_labels
+from vaeaudit.stated import first_sentence
 
 _IMAGE_NAMES = ("imgs", "images", "data", "x", "x_train", "x_val", "x_test")
 _LABEL_NAMES = ("labels", "label", "targets", "target", "y")
@@ -39,13 +43,21 @@ _KINDS = {
 }  # of safetensors types, or their letter
 
 
+_COARSE = {"BF16": 2.0**-7, "F8_E4M3": 2.0**-3, "F8_E5M2": 2.0**-2}  # spacing at 1 of what is read as float32
+_MOST_HEADER = 10_000  # bytes of the header of a .npy file, NumPy's own limit
+
+
 @dataclass(frozen=True)
 class _Array:
-    """One array, known by its header until it is loaded; ``kind`` as in ``np.dtype.kind``, "O": pickled."""
+    """One array, known by its header until it is loaded; ``kind`` as in ``np.dtype.kind``, "O": pickled.
+
+    ``eps`` as in :class:`vaeaudit.data.Stored`.
+    """
 
     file: Path
     shape: tuple[int, ...]
     kind: str
+    eps: float | None
     fetch: Callable[[], NDArray[np.generic]]
 
     def load(self) -> NDArray[np.generic]:
@@ -67,7 +79,7 @@ def decoding(file: Path, what: str) -> Iterator[None]:
     except (VaeauditError, MemoryError, PermissionError):
         raise
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")[:200]
+        reason = first_sentence(error)
         raise DataError(f"{file} is not a whole {what} ({reason}); it may be truncated or only named so") from error
 
 
@@ -85,12 +97,17 @@ def read_npz(file: Path, images: str | None = None) -> Stored:
                 continue
             with decoding(file, ".npz file"), archive.open(info) as stream:
                 shape, kind = _npy_header(stream, info.file_size)
-            fetch = partial(_npz_member, archive, info)
-            arrays[info.filename.removesuffix(".npy")] = _Array(file, shape, kind, fetch)
+            fetch = partial(_npz_member, file, archive, info)
+            arrays[info.filename.removesuffix(".npy")] = _Array(file, shape, kind, None, fetch)
         return _select(file, arrays, skipped, images)
 
 
-def _npz_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[np.generic]:
+def _npz_member(file: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[np.generic]:
+    if fault := excess(info.file_size, file.stat().st_size, PACKED):
+        raise DataError(
+            f"{file}: {clipped(info.filename)} was not unpacked ({fault}); if it really holds that much, store it "
+            "with np.savez, which does not compress"
+        )
     with archive.open(info) as stream:
         array: NDArray[np.generic] = npy.read_array(stream, allow_pickle=False)
     return array
@@ -113,11 +130,16 @@ def _npy_header(stream: IO[bytes], size: int) -> tuple[tuple[int, ...], str]:
     version = npy.read_magic(stream)
     if version not in {(1, 0), (2, 0)}:
         raise ValueError(f"version {version} of the format")
+    width = 2 if version == (1, 0) else 4
+    length = stream.read(width)
+    if int.from_bytes(length, "little") > _MOST_HEADER:
+        raise ValueError(f"its header claims {int.from_bytes(length, 'little')} bytes")
+    header = BytesIO(length + stream.read(int.from_bytes(length, "little")))
     read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, _, dtype = read_header(stream)
+    shape, _, dtype = read_header(header)
     if dtype.hasobject:
         return shape, "O"
-    promised = stream.tell() + math.prod(shape) * dtype.itemsize
+    promised = npy.MAGIC_LEN + header.tell() + math.prod(shape) * dtype.itemsize
     if promised != size:
         raise ValueError(f"the header promises {promised} bytes and {size} came")
     return shape, dtype.kind
@@ -134,7 +156,9 @@ def read_safetensors(file: Path, images: str | None = None) -> Stored:
             header = handle.get_slice(name)
             stored_type = header.get_dtype()
             kind = _KINDS.get(stored_type) or _KINDS.get(stored_type[0], "V")
-            arrays[name] = _Array(file, tuple(header.get_shape()), kind, partial(_tensor, handle.get_tensor, name))
+            eps = _COARSE.get(stored_type)
+            fetch = partial(_tensor, handle.get_tensor, name)
+            arrays[name] = _Array(file, tuple(header.get_shape()), kind, eps, fetch)
         return _select(file, arrays, [], images)
 
 
@@ -150,13 +174,13 @@ def _select(file: Path, arrays: Mapping[str, _Array], skipped: list[str], wanted
     """Find images, labels and factors by name; the rest goes to ``skipped``."""
     images = _image_name(file, arrays) if wanted is None else _named(file, arrays, wanted)
     labels_name = _label_name(images, arrays)
-    labels = None
-    if labels_name is not None:
+    labels, told = None, None
+    if labels_name is not None and arrays[labels_name].kind != "O":
         array = arrays[labels_name]
-        if array.kind in "biu" and array.shape[1:] in {(), (1,)}:
-            labels = array.load().reshape(-1).astype(np.int64)  # (n,) or (n, 1)
-        elif array.kind != "O":
-            skipped.append(f"{labels_name}: not one integer for each item")
+        told = misshapen(array.shape)
+        labels, told = (None, told) if told else read_labels(array.load())
+        if labels is None:
+            skipped.append(f"{clipped(labels_name)}: no labels but {told}")
     factors = _factors(file, arrays)
     for name, array in arrays.items():
         if array.kind == "O":
@@ -164,7 +188,9 @@ def _select(file: Path, arrays: Mapping[str, _Array], skipped: list[str], wanted
         elif name not in {images, labels_name} and (name not in _FACTOR_NAMES or factors is None):
             skipped.append(f"{name}: not taken as images, labels or factors")
     source = str(file) if wanted is None else f"{file}#{wanted}"
-    return Stored(arrays[images].load(), labels, factors, source, sha256_of(file), tuple(skipped))
+    values = arrays[images].load()
+    made = () if labels is None or told is None else (told,)
+    return Stored(values, labels, factors, source, sha256_of(file), tuple(skipped), told=made, eps=arrays[images].eps)
 
 
 def _named(file: Path, arrays: Mapping[str, _Array], name: str) -> str:

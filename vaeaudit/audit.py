@@ -36,7 +36,7 @@ def journal_of(subject: Subject, resume: bool) -> Journal:
     """The journal of this audit, in the folder of its report."""
     model, data, run = subject.model, subject.data, subject.settings.run
     facts = {
-        "model": model.checkpoint.sha256,
+        "model": [model.sha256, model.checkpoint.key, model.checkpoint.prefix, model.state_sha256],
         # An adapter may import code whose change no hash of its own file tells; its losses on the data do.
         "behaviour": {name: loss.value for name, loss in subject.plausibility.losses.items()},
         "adapter": [model.adapter.source, model.adapter.sha256, dict(model.options), code_beside(model.adapter)],

@@ -5,22 +5,22 @@ and no flag for one. A file that needs more is refused, and the refusal says how
 """
 
 import hashlib
-import pickle
-import pickletools
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vaeaudit.errors import CheckpointError, NonFiniteError, TrustError, listed
-from vaeaudit.stated import config_facts, facts_in, find_checkpoint, first_sentence, not_whole
+from vaeaudit.errors import CheckpointError, NonFiniteError, VaeauditError, clipped, listed
+from vaeaudit.files import amount, named_part
+from vaeaudit.stated import config_facts, facts_in, find_checkpoint, not_whole
+from vaeaudit.torch_files import check_claims, read_torch
+from vaeaudit.weight_sets import select, under
 
-# Where training frameworks put the weights when a checkpoint holds more than them.
-_NESTED_KEYS = ("state_dict", "model_state_dict", "model")
+_BLOCK = 2**24  # numbers of a tensor that are looked at together
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,41 +28,103 @@ class Checkpoint:
     """The tensors of one file, by name, on the CPU, with the facts that the file states about itself.
 
     ``facts`` are the entries of the safetensors metadata under "vaeaudit." (JSON values) over those in the
-    "vaeaudit" object of a config.json beside the file: adapter name, range, shapes; never paths or code.
+    "vaeaudit" object of a config.json beside the file: adapter name, range, shapes; never paths or code. Tensors are
+    mapped to the file where its format allows, so that names and shapes cost nothing. ``key`` is where in the file they
+    lie, if it holds more, ``prefix`` what a wrapper had put before their names and was taken off.
     """
 
     path: Path
-    sha256: str
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, object]
+    key: str | None = None
+    prefix: str = ""
+    companions: list["Checkpoint"] = field(default_factory=list)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the file's bytes, in hexadecimal."""
+        return sha256_of(self.path)
+
+    @property
+    def source(self) -> str:
+        """The file, with the key in it that holds these tensors: FILE#KEY."""
+        return str(self.path) if self.key is None else f"{self.path}#{self.key}"
+
+    def beside(self, name: str) -> "Checkpoint":
+        """Another file of the same model, in the same folder; reports name it, and its hash counts as the model's.
+
+        Raises :class:`CheckpointError` for a name that leads elsewhere, and as :func:`open_checkpoint` does.
+        """
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise CheckpointError(
+                f"'{clipped(name)}' leads out of the folder of {self.path}, where a file beside it was expected; "
+                "give its name alone"
+            )
+        other = replace(open_checkpoint(self.path.with_name(name)), companions=self.companions)
+        self.companions.append(other)
+        return other
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a .safetensors or PyTorch file, or a folder that holds exactly one.
+    """Read a .safetensors or PyTorch file, or a folder that holds exactly one; "FILE#KEY" names one set of several.
 
     Raises:
         CheckpointError: missing, truncated, or not a file of tensors.
         TrustError: loading would mean running pickled code.
         NonFiniteError: a weight is NaN or infinite.
     """
-    file = find_checkpoint(Path(path))
-    tensors, facts = _read_safetensors(file) if file.suffix.lower() == ".safetensors" else (_read_torch(file), {})
+    checkpoint = open_checkpoint(path)
+    check_finite(checkpoint)
+    return checkpoint
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """As :func:`read_checkpoint`, but no tensor is read yet, nor looked at for NaN: see :func:`check_finite`."""
+    file, key = find_checkpoint(Path(path)), named_part(path)[1]
+    tensors: dict[str, Tensor]
+    if file.suffix.lower() == ".safetensors":
+        tensors, facts = _open_safetensors(file)
+        tensors = tensors if key is None else under(file, tensors, key)
+    else:
+        key, tensors = select(file, read_torch(file), key)
+        check_claims(file, tensors)
+        facts = {}
     if not tensors:
         raise CheckpointError(f"{file} holds no tensors, where a model's weights were expected; export it again")
     for name, tensor in tensors.items():
         if not _is_plain(tensor):
             kind = f"{tensor.layout}, {tensor.dtype} on {tensor.device}".replace("torch.", "")
             raise CheckpointError(
-                f"{file}: {name} is a tensor of another kind ({kind}), where a dense one of real numbers was expected; "
-                "export the model in float32"
+                f"{file}: {clipped(name)} is a tensor of another kind ({kind}), where a dense one of real numbers was "
+                "expected; export the model in float32"
             )
-        bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
-        if bad:
-            raise NonFiniteError(
-                f"{file}: {name} holds {bad} NaN or infinite value{'s' * (bad > 1)} of {tensor.numel()}, "
-                "so no figure of this model would mean anything; export it again from a sound state"
-            )
-    return Checkpoint(file, sha256_of(file), tensors, {**config_facts(file), **facts})
+    return Checkpoint(file, tensors, {**config_facts(file), **facts}, key)
+
+
+def check_finite(checkpoint: Checkpoint) -> None:
+    """Raise :class:`NonFiniteError` where a weight is NaN or infinite."""
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.is_floating_point():
+            bad = sum(int((~torch.isfinite(part)).sum()) for part in _parts(tensor))
+            if bad:
+                raise NonFiniteError(
+                    f"{checkpoint.path}: {clipped(name)} holds {bad} NaN or infinite value{'s' * (bad > 1)} of "
+                    f"{tensor.numel()}, so no figure of this model would mean anything; export it again from a sound "
+                    "state"
+                )
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor in parts along its dimensions, no copies, none much larger than it must be."""
+    if tensor.numel() <= _BLOCK or not tensor.ndim:
+        yield tensor
+    elif len(tensor) == 1:
+        yield from _parts(tensor[0])
+    else:
+        rows = max(1, _BLOCK * len(tensor) // tensor.numel())
+        for start in range(0, len(tensor), rows):
+            part = tensor[start : start + rows]
+            yield from (part,) if part.numel() <= _BLOCK else _parts(part)
 
 
 def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -101,68 +163,16 @@ def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
-def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+def _open_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     try:
         with safe_open(file, framework="pt", device="cpu") as handle:
             tensors = {name: handle.get_tensor(name) for name in handle.offset_keys()}
             metadata = handle.metadata() or {}
+    except MemoryError as error:
+        raise VaeauditError(
+            f"{file} of {amount(file.stat().st_size)} cannot be mapped into the memory that this process may use; "
+            "raise its limit"
+        ) from error
     except (SafetensorError, OSError) as error:
         raise not_whole(file, error) from error
     return tensors, facts_in(metadata)
-
-
-def _read_torch(file: Path) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings():  # torch warns of old pickle protocols; the outcome says enough
-            warnings.simplefilter("ignore")
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged bytes raise nearly anything
-        raise _unreadable(file, error) from error
-    for key in _NESTED_KEYS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{file} holds one {type(content).__name__}, where a dictionary of tensors was expected; "
-            "save model.state_dict()"
-        )
-    strange = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if strange:
-        raise CheckpointError(
-            f"{file} holds entries that are not tensors ({listed(strange)}), where a state_dict was expected; "
-            "save model.state_dict() alone"
-        )
-    return {str(name): tensor for name, tensor in content.items()}
-
-
-def _unreadable(file: Path, error: Exception) -> CheckpointError | TrustError:
-    """Tell a file of more than tensors from one that is damaged, or no checkpoint at all."""
-    with file.open("rb") as stream:
-        start = stream.read(4)
-    known = start == b"PK\x03\x04" or start[:1] == b"\x80"  # a zip archive, or a pickle that begins with its protocol
-    # A zip archive reaches the unpickler only if it is whole.
-    refused = known and isinstance(error, pickle.UnpicklingError)
-    if refused or "TorchScript" in str(error) or _is_old_pickle(file):
-        return TrustError(
-            f"{file} holds pickled objects other than tensors, and loading them could run code, so it was not "
-            "loaded; where you trust it, convert it: "
-            "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
-        )
-    if not known:
-        return CheckpointError(f"{file} is not a PyTorch checkpoint; it may be damaged or only named so")
-    return CheckpointError(
-        f"{file} is not a whole PyTorch checkpoint ({first_sentence(error)}); it may be truncated or only named so"
-    )
-
-
-def _is_old_pickle(file: Path) -> bool:
-    """Whether the file is a pickle of protocol 0 or 1, which has no magic number, that names objects to call."""
-    try:
-        with file.open("rb") as stream:
-            names = {opcode.name for opcode, _, _ in pickletools.genops(stream)}  # reads on to STOP, runs nothing
-    except Exception:  # damaged bytes raise nearly anything
-        return False
-    return bool(names & {"GLOBAL", "INST"})

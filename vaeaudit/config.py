@@ -19,6 +19,7 @@ from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from vaeaudit.errors import ConfigError, clipped, nearest
+from vaeaudit.files import obstacle
 from vaeaudit.settings import BaselineSettings, GateSettings, Settings, WaiveSettings
 
 _JSON: TypeAdapter[object] = TypeAdapter(JsonValue)
@@ -85,6 +86,8 @@ def read_config(file: Path) -> dict[str, dict[str, object]]:
 
     Raises :class:`ConfigError` for what is missing, is no TOML, or has a section that is not known.
     """
+    if fault := obstacle(file):
+        raise ConfigError(fault)
     if file.is_dir() or not file.exists():
         raise ConfigError(f"there is no configuration file '{file}'; expected a TOML file such as vaeaudit.toml")
     content = _own_table(file) if file.name == "pyproject.toml" else _parse(file)

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vaeaudit.errors import DataError, nearest
+from vaeaudit.errors import DataError, listed, nearest
 from vaeaudit.ranges import Range, bounded, intervals, range_for, simplest, span_text
 
+_ROUNDING = 4  # spacings of numbers by which floats may leave the range
 RESIZE = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 
@@ -35,8 +36,10 @@ class Factors:
 class Stored:
     """What a source holds, untouched: ``values`` (n, ...) in the stored type, ``labels`` (n,) int64.
 
-    ``skipped`` tells in sentences what was left out. Raises :class:`DataError` if there are no items, or if labels
-    or factors are not as many as the items.
+    ``skipped`` tells in sentences what was left out, ``told`` what was made of it in reading. ``eps`` is the spacing of
+    numbers at 1 in the type that the source stores, where ``values`` have a finer one.
+
+    Raises :class:`DataError` if there are no items, or if labels or factors are not as many as the items.
     """
 
     values: NDArray[np.generic]
@@ -45,6 +48,8 @@ class Stored:
     source: str
     sha256: str
     skipped: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
+    eps: float | None = None
 
     def __post_init__(self) -> None:
         if self.values.ndim < 2:
@@ -197,7 +202,7 @@ def fit(
     warned: list[str] = []
     mapped = "taken as they are"
     if top is None:
-        _check_values(stored, low, high, data_range, layout)
+        mapped += _check_values(stored, low, high, data_range, layout)
     elif data_range is not None:
         same = data_range == (0, top)
         mapped = f"{mapped} in" if same else f"mapped from {span_text((0.0, float(top)))} to"
@@ -227,7 +232,7 @@ def fit(
         factors=stored.factors,
         source=stored.source,
         sha256=stored.sha256,
-        stored=", ".join([text, mapped, *layout.told]),
+        stored=", ".join([text, mapped, *layout.told, *stored.told]),
         skipped=stored.skipped,
         warnings=tuple(warned),
         layout=layout,
@@ -257,8 +262,11 @@ def _stored_range(stored: Stored, as_counts: bool) -> tuple[int | None, float, f
     )
 
 
-def _check_values(stored: Stored, low: float, high: float, data_range: Range | None, layout: Layout) -> None:
-    """Raise :class:`DataError` for values, taken as they are, that are not finite or outside of the range."""
+def _check_values(stored: Stored, low: float, high: float, data_range: Range | None, layout: Layout) -> str:
+    """What is done to values, taken as they are, so that they lie in the range, in words: "" where they do.
+
+    Raises :class:`DataError` for those that are not finite, or outside of the range by more than rounding.
+    """
     if not (math.isfinite(low) and math.isfinite(high)):  # NaN and infinities show in the minimum or the maximum
         bad = sum(int((~np.isfinite(np.asarray(row, np.float64))).sum()) for row in stored.values)
         raise DataError(
@@ -266,19 +274,39 @@ def _check_values(stored: Stored, low: float, high: float, data_range: Range | N
             "finite numbers were expected; leave those items out or repair them"
         )
     if data_range is None:
-        return
+        return ""
     allowed = intervals(data_range)
     seen = [(low, high)] if len(allowed) == 1 else _by_channel(stored.values, layout)
     kind = stored.values.dtype if stored.values.dtype.kind == "f" else np.float64
+    told: list[str] = []
     for number, (interval, (low, high)) in enumerate(zip(allowed, seen, strict=True)):
         with np.errstate(over="ignore"):
             lo, hi = np.asarray(interval).astype(kind)  # so that float32 0.1 is not above 0.1
-        if low < lo or high > hi:
-            where = "" if len(allowed) == 1 else f" of channel or feature {number}"
+        if not (low < lo or high > hi):
+            continue
+        where = "" if len(allowed) == 1 else f" of channel or feature {number}"
+        came, expected = span_text((low, high), 9), span_text(interval, 9)
+        if _outside(low, high, interval, stored):
             raise DataError(
-                f"{stored.source}: data{where} lie in {span_text((low, high), 9)} but the model takes "
-                f"{span_text(interval, 9)}; give --range or store them as uint8"
+                f"{stored.source}: data{where} lie in {came} but the model takes {expected}; "
+                "give --range or store them as uint8"
             )
+        told.append(f"{where} from {came} to {expected}")
+    return f" but for rounding: clipped{listed(told)}" if told else ""
+
+
+def _outside(low: float, high: float, interval: tuple[float, float], stored: Stored) -> bool:
+    """Whether values leave an interval by more than rounding: 4 times the spacing of numbers at its larger end.
+
+    That of the stored type; of float32 for float64, since what was computed in float32 is often stored so. Integers
+    are not rounded.
+    """
+    if stored.values.dtype.kind != "f":
+        return True
+    kind = np.float16 if stored.values.dtype.itemsize == 2 else np.float32
+    eps = float(np.finfo(kind).eps) if stored.eps is None else stored.eps
+    allowed = _ROUNDING * eps * max((abs(end) for end in interval if math.isfinite(end)), default=0.0)
+    return low < interval[0] - allowed or high > interval[1] + allowed
 
 
 def _by_channel(values: NDArray[np.generic], layout: Layout) -> list[tuple[float, float]]:

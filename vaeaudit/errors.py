@@ -81,7 +81,7 @@ def listed(names: Iterable[str], most: int = 6) -> str:
     return f"{shown} and {len(every) - most} more" if len(every) > most else shown
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return " (did you mean 'x'?)" for the known name nearest to ``name``, or "" if none is near."""
-    close = get_close_matches(name[:200], list(known), n=1, cutoff=0.5)  # of longer ones the search takes for ever
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return " (did you mean 'x'?)" for the known name nearest to ``name``, or "" if none is as near as ``cutoff``."""
+    close = get_close_matches(name[:200], list(known), n=1, cutoff=cutoff)  # of longer ones the search takes for ever
     return f" (did you mean '{clipped(close[0])}'?)" if close else ""

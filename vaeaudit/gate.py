@@ -54,13 +54,13 @@ def release_audit(
     if checks == ("weights",):  # which needs no data and runs no model
         stored = open_weights(resolved.settings)
         if earlier is not None and again is not None:
-            same_model(stored.file, stored.sha256, earlier, again)
+            same_model(stored.source, stored.sha256, earlier, again)
         ready()
         done = weigh(stored, named, argv, go_on)
     else:
         subject = prepare(resolved.settings)
         if earlier is not None and again is not None:
-            same_model(subject.model.checkpoint.path, subject.model.checkpoint.sha256, earlier, again)
+            same_model(subject.model.checkpoint.source, subject.model.sha256, earlier, again)
             same_data(subject, earlier, again)
             optional = frozenset(earlier.skipped)
         ready()
@@ -138,11 +138,15 @@ def judged(done: Audit, settings: Settings, held: Terms, today: date) -> Audit:
     return _decided(done, update)
 
 
-def same_model(file: Path, sha256: str, earlier: Report, path: str) -> None:
+def same_model(source: str, sha256: str, earlier: Report, path: str) -> None:
     """Make sure that an audit which is done again is of the same model; else raises :class:`ConfigError`."""
+    if array_name(source) != array_name(earlier.model.file.path):
+        raise ConfigError(
+            f"{source} is not the model of {path}, which was of {earlier.model.file.path}: give the same key, FILE#KEY"
+        )
     if sha256 != earlier.model.file.sha256:
         raise ConfigError(
-            f"{file} is not the model of {path}: its SHA-256 begins {sha256[:12]}, where that one's begins "
+            f"{source} is not the model of {path}: its SHA-256 begins {sha256[:12]}, where that one's begins "
             f"{earlier.model.file.sha256[:12]}; give the file that was audited"
         )
 

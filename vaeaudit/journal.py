@@ -98,6 +98,8 @@ def _plain(measurement: Measurement) -> dict[str, object]:
 
 def _read(file: Path, key: str) -> Record | None:
     """The record that a file keeps; None where there is none, a damaged one, or one of another key."""
+    if not file.is_file():  # a pipe would be waited for
+        return None
     try:
         with safe_open(file, framework="pt") as handle:
             metadata = handle.metadata() or {}

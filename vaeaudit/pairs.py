@@ -80,10 +80,12 @@ def by_label(data: Data, count: int, *, n: int | None = None, seed: int) -> Pair
     """
     items = _items(data, n)
     if data.labels is None:
+        found = next((f" ({left_out})" for left_out in data.skipped if "no labels but" in left_out), "")
         raise DataError(
-            f"{data.source} holds no labels, where pairs by label need one for each item: an integer array named "
-            "labels, label, targets, target or y (y_test beside x_test) in .npz and .safetensors files, the "
-            "labels-idx1 file beside that of the images, or sub-folders; add them or choose pairs at random"
+            f"{data.source} holds no labels{found}, where pairs by label need one for each item: an array of whole "
+            "numbers or texts named labels, label, targets, target or y (y_test beside x_test) in .npz and "
+            ".safetensors files, the labels-idx1 file beside that of the images, or sub-folders; add them or choose "
+            "pairs at random"
         )
     labels = data.labels[:items]
     classes = np.unique(labels)

@@ -58,7 +58,9 @@ def whole(subject: Subject) -> Audited:
 def file_alone(stored: StoredModel, seed: int) -> Audited:
     """A model's file, which was not opened as a model."""
     model = ModelEntry(
-        file=FileHash(path=str(stored.file), sha256=stored.sha256),
+        file=FileHash(path=stored.source, sha256=stored.sha256),
+        files=[FileHash(path=stored.source, sha256=stored.sha256)],
+        prefix=stored.prefix,
         adapter=None if stored.adapter is None else adapter_entry(stored.adapter),
         options={},
         input_shape=None,
@@ -152,7 +154,10 @@ def model_entry(subject: Subject) -> ModelEntry:
     model = subject.model
     vae = model.vae
     return ModelEntry(
-        file=FileHash(path=str(model.checkpoint.path), sha256=model.checkpoint.sha256),
+        file=FileHash(path=model.checkpoint.source, sha256=model.sha256),
+        files=[FileHash(path=path, sha256=sha256) for path, sha256 in model.files.items()],
+        prefix=model.checkpoint.prefix,
+        state_sha256=model.state_sha256,
         adapter=adapter_entry(model.adapter),
         options=dict(model.options),
         input_shape=list(vae.input_shape),

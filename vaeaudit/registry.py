@@ -5,14 +5,16 @@ are ours and third parties' alike. A model is recognised automatically only when
 adapter; otherwise the user names one: a wrong activation or layout would load without an error.
 """
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -20,10 +22,12 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from vaeaudit.checkpoints import Checkpoint, read_checkpoint, sha256_of
-from vaeaudit.errors import AdapterError, ContractError, VaeauditError, clipped, listed, nearest
+from vaeaudit.checkpoints import Checkpoint, check_finite, open_checkpoint, sha256_of
+from vaeaudit.errors import AdapterError, CheckpointError, ContractError, VaeauditError, clipped, listed, nearest
+from vaeaudit.files import obstacle
 from vaeaudit.ranges import range_for
 from vaeaudit.vae import VAE
+from vaeaudit.weight_sets import refuse_twins, renamed
 
 GROUP = "vaeaudit.adapters"
 Open = Callable[[Checkpoint, Mapping[str, object]], VAE]
@@ -41,12 +45,30 @@ class Adapter:
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """An opened model with the facts that a report states about it."""
+    """An opened model with the facts that a report states about it.
+
+    ``state_sha256`` is that of its parameters and buffers, whatever files its adapter read them from; None where it is
+    no module.
+    """
 
     vae: VAE
     checkpoint: Checkpoint
     adapter: Adapter
     options: Mapping[str, object]
+    state_sha256: str | None
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of each file that it was read from, by where it lies; of the first with the key in it."""
+        return {one.source: one.sha256 for one in (self.checkpoint, *self.checkpoint.companions)}
+
+    @property
+    def sha256(self) -> str:
+        """That of its file; of several, that of their "HASH  NAME" lines, as sha256sum prints them."""
+        if len(self.files) == 1:
+            return self.checkpoint.sha256
+        lines = "".join(f"{sha256}  {Path(file).name}\n" for file, sha256 in self.files.items())
+        return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
 
 
 def adapter_names() -> dict[str, EntryPoint]:
@@ -168,7 +190,7 @@ def open_model(
         AdapterError: unknown adapter, or it raised.
         ContractError: what it returned is no VAE.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = open_checkpoint(path)
     facts = dict(checkpoint.facts)
     stated = facts.pop("adapter", None)
     installed = adapter_names()
@@ -186,10 +208,14 @@ def open_model(
         adapter = stated
     found = find_adapter(adapter)
     given = {**(facts if stated in (None, adapter) else {}), **(options or {})}
-    vae = _opened(found, checkpoint, given)
+    vae, checkpoint = _fitted(found, checkpoint, given)
+    for file in (checkpoint, *checkpoint.companions):
+        check_finite(file)
+    state = None
     if isinstance(vae, nn.Module):
+        state = _state_sha256(vae)
         vae.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    return LoadedModel(vae, checkpoint, found, given)
+    return LoadedModel(vae, checkpoint, found, given, state)
 
 
 def load(
@@ -206,6 +232,33 @@ def load(
     :func:`open_model`.
     """
     return open_model(path, adapter, options, device=device, dtype=dtype).vae
+
+
+def _fitted(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, object]) -> tuple[VAE, Checkpoint]:
+    """The model, by its tensors' names as they are or, if it takes only those, without what a wrapper put before them.
+
+    What fits is the adapter's to say: it may expect the names of a wrapper.
+    """
+    try:
+        return _opened(adapter, checkpoint, options), checkpoint
+    except (CheckpointError, AdapterError):
+        for prefix, tensors in renamed(checkpoint.tensors):
+            inner = replace(checkpoint, tensors=tensors, prefix=prefix, companions=[])
+            with suppress(CheckpointError, AdapterError):
+                return _opened(adapter, inner, options), inner
+        refuse_twins(checkpoint.path, checkpoint.tensors, checkpoint.key)
+        raise
+
+
+def _state_sha256(module: nn.Module) -> str:
+    """Over names, types, sizes and bytes of a module's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode(errors="surrogateescape"))
+        if tensor.layout == torch.strided and tensor.numel():
+            plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(plain.numpy().data)
+    return digest.hexdigest()
 
 
 def _opened(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, object]) -> VAE:
@@ -258,6 +311,8 @@ def _is_file(name: str) -> bool:
 
 
 def _module_from_file(file: Path) -> ModuleType:
+    if fault := obstacle(file):
+        raise AdapterError(fault)
     if not _is_file(str(file)):
         raise AdapterError(f"there is no adapter file {clipped(str(file))}; expected a Python file that defines open")
     spec = importlib.util.spec_from_file_location(f"vaeaudit_user_adapter_{file.stem}", file)

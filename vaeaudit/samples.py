@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from vaeaudit.errors import InputError
+from vaeaudit.files import obstacle
 from vaeaudit.report.model import Report
 from vaeaudit.stats import Sample
 
@@ -39,6 +40,8 @@ def read_samples(report: Report, folder: Path) -> dict[str, Sample]:
     if name is None:
         return {}
     file = folder / Path(name).name  # a name in a report leads nowhere else
+    if fault := obstacle(file):
+        raise SamplesError(fault)
     try:
         content = file.read_bytes()
     except OSError as error:

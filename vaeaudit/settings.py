@@ -80,7 +80,10 @@ class _Section(BaseModel):
 class ModelSettings(_Section):
     """Which model, and how it is opened."""
 
-    path: Name | None = Field(None, description="Checkpoint: .safetensors, .pt, .pth, .ckpt, or its folder.")
+    path: Name | None = Field(
+        None,
+        description="Checkpoint (.safetensors, .pt, .pth, .ckpt) or its folder; FILE#KEY for a set of weights in it.",
+    )
     adapter: Name | None = Field(None, description="Installed adapter, package.module:open, or file.py:open.")
     options: dict[str, JsonValue] = Field({}, description="Options of the adapter, over what the file says of itself.")
 

@@ -1,5 +1,6 @@
 """Finding a checkpoint, and what it says of itself, without reading its tensors or loading what these need."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,13 +8,19 @@ from safetensors import SafetensorError, safe_open
 
 from vaeaudit.config import strict_json
 from vaeaudit.errors import CheckpointError, clipped, listed
+from vaeaudit.files import amount, named_part, obstacle
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 FACT_PREFIX = "vaeaudit."
+_MOST_CONFIG = 2**24  # bytes of a config.json
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The file that ``path`` means: itself, or the only checkpoint in a folder. Raises :class:`CheckpointError`."""
+    """The file that ``path`` means, without the #KEY that may follow: itself, or the only checkpoint in a folder.
+
+    Raises :class:`CheckpointError`.
+    """
+    path = named_part(path)[0]
     try:
         is_folder = path.is_dir()
     except OSError as error:  # a name that is too long
@@ -26,7 +33,9 @@ def find_checkpoint(path: Path) -> Path:
                 f"{path} is a folder that {came}, where one checkpoint ({', '.join(SUFFIXES)}) was expected; "
                 "name the file"
             )
-        return files[0]
+        path = files[0]
+    if fault := obstacle(path):
+        raise CheckpointError(fault)
     if not path.exists():
         raise CheckpointError(f"there is no checkpoint at {path}; give a {', '.join(SUFFIXES)} file or its folder")
     if path.suffix.lower() not in SUFFIXES:
@@ -84,6 +93,8 @@ def config_facts(file: Path) -> dict[str, object]:
     if not config.is_file():
         return {}
     try:
+        if config.stat().st_size > _MOST_CONFIG:
+            raise ValueError(f"it is larger than {amount(_MOST_CONFIG)}")
         content = strict_json(config.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise CheckpointError(
@@ -94,6 +105,6 @@ def config_facts(file: Path) -> dict[str, object]:
 
 
 def first_sentence(error: Exception) -> str:
-    """The first sentence of what a library said."""
-    lines = str(error).splitlines()
+    """The first sentence of what a library said, without the addresses of its objects."""
+    lines = re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>", "it", str(error)).splitlines()
     return lines[0].split(". ")[0][:160].rstrip(".") if lines else type(error).__name__

@@ -20,9 +20,11 @@ from vaeaudit.checks.spectral import matrix_shape
 from vaeaudit.checks.ties import Weight
 from vaeaudit.checks.weights import NEITHER, PARTS
 from vaeaudit.errors import AdapterError, CheckpointError, ConfigError
+from vaeaudit.files import named_part
 from vaeaudit.registry import Adapter, adapter_names, find_adapter
 from vaeaudit.settings import Settings
 from vaeaudit.stated import find_checkpoint, not_whole, read_facts
+from vaeaudit.weight_sets import refuse_twins, renamed, under
 
 # NumPy knows no bfloat16: its bits are read as integers.
 _TYPES: Mapping[str, tuple[str, torch.dtype]] = {
@@ -41,11 +43,16 @@ _TYPES: Mapping[str, tuple[str, torch.dtype]] = {
 
 @dataclass(frozen=True, eq=False)
 class StoredModel:
-    """The weights of a file, which prefixes of names are whose, and the adapter that told it, if one did."""
+    """The weights of a file, which prefixes of names are whose, and the adapter that told it, if one did.
 
-    file: Path
+    ``source`` is the file, with the key in it that holds them, FILE#KEY, if it holds more. ``prefix`` is what a wrapper
+    had put before names and was taken off.
+    """
+
+    source: str
     sha256: str
     weights: Mapping[str, Weight]
+    prefix: str
     adapter: Adapter | None
     parts: Mapping[str, Sequence[str]]
     settings: Settings
@@ -57,7 +64,7 @@ def open_weights(settings: Settings) -> StoredModel:
     Raises:
         ConfigError: no model is named.
         AdapterError: there is no such adapter, or what it says of the weights is no mapping of prefixes.
-        CheckpointError, TrustError, NonFiniteError: see :func:`read_weights`.
+        CheckpointError, TrustError, NonFiniteError: see :func:`held_weights`.
     """
     if settings.model.path is None:
         raise ConfigError(
@@ -69,22 +76,45 @@ def open_weights(settings: Settings) -> StoredModel:
     named = isinstance(name, str) and (settings.model.adapter is not None or name in adapter_names())
     adapter = find_adapter(str(name)) if named else None
     parts = dict(PARTS if adapter is None else weight_parts(adapter)) | dict(settings.weights.parts)
-    return StoredModel(file, sha256_of(file), read_weights(file), adapter, parts, settings)
+    source, held = held_weights(settings.model.path)
+    prefix, weights = fitting(file, held, parts)
+    return StoredModel(source, sha256_of(file), weights, prefix, adapter, parts, settings)
+
+
+def fitting(
+    file: Path, weights: dict[str, Weight], parts: Mapping[str, Sequence[str]]
+) -> tuple[str, dict[str, Weight]]:
+    """The weights by the names that ``parts`` know: as they are, or without what a wrapper put before them.
+
+    Raises :class:`CheckpointError` where they are several sets of equal names and shapes instead.
+    """
+    known = tuple(prefix for prefixes in parts.values() for prefix in prefixes)
+    for prefix, named in (("", weights), *renamed(weights)):
+        if all(name.startswith(known) for name in named):
+            return prefix, named
+    refuse_twins(file, weights)
+    return "", weights  # the check says which names fit no part
 
 
 def read_weights(path: str | Path) -> dict[str, Weight]:
+    """The tensors that :func:`held_weights` finds."""
+    return held_weights(path)[1]
+
+
+def held_weights(path: str | Path) -> tuple[str, dict[str, Weight]]:
     """The tensors of a .safetensors or PyTorch file, or of a folder that holds exactly one, in the file's order.
 
-    Names that a safetensors file notes as those of a stored tensor too come last. Of such a file, only the header is
-    read now, and parts of tensors where they are asked for.
+    With them comes where they lie: the file, or FILE#KEY. Names that a safetensors file notes as those of a stored
+    tensor too come last. Of such a file, only the header is read now, and parts of tensors where they are asked for.
 
     Raises:
         CheckpointError: missing, truncated, or not a file of dense real numbers.
         TrustError, NonFiniteError: as :func:`vaeaudit.checkpoints.read_checkpoint` does, of PyTorch files.
     """
-    file = find_checkpoint(Path(path))
+    file, key = find_checkpoint(Path(path)), named_part(path)[1]
     if file.suffix.lower() != ".safetensors":
-        return {name: Weight.of(tensor) for name, tensor in read_checkpoint(file).tensors.items()}
+        checkpoint = read_checkpoint(path)
+        return checkpoint.source, {name: Weight.of(tensor) for name, tensor in checkpoint.tensors.items()}
     try:
         with safe_open(file, framework="pt", device="cpu") as handle:  # checks that header and length agree
             names = handle.offset_keys()
@@ -98,7 +128,8 @@ def read_weights(path: str | Path) -> dict[str, Weight]:
     stored = {name: _weight(file, name, header[name], 8 + length) for name in names}
     # Of tensors that share memory, save_model of safetensors stores one and notes the others' names beside its own.
     noted: Mapping[str, str] = header.get("__metadata__") or {}
-    return stored | {name: stored[kept] for name, kept in noted.items() if kept in stored and name not in stored}
+    stored |= {name: stored[kept] for name, kept in noted.items() if kept in stored and name not in stored}
+    return (str(file), stored) if key is None else (f"{file}#{key}", under(file, stored, key))
 
 
 def _weight(file: Path, name: str, entry: Mapping[str, object], base: int) -> Weight:

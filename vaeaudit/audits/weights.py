@@ -12,7 +12,7 @@ from vaeaudit.checks.weights import PartNorm, TensorNorm, weights
 from vaeaudit.report.figures_weights import norm_bars
 from vaeaudit.report.weights import OtherEntry, PartEntry, TensorEntry, WeightsEntry
 from vaeaudit.stated import find_checkpoint
-from vaeaudit.weight_files import StoredModel, read_weights
+from vaeaudit.weight_files import StoredModel, fitting, held_weights
 
 _SHOWN = 30  # most tensors in the report; all are in items.json
 
@@ -21,10 +21,13 @@ def run(stored: StoredModel, go_on: GoOn) -> Record:
     """The norms of encoder and decoder, and how they differ from the other model's."""
     chosen = stored.settings.weights
     other = None if chosen.against is None else find_checkpoint(Path(chosen.against))
+    place, theirs = (None, None) if chosen.against is None else held_weights(chosen.against)
+    if other is not None and theirs is not None:
+        theirs = fitting(other, theirs, stored.parts)[1]
     result = weights(
         stored.weights,
         parts=stored.parts,
-        against=None if other is None else read_weights(other),
+        against=theirs,
         vectors=chosen.vectors,
         spectral=chosen.spectral,
         go_on=go_on,
@@ -32,19 +35,21 @@ def run(stored: StoredModel, go_on: GoOn) -> Record:
     tensors = [_tensor(tensor) for tensor in result.tensors]
     largest = sorted(range(len(tensors)), key=lambda place: -tensors[place].l2)[:_SHOWN]
     entry = WeightsEntry(
-        against=None if other is None else OtherEntry(path=str(other), sha256=sha256_of(other)),
+        against=None if other is None else OtherEntry(path=str(place), sha256=sha256_of(other)),
         prefixes={part: list(prefixes) for part, prefixes in stored.parts.items()},
         vectors=result.vectors,
         parts=[_part(part) for part in result.parts],
         tensors=[tensors[place] for place in sorted(largest)],
         counted=len(tensors),
         left_out=list(result.left_out),
+        computed=list(result.computed),
     )
     return Record(
         {"weights": [entry]},
         summarise_weights(result),
         result.warnings,
         interrupted=result.interrupted,
+        doubts={f"weights.{part}": why for part, why in result.doubts.items()},
         rows={"weights": [tensor.model_dump(mode="json") for tensor in tensors]},
         drawings={} if result.interrupted else {"weights": Drawing("weights.png", partial(_bars, entry.tensors))},
     )

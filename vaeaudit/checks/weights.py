@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.attacks.term import GoOn, Progress, always
+from vaeaudit.checks.reparametrised import at_work
 from vaeaudit.checks.spectral import Measured, matrix_shape, measured_norms
 from vaeaudit.checks.ties import Weight, shared, tied
 from vaeaudit.errors import ConfigError, NonFiniteError, listed
@@ -23,7 +24,6 @@ PARTS: Mapping[str, Sequence[str]] = {"encoder": ("encoder.",), "decoder": ("dec
 NEITHER = "neither"  # the part of tensors that belong to neither on purpose, such as a discriminator's
 # The last is what spectral normalisation keeps of its power iteration.
 _STATISTICS = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked|parametrizations\..+\._[uv])$")
-_REPARAMETRISED = re.compile(r"(^|\.)(weight_g|weight_v|weight_orig|parametrizations\..+)$")
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -74,6 +74,8 @@ class WeightsResult:
 
     ``vectors``: whether tensors of fewer than two dimensions (biases, normalisation) are counted. ``left_out`` are the
     tensors that are not, by name. ``warnings`` are sentences on what makes a norm mean less than it seems to.
+    ``computed`` are weights that are stored in several tensors, see :mod:`vaeaudit.checks.reparametrised`. ``doubts``
+    tell, by part, of stored tensors of which it is not known what the model works with.
     """
 
     parts: tuple[PartNorm, ...]
@@ -82,6 +84,8 @@ class WeightsResult:
     left_out: tuple[str, ...]
     warnings: tuple[str, ...]
     interrupted: bool
+    computed: tuple[str, ...]
+    doubts: Mapping[str, str]
 
 
 def weights(
@@ -108,9 +112,10 @@ def weights(
         ConfigError: tensors that fit no part, a part without weights, ``against`` of another architecture.
         NonFiniteError: a weight is NaN or infinite.
     """
-    ours = _taken(tensors)
+    found = at_work(_taken(tensors))
+    ours = found.weights
     part_of = assign(ours, PARTS if parts is None else parts)
-    theirs = None if against is None else _taken(against)
+    theirs = None if against is None else at_work(_taken(against)).weights
     if theirs is not None:
         _check_alike(ours, theirs)
     counted = {name: w for name, w in ours.items() if part_of[name] != NEITHER and _counts(name, ours, vectors)}
@@ -160,7 +165,16 @@ def weights(
     ]
     left_out = tuple(name for name in ours if name not in counted)
     warned = _warnings(ours, part_of, counted, same, theirs)
-    return WeightsResult(tuple(norms), tuple(with_share), vectors, left_out, warned, len(done) < len(counted))
+    return WeightsResult(
+        tuple(norms),
+        tuple(with_share),
+        vectors,
+        left_out,
+        warned,
+        len(done) < len(counted),
+        tuple(name for name in found.computed if name in counted),
+        _doubts({name: why for name, why in found.unknown.items() if name in counted}, part_of),
+    )
 
 
 def assign(names: Iterable[str], parts: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -268,12 +282,6 @@ def _warnings(
                 f"the {part} has vectors called weight ({listed(others)}), as normalisation has: where it follows a "
                 "layer, that layer's norm is arbitrary"
             )
-        derived = [name for name in names if name in counted and _REPARAMETRISED.search(name)]
-        if derived:
-            told.append(
-                f"the {part} stores weights that the model works with in another form ({listed(derived)}), as weight "
-                "and spectral normalisation do: these are norms of what is stored"
-            )
     if same:
         pairs = [f"{name} = {first}" for name, first in same.items()]
         told.append(f"equal tensors were counted once in a part, as tied weights: {listed(pairs)}")
@@ -293,6 +301,19 @@ def _warnings(
                 "squares are summed in float64, but the weights themselves are rounded"
             )
     return tuple(told)
+
+
+def _doubts(unknown: Mapping[str, str], part_of: Mapping[str, str]) -> dict[str, str]:
+    """By part, that some of its weights are not known, and why."""
+    told: dict[str, str] = {}
+    for part in PARTS:
+        names = [name for name in unknown if part_of[name] == part]
+        if names:
+            told[part] = (
+                f"what the model works with is not known of {listed(names)} ({unknown[names[0]]}), so that the norm is "
+                "of what is stored; export the model with its parametrisations removed"
+            )
+    return told
 
 
 def _sizes(weight: Weight) -> str:

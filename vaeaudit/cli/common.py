@@ -67,6 +67,7 @@ def settings_again(
     Raises :class:`ConfigError` where the new report would take the place of that one.
     """
     from vaeaudit.config import resolve
+    from vaeaudit.files import named_part
     from vaeaudit.report.reading import read_report
 
     if speaker(["--config"], "", context.get_parameter_source("config")) == "--config" and context.params.get("config"):
@@ -79,7 +80,7 @@ def settings_again(
     given.pop("run.out", None)
     resolved = resolve(given | _given(context, keys, options), None)
     named = resolved.settings.model.path
-    if named is not None and resolved.sources.get("model.path") == "--from" and not Path(named).exists():
+    if named is not None and resolved.sources.get("model.path") == "--from" and not named_part(named)[0].exists():
         raise ConfigError(
             f"the model {named}, as {path} names it, is not there from this folder; give it as MODEL, and its data "
             "with --data"

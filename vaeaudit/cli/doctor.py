@@ -52,6 +52,12 @@ def command(
     else:
         facts = [
             ("model", about.file.path),
+            *(("model file", file.path) for file in about.files if len(about.files) > 1),
+            *(
+                [("names", f"'{about.prefix}', which a wrapper had put before them, was taken off")]
+                if about.prefix
+                else []
+            ),
             ("adapter", f"{subject.model.adapter.name} ({subject.model.adapter.source})"),
             ("input", "x".join(map(str, subject.model.vae.input_shape))),
             ("range", span_text(on.range)),

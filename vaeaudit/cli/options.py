@@ -8,7 +8,8 @@ Model = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="Checkpoint (.safetensors, .pt, .pth, .ckpt) or its folder; from the configuration if left out.",
+        help="Checkpoint (.safetensors, .pt, .pth, .ckpt) or its folder, FILE#KEY for one set of weights of several; "
+        "from the configuration if left out.",
         envvar="VAEAUDIT_MODEL",
         show_default=False,
     ),

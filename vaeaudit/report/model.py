@@ -40,7 +40,15 @@ class AdapterEntry(Entry):
 class ModelEntry(Entry):
     """What was audited."""
 
-    file: FileHash
+    file: FileHash = Field(
+        description="With the key in it that holds the weights, FILE#KEY, if it holds more; of a model of several "
+        "files the first, and the hash of the lines `HASH  NAME` of all."
+    )
+    files: list[FileHash] = Field([], description="Each file that the weights were read from.")
+    prefix: str = Field("", description="What a wrapper had put before names of tensors and was taken off.")
+    state_sha256: str | None = Field(
+        None, description="Of the opened model's parameters and buffers, whatever files they came from."
+    )
     adapter: AdapterEntry | None = Field(description="null where none was needed, to look at the weights alone.")
     options: dict[str, JsonValue]
     input_shape: list[int] | None = Field(description="null where the model was not opened; so are those below.")

@@ -78,6 +78,9 @@ class WeightsEntry(Entry):
     tensors: list[TensorEntry] = Field(description="The largest, in the order of the file; all are in items.json.")
     counted: int
     left_out: list[str] = Field(description="Tensors that were not counted.")
+    computed: list[str] = Field(
+        [], description="Weights that the model computes from several stored tensors, counted as it works with them."
+    )
 
     def section(self) -> Section:
         """How the norms are shown."""
@@ -88,6 +91,11 @@ class WeightsEntry(Entry):
         remarks = [f"No change of the {part.name}: {part.why}." for part in self.parts if part.why]
         if not few:
             remarks.append(f"The other {self.counted - len(self.tensors)} tensors are in items.json.")
+        if self.computed:
+            remarks.append(
+                "Counted as the model works with them, from the tensors that weight or spectral normalisation store: "
+                f"{listed(self.computed)}."
+            )
         if self.left_out:
             remarks.append(f"Not counted: {listed(self.left_out)}.")
         return Section(

@@ -82,6 +82,12 @@ def provenance(report: Report) -> list[Fact]:
     """What was audited, on what, with what and how."""
     model, data, environment = report.model, report.data, report.environment
     facts = [Fact("model", model.file.path), Fact("model SHA-256", model.file.sha256)]
+    if len(model.files) > 1:
+        facts += [Fact("model file", file.path, f", SHA-256 {file.sha256}") for file in model.files]
+    if model.state_sha256 is not None:
+        facts.append(Fact("opened weights SHA-256", model.state_sha256))
+    if model.prefix:
+        facts.append(Fact("names", model.prefix, ", which a wrapper had put before them, was taken off"))
     if model.adapter is not None:
         facts.append(Fact("adapter", None, f"{model.adapter.name} ({model.adapter.source})"))
     if model.likelihood is not None:

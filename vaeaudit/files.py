@@ -1,0 +1,64 @@
+"""What a path leads to, asked before it is opened; and the limits to what a file may unpack to.
+
+Reading a pipe or a device waits for whoever writes to it, perhaps for ever, so only regular files are opened. A few
+bytes can claim terabytes, so what a header claims is held against the file's own size before anything is read.
+"""
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+FREE = 2**28  # bytes (256 MiB) that anything may unpack to, however small its file
+PACKED = 500  # times its size that a compressed file of data may unpack to: dSprites, 115 times, is far below
+STORED = 8  # times its size that the tensors of a checkpoint, which is not compressed, may come to
+
+
+def obstacle(path: Path) -> str | None:
+    """Why ``path`` must not be opened, in one sentence; None for a regular file, a folder, or what is not there."""
+    try:
+        mode = path.stat().st_mode
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), None)
+        if kind is not None:
+            return f"{path} is {kind}, where a regular file was expected; write its content to a file and name that"
+        if stat.S_ISREG(mode) and is_pointer(path):
+            return f"{path} is a Git LFS pointer, which only stands for a file that was not fetched; run `git lfs pull`"
+    except (OSError, ValueError):  # whoever opens it says why it cannot be; ValueError: a name with a NUL
+        pass
+    return None
+
+
+def is_pointer(file: Path) -> bool:
+    """Whether a regular file is a Git LFS pointer. Raises OSError."""
+    with file.open("rb") as stream:
+        return stream.read(len(_POINTER)) == _POINTER
+
+
+def named_part(path: str | Path) -> tuple[Path, str | None]:
+    """The file, and the part of it that "FILE#PART" names; None where it names none, or a file is called so."""
+    whole = Path(path)
+    if "#" not in whole.name or whole.exists():
+        return whole, None
+    name, _, part = whole.name.partition("#")
+    return whole.with_name(name) if name else whole, part
+
+
+def excess(claimed: int, size: int, times: int) -> str | None:
+    """What is wrong with ``claimed`` bytes out of a file of ``size``, in words; None within the limits above."""
+    if claimed <= max(FREE, times * size):
+        return None
+    return f"it claims {amount(claimed)} out of {amount(size)}, more than {times} times as much and {amount(FREE)}"
+
+
+def amount(size: int) -> str:
+    """Bytes as people write them: "28 bytes", "3.1 GB"."""
+    for unit, scale in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size} bytes"
