@@ -149,7 +149,7 @@ def test_an_audit_done_again_from_its_report_says_that_all_figures_agree(command
     configured()
     command("audit", "-q", "--out", "first")
     Path("vaeaudit.toml").unlink()  # the report alone is enough
-    done = command("audit", "-q", "--from", "first/report.json", "--out", "again")
+    done = command("audit", "--from", "first/report.json", "--out", "again")
     assert done.code == 0
     found = report("again")
     count = len(found["metrics"])
@@ -168,7 +168,7 @@ def test_figures_that_do_not_agree_are_named_and_make_it_inconclusive(command: C
     found = json.loads(file.read_text())
     found["metrics"]["noise.s0.5.degradation.median"]["value"] *= 1.01
     file.write_text(json.dumps(found))
-    done = command("audit", "-q", "--from", "first", "--out", "again")
+    done = command("audit", "--from", "first", "--out", "again")
     assert done.code == 5
     count = len(found["metrics"])
     told = f"1 of {count} figures differ from first, noise.s0.5.degradation.median most, by 0.0099 relative"
@@ -176,7 +176,7 @@ def test_figures_that_do_not_agree_are_named_and_make_it_inconclusive(command: C
     assert told in Path("again/report.md").read_text(encoding="utf-8")
     found["metrics"]["noise.s0.5.degradation.median"]["value"] *= (1 + 5e-5) / 1.01
     file.write_text(json.dumps(found))
-    done = command("audit", "-q", "--from", "first", "--out", "again")
+    done = command("audit", "--from", "first", "--out", "again")
     assert (done.code, report("again")["verdict"]) == (0, "ungated")
     assert "within 0.0001" in done.out
 
@@ -203,10 +203,10 @@ def test_a_baseline_is_compared_in_the_same_run_and_the_worse_model_fails(comman
     noise = SMALL.partition("[attack]")[0] + "[noise]\nsigmas = [0.5]\n"
     configured(more="", base=noise)
     command("audit", "-q", "--out", "audit/v1")
-    done = command("audit", "-q", "--baseline", "audit/v1")
+    done = command("audit", "--baseline", "audit/v1")
     assert (done.code, report()["verdict"]) == (0, "passed")
     worse = EXAMPLES / "shapes-beta8.safetensors"
-    done = command("audit", worse, "-q", "--baseline", "audit/v1/report.json")
+    done = command("audit", worse, "--baseline", "audit/v1/report.json")
     found = report()
     assert (done.code, found["verdict"], found["baseline"]["verdict"]) == (1, "failed", "failed")
     regressed = [one["metric"] for one in found["baseline"]["differences"] if one["outcome"] == "regressed"]
@@ -341,7 +341,7 @@ def test_a_failure_sign_keeps_an_audit_from_passing_whatever_its_thresholds_read
     """So short a search does not converge, and is a sign of the latent attack; the threshold reads noise alone."""
     short = SMALL.partition("[margin]")[0].replace("max_evaluations = 300", "max_evaluations = 12")
     configured(base=short, more='[noise]\nsigmas = 0.5\n[checks."noise.s0.5.degradation.median"]\nmax = 200\n')
-    done = command("audit", "-q")
+    done = command("audit")
     found = report()
     assert [check["verdict"] for check in found["checks"]] == ["passed"], found["checks"]
     assert (done.code, found["verdict"]) == (5, "inconclusive")
@@ -358,7 +358,7 @@ def test_a_mean_that_few_draws_carry_is_in_doubt_and_the_median_beside_it_is_not
     configured(base=base, more=median)
     assert command("audit", "-q").code == 0
     configured(base=base, more=mean)
-    done = command("audit", "-q")
+    done = command("audit")
     assert done.code == 5
     assert "noise.s0.01.degradation.mean !" in done.out
 
@@ -379,7 +379,7 @@ def test_a_report_never_takes_the_place_of_its_baseline(command: Command) -> Non
 def test_a_baseline_that_is_not_there_is_told_with_the_nearest_that_is(command: Command) -> None:
     configured(more="", base=NOISE)
     command("audit", "-q", "--out", "good")
-    done = command("audit", "-q", "--baseline", "gooood")
+    done = command("audit", "--baseline", "gooood")
     assert (done.code, report()["verdict"]) == (0, "ungated")
     assert "there is no baseline at gooood yet (did you mean 'good'?), so that nothing was compared" in done.out
     Path("loop").symlink_to("loop")
@@ -391,10 +391,10 @@ def test_other_arrays_of_one_file_are_other_data(command: Command) -> None:
     np.savez("two.npz", a=images[:60], b=images[60:120])
     configured(more="", base=NOISE)
     command("audit", "-q", "--data", "two.npz#a", "--out", "a")
-    done = command("audit", "-q", "--data", "two.npz#b", "--baseline", "a")
+    done = command("audit", "--data", "two.npz#b", "--baseline", "a")
     assert done.code == 5
     assert "name different arrays" in done.out
-    again = command("audit", "-q", "--from", "a", "--data", "two.npz#b", "--out", "again")
+    again = command("audit", "--from", "a", "--data", "two.npz#b", "--out", "again")
     assert again.code == 2
     assert "does not hold the data of a" in again.err
 
