@@ -107,7 +107,7 @@ class Own(nn.Module):
 
 
 def open(checkpoint, config):
-    return Own(checkpoint.tensors["basis"], config["normalised"] == "1")
+    return Own(checkpoint.tensors["basis"], bool(int(config["normalised"])))
 """
 
 
