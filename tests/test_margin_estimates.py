@@ -147,7 +147,7 @@ def test_draws_are_an_items_own_and_little_noise_is_held_at_once(
 
 def test_nan_reconstructions_are_refused() -> None:
     vae = Given(lambda x: x, torch.ones_like, lambda z: torch.where(z > 2, torch.nan, z), (1,))
-    with pytest.raises(NonFiniteError, match="NaN for 1 of 2 items"):
+    with pytest.raises(NonFiniteError, match="for 1 of 2 items, item 1"):
         distances(vae, torch.tensor([[0.0], [9.0]]), torch.zeros((3, 2, 1)), ROWS)
 
 
@@ -377,9 +377,9 @@ def test_encoders_without_an_estimate_are_refused(images: Tensor) -> None:
     for exact in (True, False):
         with pytest.raises(UnsupportedError, match=r"deterministic .* for 1 of 2 items: r-robustness degenerates"):
             norms_of(deterministic, x, exact)
-        with pytest.raises(NonFiniteError, match="standard deviations are NaN or infinite for 1 of 2 items"):
+        with pytest.raises(NonFiniteError, match="standard deviation is NaN or infinite for 1 of 2 items, item 0"):
             norms_of(infinite, x, exact)
-        with pytest.raises(NonFiniteError, match="derivatives are NaN or infinite for 1 of 2 items"):
+        with pytest.raises(NonFiniteError, match="derivative is NaN or infinite for 1 of 2 items, item 0"):
             norms_of(steep, x, exact)
         with pytest.raises(ContractError, match="cut off from its input"):
             norms_of(cut_off, x, exact)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from vaeaudit import BernoulliLogits, BernoulliProbabilities, DiagonalGaussian, GaussianLikelihood
 from vaeaudit.attacks.term import Progress
+from vaeaudit.audits.noise import _doubts
 from vaeaudit.checks import noise as module
 from vaeaudit.checks.noise import SIGMAS, NoiseResult, noise, over_draws
 from vaeaudit.checks.summary_noise import summarise_noise
@@ -262,6 +264,28 @@ def test_probabilities_that_are_nan_are_missing_draws_and_end_nothing() -> None:
     assert f"with noise of 1, {int(bad.sum())} of 500 log-likelihoods are NaN or infinite" in str(result.signs[1])
     measured = summarise_noise(result)["noise.s1.degradation.mean"]
     assert (measured.n, measured.nonfinite) == (50 - int(bad.any(0).sum()), int(bad.any(0).sum()))
+
+
+@pytest.mark.parametrize("broken", [math.nan, -math.inf, math.inf])
+def test_one_draw_that_is_not_finite_leaves_quantiles_as_they_would_be_were_it_the_worst(broken: float) -> None:
+    result = noise(Scaled(), torch.zeros((21, 2), dtype=torch.float64), (1.0,), items=range(100, 121), draws=5)
+    values, errors = result.log_likelihood.clone(), result.error.clone()
+    values[0, 3, 7], errors[0, 7] = broken, math.nan
+    touched = replace(result, log_likelihood=values, error=errors)
+    worst = result.log_likelihood.clone()
+    worst[0, 3, 7], errors = -1e6, torch.where(errors.isnan(), 1e6, errors)
+    found, expected = map(summarise_noise, (touched, replace(result, log_likelihood=worst, error=errors)))
+    for name, measured in expected.items():
+        if not name.endswith("mean"):
+            assert (found[name].value, found[name].ci) == (measured.value, measured.ci), name
+    assert found["noise.s1.degradation.mean"].nonfinite == 1
+    said = str(touched.signs[0])
+    assert "1 of 105 log-likelihoods are NaN or infinite: of item 107 (the first in its draw 4 of 5)" in said
+    doubts = _doubts(touched)
+    assert {name.removeprefix("noise.s1.") for name in doubts} == {
+        *("log_likelihood.mean", "degradation.mean", "relative_degradation.mean", "denoising_error.mean")
+    }
+    assert "item 107, 1 of 21" in doubts["noise.s1.denoising_error.mean"]
 
 
 def test_one_item_has_no_standard_error(x: Tensor, small_vae: type[Any]) -> None:

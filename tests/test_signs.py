@@ -557,3 +557,43 @@ def test_published_models_show_no_sign(name: str) -> None:
     for term, target in ((kl_to(vae.encode, x_t), x_t), (damage(vae, x), None)):
         found = descend(term, x, (x + x_t) / 2)
         assert shown(look(term, vae.encode, x, target, found)) == [set()] * 4
+
+
+# Inputs in units of their own
+
+
+UNITS = 10.0 ** torch.linspace(-3, 6, 10)  # milligrams to megawatts
+
+
+def unscaled(cut: slice = slice(0)) -> Encode:
+    """A smooth encoder that brings its inputs to one scale first; those named by ``cut`` are detached."""
+    weights = torch.randn((10, 6), generator=torch.Generator().manual_seed(3))
+
+    def encode(points: Tensor) -> DiagonalGaussian:
+        seen = points.clone()
+        seen[:, cut] = points[:, cut].detach()
+        mean, log_stddev = torch.tanh((seen / UNITS) @ weights / 3).chunk(2, 1)
+        return DiagonalGaussian(2 * mean, log_stddev)
+
+    return encode
+
+
+@pytest.mark.parametrize(
+    ("cut", "meant"),
+    [
+        (slice(0), set()),
+        (slice(0, 5), {Sign.ZERO_GRADIENT}),
+        (slice(5, None), {Sign.ZERO_GRADIENT}),
+        (slice(0, None, 2), {Sign.ZERO_GRADIENT}),
+    ],
+)
+def test_units_far_apart_are_no_wrong_gradient_and_hide_no_detached_part(cut: slice, meant: set[Sign]) -> None:
+    x, x_t = torch.randn((2, 5, 10), generator=torch.Generator().manual_seed(4)) * UNITS
+    encode = unscaled(cut)
+    term = kl_to(encode, x_t)
+    points = torch.stack([x + share * (x_t - x) for share in (0.3, 0.6)], 1)
+    found = of_points(term, x, points, distance(points - x[:, None]))
+    for item in shown(look(term, encode, x, x_t, found, box=None)):
+        told = item & {Sign.WRONG_GRADIENT, Sign.ZERO_GRADIENT, Sign.NOT_FINITE}
+        assert told >= meant
+        assert meant or not told
