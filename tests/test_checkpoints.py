@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import pickle
 import zipfile
@@ -11,9 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vaeaudit import checkpoints
 from vaeaudit.checkpoints import load_state, read_checkpoint, sha256_of
 from vaeaudit.errors import CheckpointError, NonFiniteError, TrustError, VaeauditError
 
@@ -221,6 +226,17 @@ def test_weights_that_are_not_finite_are_named_and_counted(
     (save_file if suffix == ".safetensors" else torch.save)(tensors, file)
     text = told(NonFiniteError, lambda: read_checkpoint(file))
     assert "weight holds 1 NaN or infinite value of 6" in text
+
+
+@settings(max_examples=50, deadline=None)
+@given(array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=7), st.integers(1, 20))
+def test_a_large_tensor_is_looked_at_in_parts_that_cover_it_once(shape: tuple[int, ...], most: int) -> None:
+    tensor = torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "_BLOCK", most)
+        parts = list(checkpoints._parts(tensor))
+    assert torch.equal(torch.cat([part.flatten() for part in parts]), tensor.flatten())
+    assert all(part.numel() <= most for part in parts if tensor.numel())
 
 
 def test_missing_files_other_names_and_folders_are_told(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from vaeaudit.cli.common import Reporter
 from vaeaudit.report.model import json_schema
@@ -103,6 +104,30 @@ def test_prefixes_can_be_given_and_a_long_table_shows_the_largest(weights: Weigh
     assert done.code == 2
     assert "encoder or the decoder: disc.w; " in done.err
     assert "(--part encoder=PREFIX)" in done.err
+
+
+def test_weights_under_weight_norm_are_those_at_work_and_unknown_ones_are_in_doubt(weights: Weights) -> None:
+    torch.manual_seed(0)
+    layers = nn.ModuleDict({"encoder": nn.Linear(3, 5), "decoder": nn.Linear(4, 4)})
+    worked = {name: float(layer.weight.detach().double().norm()) for name, layer in layers.items()}
+    nn.utils.parametrizations.weight_norm(layers["encoder"])
+    nn.utils.parametrizations.weight_norm(layers["decoder"])
+    save_file(layers.state_dict(), "normed.safetensors")
+    done = weights("normed.safetensors")
+    assert done.code == 0
+    assert "Counted as the model works with them" in done.out
+    written = report()
+    for part in written["weights"][0]["parts"]:
+        assert part["l2"] == pytest.approx(worked[part["name"]], rel=1e-6)
+    assert written["weights"][0]["computed"] == ["decoder.weight", "encoder.weight"]
+    nn.utils.parametrize.remove_parametrizations(layers["decoder"], "weight")
+    nn.utils.parametrizations.orthogonal(layers["decoder"])
+    save_file({name: tensor.contiguous() for name, tensor in layers.state_dict().items()}, "normed.safetensors")
+    assert weights("normed.safetensors").code == 5
+    written = report()
+    assert written["verdict"] == "inconclusive"
+    assert "not known of decoder.parametrizations" in written["metrics"]["weights.decoder.l2"]["doubt"]
+    assert written["metrics"]["weights.encoder.l2"]["doubt"] is None
 
 
 def test_an_interruption_leaves_the_parts_open(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:

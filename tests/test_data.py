@@ -975,6 +975,13 @@ def test_images_are_turned_upright_as_their_exif_data_say_and_that_is_said(tmp_p
         assert "turned upright" in fit(held, input_shape=held.values.shape[1:], data_range=(0, 1)).stored
 
 
+def test_damaged_exif_data_are_no_orientation(tmp_path: Path) -> None:
+    for number, exif in enumerate((b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0nonsense")):
+        Image.fromarray(GREY[0]).save(tmp_path / f"{number}.jpg", exif=exif)
+    held = read(tmp_path)
+    assert (held.values.shape, held.told) == ((3, 2, 2), ())
+
+
 def test_whatever_is_left_out_of_a_folder_is_named_by_kind_with_its_number(tmp_path: Path) -> None:
     save_images(tmp_path / "a", GREY)
     for name in ("1.gif", "2.GIF", "x.heic", "a/y.avif", "notes.txt", ".hidden.gif"):

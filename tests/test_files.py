@@ -24,6 +24,8 @@ from vaeaudit.errors import CheckpointError, DataError, TrustError, VaeauditErro
 from vaeaudit.files import amount, excess, named_part
 from vaeaudit.formats import read
 from vaeaudit.registry import open_model
+from vaeaudit.report.model import Report
+from vaeaudit.samples import SamplesError, read_samples
 from vaeaudit.weight_files import read_weights
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -100,6 +102,12 @@ def test_a_pipe_is_no_data_whatever_its_name(tmp_path: Path, suffix: str) -> Non
 def test_a_pipe_in_a_folder_of_one_checkpoint_is_not_waited_for(tmp_path: Path) -> None:
     fifo(tmp_path / "vae.safetensors")
     assert "is a named pipe" in refusal(CheckpointError, lambda: open_model(tmp_path))
+
+
+def test_a_pipe_beside_a_report_is_not_waited_for(tmp_path: Path) -> None:
+    fifo(tmp_path / "samples.safetensors")
+    report = Report.model_construct(files={"samples": "samples.safetensors"}, files_sha256={})
+    assert "is a named pipe" in refusal(SamplesError, lambda: read_samples(report, tmp_path))
 
 
 # Git LFS pointers

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import vaeaudit
 from vaeaudit.checkpoints import read_checkpoint
-from vaeaudit.errors import CheckpointError, NonFiniteError
+from vaeaudit.errors import AdapterError, CheckpointError, NonFiniteError
 from vaeaudit.registry import LoadedModel, open_model
 from vaeaudit.weight_sets import twins, unwrapped
 
@@ -152,6 +152,7 @@ def test_the_state_of_an_optimiser_and_sets_of_other_shapes_are_no_choice(tmp_pa
     adam.step()
     smaller = {name: tensor[:1] for name, tensor in model.state_dict().items()}
     content = {"model": model.state_dict(), "optimizer": adam.state_dict(), "small": smaller}
+    content["optim"] = {"exp_avg": {name: tensor + 1 for name, tensor in model.state_dict().items()}}
     torch.save(content, tmp_path / "vae.pt")
     assert read_checkpoint(tmp_path / "vae.pt").key == "model"
 
@@ -297,6 +298,23 @@ def test_names_are_tried_as_they_are_first_however_an_adapter_loads_them(
 def test_where_no_name_fits_the_first_fault_is_told(tmp_path: Path) -> None:
     save_file({"module.a.w": torch.ones(2, 2), "module.b.w": torch.ones(2)}, tmp_path / "vae.safetensors")
     assert "not expected: module.a.w, module.b.w" in refusal(lambda: opened(tmp_path / "vae.safetensors"))
+
+
+def test_an_option_at_fault_is_told_before_names_are(tmp_path: Path, weights: Tensors, averaged: Tensors) -> None:
+    for content in (prefixed("module.", weights), prefixed("model.", weights) | prefixed("ema.", averaged)):
+        save_file(content, tmp_path / "vae.safetensors")
+        with pytest.raises(AdapterError, match="no option 'activatoin'"):
+            open_model(tmp_path / "vae.safetensors", "mlp", {"activatoin": "tanh"})
+
+
+def test_an_adapter_that_fails_otherwise_is_told_by_its_first_fault(tmp_path: Path, weights: Tensors) -> None:
+    (tmp_path / "own.py").write_text(
+        "def open(checkpoint, config):\n    raise ValueError(len(str(list(checkpoint.tensors))))\n"
+    )
+    save_file(prefixed("module.", weights), tmp_path / "vae.safetensors")
+    first = len(str([f"module.{name}" for name in read_checkpoint(MODEL).tensors]))
+    with pytest.raises(AdapterError, match=rf"ValueError: {first} \(own\.py, line 2\)"):
+        open_model(tmp_path / "vae.safetensors", f"{tmp_path}/own.py:open")
 
 
 def test_prefixes_are_taken_off_part_after_part() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -156,6 +157,9 @@ def _pixels(file: Path, content: bytes) -> tuple[NDArray[np.uint8], bool]:
                 f"{file} is an image with {fault}, where 8-bit grayscale or RGB was expected; convert it as the "
                 "model's training data were converted"
             )
-        upright = image.getexif().get(_ORIENTATION, 1) not in range(2, 9)
+        orientation = 1
+        with suppress(Exception):  # damaged EXIF data raise nearly anything, and say nothing of orientation
+            orientation = image.getexif().get(_ORIENTATION, 1)
+        upright = orientation not in range(2, 9)
         turned = image if upright else ImageOps.exif_transpose(image)
         return np.asarray(turned.convert("L") if image.mode == "1" else turned, dtype=np.uint8), upright

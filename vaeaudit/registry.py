@@ -12,7 +12,6 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import EntryPoint, entry_points
@@ -208,7 +207,7 @@ def open_model(
         adapter = stated
     found = find_adapter(adapter)
     given = {**(facts if stated in (None, adapter) else {}), **(options or {})}
-    vae, checkpoint = _fitted(found, checkpoint, given)
+    vae, checkpoint = _opened(found, checkpoint, given)
     for file in (checkpoint, *checkpoint.companions):
         check_finite(file)
     state = None
@@ -240,30 +239,40 @@ def _fitted(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, obje
     What fits is the adapter's to say: it may expect the names of a wrapper.
     """
     try:
-        return _opened(adapter, checkpoint, options), checkpoint
-    except (CheckpointError, AdapterError):
+        return adapter.open(checkpoint, options), checkpoint
+    except Exception as error:
+        if isinstance(error, VaeauditError) and not isinstance(error, CheckpointError):
+            raise  # it is no matter of names
         for prefix, tensors in renamed(checkpoint.tensors):
             inner = replace(checkpoint, tensors=tensors, prefix=prefix, companions=[])
-            with suppress(CheckpointError, AdapterError):
-                return _opened(adapter, inner, options), inner
+            try:
+                return adapter.open(inner, options), inner
+            except VaeauditError as other:
+                if not isinstance(other, CheckpointError):
+                    raise
+            except Exception:  # what it says of names that are not in the file helps nobody
+                continue
         refuse_twins(checkpoint.path, checkpoint.tensors, checkpoint.key)
         raise
 
 
-def _state_sha256(module: nn.Module) -> str:
-    """Over names, types, sizes and bytes of a module's parameters and buffers."""
+def _state_sha256(module: nn.Module) -> str | None:
+    """Over names, types, sizes and bytes of a module's parameters and buffers; None where one has no bytes yet."""
     digest = hashlib.sha256()
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode(errors="surrogateescape"))
-        if tensor.layout == torch.strided and tensor.numel():
-            plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(plain.numpy().data)
+    try:
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode(errors="surrogateescape"))
+            if tensor.numel():
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    except (RuntimeError, ValueError):
+        return None
     return digest.hexdigest()
 
 
-def _opened(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, object]) -> VAE:
+def _opened(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, object]) -> tuple[VAE, Checkpoint]:
+    """The model, and the checkpoint by the names that it took."""
     try:
-        vae = adapter.open(checkpoint, options)
+        vae, taken = _fitted(adapter, checkpoint, options)
         absent = [name for name in ("input_shape", "range", "prior", "encode", "decode") if not hasattr(vae, name)]
         fault = f"without {', '.join(absent)}" if absent else _fault(vae.input_shape, vae.range)
     except VaeauditError:
@@ -277,7 +286,7 @@ def _opened(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, obje
             f"adapter '{clipped(adapter.name)}' returned a {type(vae).__name__} {fault}; "
             "vaeaudit.VAE lists what a model must provide"
         )
-    return vae
+    return vae, taken
 
 
 def _fault(shape: object, span: object) -> str:

@@ -17,6 +17,7 @@ from vaeaudit.errors import CheckpointError, clipped, listed, nearest
 
 # Where training frameworks put the weights when a checkpoint holds more than them.
 _USUAL = ("state_dict", "model_state_dict", "model")
+_OPTIMISER = re.compile(r"(^|\.)optim")  # whose averages of gradients have the names and shapes of the weights
 _ROOT = "."  # the key of tensors whose names have no prefix, beside a copy whose names have one
 
 
@@ -45,7 +46,8 @@ def select(file: Path, content: object, key: str | None) -> tuple[str | None, di
     if key is not None:
         return key, _named(file, sets, sets.get(usual or "", {}), key)
     if usual in sets:
-        as_well = [usual, *(name for name in sets if name != usual and _as_well(sets[name], sets[usual]))]
+        others = (name for name in sets if name != usual and not _OPTIMISER.search(name))
+        as_well = [usual, *(name for name in others if _as_well(sets[name], sets[usual]))]
         if len(as_well) > 1:
             raise _several(file, as_well)
     held = content if usual is None else inner[usual]
