@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vaeaudit.checks.encodings import Encodings
 from vaeaudit.checks.plausibility import Plausibility, examine
+from vaeaudit.checks.repairs import explained
 from vaeaudit.data import Data, fit
 from vaeaudit.draws import uniform
 from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError
@@ -78,6 +79,7 @@ def prepare(settings: Settings) -> Subject:
     try:
         likelihood = _likelihood(model.vae, sample[:1])
         plausibility = examine(model.vae, sample, seed=settings.run.seed, batch_size=size)
+        plausibility = explained(plausibility, model.vae, sample, seed=settings.run.seed, batch_size=size)
     except VaeauditError:
         raise
     except (Exception, SystemExit) as error:  # the adapter is the user's code
