@@ -250,16 +250,18 @@ def outputs() -> Iterator[Output]:
     """What stands between the decoder's last layer and its mean, or should not."""
 
     def logit(y: Tensor) -> Tensor:
+        if bool(((y < 0) | (y > 1)).any()):
+            raise ValueError("not what a sigmoid gives")
         return y.logit()
 
     missing = "see what ends decode: BernoulliLogits takes logits, other likelihoods what comes after"
     extra = "see what ends decode: BernoulliLogits applies the sigmoid itself"
     yield Output("a sigmoid after the decoder", missing, torch.sigmoid)
     yield Output("one sigmoid fewer after the decoder", extra, logit)
-    yield Output("two sigmoids fewer after the decoder", extra, lambda y: y.logit().logit())
+    yield Output("two sigmoids fewer after the decoder", extra, lambda y: logit(logit(y)))
     yield Output("a tanh after the decoder", missing, torch.tanh)
     yield Output("one tanh fewer after the decoder", extra, torch.atanh)
-    yield Output("a tanh for the sigmoid after the decoder", missing, lambda y: y.logit().tanh())
+    yield Output("a tanh for the sigmoid after the decoder", missing, lambda y: logit(y).tanh())
     yield Output("a sigmoid for the tanh after the decoder", missing, lambda y: y.atanh().sigmoid())
     yield Output("an exponential after the decoder", missing, torch.exp)
     yield Output("one exponential fewer after the decoder", missing, torch.log)

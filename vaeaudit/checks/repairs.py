@@ -22,15 +22,15 @@ from vaeaudit.vae import VAE, DiagonalGaussian, Likelihood
 _MEAN, _DRAW = "reconstruction", "reconstruction of a draw"
 _EXPLAINED = (_MEAN, _DRAW, "range")  # findings that a repair may explain
 _NOISY = ("evaluation mode", "determinism", "rows apart")  # where these fail, errors do not repeat
-# Items that single changes and pairs of them are tried on; the best are tried on all.
-_ELEMENTS, _FEWEST, _SINGLE, _PAIRED = 2**15, 12, 48, 16
+# Items that single changes and pairs of them are tried on, fewer of large ones; the best are tried on all.
+_SINGLE, _PAIRED, _FEWEST, _ELEMENTS = 48, 16, 8, 2**14
 # Most error that beats the mean image clearly, as a share of its error: below it, many changes help a little.
 _CLEAR = {_MEAN: 0.5, _DRAW: 0.8}
 _ITEMS = 2 / 3  # least share of items on which it must
 _GAIN = 0.6  # most error of a repair as a share of that without it
 _GOOD = 0.25  # of the mean image's error: a single change that leaves more may be one of two
 _PAIR = 0.5  # most error of two changes as a share of the best single one's
-_CLOSE = 1.25  # a second guess is named up to this multiple of the first's error
+_CLOSE = 1.1  # a second guess is named up to this multiple of the first's error
 _SAME = 1e-3  # and from this relative difference on: below it, two changes are one in other words
 
 
@@ -103,7 +103,7 @@ class _Trial:
 
     def few(self, most: int) -> Tensor:
         """At most so many items, spread over all, fewer where they are large."""
-        count = max(min(_FEWEST, most), min(most, _ELEMENTS // self.x[0].numel()))
+        count = max(_FEWEST, min(most, _ELEMENTS // self.x[0].numel()))
         return torch.arange(0, len(self.x), max(1, len(self.x) // count), device=self.x.device)[:count]
 
     @torch.no_grad()
@@ -224,6 +224,8 @@ def _guesses(trial: _Trial, opened: Errors, about: str) -> list[tuple[Repair, Er
             ranked = pairs
     full = [(repair, trial.on_all(repair)) for repair, _ in ranked[:4]]
     kept = [(repair, errors) for repair, errors in full if _mends(errors, opened, trial.baseline, about)]
+    if about != _DRAW:
+        kept.sort(key=lambda one: float(one[1].mean.mean()))
     return kept[:1] + [one for one in kept[1:] if _another(one, kept[0], about)][:1]
 
 
