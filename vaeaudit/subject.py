@@ -13,6 +13,7 @@ from torch import Tensor
 from vaeaudit.checks.baselines import unlike_scales
 from vaeaudit.checks.encodings import Encodings
 from vaeaudit.checks.plausibility import Plausibility, examine
+from vaeaudit.checks.repairs import explained
 from vaeaudit.data import Data, fit
 from vaeaudit.draws import uniform
 from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError, clipped, nearest
@@ -121,6 +122,7 @@ def prepare(settings: Settings) -> Subject:
     try:
         likelihood = _likelihood(model.vae, sample)
         plausibility = examine(model.vae, sample, seed=seed, batch_size=size, items=tried)
+        plausibility = explained(plausibility, model.vae, sample, seed=seed, batch_size=size)
     except VaeauditError:
         raise
     except (Exception, SystemExit) as error:  # the adapter is the user's code
