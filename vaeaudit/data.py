@@ -91,6 +91,18 @@ class Data:
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def picture_shape(self) -> tuple[int, ...] | None:
+        """The shape in which an input is an image: (H, W), (C, H, W) or (H, W, C) with one or three channels.
+
+        That which the model takes, or that in which the items are stored; None where both are rows of numbers, of
+        which nothing says how they lie.
+        """
+        for shape in (self.input_shape, self.values.shape[1:]):
+            if math.prod(shape) == math.prod(self.input_shape) and _is_picture(shape):
+                return shape
+        return None
+
     def batch(
         self,
         indices: Sequence[int] | NDArray[np.integer],
@@ -134,6 +146,14 @@ class Data:
         with np.errstate(over="ignore"):
             lo, hi = np.asarray(self.range or (-np.inf, np.inf)).astype(x.dtype)
         return np.clip(x, lo, hi, out=x)
+
+
+def _is_picture(shape: tuple[int, ...]) -> bool:
+    """Whether it is (H, W), (C, H, W) or (H, W, C), with more than one row and column and one or three channels."""
+    if len(shape) == 3:
+        channels, sides = (shape[0], shape[1:]) if shape[0] in (1, 3) else (shape[2], shape[:2])
+        return channels in (1, 3) and min(sides) > 1
+    return len(shape) == 2 and min(shape) > 1
 
 
 @dataclass(frozen=True)

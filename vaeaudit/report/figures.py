@@ -11,9 +11,16 @@ Array = NDArray[np.float64]
 PANEL_ROWS = 20  # most pairs that a panel shows; a figure of hundreds can neither be drawn nor read
 
 
-def is_image(shape: tuple[int, ...]) -> bool:
-    """Whether an item of this shape can be drawn: one or three channels, height, width."""
-    return len(shape) == 3 and shape[0] in (1, 3)
+def as_images(values: Array, shape: tuple[int, ...], lead: int = 1) -> Array:
+    """Items whose numbers are those of an image of this ``shape``, row-major, as (..., channels, height, width).
+
+    ``shape`` is (H, W), (C, H, W) or (H, W, C) with one or three channels; ``lead`` says how many axes of ``values``
+    come before an item's own.
+    """
+    images = values.reshape(*values.shape[:lead], *shape)
+    if len(shape) == 2:
+        return np.expand_dims(images, lead)
+    return images if shape[0] in (1, 3) else np.moveaxis(images, -1, lead)
 
 
 def attack_panel(columns: dict[str, Array], labels: list[str], box: tuple[float, float] | None) -> bytes:
