@@ -293,6 +293,23 @@ def test_a_bound_that_torch_cannot_carry_is_a_sentence_too(monkeypatch: pytest.M
     )
 
 
+def test_torch_distributions_are_traced_though_they_check_their_parameters() -> None:
+    class Distributed(Model):
+        def encode(self, x: Tensor) -> DiagonalGaussian:
+            q = super().encode(x)
+            normal = torch.distributions.Normal(q.mean, q.log_stddev.exp())
+            return DiagonalGaussian(normal.mean, normal.stddev.log())
+
+    x, validates = torch.tensor([[0.3, 0.2, 0.1]]), torch.distributions.Distribution._validate_args
+    plain, distributed = (
+        margin(vae, x, 3.0, draws=200, parts=("certified",)).at[0] for vae in (Model(), Distributed())
+    )
+    assert plain.certified is not None
+    assert distributed.certified is not None
+    assert float(distributed.certified.radius) == pytest.approx(float(plain.certified.radius), rel=1e-5)
+    assert torch.distributions.Distribution._validate_args == validates
+
+
 def test_only_what_the_bounded_outputs_depend_on_is_classified() -> None:
     graph = traced(lambda x: (torch.relu(x), torch.relu(x + 1).tanh()), bounded=1)
     assert [node.name for node in graph.of(Kind.ACTIVATION)] == ["relu"]

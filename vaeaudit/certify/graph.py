@@ -17,6 +17,7 @@ from enum import StrEnum
 
 import torch
 from torch import Tensor, fx, nn
+from torch.distributions import Distribution
 
 from vaeaudit.certify.activations import ACTIVATIONS
 from vaeaudit.certify.rewriting import CASTS, in_double, name_of, owner, writes
@@ -151,8 +152,10 @@ def trace(
     wrapped = _Function(function, of if isinstance(of, nn.Module) else None)
     example = like.new_zeros((2, *input_shape))
     rows = torch.export.Dim("rows", min=1, max=2**30)
-    before = logging.root.manager.disable
+    before, validated = logging.root.manager.disable, Distribution._validate_args
     logging.disable(logging.CRITICAL)  # torch logs at length what the error below says
+    # Its distributions branch on values to check their parameters, and on nothing else.
+    Distribution.set_default_validate_args(False)
     try:
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # torch warns and tells of what it does itself
             warnings.simplefilter("ignore", FutureWarning)
@@ -166,6 +169,7 @@ def trace(
         ) from error
     finally:
         logging.disable(before)
+        Distribution.set_default_validate_args(validated)
     if gap is not None:
         raise UnsupportedError(
             f"{what} has no certificate: traced by torch.export it gives other values, {gap:.2g} apart, as where its "

@@ -60,7 +60,7 @@ def in_double(module: fx.GraphModule, like: Tensor) -> fx.GraphModule:
                 setattr(part, name, value.double())
     for node in list(module.graph.nodes):
         _write_out_of_place(node)
-        _write_as_activation(node)
+        _write_plainly(node)
     module.recompile()
     return module
 
@@ -144,8 +144,11 @@ def _write_out_of_place(node: fx.Node) -> None:
         node.target = getattr(packet, str(node.target).rsplit(".", 1)[-1])
 
 
-def _write_as_activation(node: fx.Node) -> None:
-    """Put h sigmoid(h) as silu(h), h / (1 + |h|) as softsign(h), maxima and minima of two as what they are made of."""
+def _write_plainly(node: fx.Node) -> None:
+    """Put h sigmoid(h) as silu(h), h / (1 + |h|) as softsign(h), maxima and minima of two as what they are made of.
+
+    And each of several values broadcast together as itself, where that does nothing to it.
+    """
     if node.op != "call_function":
         return
     name, given = name_of(node), [value for value in node.args if isinstance(value, fx.Node)]
@@ -158,6 +161,11 @@ def _write_as_activation(node: fx.Node) -> None:
             if options[end] is not None:
                 found = _larger(node, found, options[end], upward=end == "min")
         _put(node, found)
+    elif name == "getitem" and name_of(given[0]) == "broadcast_tensors":
+        (together,), place = given[0].args, node.args[1]
+        alone = together[place]  # type: ignore[index]
+        if isinstance(alone, fx.Node) and alone.meta["val"].shape == node.meta["val"].shape:
+            _put(node, alone)
     elif name == "mul" and len(given) == 2:
         for h, gate in (given, given[::-1]):
             if name_of(gate) == "sigmoid" and gate.args == (h,):
