@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaeaudit.certify.graph import Graph, trace, trace_encoder
+from vaeaudit.certify.lipschitz import LipschitzBounds
 from vaeaudit.certify.local import displacement, local_margin
+from vaeaudit.certify.maximum import without_maxima
 from vaeaudit.certify.propagation import Ball, first_norms
 from vaeaudit.errors import UnsupportedError
 
@@ -42,6 +44,13 @@ def convolutional() -> nn.Module:
     )
 
 
+def sequence() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Unflatten(1, (1, 12)), nn.Conv1d(1, 4, 3, padding=1), nn.PReLU(4), nn.MaxPool1d(3, 2, 1)),
+        *(nn.Conv1d(4, 3, 3), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(6, 6)),
+    )
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "relu": (lambda: mlp(nn.ReLU()), 6),
     "leaky": (lambda: mlp(nn.LeakyReLU(0.3)), 6),
@@ -53,6 +62,22 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "gelu": (lambda: mlp(nn.GELU()), 6),
     "silu": (lambda: mlp(nn.SiLU()), 6),
     "hardtanh": (lambda: mlp(nn.Hardtanh(-0.4, 0.7)), 6),
+    "relu6": (lambda: mlp(nn.ReLU6()), 6),
+    "gelu by tanh": (lambda: mlp(nn.GELU("tanh")), 6),
+    "steep elu": (lambda: mlp(nn.ELU(1.8)), 6),
+    "flat elu": (lambda: mlp(nn.ELU(0.4)), 6),
+    "celu": (lambda: mlp(nn.CELU(0.5)), 6),
+    "selu": (lambda: mlp(nn.SELU()), 6),
+    "mish": (lambda: mlp(nn.Mish()), 6),
+    "softsign": (lambda: mlp(nn.Softsign()), 6),
+    "log sigmoid": (lambda: mlp(nn.LogSigmoid()), 6),
+    "hardsigmoid": (lambda: mlp(nn.Hardsigmoid()), 6),
+    "hardswish": (lambda: mlp(nn.Hardswish()), 6),
+    "prelu": (lambda: nn.Sequential(nn.Linear(6, 12), nn.PReLU(12), nn.Linear(12, 9), nn.PReLU(), nn.Linear(9, 6)), 6),
+    "absolute": (lambda: Residual(torch.abs), 6),
+    "swish by hand": (lambda: Residual(lambda y: y * torch.sigmoid(y)), 6),
+    "limits in tensors": (lambda: Residual(lambda y: y.clamp(torch.full((6,), -0.3), torch.ones(6) * 0.5)), 6),
+    "pooled sequence": (sequence, 12),
     "residual": (lambda: Residual(F.relu), 6),
     "clamped residual": (lambda: Residual(lambda y: y.clamp(min=-0.3, max=0.5)), 6),
     "convolutional": (convolutional, 36),
@@ -81,6 +106,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def ball(graph: Graph, x: Tensor, rho: float) -> Ball:
+    graph = without_maxima(graph)
     return Ball(graph, x, torch.full((len(x),), rho, dtype=FLOAT64), first_norms(graph, x[:1]))
 
 
@@ -113,6 +139,21 @@ def test_no_displacement_found_in_the_ball_exceeds_the_bounds(name: str) -> None
         for latent in range(3):
             found = worst(graph, x, rho, lambda _, u, at=latent: u[..., at].abs())
             assert bool((found <= moves[:, latent]).all())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_attack_inside_the_certified_radius_uses_up_the_gap(name: str) -> None:
+    build, inputs = NETWORKS[name]
+    graph, x = heads(weighted(build(), seed=11), inputs), random(2, inputs, seed=8)
+    p_low = torch.tensor([0.8, 0.98], dtype=FLOAT64)
+    found, gap, stddev = local_margin(graph, x, p_low), torch.special.ndtri(p_low), graph.module(x)[1].exp()
+    everywhere = LipschitzBounds(graph).of_output(0, 1 / stddev)
+    assert bool((found.radius > 0).all())
+    for item in range(2):
+        here, spread = x[item : item + 1], stddev[item]
+        for certified in (found.radius[item].item(), float(gap[item] / everywhere[item]) * (1 - 1e-9)):
+            shift = worst(graph, here, certified, lambda v, _, s=spread: (v / s).norm(dim=-1))
+            assert shift.item() < gap[item].item()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -261,8 +302,9 @@ def test_an_operation_without_linear_bounds_is_refused_by_name() -> None:
     # What local_margin writes anew before: a Ball alone has no lines for it.
     network = nn.Sequential(nn.Unflatten(1, (1, 4, 4)), nn.MaxPool2d(2), nn.Flatten()).double()
     graph = trace(lambda x: network(x).chunk(2, dim=1), (16,), torch.zeros((), dtype=FLOAT64), "it", of=network)
+    x = torch.zeros(1, 16, dtype=FLOAT64)
     with pytest.raises(UnsupportedError, match="max_pool2d"):
-        ball(graph, torch.zeros(1, 16, dtype=FLOAT64), 0.1)
+        Ball(graph, x, x[:, 0], first_norms(graph, x))
 
 
 @pytest.mark.parametrize("fold", [lambda h: h.view(-1, 4, 1).transpose(0, 1), lambda h: h.reshape(-1, 2)])

@@ -78,6 +78,15 @@ def stddev_0(mean):
     return vaeaudit.DiagonalGaussian(mean, torch.full_like(mean, -torch.inf))
 
 
+def without_certificate(mean):
+    return vaeaudit.DiagonalGaussian(mean.sort(dim=1).values, torch.full_like(mean, -3.0))
+
+
+def stepping_outside(mean):
+    half = torch.from_numpy(0.5 * mean.detach().numpy())
+    return vaeaudit.DiagonalGaussian(mean + half - half, torch.full_like(mean, -3.0))
+
+
 def no_number(mean):
     return vaeaudit.DiagonalGaussian(mean, torch.where(mean > 1, torch.nan, -3.0))
 
@@ -211,6 +220,35 @@ def test_a_deterministic_autoencoder_gets_the_margin_that_is_left_of_r_robustnes
     markdown = Path("vaeaudit-report/report.md").read_text(encoding="utf-8")
     assert "the encoder is deterministic, so that this probability is 0 or 1, the bounds are sure" in markdown
     assert markdown.count("Warning: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("posterior", "words"),
+    [("without_certificate", "its operation 'sort'"), ("stepping_outside", "torch.export cannot trace it")],
+)
+def test_a_certificate_that_cannot_be_had_is_told_once_and_leaves_its_thresholds_unmeasured(
+    posterior: str, words: str, toy: Margin
+) -> None:
+    Path("vaeaudit.toml").write_text(
+        '[checks."margin.r0.5.certified.share"]\nmin = 0.5\n[checks."margin.r0.5.pathwise.median"]\nmin = 0.1\n'
+        '[checks."margin.r0.5.empirical.median"]\nmin = 0.1\n'
+    )
+    done = toy(posterior, "--r", "0.5", "--items", "8", "-q")
+    assert (done.code, done.err) == (5, "")
+    written = report()
+    jsonschema.validate(written, json_schema())
+    assert written["skipped"].keys() == {"margin.r0.5.certified", "margin.r0.5.pathwise"}
+    assert words in written["skipped"]["margin.r0.5.certified"]
+    assert not any(words in warning for warning in written["warnings"])
+    assert not any("certified" in name or "pathwise" in name for name in written["metrics"])
+    by_name = {check["id"]: check for check in written["checks"]}
+    for name in ("margin.r0.5.certified.share", "margin.r0.5.pathwise.median"):
+        assert by_name[name]["verdict"] == "inconclusive"
+        assert by_name[name]["why"].startswith("not measured: ")
+    assert by_name["margin.r0.5.empirical.median"]["verdict"] == "passed"
+    (entry,) = written["margins"]
+    assert all(item["certified"] is None and item["by"] == "none" for item in entry["items"])
+    assert all(item["empirical"] > 0 and item["whitened"] > 0 for item in entry["items"])
 
 
 def test_standard_deviations_that_are_not_finite_leave_no_verdict(toy: Margin) -> None:

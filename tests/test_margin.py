@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from vaeaudit.attacks.term import Progress
+from vaeaudit.audits.margin_record import Margins, margin_refusals
 from vaeaudit.certify.graph import trace_encoder
 from vaeaudit.certify.theorem import pathwise_margin
 from vaeaudit.checks.certified import Certificates
@@ -368,6 +370,36 @@ def test_where_there_is_no_certificate_the_reason_stands_in_its_place() -> None:
     assert at.empirical is not None
     assert (at.empirical.margin > 0).all()
     assert (at.estimates.whitened > 0).all()
+
+
+def test_a_refused_certificate_is_no_figure_and_never_counts_as_0() -> None:
+    x = torch.linspace(0.1, 0.9, 8)[:, None].expand(8, 4)
+    result = margin(Normed(), x, 1.0, draws=300)
+    metrics = summarise_margin(result)
+    assert not [name for name in metrics if "certified" in name or "pathwise" in name]
+    # R itself is still known to lie between 0 and what was broken.
+    median, empirical = metrics["margin.r1.median"], metrics["margin.r1.empirical.median"]
+    assert median.value == empirical.value
+    assert empirical.ci is not None
+    assert median.ci == (0.0, empirical.ci[1])
+    refused = margin_refusals(Margins(result, tuple(range(8)), "all 8"))
+    assert refused.keys() == {"margin.r1.certified", "margin.r1.pathwise"}
+    assert "'layer_norm' (layer 'body.1')" in refused["margin.r1.certified"]
+    assert refused["margin.r1.pathwise"] == "as margin.r1.certified"
+
+
+def test_certified_figures_are_of_the_items_that_have_a_certificate(curved: MarginResult) -> None:
+    at = curved.at[-1]
+    assert at.certified is not None
+    radius = at.certified.radius.clone()
+    radius[0], radius[1] = math.nan, 0.0
+    part = replace(curved, at=(replace(at, certified=replace(at.certified, radius=radius)),))
+    metrics = summarise_margin(part)
+    share = metrics["margin.r4.certified.share"]
+    assert (share.value, share.n) == (pytest.approx(2 / 3), 3)
+    assert metrics["margin.r4.certified.mean"].n == metrics["margin.r4.certified.median"].n == 3
+    assert metrics["margin.r4.certified.mean"].value == pytest.approx(float(radius[1:].mean()))
+    assert margin_refusals(Margins(part, tuple(range(4)), "4")) == {}
 
 
 def test_where_no_item_is_robust_unperturbed_all_margins_are_0() -> None:

@@ -107,6 +107,18 @@ class Data:
         labels = None if self.labels is None else self.labels[items]
         return replace(self, values=self.values[items], labels=labels, factors=factors)
 
+    @property
+    def picture_shape(self) -> tuple[int, ...] | None:
+        """The shape in which an input is an image: (H, W), (C, H, W) or (H, W, C) with one or three channels.
+
+        That which the model takes, or that in which the items are stored; None where both are rows of numbers, of
+        which nothing says how they lie.
+        """
+        for shape in (self.input_shape, self.values.shape[1:]):
+            if math.prod(shape) == math.prod(self.input_shape) and _is_picture(shape):
+                return shape
+        return None
+
     def batch(
         self,
         indices: Sequence[int] | NDArray[np.integer],
@@ -151,6 +163,14 @@ class Data:
         with np.errstate(over="ignore"):
             lo, hi = (ends.astype(x.dtype) for ends in _ends(self.range, rows.ndim - 1))
         return np.clip(x, lo, hi, out=x)
+
+
+def _is_picture(shape: tuple[int, ...]) -> bool:
+    """Whether it is (H, W), (C, H, W) or (H, W, C), with more than one row and column and one or three channels."""
+    if len(shape) == 3:
+        channels, sides = (shape[0], shape[1:]) if shape[0] in (1, 3) else (shape[2], shape[:2])
+        return channels in (1, 3) and min(sides) > 1
+    return len(shape) == 2 and min(shape) > 1
 
 
 @dataclass(frozen=True)

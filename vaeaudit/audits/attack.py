@@ -24,7 +24,7 @@ from vaeaudit.audits.attack_record import (
     doubts,
     sign_warnings,
 )
-from vaeaudit.audits.base import Record
+from vaeaudit.audits.base import Record, without_pictures
 from vaeaudit.batches import RowBatches
 from vaeaudit.checks.attack import AttackResult, attack
 from vaeaudit.checks.capped import CAPPED_MODES, CappedResult, capped_attack
@@ -86,12 +86,13 @@ def _of_sweep(subject: Subject, pairs: Pairs, outcome: Outcome) -> Record:
         {"attacks": [entry]},
         summarise(result) | outcome.metrics,
         tuple(attack_warnings(outcome, pairs)),
+        without_pictures("attack", subject.data),
         interrupted=result.interrupted,
         doubts=doubts(result),
         rows={f"attack.{name}": attack_rows(result, pairs)},
         tensors={f"{name}.adversarial": result.sweep.adversarial, f"{name}.distortion": result.sweep.distortion},
         about={"pairs": list(pairs), "lambdas": result.sweep.lambdas.tolist()},
-        drawings=attack_drawings(entry, result),
+        drawings=attack_drawings(entry, result, subject.data.picture_shape),
     )
 
 
@@ -102,7 +103,7 @@ def _of_caps(subject: Subject, pairs: Pairs, result: CappedResult) -> Record:
         {"capped": [entry]},
         summarise_capped(result) | likeness,
         tuple(sign_warnings(result, pairs)),
-        skipped,
+        {**skipped, **without_pictures("attack", subject.data)},
         interrupted=result.interrupted,
         doubts=doubts(result),
         rows={f"attack.{result.mode}": capped_rows(result, pairs)},
@@ -111,7 +112,7 @@ def _of_caps(subject: Subject, pairs: Pairs, result: CappedResult) -> Record:
             f"{result.mode}.distortion": result.found.distortion,
         },
         about={"pairs": list(pairs), "caps": result.found.caps.tolist()},
-        drawings=capped_drawings(entry, result),
+        drawings=capped_drawings(entry, result, subject.data.picture_shape),
     )
 
 

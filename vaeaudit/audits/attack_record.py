@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from functools import partial
 
+from torch import Tensor
+
 from vaeaudit.attacks.signs import Sign
 from vaeaudit.audits.base import Drawing, Row, array, number
 from vaeaudit.checks.attack import AttackResult
@@ -11,7 +13,8 @@ from vaeaudit.checks.success import ClassTable
 from vaeaudit.optim.lbfgsb import Status
 from vaeaudit.pairs import Pairs
 from vaeaudit.report.attack import AttackEntry, CapEntry, CappedEntry, CappedItemEntry, ClassTableEntry, PairEntry
-from vaeaudit.report.figures import PANEL_ROWS, attack_panel, damage_curves, distortion_curves, is_image
+from vaeaudit.ranges import Range
+from vaeaudit.report.figures import PANEL_ROWS, as_images, attack_panel, damage_curves, distortion_curves
 from vaeaudit.stats import Measurement
 from vaeaudit.subject import Subject
 
@@ -210,10 +213,10 @@ def attack_rows(result: AttackResult, pairs: Pairs) -> list[Row]:
     ]
 
 
-def attack_drawings(entry: AttackEntry, result: AttackResult) -> dict[str, Drawing]:
-    """The panel of the first pairs, where they are images, and the distortion curves."""
+def attack_drawings(entry: AttackEntry, result: AttackResult, picture: tuple[int, ...] | None) -> dict[str, Drawing]:
+    """The panel of the first pairs, where they are images of the shape ``picture``, and the distortion curves."""
 
-    def panel() -> bytes:
+    def panel(picture: tuple[int, ...]) -> bytes:
         columns = {
             "input": result.source,
             "reconstruction": result.source_reconstruction,
@@ -223,8 +226,7 @@ def attack_drawings(entry: AttackEntry, result: AttackResult) -> dict[str, Drawi
             "target": result.target,
         }
         labels = [f"{pair.source} → {pair.target}\nλ = {pair.lam:.3g}\n‖d‖ = {pair.norm:.3g}" for pair in entry.pairs]
-        arrays = {name: array(column[:PANEL_ROWS]) for name, column in columns.items()}
-        return attack_panel(arrays, labels[:PANEL_ROWS], entry.box)
+        return _panel(columns, labels, entry.box, picture)
 
     def curve() -> bytes:
         return distortion_curves(
@@ -238,12 +240,12 @@ def attack_drawings(entry: AttackEntry, result: AttackResult) -> dict[str, Drawi
         )
 
     drawings = {f"{result.mode} curve": Drawing(f"attack-{result.mode}-curve.png", curve)}
-    if is_image(tuple(result.source.shape[1:])):
-        drawings[f"{result.mode} panel"] = Drawing(f"attack-{result.mode}-panel.png", panel)
+    if picture is not None:
+        drawings[f"{result.mode} panel"] = Drawing(f"attack-{result.mode}-panel.png", partial(panel, picture))
     return drawings
 
 
-def capped_drawings(entry: CappedEntry, result: CappedResult) -> dict[str, Drawing]:
+def capped_drawings(entry: CappedEntry, result: CappedResult, picture: tuple[int, ...] | None) -> dict[str, Drawing]:
     """The panel of the first items under the largest cap, where they are images, and damage over the cap."""
 
     def curve() -> bytes:
@@ -251,13 +253,13 @@ def capped_drawings(entry: CappedEntry, result: CappedResult) -> dict[str, Drawi
         return damage_curves(result.found.caps.tolist(), array(result.damage), array(result.zero_damage), labels)
 
     drawings = {f"{result.mode} curve": Drawing(f"attack-{result.mode}-curve.png", curve)}
-    if is_image(tuple(result.source.shape[1:])):
-        panel = partial(_capped_panel, entry, result)
+    if picture is not None:
+        panel = partial(_capped_panel, entry, result, picture)
         drawings[f"{result.mode} panel"] = Drawing(f"attack-{result.mode}-panel.png", panel)
     return drawings
 
 
-def _capped_panel(entry: CappedEntry, result: CappedResult) -> bytes:
+def _capped_panel(entry: CappedEntry, result: CappedResult, picture: tuple[int, ...]) -> bytes:
     """Items under their largest cap; what is perturbed is drawn where it is an image."""
     largest = int(result.found.caps.argmax())
     columns = {"input": result.source, "reconstruction": result.source_reconstruction}
@@ -266,8 +268,13 @@ def _capped_panel(entry: CappedEntry, result: CappedResult) -> bytes:
         columns["distortion"] = result.found.distortion[:, largest]
     columns["its reconstruction"] = result.reconstruction[:, largest]
     labels = [f"{item.item}\n‖d‖ = {item.caps[largest].norm:.3g}\n{item.caps[largest].by}" for item in entry.items]
-    arrays = {name: array(column[:PANEL_ROWS]) for name, column in columns.items()}
-    return attack_panel(arrays, labels[:PANEL_ROWS], entry.box)
+    return _panel(columns, labels, entry.box, picture)
+
+
+def _panel(columns: dict[str, Tensor], labels: list[str], box: Range | None, picture: tuple[int, ...]) -> bytes:
+    """The first rows of ``columns`` (items, *input_shape), drawn in the shape ``picture``."""
+    arrays = {name: as_images(array(column[:PANEL_ROWS]), picture) for name, column in columns.items()}
+    return attack_panel(arrays, labels[:PANEL_ROWS], box)
 
 
 def _signs(result: AttackResult | CappedResult) -> dict[str, int]:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor
 
+from vaeaudit.data import Data, shape_text
 from vaeaudit.report.entry import MetricEntry, belongs
 from vaeaudit.stats import Measurement
 
@@ -41,6 +42,17 @@ class Record:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     about: Row = field(default_factory=dict)
     drawings: Mapping[str, Drawing] = field(default_factory=dict)
+
+
+def without_pictures(check: str, data: Data) -> dict[str, str]:
+    """Why nothing is drawn of the items, as a part of the ``check`` that is skipped; empty where they are images."""
+    if data.picture_shape is not None:
+        return {}
+    stored, taken = shape_text(data.values.shape[1:]), shape_text(data.input_shape)
+    return {
+        f"{check}.pictures": f"items of shape {stored}, for a model that takes {taken}, are no images of one or three "
+        "channels; data stored in the shape of images, as (n, height, width), are drawn"
+    }
 
 
 def doubt_of(name: str, doubts: Mapping[str, str]) -> str | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from vaeaudit.attacks.term import GoOn
-from vaeaudit.audits.base import Record
+from vaeaudit.audits.base import Record, without_pictures
 from vaeaudit.audits.latents_record import (
     Latents,
     latents_drawings,
@@ -17,7 +17,6 @@ from vaeaudit.checks.latents import LatentsResult, latents
 from vaeaudit.checks.summary_latents import summarise_latents
 from vaeaudit.checks.traversal import Traversal, traverse
 from vaeaudit.draws import uniform
-from vaeaudit.report.figures import is_image
 from vaeaudit.subject import Subject
 
 _QUANTILES = 4096  # items whose mixture gives the quantiles: of all there are, it would take far longer than it adds
@@ -46,17 +45,18 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         {"latents": [latents_entry(found)]},
         summarise_latents(result),
         result.warnings,
+        without_pictures("latents", subject.data) if chosen.traverse else {},
         interrupted=result.interrupted,
         doubts={"latents": "an item has log p(x|z) of -inf, +inf or NaN"} if result.impossible else {},
         rows=latents_rows(found),
-        drawings=latents_drawings(found, subject.data.range),
+        drawings=latents_drawings(found, subject.data.range, subject.data.picture_shape),
     )
 
 
 def _traversals(subject: Subject, items: list[int], result: LatentsResult) -> Iterator[Traversal]:
     """Traversals of the units of largest KL from the first item, those of a kind together."""
     vae = subject.model.vae
-    if result.interrupted or not subject.settings.latents.traverse or not is_image(tuple(vae.input_shape)):
+    if result.interrupted or not subject.settings.latents.traverse or subject.data.picture_shape is None:
         return
     some = None
     if len(result.layers) == 1:

@@ -15,6 +15,7 @@ from vaeaudit.checks.latents import LatentsResult, Layer
 from vaeaudit.checks.summary_latents import ACTIVE, estimated, summarise_latents
 from vaeaudit.checks.traversal import Traversal
 from vaeaudit.ranges import Range
+from vaeaudit.report.figures import as_images
 from vaeaudit.report.figures_latents import Bars, kl_bars, traversal_panel
 from vaeaudit.report.latents import SHOWN, ActiveEntry, FigureEntry, LatentsEntry, UnitEntry
 from vaeaudit.stats import Measurement
@@ -164,8 +165,8 @@ def latents_rows(found: Latents) -> dict[str, list[Row]]:
     return {"latents": items, "latents.units": units}
 
 
-def latents_drawings(found: Latents, box: Range | None) -> dict[str, Drawing]:
-    """KL of each unit, and the traversals."""
+def latents_drawings(found: Latents, box: Range | None, picture: tuple[int, ...] | None) -> dict[str, Drawing]:
+    """KL of each unit, and the traversals, of images of the shape ``picture``."""
     result = found.result
     times = float(distributions.t.ppf(0.5 + _LEVEL / 2, result.n - 1))
     bars = [
@@ -179,10 +180,13 @@ def latents_drawings(found: Latents, box: Range | None) -> dict[str, Drawing]:
     ]
     drawings = {"KL of each unit": Drawing("latents-kl.png", partial(kl_bars, bars, ACTIVE))}
     every = np.concatenate([bar.kl for bar in bars])
+    if picture is None:
+        return drawings
     for traversal in found.traversals:
         labels = [f"unit {_place(result, unit)}\nKL {every[unit]:.3g}" for unit in traversal.units]
         title = f"one unit moved, the others as encoded from item {found.items[0]}; below: its value, {traversal.span}"
-        draw = partial(traversal_panel, array(traversal.images), array(traversal.values), labels, box, title)
+        images = as_images(array(traversal.images), picture, lead=2)
+        draw = partial(traversal_panel, images, array(traversal.values), labels, box, title)
         purpose = _purpose(traversal)
         drawings[purpose] = Drawing(f"latents-{purpose.replace(' ', '-')}.png", draw)
     return drawings

@@ -2,7 +2,7 @@
 
 from vaeaudit.attacks.term import GoOn
 from vaeaudit.audits.base import Record
-from vaeaudit.audits.margin_record import Margins, margin_drawings, margin_entries, margin_warnings
+from vaeaudit.audits.margin_record import Margins, margin_drawings, margin_entries, margin_refusals, margin_warnings
 from vaeaudit.checks.margin import margin, usual_radius
 from vaeaudit.checks.summary_margin import summarise_margin
 from vaeaudit.subject import Subject
@@ -43,6 +43,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         {"margins": entries},
         summarise_margin(result),
         tuple(margin_warnings(margins)),
+        margin_refusals(margins),
         interrupted=result.interrupted,
         doubts=margins.doubts,
         rows={f"margin.r{entry.r:.6g}": [item.model_dump(mode="json") for item in entry.items] for entry in entries},

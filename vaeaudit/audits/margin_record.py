@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vaeaudit.audits.base import Drawing, array, number
+from vaeaudit.checks.certified import Certified
 from vaeaudit.checks.margin import MarginAt, MarginResult
 from vaeaudit.report.figures import fall_curves, margin_panel
 from vaeaudit.report.margin import MarginEntry, MarginItemEntry
@@ -91,6 +92,30 @@ def _bars(at: MarginAt, place: int) -> dict[str, Any]:
     return {f"{kind}_interval": tuple(number(end) for end in ends[:, place]) for kind, ends in kinds.items()}
 
 
+def margin_refusals(margins: Margins) -> dict[str, str]:
+    """Why there are no figures of certificates: how the names of such figures begin -> a sentence."""
+    refused = {}
+    for at in margins.result.at:
+        if at.certified is None:
+            continue
+        name, paths, others = f"margin.r{at.r:.6g}", *_reasons(at.certified)
+        if bool(at.certified.radius.isnan().all()):
+            refused[f"{name}.certified"] = "; ".join(others) or "it was stopped before"
+        if bool(at.certified.pathwise.isnan().all()) and not margins.result.deterministic:
+            refused[f"{name}.pathwise"] = "; ".join(paths) or f"as {name}.certified"
+    return refused
+
+
+def _reasons(certified: Certified) -> tuple[list[str], list[str]]:
+    """Why certificates are missing, as sentences: of the pathwise one, and of the others."""
+    kinds = ("from", "around")
+    paths = [reason for reason in certified.missing if reason.startswith("along")]
+    others = [reason for reason in certified.missing if reason not in paths]
+    return [f"no certificate {reason}" for reason in paths], [
+        f"no certificate {reason}" if reason.startswith(kinds) else reason for reason in others
+    ]
+
+
 def margin_warnings(margins: Margins) -> list[str]:
     """What a reader of these margins must know."""
     told = []
@@ -107,11 +132,8 @@ def margin_warnings(margins: Margins) -> list[str]:
                 f"{bare} of {items} items are not shown to be r-robust even unperturbed at {name}: their certified "
                 "margin and their estimates are 0"
             )
-        if at.certified is not None:
-            told += [
-                f"no certificate {reason}" if reason.startswith(("from", "around", "along")) else reason
-                for reason in at.certified.missing
-            ]
+        if at.certified is not None and not bool(at.certified.radius.isnan().all()):  # else told as a refusal
+            told += _reasons(at.certified)[1]
         if at.empirical is None:
             continue
         broken = at.empirical.margin

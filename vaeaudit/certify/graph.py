@@ -8,16 +8,20 @@ model's precision: its certificates hold for the float64 function.
 
 import io
 import logging
+import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
 from torch import Tensor, fx, nn
+from torch.distributions import Distribution
 
-from vaeaudit.errors import UnsupportedError
+from vaeaudit.certify.activations import ACTIVATIONS
+from vaeaudit.certify.rewriting import CASTS, in_double, name_of, owner, writes
+from vaeaudit.errors import UnsupportedError, clipped
 from vaeaudit.vae import VAE, DiagonalGaussian
 
 
@@ -30,9 +34,11 @@ class Kind(StrEnum):
     AFFINE = "affine"
     ACTIVATION = "activation"
     MAXIMUM = "maximum"
+    FREE = "free"  # moves, but no output that is bounded depends on it
     OUTPUT = "output"
 
 
+_STILL = (Kind.CONSTANT, Kind.SIZE)
 # Affine in one argument, the place given (first where none is), if all others are constant.
 _AFFINE_IN = {"addmm": (1,), "mul": (0, 1), "matmul": (0,), "rsub": (0, 1)}
 _AFFINE_IN_FIRST = frozenset(
@@ -60,11 +66,7 @@ _AFFINE_JOINTLY = frozenset({"add", "sub", "rsub", "cat", "stack"})
 _OF_SIZE = frozenset({"sym_size", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"})
 # Affine as long as they do not train; the place of the argument that says so.
 _AFFINE_IN_EVALUATION = {"batch_norm": 5, "dropout": 2, "dropout1d": 2, "dropout2d": 2, "feature_dropout": 2}
-ACTIVATIONS = frozenset(
-    {"relu", "leaky_relu", "elu", "tanh", "sigmoid", "softplus", "gelu", "silu", "hardtanh", "clamp"}
-)
-_OUT_OF_PLACE = ACTIVATIONS | {"add", "sub", "mul", "div"}  # those that networks use in place
-_MAXIMA = frozenset({"max_pool2d"})
+_MAXIMA = frozenset({"max_pool1d", "max_pool2d", "max_pool3d"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,17 +101,10 @@ def by_rows(node: fx.Node) -> bool:
     return bool(first) and str(first[0]) == str(rows)
 
 
-def name_of(node: fx.Node) -> str:
-    """The operation without its overload: "conv2d" of ``aten.conv2d.default``, "getitem"."""
-    target = node.target
-    packet = getattr(target, "overloadpacket", target)
-    return str(getattr(packet, "__name__", packet))
-
-
-def trace_encoder(vae: VAE, like: Tensor) -> Graph:
+def trace_encoder(vae: VAE, like: Tensor, sigma: str = "full") -> Graph:
     """The encoder as x -> (mean, log of the standard deviation), (b, latents) each.
 
-    ``like`` gives the dtype and the device that the model runs in.
+    ``like`` gives the dtype and the device that the model runs in. With ``sigma`` "frozen" the mean alone is bounded.
 
     Raises :class:`UnsupportedError` where the posterior is no :class:`DiagonalGaussian`, or an operation has no bound.
     """
@@ -126,7 +121,8 @@ def trace_encoder(vae: VAE, like: Tensor) -> Graph:
         assert isinstance(q, DiagonalGaussian)
         return q.mean.flatten(1), q.log_stddev.flatten(1)
 
-    return trace(heads, tuple(vae.input_shape), like, "the encoder", of=vae)
+    bounded, spare = (1, "") if sigma == "frozen" else (2, "sigma = frozen, which bounds the mean alone, ")
+    return trace(heads, tuple(vae.input_shape), like, "the encoder", of=vae, bounded=bounded, spare=spare)
 
 
 def trace_decoder(vae: VAE, like: Tensor) -> Graph:
@@ -142,35 +138,101 @@ def trace(
     like: Tensor,
     what: str,
     of: object = None,
+    bounded: int | None = None,
+    spare: str = "",
 ) -> Graph:
     """The graph of ``function``, x (b, *input_shape) -> (b, k) each; ``of`` is the module whose weights it uses.
 
-    Raises :class:`UnsupportedError` where it cannot be traced, or holds an operation without a safe bound: ``what``
-    names it in the message.
+    Only the first ``bounded`` outputs are to be bounded, all where None: what the others alone depend on may be any
+    operation, :attr:`Kind.FREE`. ``spare`` names what would not need an operation that the first output does without.
+
+    Raises :class:`UnsupportedError` where it cannot be traced, where the graph gives other values than ``function``, or
+    where it holds an operation without a safe bound: ``what`` names it in the message.
     """
     wrapped = _Function(function, of if isinstance(of, nn.Module) else None)
     example = like.new_zeros((2, *input_shape))
     rows = torch.export.Dim("rows", min=1, max=2**30)
-    before = logging.root.manager.disable
+    before, validated = logging.root.manager.disable, Distribution._validate_args
     logging.disable(logging.CRITICAL)  # torch logs at length what the error below says
+    # Its distributions branch on values to check their parameters, and on nothing else.
+    Distribution.set_default_validate_args(False)
     try:
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # torch warns and tells of what it does itself
             warnings.simplefilter("ignore", FutureWarning)
             exported = torch.export.export(wrapped, (example,), dynamic_shapes=({0: rows},))
-    except Exception as error:  # torch.export has no common class for all that it raises
+            module = in_double(exported.module(check_guards=False), like)
+            gap = _apart(wrapped, module, like, input_shape)
+    except Exception as error:  # torch has no common class for all that it raises here
         raise UnsupportedError(
-            f"{what} has no certificate: torch.export cannot trace it ({type(error).__name__}), as where its code "
+            f"{what} has no certificate: torch.export cannot trace it ({reason(error)}), as where its code "
             "branches on values or treats rows one by one; the empirical margin needs none"
         ) from error
     finally:
         logging.disable(before)
-    module = _in_double(exported.module(check_guards=False))
+        Distribution.set_default_validate_args(validated)
+    if gap is not None:
+        raise UnsupportedError(
+            f"{what} has no certificate: traced by torch.export it gives other values, {gap:.2g} apart, as where its "
+            "code draws numbers or tells one row from many; the empirical margin needs none"
+        )
     kinds: dict[fx.Node, Kind] = {}
+    graph = Graph(module, kinds, input_shape)
+    first, bound_ = (_behind(graph.outputs[:most]) for most in (1, bounded))
     for node in module.graph.nodes:
-        _out_of_place(node)
-        kinds[node] = _kind(node, kinds, what)
-    module.recompile()
-    return Graph(module, kinds, input_shape)
+        if node not in bound_ and _harmless(node, bound_):
+            still = all(kinds[source] in _STILL for source in node.all_input_nodes)
+            kinds[node] = Kind.CONSTANT if still else Kind.FREE
+        else:
+            kinds[node] = _kind(node, kinds, what, spare if node not in first and _harmless(node, first) else "")
+    return graph
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, short enough to stand in a sentence."""
+    first, *_ = [*str(error).strip().splitlines(), ""]
+    told = first.partition("For more information")[0].rstrip(" .!")
+    name = type(error).__name__
+    return clipped(f"{name}: {told}" if told else name, 160)
+
+
+@torch.no_grad()
+def _apart(function: nn.Module, module: nn.Module, like: Tensor, input_shape: tuple[int, ...]) -> float | None:
+    """How far the graph's values lie from the function's, if further than rounding explains.
+
+    For one row and for three, at random places: a graph is what one call did, and chance, a branch for a single row,
+    or one for export itself would be another function.
+    """
+    generator = torch.Generator().manual_seed(0)
+    eps = torch.finfo(like.dtype).eps
+    worst = 0.0
+    for count in (1, 3):
+        x = torch.rand((count, *input_shape), generator=generator).to(like)
+        for ours, its in zip(module(x.double()), function(x), strict=True):
+            finite = its.isfinite()
+            if ours.shape != its.shape or not torch.equal(finite, ours.isfinite()):
+                return math.inf
+            gap, size = ((value[finite].abs().amax() if finite.any() else 0.0) for value in (ours - its, its))
+            if gap > math.sqrt(eps) * size + 100 * eps:
+                worst = max(worst, float(gap))
+    return worst or None
+
+
+def _harmless(node: fx.Node, bound_: Collection[fx.Node]) -> bool:
+    """Whether a node outside of ``bound_`` surely changes nothing in it."""
+    if node.op != "call_function" or isinstance(node.target, torch._ops.HigherOrderOperator):
+        return False
+    written = owner(node)
+    return not writes(node) or (written.op == "call_function" and written not in bound_)
+
+
+def _behind(outputs: Collection[fx.Node]) -> set[fx.Node]:
+    """The outputs and all that they depend on."""
+    found, waiting = set(outputs), list(outputs)
+    while waiting:
+        new = set(waiting.pop().all_input_nodes) - found
+        found |= new
+        waiting += new
+    return found
 
 
 class _Function(nn.Module):
@@ -185,35 +247,21 @@ class _Function(nn.Module):
         return self.function(x)
 
 
-def _in_double(module: fx.GraphModule) -> fx.GraphModule:
-    """The same graph on copies of its numbers in float64: those it holds are the model's own."""
-    for part in module.modules():
-        for name, parameter in list(part.named_parameters(recurse=False)):
-            value = parameter.detach().double() if parameter.is_floating_point() else parameter.detach()
-            setattr(part, name, nn.Parameter(value, requires_grad=False))
-        for name, buffer in list(part.named_buffers(recurse=False)):
-            part.register_buffer(name, buffer.double() if buffer.is_floating_point() else buffer)
-        for name, value in list(vars(part).items()):  # weights of a model that is no module
-            if isinstance(value, Tensor) and value.is_floating_point():
-                setattr(part, name, value.double())
-    return module
-
-
-def _kind(node: fx.Node, kinds: dict[fx.Node, Kind], what: str) -> Kind:
-    """What ``node`` is, given the kinds of all before it."""
+def _kind(node: fx.Node, kinds: dict[fx.Node, Kind], what: str, spare: str) -> Kind:
+    """What ``node`` is, given the kinds of all before it; ``spare`` names what would not need it."""
     if node.op == "placeholder":
         return Kind.INPUT
     if node.op == "output":
         return Kind.OUTPUT
-    name, still = name_of(node), (Kind.CONSTANT, Kind.SIZE)
-    if name in _OF_SIZE or (name == "expand_as" and kinds.get(node.all_input_nodes[0]) in still):
+    name = name_of(node)
+    if name in _OF_SIZE or (name == "expand_as" and kinds.get(node.all_input_nodes[0]) in _STILL):
         return Kind.SIZE
-    moving = [source for source in node.all_input_nodes if kinds[source] not in still]
-    if not moving:
+    moving = [source for source in node.all_input_nodes if kinds[source] not in _STILL]
+    if not moving and torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return Kind.SIZE if any(kinds[source] is Kind.SIZE for source in node.all_input_nodes) else Kind.CONSTANT
     # Once for each time that the operation takes it: x * x is not affine.
     taken = [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, fx.Node) and value in moving]
-    if node.op == "call_function" and not _writes(node):
+    if moving and node.op == "call_function" and not writes(node):
         if name in ACTIVATIONS and taken == [node.args[0]]:
             return Kind.ACTIVATION
         if name in _MAXIMA:
@@ -227,33 +275,15 @@ def _kind(node: fx.Node, kinds: dict[fx.Node, Kind], what: str) -> Kind:
         rounded = name == "div" and node.kwargs.get("rounding_mode") is not None
         if name in _AFFINE_IN_FIRST and len(taken) == len(moving) == 1 and taken[0] in places and not rounded:
             return Kind.AFFINE
-    told = "a change of the dtype" if name == "_assert_tensor_metadata" else f"its operation '{name}'"
+    told = "a change of the dtype" if name in CASTS else f"its operation '{clipped(name)}'"
     raise UnsupportedError(
-        f"{what} has no certificate: there is no safe bound for {told}{_where(node)}; the empirical margin needs none"
+        f"{what} has no certificate: there is no safe bound for {told}{_where(node)}; {spare}"
+        f"{'and ' if spare else ''}the empirical margin need{'' if spare else 's'} none"
     )
-
-
-def _writes(node: fx.Node) -> bool:
-    """Whether the operation changes what it is given, in place: what else sees that does not show in the graph."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
-
-
-def _out_of_place(node: fx.Node) -> None:
-    """Make an operation in place one that is not, where nobody else sees what it is given."""
-    name = name_of(node)
-    given = node.args[0] if node.args else None
-    if node.op != "call_function" or not _writes(node) or name.removesuffix("_") not in _OUT_OF_PLACE:
-        return
-    if isinstance(given, fx.Node) and given.op == "call_function" and len(given.users) == 1:
-        schema = getattr(given.target, "_schema", None)
-        if schema is not None and not any(value.alias_info for value in schema.returns):  # else it is a view
-            packet = getattr(torch.ops.aten, name.removesuffix("_"))
-            node.target = getattr(packet, str(node.target).rsplit(".", 1)[-1])
 
 
 def _where(node: fx.Node) -> str:
     """The layer that an operation came from, where torch.export says."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = [path for path, _ in stack.values() if path]
-    return f" (layer '{paths[-1].removeprefix('of.')}')" if paths else ""
+    return f" (layer '{clipped(paths[-1].removeprefix('of.'))}')" if paths else ""

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from vaeaudit.certify.graph import Graph, Kind, name_of
+from vaeaudit.certify.activations import options_of, shape_of
+from vaeaudit.certify.graph import Graph, Kind
 from vaeaudit.certify.norms import CHUNK, ROUNDING, joint_norm, spectral_norm, symbol_norm
+from vaeaudit.certify.rewriting import name_of
 from vaeaudit.errors import UnsupportedError
 
 _LARGEST_GRAM = 1024  # rows: a second on one core, 8 MiB
@@ -49,15 +51,6 @@ _OF_ONE_SIGN = frozenset(
 )
 
 
-# Largest slopes, rounded up: GELU's is Phi(sqrt 2) + sqrt 2 phi(sqrt 2) = 1.12890 (1.12898 with tanh).
-_SLOPES = {
-    **dict.fromkeys(("relu", "tanh", "softplus", "hardtanh", "clamp"), 1.0),
-    "sigmoid": 0.25,
-    "gelu": 1.1291,
-    "silu": 1.0999,
-}
-
-
 class LipschitzBounds:
     """The bounds of one graph, each computed when first asked for and kept."""
 
@@ -65,6 +58,8 @@ class LipschitzBounds:
         self._kinds, self._outputs = graph.kinds, graph.outputs
         self._place = {node: place for place, node in enumerate(graph.module.graph.nodes)}
         for node in graph.module.graph.nodes:
+            if graph.kinds[node] is Kind.FREE:
+                continue
             _refuse_if_it_overwrites(node)
         weights = next(iter(graph.module.state_dict().values()), torch.empty(0))
         interpreter = fx.Interpreter(graph.module, garbage_collect_values=False)
@@ -128,7 +123,7 @@ class LipschitzBounds:
         if kind is Kind.INPUT:
             return 1.0
         if kind is Kind.ACTIVATION:
-            return _slope(node) * self._bound(moving[0])
+            return self._slope(node) * self._bound(moving[0])
         if kind is Kind.MAXIMUM:
             return _overlap(node) * self._bound(moving[0])
         if name in _ISOMETRIES or name in _PARTS:
@@ -140,11 +135,19 @@ class LipschitzBounds:
             return self._bound(moving[0])
         parts = [self._norm(node, source) * self._bound(source) for source in moving]
         if name == "batch_norm" and name_of(moving[0]) in _CONVOLVE:
-            (source,), options = self._moving(moving[0]), _options(node)
+            (source,), options = self._moving(moving[0]), options_of(node)
             weight, variance = self._values.get(options["weight"]), self._values[options["running_var"]]
             factors = (1.0 if weight is None else weight) / torch.sqrt(variance + options["eps"])
             parts = [min(parts[0], self._convolution(moving[0], factors) * self._bound(source))]
         return math.hypot(*parts) if name in _JOINS else sum(parts)
+
+    def _slope(self, node: fx.Node) -> float:
+        """The largest slope of an activation."""
+        options = options_of(node)
+        shape = shape_of(name_of(node), {name: self._values.get(value, value) for name, value in options.items()})
+        if shape is None:
+            raise _unsupported(node)
+        return shape.steepest
 
     def _stretch(self, node: fx.Node, scale: Tensor | None = None) -> Tensor | None:
         """The bound by way of the whole affine map that ends in ``node``; None where its Gram matrix is too large.
@@ -222,7 +225,7 @@ class LipschitzBounds:
         if name not in _OF_ONE_SIGN:
             raise _unsupported(node)
         if name == "linear":
-            weight = self._values[_options(node)["weight"]]
+            weight = self._values[options_of(node)["weight"]]
             return float(spectral_norm(weight))
         # Schur: ||A||^2 <= the largest row sum of |A| times the largest column sum.
         out, x, transposed, v = self._linear_part([node], node, source, majorant=True)
@@ -233,7 +236,7 @@ class LipschitzBounds:
 
     def _convolution(self, node: fx.Node, factors: Tensor | None = None) -> float:
         """Of a convolution, its channels multiplied by ``factors`` afterwards."""
-        options = _options(node)
+        options = options_of(node)
         transposed = bool(options.get("transposed", name_of(node) in _TRANSPOSED))
         weight = self._values[options["weight"]]
         dimensions, groups = weight.ndim - 2, options["groups"]
@@ -254,36 +257,15 @@ def _batched(of: Tensor, at: Tensor, directions: Tensor) -> Tensor:
     return rows
 
 
-def _options(node: fx.Node) -> dict[str, Any]:
-    """The arguments of an operation by name, with the defaults of its schema."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    names = node.target._schema.arguments
-    given = dict(zip((argument.name for argument in names), node.args, strict=False))
-    return {argument.name: argument.default_value for argument in names} | given | dict(node.kwargs)
-
-
 def _each(value: Any, dimensions: int) -> list[int]:
     """One number for each dimension: given as such, as one for all, or in a list of one."""
     values = [value] if isinstance(value, int) else list(value)
     return values * dimensions if len(values) == 1 else values
 
 
-def _slope(node: fx.Node) -> float:
-    """The largest slope of an activation."""
-    name, options = name_of(node), _options(node)
-    if name == "leaky_relu":
-        return max(1.0, abs(float(options["negative_slope"])))
-    if name == "elu":
-        return abs(float(options["scale"])) * max(1.0, abs(float(options["alpha"] * options["input_scale"])))
-    # From its threshold on torch's softplus is the identity: at 20, a step of 2e-9 that no rounding would notice.
-    if name in _SLOPES and not (name == "softplus" and options["threshold"] < 20):
-        return _SLOPES[name]
-    raise _unsupported(node)
-
-
 @dataclass(frozen=True)
 class Windows:
-    """Those of a maximum over two axes, one number for each axis."""
+    """Those of a maximum, one number for each of the axes that it goes over, the last of the value."""
 
     kernel: list[int]
     stride: list[int]
@@ -293,9 +275,9 @@ class Windows:
 
 def windows_of(node: fx.Node) -> Windows:
     """The windows of a node of :attr:`Kind.MAXIMUM`."""
-    options = _options(node)
-    kernel, padding, dilation = (_each(options[name], 2) for name in ("kernel_size", "padding", "dilation"))
-    return Windows(kernel, _each(options["stride"] or kernel, 2), padding, dilation)
+    options, axes = options_of(node), int(name_of(node)[-2])  # max_pool2d
+    kernel, padding, dilation = (_each(options[name], axes) for name in ("kernel_size", "padding", "dilation"))
+    return Windows(kernel, _each(options["stride"] or kernel, axes), padding, dilation)
 
 
 def _overlap(node: fx.Node) -> float:

@@ -13,11 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vaeaudit.certify.graph import Graph, Kind, by_rows, name_of
-from vaeaudit.certify.lines import ROUNDING
+from vaeaudit.certify.activations import ROUNDING
+from vaeaudit.certify.graph import Graph, Kind, by_rows
 from vaeaudit.certify.maximum import without_maxima
 from vaeaudit.certify.norms import spectral_norm
 from vaeaudit.certify.propagation import Ball, Interval, first_norms, norm
+from vaeaudit.certify.rewriting import name_of
 from vaeaudit.certify.theorem import kept, scale_loss
 from vaeaudit.errors import UnsupportedError
 
@@ -92,12 +93,13 @@ def local_margin(
     )
 
 
-def displacement(ball: Ball) -> tuple[Tensor, Tensor]:
+def displacement(ball: Ball, sigma: Sigma = "full") -> tuple[Tensor, Tensor]:
     """How far the posterior can move within the ball of an encoder: omega and the moves of log sigma.
 
     omega (b,) bounds ||D0^-1 (mu(x0 + d) - mu(x0))||_2, and the second, (b, latents), bounds each
-    |log sigma(x0 + d) - log sigma(x0)|. omega is the least of two bounds: the norm of the bounds along each axis, and
-    that of the functions midway between the lower and the upper ones plus half of what lies between them.
+    |log sigma(x0 + d) - log sigma(x0)|; it is 0 where ``sigma`` is "frozen". omega is the least of two bounds: the norm
+    of the bounds along each axis, and that of the functions midway between the lower and the upper ones plus half of
+    what lies between them.
     """
     mean, log_stddev = ball.outputs
     stddev = log_stddev.detach().exp()
@@ -110,6 +112,8 @@ def displacement(ball: Ball) -> tuple[Tensor, Tensor]:
     half = (ball.rho * norm(apart) - minus_upper.offset - lower.offset) / 2
     midway = ball.rho * spectral_norm(middle.transpose(0, 1)) + norm(offset.T) + norm(half.T)
     omega = torch.minimum(norm(farthest.T), midway)
+    if sigma == "frozen":
+        return omega * (1 + ROUNDING), torch.zeros_like(stddev)
     moves = -torch.minimum(
         ball.bounds(log_stddev, axes).least(ball.rho), ball.bounds(log_stddev, -axes).least(ball.rho)
     )
@@ -175,7 +179,7 @@ class _Search:
 
     def _excess(self, ball: Ball, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The log of the shift that the loss amounts to over the shift allowed, and where the level is verified."""
-        omega, moves = displacement(ball)
+        omega, moves = displacement(ball, self.sigma)
         probability = kept(self.p_low[rows], omega)
         if self.sigma == "full":
             probability = probability - scale_loss(moves)
@@ -198,7 +202,7 @@ class _Search:
         return torch.where(self.high.isinf(), upward, torch.where(self.low == 0, downward, inner))
 
     def _first_order(self) -> tuple[Tensor, Tensor]:
-        """||D0^-1 J||_2 of the mean, (b,), and the norms of the gradients of log sigma, (b, latents)."""
+        """||D0^-1 J||_2 of the mean, (b,), and the norms of the gradients of log sigma, (b, latents); 0 if frozen."""
         x = self.x.clone().requires_grad_()
         outputs = self.graph.module(x)
         axes = torch.diag_embed(torch.ones_like(outputs[1])).detach().transpose(0, 1)
@@ -208,8 +212,8 @@ class _Search:
             )[0]
             .flatten(2)
             .transpose(0, 1)
-            if output.requires_grad
+            if output.requires_grad and (bounded or self.sigma == "full")
             else torch.zeros(*output.shape, self.x[0].numel(), dtype=output.dtype, device=output.device)
-            for output in outputs
+            for output, bounded in zip(outputs, (True, False), strict=True)
         )
         return spectral_norm(mean / outputs[1].detach().exp().unsqueeze(-1)), norm(log_stddev)

@@ -56,9 +56,10 @@ class _Pool:
     def written(self) -> fx.Node:
         """The last of the new nodes."""
         (source,), over = self.node.all_input_nodes, windows_of(self.node)
-        sizes, outputs = (node.meta["val"].shape[-2:] for node in (source, self.node))
+        axes = len(over.kernel)
+        sizes, outputs = (node.meta["val"].shape[-axes:] for node in (source, self.node))
         last, windows = source, []
-        for axis in (0, 1):
+        for axis in range(axes):
             starts = (place * over.stride[axis] - over.padding[axis] for place in range(outputs[axis]))
             step, reach = over.dilation[axis], over.kernel[axis] * over.dilation[axis]
             found = [range(start, start + reach, step) for start in starts]
@@ -67,10 +68,10 @@ class _Pool:
                 raise unsupported(self.node)
             # Rows and columns between windows are not to be compared at all.
             used = sorted({place for window in windows[axis] for place in window})
-            last = self._taken(last, axis - 2, used, sizes[axis])
+            last = self._taken(last, axis - axes, used, sizes[axis])
             windows[axis] = [[used.index(place) for place in window] for window in windows[axis]]
-        for axis in (1, 0):
-            last = self._maxima(last, axis - 2, windows[axis])
+        for axis in reversed(range(axes)):
+            last = self._maxima(last, axis - axes, windows[axis])
         return last
 
     def _maxima(self, x: fx.Node, axis: int, windows: list[list[int]]) -> fx.Node:

@@ -14,8 +14,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from vaeaudit.certify.graph import Graph, Kind, name_of
-from vaeaudit.certify.lines import ROUNDING, bent, lines, nearest, shape_of, unsupported
+from vaeaudit.certify.activations import ROUNDING, Kinked, options_of, shape_of
+from vaeaudit.certify.graph import Graph, Kind
+from vaeaudit.certify.lines import bent, lines, nearest, unsupported
+from vaeaudit.certify.rewriting import name_of
 
 _ELEMENTS = 2**19  # of the widest layer in one backward pass: memory is bounded, and a CPU's caches are used
 
@@ -112,7 +114,7 @@ class Ball:
         slope, offset = pulled_back(value, (self.x, self.offset), functions)
         return LinearBound(slope.flatten(2), offset * (1 + ROUNDING))
 
-    def interval(self, name: str, y: Tensor, reach: Tensor, kinks: list[float] | None) -> Interval:
+    def interval(self, name: str, y: Tensor, reach: Tensor, kinks: Sequence[float] | None) -> Interval:
         """How far the input ``y`` (b, *shape) of the activation ``name`` can move, at most ``reach``."""
         self.widest = max(self.widest, y[0].numel())
         reach = reach.nan_to_num(nan=math.inf, posinf=math.inf)  # 0 times infinity is nothing known
@@ -129,7 +131,7 @@ class Ball:
         self.intervals[name] = found[0].view_as(y), found[1].view_as(y)
         return self.intervals[name]
 
-    def _propagated(self, y: Tensor, kinks: list[float] | None, below: Tensor, above: Tensor) -> Interval:
+    def _propagated(self, y: Tensor, kinks: Sequence[float] | None, below: Tensor, above: Tensor) -> Interval:
         value, below, above = y.detach().flatten(1), below.clone(), above.clone()
         if not bool(self.rho.any()):
             return torch.zeros_like(value), torch.zeros_like(value)
@@ -159,7 +161,7 @@ class Ball:
     def _elements(self) -> int:
         return _ELEMENTS if self.rho.device.type == "cpu" else 64 * _ELEMENTS
 
-    def _shrunk(self, value: Tensor, below: Tensor, above: Tensor, kinks: list[float] | None) -> Interval:
+    def _shrunk(self, value: Tensor, below: Tensor, above: Tensor, kinks: Sequence[float] | None) -> Interval:
         """The intervals of the largest ball within this one on which all these activations stay linear."""
         far, gap = torch.maximum(below, above), (nearest(value, kinks) - value).abs()
         share = torch.where(far > gap, gap / far, 1.0)
@@ -222,6 +224,9 @@ class _Relaxing(fx.Interpreter):
         kind = self.kinds[n]
         if kind is Kind.MAXIMUM:
             raise unsupported(n)
+        if kind is Kind.FREE:
+            with torch.no_grad():
+                return super().run_node(n)
         arguments, keywords = self.fetch_args_kwargs_from_env(n)
         if kind is not Kind.ACTIVATION:
             value = super().run_node(n)
@@ -233,9 +238,11 @@ class _Relaxing(fx.Interpreter):
             return value
         y = cast(Tensor, arguments[0])
         target = cast(Callable[..., Tensor], n.target)
-        shape = shape_of(n, arguments[1:], keywords)
+        shape = shape_of(name_of(n), {name: self.env.get(value, value) for name, value in options_of(n).items()})
+        if shape is None:
+            raise unsupported(n)
         reach = self.reach[cast(fx.Node, n.args[0])]
-        below, above = self.ball.interval(n.name, y, reach, shape if isinstance(shape, list) else None)
+        below, above = self.ball.interval(n.name, y, reach, shape.kinks if isinstance(shape, Kinked) else None)
         value, *two = lines(lambda at: target(at, *arguments[1:], **keywords), shape, y.detach(), below, above)
         steepest = torch.maximum(two[0].abs(), two[2].abs())
         off = torch.maximum(-two[1], two[3])

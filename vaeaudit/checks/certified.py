@@ -1,7 +1,9 @@
 """The certified margins of all items: what their certificates share, which of them is best, and why one is missing."""
 
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,13 +11,14 @@ import torch
 from torch import Tensor, fx
 
 from vaeaudit.attacks.term import GoOn, Progress
-from vaeaudit.certify.graph import Graph, Kind, name_of, trace_decoder
+from vaeaudit.certify.graph import Graph, Kind, reason, trace_decoder
 from vaeaudit.certify.lipschitz import LipschitzBounds
 from vaeaudit.certify.local import Sigma, local_margin
 from vaeaudit.certify.propagation import first_norms
+from vaeaudit.certify.rewriting import name_of
 from vaeaudit.certify.theorem import global_margin
 from vaeaudit.draws import noise_set
-from vaeaudit.errors import UnsupportedError
+from vaeaudit.errors import UnsupportedError, VaeauditError
 from vaeaudit.vae import VAE
 
 _TOGETHER = 4  # items certified between two questions whether to go on
@@ -66,10 +69,9 @@ class Certificates:
         self._lipschitz: Tensor | None = None
         self._log_lipschitz: Tensor | None = None
         self._latents = 0
-        try:
+        with _refusals(self.missing):
             self._graph = trace()
-        except UnsupportedError as error:
-            self.missing.append(str(error))
+        if self._graph is None:
             return
         neurons = _neurons(self._graph, x)
         if neurons > most:
@@ -77,15 +79,13 @@ class Certificates:
             self.missing.append(
                 f"around each item: linear bounds of {neurons} neurons and outputs, more than {most}, take too long"
             )
-        try:
+        with _refusals(self.missing, "from Lipschitz constants: "):
             bounds = LipschitzBounds(self._graph)
             with torch.no_grad():
                 log_stddev = self._graph.module(x.double())[1]
-            self._lipschitz = bounds.of_output(0, torch.exp(-log_stddev))
+            lipschitz = bounds.of_output(0, torch.exp(-log_stddev))
             self._log_lipschitz = bounds.of_output(1) if sigma == "full" else None
-            self._bounds, self._latents = bounds, log_stddev.shape[1]
-        except UnsupportedError as error:
-            self.missing.append(f"from Lipschitz constants: {str(error).splitlines()[0]}")
+            self._lipschitz, self._bounds, self._latents = lipschitz, bounds, log_stddev.shape[1]
 
     def growth(self, vae: VAE, *, draws: int, items: Sequence[int], seed: int, check: str) -> Tensor | None:
         """W of theorem (iii) for the draws of ``draw_distances``, (draws, items) or less where they are all equal.
@@ -95,15 +95,15 @@ class Certificates:
         """
         if self._graph is None:  # told already
             return None
-        try:
+        moves = None
+        with _refusals(self.missing, "along the path of each draw: "):
             if self._bounds is None:
                 raise UnsupportedError("it rests on the encoder's Lipschitz constant")
             decoder = LipschitzBounds(trace_decoder(vae, self._x)).of_output(0)
-            mean, moves = self._bounds.of_output(0), self._x.new_zeros(1, dtype=torch.float64)
-            if self._sigma == "full":
-                moves = _stddev_lipschitz(self._graph, self._bounds, self._latents)
-        except UnsupportedError as error:
-            self.missing.append(f"along the path of each draw: {str(error).splitlines()[0]}")
+            mean, still = self._bounds.of_output(0), self._x.new_zeros(1, dtype=torch.float64)
+            full = self._sigma == "full"
+            moves = _stddev_lipschitz(self._graph, self._bounds, self._latents) if full else still
+        if moves is None:
             return None
         if not bool(moves.any()):
             return decoder * mean * (1 + _ROUNDING)
@@ -133,14 +133,13 @@ class Certificates:
             asked = partial(go_on, Progress("certifying", len(p_low) - first, len(p_low)))
             if self._graph is None or not asked():
                 break
-            try:
+            found = None
+            with _refusals(missing, "around each item: "):
                 if self._norms is None:
                     self._norms = first_norms(self._graph, self._x[:1].double())
                 x, p = self._x[part], p_low[part]
                 found = local_margin(self._graph, x, p, m, self._sigma, _TOGETHER, self._norms, asked)
-            except UnsupportedError as error:
-                # The interpreter of a graph appends where it was, at length.
-                missing.append(f"around each item: {str(error).splitlines()[0]}")
+            if found is None:
                 break
             around[part], by[part] = found.radius, found.won
         better = torch.fmax(everywhere, around)
@@ -150,6 +149,28 @@ class Certificates:
         ]
         paths = torch.full_like(better, torch.nan) if pathwise is None else pathwise
         return Certified(better, everywhere, around, paths, tuple(wins), tuple(missing))
+
+
+@contextmanager
+def _refusals(missing: list[str], which: str = "") -> Iterator[None]:
+    """Puts among the ``missing`` what says that there is no certificate of the kind ``which``.
+
+    Bounds take the model's own operations through autograd and vmap, and what these cannot take they refuse with
+    errors of no common class: a certificate that cannot be had must never end an audit.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of how slowly it takes some operations
+            yield
+    except UnsupportedError as error:
+        # The interpreter of a graph appends where it was, at length.
+        missing.append(f"{which}{str(error).splitlines()[0]}")
+    except VaeauditError:
+        raise
+    except Exception as error:
+        missing.append(
+            f"{which}torch cannot carry bounds through the model ({reason(error)}); the empirical margin needs none"
+        )
 
 
 @torch.no_grad()

@@ -107,4 +107,4 @@ class Deterministic:
             return y, torch.full_like(y, math.log(r))
 
         shape = self._composed.input_shape
-        return trace(heads, shape, self._x, "the map from an input to its reconstruction", of=self._vae)
+        return trace(heads, shape, self._x, "the map from an input to its reconstruction", of=self._vae, bounded=1)

@@ -166,7 +166,7 @@ def margin(
     x, keys, norms = x[: distances.shape[1]], keys[: distances.shape[1]], norms.first(distances.shape[1])
     certificates = growth = None
     if "certified" in parts:
-        certificates = Certificates(lambda: trace_encoder(vae, x), x, sigma)
+        certificates = Certificates(lambda: trace_encoder(vae, x, sigma), x, sigma)
         growth = certificates.growth(vae, draws=draws, items=keys, seed=seed, check=_DRAWN)
     at = []
     for radius in radii:

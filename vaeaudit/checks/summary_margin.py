@@ -1,5 +1,6 @@
 """The metrics of margins: figures over items, by name."""
 
+import math
 from dataclasses import replace
 
 from vaeaudit import stats
@@ -21,8 +22,10 @@ def summarise_margin(result: MarginResult) -> dict[str, Measurement]:
     the empirical margin, in which an item that nothing broke keeps its place at the top; the means of the first and the
     last, between which E R lies; how the empirical margin goes with the whitened estimate; and the shares of items that
     are certified at all, that nothing broke, and that are not r-robust even unperturbed. ``margin.r{r}.median`` is
-    that of R itself, as far as it is known. A better search breaks an item sooner, or at all: it lowers empirical
-    margins and the share that nothing broke; not so where a certified one exceeds them, so that one of both is wrong.
+    that of R itself, as far as it is known. What is refused is not 0: an item without a certificate is left out of
+    the certified figures, of which there are none where no item has one. A better search breaks an item sooner, or at
+    all: it lowers empirical margins and the share that nothing broke; not so where a certified one exceeds them, so
+    that one of both is wrong.
     """
     metrics = {
         "margin.min_r.median": stats.median(
@@ -41,8 +44,9 @@ def summarise_margin(result: MarginResult) -> dict[str, Measurement]:
 def _bounds(at: MarginAt, level: float) -> dict[str, Measurement]:
     """What lies between both bounds, R's median and mean, and how well first order foretells the upper one."""
     metrics = {}
-    if at.certified is not None:
-        certified = at.certified.radius.tolist()
+    certified = [] if at.certified is None else at.certified.radius.tolist()
+    known = not all(map(math.isnan, certified))
+    if known:
         metrics["certified.mean"] = stats.bootstrap_mean(certified, unit=_UNIT, direction="higher", level=level)
     if at.empirical is None:
         return metrics
@@ -51,19 +55,20 @@ def _bounds(at: MarginAt, level: float) -> dict[str, Measurement]:
         metrics["empirical.mean"] = stats.bootstrap_mean(empirical, unit=_UNIT, direction="higher", level=level)
     metrics["correlation"] = stats.rank_correlation(at.estimates.whitened.tolist(), empirical, level=level)
     if at.certified is not None:
-        low, high = (
-            stats.median(values, unit=_UNIT, direction="higher", level=level) for values in (certified, empirical)
-        )
+        high = stats.median(empirical, unit=_UNIT, direction="higher", level=level)
+        # R is at least 0, whatever was refused.
+        low = stats.median(certified, unit=_UNIT, direction="higher", level=level).ci if known else (0.0, 0.0)
         metrics["median"] = Measurement(
             value=high.value,
-            ci=None if low.ci is None or high.ci is None else (low.ci[0], high.ci[1]),
+            ci=None if low is None or high.ci is None else (low[0], high.ci[1]),
             level=level,
             n=high.n,
             nonfinite=high.nonfinite,
             unit=_UNIT,
             direction="higher",
-            estimator="median of the empirical margin, an upper bound; the interval goes from the lower end of the "
-            "certified margin's median to the upper end of the empirical one's",
+            estimator="median of the empirical margin, an upper bound; the interval goes from "
+            + ("the lower end of the certified margin's median" if known else "0, as nothing was certified,")
+            + " to the upper end of the empirical one's",
             keeps_infinite=True,
             sample=high.sample,
         )
@@ -77,8 +82,8 @@ def _columns(at: MarginAt, level: float) -> dict[str, Measurement]:
         "whitened": at.estimates.whitened,
     }
     if at.certified is not None:
-        paths = {"pathwise": at.certified.pathwise} if at.certified.pathwise.isfinite().any() else {}
-        columns = {"certified": at.certified.radius, **paths, **columns}
+        bounds = {"certified": at.certified.radius, "pathwise": at.certified.pathwise}
+        columns = {name: values for name, values in bounds.items() if not values.isnan().all()} | columns
     if at.empirical is not None:
         columns["empirical"] = at.empirical.margin
     return {
@@ -90,8 +95,9 @@ def _columns(at: MarginAt, level: float) -> dict[str, Measurement]:
 
 def _shares(at: MarginAt, level: float) -> dict[str, Measurement]:
     shares = {"not_robust_unperturbed": (~at.estimates.robust, "lower")}
-    if at.certified is not None:
-        shares["certified"] = (at.certified.radius > 0, "higher")
+    if at.certified is not None and not at.certified.radius.isnan().all():
+        radius = at.certified.radius
+        shares["certified"] = (radius[~radius.isnan()] > 0, "higher")
     if at.empirical is not None:
         shares["censored"] = (at.empirical.censored, "higher")
     return {

@@ -16,9 +16,16 @@ Array = NDArray[np.float64]
 PANEL_ROWS = 20  # most pairs that a panel shows; a figure of hundreds can neither be drawn nor read
 
 
-def is_image(shape: tuple[int, ...]) -> bool:
-    """Whether an item of this shape can be drawn: one or three channels, height, width."""
-    return len(shape) == 3 and shape[0] in (1, 3)
+def as_images(values: Array, shape: tuple[int, ...], lead: int = 1) -> Array:
+    """Items whose numbers are those of an image of this ``shape``, row-major, as (..., channels, height, width).
+
+    ``shape`` is (H, W), (C, H, W) or (H, W, C) with one or three channels; ``lead`` says how many axes of ``values``
+    come before an item's own.
+    """
+    images = values.reshape(*values.shape[:lead], *shape)
+    if len(shape) == 2:
+        return np.expand_dims(images, lead)
+    return images if shape[0] in (1, 3) else np.moveaxis(images, -1, lead)
 
 
 def attack_panel(columns: dict[str, Array], labels: list[str], box: Range | None) -> bytes:
@@ -55,9 +62,12 @@ def attack_panel(columns: dict[str, Array], labels: list[str], box: Range | None
 def scale(images: Array, box: Range | None) -> tuple[Array, Array]:
     """What is drawn as 0, and how much above it as 1, (1 or channels, 1, 1): the box, and ``images`` where it is open.
 
-    So images that were normalised by channel are drawn in the colours that they had before.
+    So images that were normalised by channel are drawn in the colours that they had before. Of a box that has one
+    interval for each pixel of a flat input, the images share the hull.
     """
     low, high = np.array(intervals(box)).T.reshape(2, -1, 1, 1)
+    if low.shape[0] not in (1, images.shape[-3]):
+        low, high = low.min(0, keepdims=True), high.max(0, keepdims=True)
     low = np.where(np.isfinite(low), low, images.min())
     width = np.where(np.isfinite(high), high, images.max()) - low
     return low, np.where(width > 0, width, 1.0)

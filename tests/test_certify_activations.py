@@ -1,0 +1,196 @@
+"""What is claimed of each activation: slopes, curvatures and lines, against the function itself on dense grids."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vaeaudit.certify.activations import ACTIVATIONS, Kinked, Smooth, options_of, shape_of
+from vaeaudit.certify.graph import Graph, Kind, trace
+from vaeaudit.certify.lines import lines
+from vaeaudit.certify.lipschitz import LipschitzBounds
+from vaeaudit.certify.rewriting import name_of
+
+DOUBLE = torch.zeros((), dtype=torch.float64)
+
+
+def prelu(*slopes: float) -> nn.Module:
+    layer = nn.PReLU(len(slopes)).double()
+    layer.weight.data.copy_(torch.tensor(slopes))
+    return layer
+
+
+# By the operation that each is traced as.
+EVERY: dict[str, list[Callable[[Tensor], Tensor]]] = {
+    "relu": [nn.ReLU(), F.relu, torch.relu, lambda x: F.relu_(x * 1)],
+    "relu6": [F.relu6],
+    "leaky_relu": [nn.LeakyReLU(0.3), nn.LeakyReLU(1.7), nn.LeakyReLU(-0.4), lambda x: F.leaky_relu(x, 0.1)],
+    "prelu": [prelu(0.25), prelu(-0.6), prelu(0.1, 2.5, -1.5)],
+    "abs": [torch.abs, lambda x: x.abs()],
+    "hardtanh": [nn.Hardtanh(-0.4, 0.7), nn.ReLU6()],
+    "hardsigmoid": [nn.Hardsigmoid(), F.hardsigmoid],
+    "clamp": [lambda x: x.clamp(-0.5, 2), lambda x: torch.clamp(x, min=0.1), lambda x: x.clamp(max=0.3)],
+    "clamp_min": [lambda x: torch.clamp_min(x, -1.0)],
+    "clamp_max": [lambda x: x.clamp_max(1.0)],
+    "tanh": [nn.Tanh()],
+    "sigmoid": [nn.Sigmoid()],
+    "log_sigmoid": [nn.LogSigmoid()],
+    "softplus": [nn.Softplus(), nn.Softplus(3.0), nn.Softplus(0.5, 25)],
+    "gelu": [nn.GELU(), nn.GELU("tanh")],
+    "silu": [nn.SiLU(), lambda x: x * torch.sigmoid(x), lambda x: x.sigmoid().mul(x)],
+    "mish": [nn.Mish()],
+    "softsign": [nn.Softsign(), lambda x: x / (x.abs() + 1)],
+    "hardswish": [nn.Hardswish()],
+    "elu": [nn.ELU(), nn.ELU(0.4), nn.ELU(2.5), nn.ELU(-0.7)],
+    "celu": [nn.CELU(), nn.CELU(0.3), nn.CELU(4.0)],
+    "selu": [nn.SELU()],
+}
+CASES = [(name, number) for name, functions in EVERY.items() for number in range(len(functions))]
+
+
+def traced(function: Callable[[Tensor], Tensor], elements: int = 3) -> Graph:
+    of = function if isinstance(function, nn.Module) else None
+    return trace(lambda x: (function(x),), (elements,), DOUBLE, "it", of=of)
+
+
+def shape(graph: Graph, name: str) -> Kinked | Smooth:
+    (node,) = graph.of(Kind.ACTIVATION)
+    assert name_of(node) == name
+    options = {
+        key: getattr(graph.module, str(value.target)) if getattr(value, "op", "") == "get_attr" else value
+        for key, value in options_of(node).items()
+    }
+    found = shape_of(name, options)
+    assert found is not None
+    return found
+
+
+def slopes(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    at = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(function(at).sum(), at)
+    return slope
+
+
+def grid(low: float, high: float, step: float) -> Tensor:
+    """(points, 3)."""
+    return torch.linspace(low, high, round((high - low) / step) + 1, dtype=torch.float64).unsqueeze(1).expand(-1, 3)
+
+
+def test_every_activation_is_here() -> None:
+    assert set(EVERY) == ACTIVATIONS
+
+
+@pytest.mark.parametrize(("name", "number"), CASES)
+def test_no_slope_exceeds_the_lipschitz_constant_which_is_nearly_met(name: str, number: int) -> None:
+    function = EVERY[name][number]
+    graph = traced(function)
+    stated = shape(graph, name).steepest
+    x = torch.cat([grid(-60, 60, 2e-3), grid(-4, 4, 1e-4)])
+    steepest = float(slopes(function, x).abs().max())
+    secant = float((function(x).diff(dim=0) / x.diff(dim=0)).abs().max())
+    assert max(steepest, secant - 3e-9) <= stated <= 1.01 * steepest  # softplus has a step of 2e-9 / 2e-3
+    assert float(LipschitzBounds(graph).of_output(0)) == pytest.approx(stated, rel=1e-8)
+
+
+@pytest.mark.parametrize(("name", "number"), CASES)
+def test_the_derivative_lies_in_its_range_and_changes_no_faster_than_stated(name: str, number: int) -> None:
+    function = EVERY[name][number]
+    found = shape(traced(function), name)
+    x = grid(-30, 30, 1e-3)
+    slope = slopes(function, x)
+    if isinstance(found, Kinked):
+        # Between kinks the slope is that of the piece.
+        places = torch.tensor([-math.inf, *found.kinks, math.inf], dtype=torch.float64)
+        for place, piece in enumerate(found.pieces):
+            inside = (x[:, 0] > places[place] + 1e-9) & (x[:, 0] < places[place + 1] - 1e-9)
+            assert bool(inside.any())
+            torch.testing.assert_close(slope[inside], torch.as_tensor(piece).double().expand_as(slope[inside]))
+        return
+    assert found.least <= float(slope.min())
+    assert float(slope.max()) <= found.most
+    assert found.least >= float(slope.min()) - 0.01
+    apart = x.diff(dim=0)
+    change = slope.diff(dim=0).abs() - sum(size * ((x[:-1] <= place) & (place <= x[1:])) for place, size in found.jumps)
+    fastest = float((change / apart).max())
+    assert 0.97 * found.curvature <= fastest <= found.curvature * (1 + 1e-6) + 1e-7
+    for place, size in found.jumps:
+        sides = slopes(function, torch.tensor([[place - 1e-9], [place + 1e-9]], dtype=torch.float64).expand(-1, 3))
+        assert float((sides[1] - sides[0]).abs().max()) == pytest.approx(size, rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "number"), CASES)
+def test_both_lines_hold_on_the_whole_interval(name: str, number: int) -> None:
+    function = EVERY[name][number]
+    found = shape(traced(function), name)
+    generator = torch.Generator().manual_seed(1)
+    count = 3000
+    y = 4 * torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    if isinstance(found, Kinked) or found.jumps:  # on and beside kinks too
+        kinks = found.kinks if isinstance(found, Kinked) else [place for place, _ in found.jumps]
+        y[:600] = torch.tensor(kinks).double()[torch.randint(len(kinks), (600, 1), generator=generator)]
+        y[300:600] += 1e-6 * torch.randn(300, 3, generator=generator, dtype=torch.float64)
+    below, above = (10 ** (torch.rand(count, 3, generator=generator, dtype=torch.float64) * 7 - 6) for _ in range(2))
+    below[::7], above[1::7] = 0.0, 0.0
+    value, low_slope, low_offset, high_slope, high_offset = lines(function, found, y, below, above)
+    assert torch.equal(value, function(y))
+    for share in torch.linspace(0, 1, 201, dtype=torch.float64):
+        t = y - below + share * (below + above)
+        at = function(t)
+        assert bool((value + low_offset + low_slope * (t - y) <= at).all())
+        assert bool((at <= value + high_offset + high_slope * (t - y)).all())
+
+
+@pytest.mark.parametrize(("name", "number"), CASES)
+def test_on_a_tiny_interval_the_lines_are_the_tangent(name: str, number: int) -> None:
+    function = EVERY[name][number]
+    found = shape(traced(function), name)
+    y = grid(-5.003, 4.999, 0.0173)
+    far = torch.full_like(y, 1e-6)
+    _, low_slope, low_offset, high_slope, high_offset = lines(function, found, y, far, far)
+    for slope in (low_slope, high_slope):
+        torch.testing.assert_close(slope, slopes(function, y))
+    assert float((high_offset - low_offset).abs().max()) < 1e-11
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda x: F.softplus(x, threshold=5), "softplus"),
+        (lambda x: F.softplus(x, beta=-2.0), "softplus"),
+        (lambda x: F.celu(x, -1.0), "celu"),
+    ],
+)
+def test_an_activation_turned_into_one_without_a_bound_is_refused_by_name(
+    function: Callable[[Tensor], Tensor], name: str
+) -> None:
+    (node,) = traced(function).of(Kind.ACTIVATION)
+    assert name_of(node) == name
+    assert shape_of(name, options_of(node)) is None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.maximum(x, torch.tensor([0.3, -1.0, 0.0]).double()),
+        lambda x: torch.minimum(torch.tensor(0.2).double(), x),
+        lambda x: torch.clamp(x, torch.tensor([-0.1, 0.0, 2.0]).double(), torch.tensor([0.4, 3.0, 1.0]).double()),
+        lambda x: x.clamp(max=torch.tensor(0.5).double()),
+        lambda x: torch.max(x, torch.zeros(3).double()),
+    ],
+)
+def test_limits_given_as_tensors_are_limits(function: Callable[[Tensor], Tensor]) -> None:
+    graph, x = traced(function), grid(-3, 3, 0.01)
+    torch.testing.assert_close(graph.module(x)[0], function(x))
+    assert float(LipschitzBounds(graph).of_output(0)) == pytest.approx(1, rel=1e-8)
+
+
+def test_the_larger_of_two_branches_is_traced_as_what_it_is() -> None:
+    def network(x: Tensor) -> Tensor:
+        return torch.maximum(2 * x, 1 - x)
+
+    graph, x = traced(network), grid(-3, 3, 0.01)
+    torch.testing.assert_close(graph.module(x)[0], network(x))
+    assert float(LipschitzBounds(graph).of_output(0)) >= 2

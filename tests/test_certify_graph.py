@@ -1,0 +1,316 @@
+"""What is traced: only what the bounded outputs depend on, the function that the model computes, or a refusal."""
+
+import random as chance
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+
+from vaeaudit.certify.graph import Graph, Kind, trace, trace_decoder, trace_encoder
+from vaeaudit.certify.lipschitz import LipschitzBounds
+from vaeaudit.certify.local import local_margin
+from vaeaudit.checks.margin import margin
+from vaeaudit.errors import UnsupportedError
+from vaeaudit.vae import DiagonalGaussian, GaussianLikelihood
+
+Function = Callable[[Tensor], Tensor]
+DOUBLE = torch.zeros((), dtype=torch.float64)
+
+
+def same(h: Tensor) -> Tensor:
+    return h
+
+
+class Model(nn.Module):
+    """2 latents of 3 inputs; what is given is done to the mean, to log sigma and in the decoder."""
+
+    input_shape, range = (3,), None
+
+    def __init__(self, mean: Function = same, log_stddev: Function = same, decoder: Function = same) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.mean, self.spread, self.out = (nn.Linear(a, b) for a, b in ((3, 4), (4, 2), (4, 2), (2, 3)))
+        self.of_mean, self.of_log_stddev, self.of_decoder = mean, log_stddev, decoder
+        self.eval().requires_grad_(False)
+
+    @property
+    def prior(self) -> DiagonalGaussian:
+        return DiagonalGaussian.standard((2,), like=self.out.weight)
+
+    def encode(self, x: Tensor) -> DiagonalGaussian:
+        h = torch.relu(self.body(x))
+        return DiagonalGaussian(self.of_mean(self.mean(h)), self.of_log_stddev(0.3 * self.spread(h) - 1))
+
+    def decode(self, z: Tensor) -> GaussianLikelihood:
+        return GaussianLikelihood(self.of_decoder(self.out(z)), torch.zeros(()))
+
+
+def traced(
+    function: Callable[[Tensor], tuple[Tensor, ...]], inputs: int = 3, like: Tensor = DOUBLE, **more: Any
+) -> Graph:
+    return trace(function, (inputs,), like, "it", **more)
+
+
+# What only the standard deviation depends on
+
+
+def in_place(h: Tensor) -> Tensor:
+    h = h.clone()
+    h[:, 0] = -1.0
+    return h
+
+
+SIGMAS: dict[str, Function] = {
+    "absolute": lambda h: -h.abs(),
+    "softplus": lambda h: torch.log(F.softplus(h) + 0.05),
+    "root": lambda h: torch.log(torch.sqrt(torch.exp(h) + 1e-3)),
+    "sorted": lambda h: h.sort(dim=1).values,
+    "normalised": lambda h: F.layer_norm(h, (2,)) / 10,
+    "squared": lambda h: -h * h,
+    "by its largest": lambda h: h - torch.logsumexp(h, 1, keepdim=True),
+    "in place": in_place,
+    "of another precision": lambda h: h.half().float(),
+}
+
+
+@pytest.mark.parametrize("name", SIGMAS)
+def test_with_sigma_frozen_the_certificate_is_that_of_the_mean_whatever_makes_sigma(name: str) -> None:
+    vae, x = Model(log_stddev=SIGMAS[name]), torch.tensor([[0.3, -0.2, 0.5]])
+    p_low = torch.tensor([0.95], dtype=torch.float64)
+    graph = trace_encoder(vae, x, "frozen")
+    log_stddev = graph.module(x.double())[1]
+
+    def plain(x: Tensor) -> tuple[Tensor, Tensor]:
+        return vae.encode(x).mean, log_stddev.to(x.dtype).expand(len(x), -1)
+
+    known = trace(plain, (3,), x, "it", of=vae, bounded=1)
+    ours, plainly = local_margin(graph, x, p_low), local_margin(known, x, p_low)
+    assert float(plainly.radius) > 0
+    assert float(ours.radius) == pytest.approx(float(plainly.radius), rel=1e-5)
+    whitened = [LipschitzBounds(each).of_output(0, torch.exp(-log_stddev)) for each in (graph, known)]
+    assert float(whitened[0]) == pytest.approx(float(whitened[1]), rel=1e-9)
+    (at,) = margin(vae, x, 3.0, draws=200, parts=("certified",)).at
+    assert at.certified is not None
+    assert at.certified.missing == ()
+    assert float(at.certified.radius) > 0
+
+
+@pytest.mark.parametrize("name", ["sorted", "normalised", "squared"])
+def test_with_sigma_moving_the_operation_is_named_and_what_does_without_it(name: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"safe bound for its operation '\w+'; sigma = frozen, .* need none"):
+        trace_encoder(Model(log_stddev=SIGMAS[name]), torch.zeros(1, 3), "full")
+    with pytest.raises(UnsupportedError, match=r"operation 'sort'; the empirical margin needs none"):
+        trace_encoder(Model(mean=SIGMAS["sorted"]), torch.zeros(1, 3), "full")
+
+
+def test_what_sigma_writes_into_the_mean_is_not_overlooked() -> None:
+    def through_a_view(x: Tensor) -> tuple[Tensor, Tensor]:
+        h = 2 * x
+        return h, h[:, :2].relu_()
+
+    def whole(x: Tensor) -> tuple[Tensor, Tensor]:
+        h = 2 * x
+        spread = h.mul_(5)
+        return h + 1, spread
+
+    def without_gradient(x: Tensor) -> tuple[Tensor, Tensor]:
+        h = 2 * x
+        with torch.no_grad():
+            spread = h.sort(dim=1).values.mul_(5)
+        return h + 1, spread
+
+    with pytest.raises(UnsupportedError, match="'relu_'"):
+        traced(through_a_view, bounded=1)
+    # Where it can be told what becomes of the mean, it is bounded as such.
+    assert float(LipschitzBounds(traced(whole, bounded=1)).of_output(0)) == pytest.approx(10)
+    try:
+        graph = traced(without_gradient, bounded=1)
+    except UnsupportedError:
+        return
+    assert float(LipschitzBounds(graph).of_output(0)) == pytest.approx(2)
+
+
+# Constants and precision
+
+
+def constant_of_its_own(h: Tensor) -> Tensor:
+    return h + torch.tensor(0.5).log().to(h)
+
+
+def filled(h: Tensor) -> Tensor:
+    scale = torch.zeros(h.shape[1:])
+    scale[0], scale[1:] = 3.0, torch.linspace(1, 2, len(scale) - 1)
+    return h * scale
+
+
+PRECISE: dict[str, Function] = {
+    "a constant logarithm": constant_of_its_own,
+    "a filled constant": filled,
+    "float of float": lambda h: h.float(),
+    "a step in double": lambda h: (h.double() * 0.5).float(),
+    "type of another": lambda h: h.type_as(torch.zeros(1)),
+    "a coarse constant": lambda h: h * torch.tensor(1 / 3).half().float(),
+    "of an index": lambda h: h * torch.arange(h.shape[1]).float(),
+}
+
+
+@pytest.mark.parametrize("name", PRECISE)
+def test_what_a_model_does_with_constants_and_precision_is_followed(name: str) -> None:
+    vae, x = (
+        Model(mean=PRECISE[name], decoder=PRECISE[name]),
+        torch.randn(5, 3, generator=torch.Generator().manual_seed(1)),
+    )
+    graph, decoder = trace_encoder(vae, x), trace_decoder(vae, x)
+    torch.testing.assert_close(graph.module(x.double())[0], vae.encode(x).mean.double(), rtol=1e-5, atol=1e-6)
+    z = vae.encode(x).mean
+    torch.testing.assert_close(decoder.module(z.double())[0], vae.decode(z).mean.double(), rtol=1e-5, atol=1e-6)
+    assert graph.module(x.double())[0].dtype == torch.float64
+    (at,) = margin(vae, x[:2], 3.0, draws=200, parts=("certified",)).at
+    assert at.certified is not None
+    assert at.certified.missing == ()
+    assert (at.certified.radius > 0).all()
+    assert (at.certified.pathwise > 0).all()
+
+
+def test_a_cast_to_less_than_the_models_own_precision_is_refused() -> None:
+    for cast in (lambda h: h.half().float(), lambda h: h.bfloat16() * 1.0):
+        with pytest.raises(UnsupportedError, match="a change of the dtype"):
+            trace_encoder(Model(mean=cast), torch.zeros(1, 3), "frozen")
+
+
+@pytest.mark.parametrize("norm", [weight_norm, spectral_norm, torch.nn.utils.spectral_norm])
+def test_a_parametrised_weight_is_bounded_as_the_weight_that_it_makes(norm: Callable[[nn.Module], nn.Module]) -> None:
+    torch.manual_seed(3)
+    first, second = norm(nn.Linear(5, 6)), norm(nn.Linear(6, 4))
+    network = nn.Sequential(first, nn.ReLU(), second).double()
+    network(torch.zeros(1, 5, dtype=torch.float64))  # spectral norm estimates in training
+    network = network.eval().requires_grad_(False)
+    graph = traced(lambda x: network(x).chunk(2, dim=1), 5, of=network)
+    product = float(torch.linalg.matrix_norm(first.weight, 2) * torch.linalg.matrix_norm(second.weight[:2], 2))
+    assert float(LipschitzBounds(graph).of_output(0)) == pytest.approx(product, rel=1e-6)
+    x = torch.randn(400, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    torch.testing.assert_close(graph.module(x)[0], network(x)[:, :2])
+    # No displacement inside the certified radius uses up the gap.
+    start, p_low = x[:1], torch.tensor([0.9], dtype=torch.float64)
+    radius = float(local_margin(graph, start, p_low).radius)
+    moved = start + radius * F.normalize(x, dim=1)
+    shift = (network(moved) - network(start))[:, :2] / network(start)[:, 2:].exp()
+    assert radius > 0
+    assert float(shift.norm(dim=1).max()) <= float(torch.special.ndtri(p_low))
+
+
+# What is no single function
+
+
+def drawn(h: Tensor) -> Tensor:
+    return h * (1 + chance.random())
+
+
+def for_one_row(h: Tensor) -> Tensor:
+    return 2 * h if h.shape[0] == 1 else h
+
+
+def for_many_rows(h: Tensor) -> Tensor:
+    return 2 * h if h.shape[0] > 7 else h
+
+
+def while_compiled(h: Tensor) -> Tensor:
+    return h if torch.compiler.is_compiling() else 3 * h
+
+
+def fails_while_compiled(h: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        raise ValueError("no\nway" + "x" * 5000)
+    return h
+
+
+REFUSED: dict[str, tuple[Function, str]] = {
+    "chance in python": (drawn, "other values, .* apart"),
+    "chance": (lambda h: h + torch.rand(h.shape[1]), "'rand'"),
+    "dropout that trains": (lambda h: F.dropout(h, 0.5, training=True), "'dropout'"),
+    "a branch for one row": (for_one_row, "other values|cannot trace it"),
+    "a branch for many rows": (for_many_rows, "cannot trace it"),
+    "another function for export": (while_compiled, "other values"),
+    "an error in export": (fails_while_compiled, r"cannot trace it \(ValueError: no\)"),
+    "a branch on values": (lambda h: h if h.sum() > -1e9 else -h, "cannot trace it"),
+    "numpy": (lambda h: h + torch.from_numpy(h.detach().numpy().copy()), "cannot trace it"),
+    "rows one by one": (lambda h: torch.stack([row * 2 for row in h]), "cannot trace it"),
+    "a number": (lambda h: h * (1 + h.sum().item() * 0), "'item'"),
+    "a value written in place": (in_place, "'copy_'"),
+    "an operation without a bound": (lambda h: h.sort(dim=1).values, "'sort'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_certificate_is_one_short_sentence_and_the_margin_goes_on(
+    name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done, words = REFUSED[name]
+    for vae, where in ((Model(mean=done), "the encoder"), (Model(decoder=done), "the decoder")):
+        with pytest.raises(UnsupportedError, match=f"^{where} has no certificate: .*({words})") as refused:
+            (trace_encoder if where == "the encoder" else trace_decoder)(vae, torch.zeros(1, 3))
+        assert "\n" not in str(refused.value)
+        assert len(str(refused.value)) < 400
+    (at,) = margin(Model(mean=done), torch.tensor([[0.3, 0.2, 0.1]]), 3.0, draws=200).at
+    assert at.certified is not None
+    assert at.certified.radius.isnan().all()
+    (told,) = at.certified.missing
+    assert "\n" not in told
+    assert at.empirical is not None
+    assert (at.estimates.whitened > 0).all()
+    assert capfd.readouterr().err == ""
+
+
+def test_an_autograd_function_of_its_own_is_bounded_by_what_it_computes() -> None:
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(_: Any, x: Tensor) -> Tensor:
+            return 2 * x
+
+        @staticmethod
+        def backward(_: Any, gradient: Tensor) -> Tensor:
+            return 1e-3 * gradient
+
+    graph = traced(lambda x: (Doubled.apply(x),))
+    assert float(LipschitzBounds(graph).of_output(0)) == pytest.approx(2)
+
+
+def test_a_bound_that_torch_cannot_carry_is_a_sentence_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("derivative for aten::x is not implemented\n\nWhile executing %x\n" + "y" * 4000)
+
+    monkeypatch.setattr("vaeaudit.checks.certified.local_margin", fails)
+    (at,) = margin(Model(), torch.tensor([[0.3, 0.2, 0.1]]), 3.0, draws=200).at
+    assert at.certified is not None
+    assert (at.certified.radius > 0).all()  # from Lipschitz constants
+    assert at.certified.missing == (
+        "around each item: torch cannot carry bounds through the model (RuntimeError: derivative for aten::x is not "
+        "implemented); the empirical margin needs none",
+    )
+
+
+def test_torch_distributions_are_traced_though_they_check_their_parameters() -> None:
+    class Distributed(Model):
+        def encode(self, x: Tensor) -> DiagonalGaussian:
+            q = super().encode(x)
+            normal = torch.distributions.Normal(q.mean, q.log_stddev.exp())
+            return DiagonalGaussian(normal.mean, normal.stddev.log())
+
+    x, validates = torch.tensor([[0.3, 0.2, 0.1]]), torch.distributions.Distribution._validate_args
+    plain, distributed = (
+        margin(vae, x, 3.0, draws=200, parts=("certified",)).at[0] for vae in (Model(), Distributed())
+    )
+    assert plain.certified is not None
+    assert distributed.certified is not None
+    assert float(distributed.certified.radius) == pytest.approx(float(plain.certified.radius), rel=1e-5)
+    assert torch.distributions.Distribution._validate_args == validates
+
+
+def test_only_what_the_bounded_outputs_depend_on_is_classified() -> None:
+    graph = traced(lambda x: (torch.relu(x), torch.relu(x + 1).tanh()), bounded=1)
+    assert [node.name for node in graph.of(Kind.ACTIVATION)] == ["relu"]
+    assert list(graph.kinds.values()).count(Kind.FREE) == 3
