@@ -294,7 +294,7 @@ def test_other_settings_of_a_check_make_its_figures_incomparable_and_name_the_se
         ("model", {"input_shape": [784]}, "their inputs differ in shape"),
         ("model", {"likelihood": "Bernoulli from probabilities"}, "log p(x|z) is computed differently"),
         ("plausibility", {"findings": [FAILED]}, "the later audit has no figures, since its model did not pass"),
-        ("data", {"drawn": True}, "one saw the first 60 items and the other as many drawn at random"),
+        ("data", {"drawn_from": 576}, "their 60 items are not the same (the first and drawn from 576)"),
         (None, {"status": "interrupted"}, "the later audit is not complete (status interrupted)"),
     ],
 )
