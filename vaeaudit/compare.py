@@ -141,8 +141,8 @@ def _obstacles(old: Report, new: Report) -> Iterator[str]:
         elif old.data.n != new.data.n:
             yield f"one saw {old.data.n} items and the other {new.data.n}"
         elif old.data.drawn_from != new.data.drawn_from:
-            which = [f"drawn from {n}" if n else "the first" for n in (old.data.drawn_from, new.data.drawn_from)]
-            yield f"their {new.data.n} items are not the same ({' and '.join(which)})"
+            drawn = [f"drawn from {n}" if n else "the first" for n in (old.data.drawn_from, new.data.drawn_from)]
+            yield f"their {new.data.n} items are not the same ({' and '.join(drawn)})"
         if old.data.range != new.data.range:
             yield f"the range of their inputs differs ({old.data.range} and {new.data.range})"
     one, other = (_settings(report, "data").get("resize") for report in (old, new))
