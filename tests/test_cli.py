@@ -384,7 +384,7 @@ def test_flags_win_over_variables_over_the_file_over_facts(attack: Cli, monkeypa
     assert attack("--seed", "3").code == 0
     written = report()
     assert written["configuration"]["run"] | {"out": ""} == {  # type: ignore[index]
-        "seed": 3, "limit": 35, "batch_size": "auto", "device": "auto", "dtype": "float32", "out": "",
+        "seed": 3, "limit": 35, "sample": None, "batch_size": "auto", "device": "auto", "dtype": "float32", "out": "",
         "checks": ["attack"],
     }  # fmt: skip
     sources = written["configuration_sources"]

@@ -544,13 +544,12 @@ def test_a_waived_threshold_takes_the_signs_of_its_attack_out_of_the_verdict(com
 def test_a_sample_is_drawn_by_the_seed_and_keeps_the_numbers_of_its_items(command: Command) -> None:
     labelled = np.load(EXAMPLES / "shapes.npz")
     np.savez("sorted.npz", imgs=labelled["imgs"], labels=np.repeat([0, 1], len(labelled["imgs"]) // 2))
-    base = NOISE.replace("limit = 40", "") if "limit" in NOISE else NOISE
-    configured(base=base, more="[attack]\npairs = 6\nlambdas = 2\nmax_evaluations = 5\npairing = 'random'\n")
+    configured(base=NOISE.replace("limit = 60", ""), more="[attack]\npairs = 6\nlambdas = 2\nmax_evaluations = 5\n")
     drawn = command("audit", "-q", "--data", "sorted.npz", "--sample", "30", "--out", "drawn")
     assert drawn.code in (0, 5), drawn.err
     found = report("drawn")
     assert found["partial"] == ["30 of 576 items, drawn at random (seed 0)"]
-    assert (found["data"]["n"], found["data"]["drawn"]) == (30, True)
+    assert (found["data"]["n"], found["data"]["drawn_from"]) == (30, 576)
     rows = json.loads(Path("drawn/items.json").read_text())
     items = {row["item"] for row in rows["noise"]}
     assert len(items) == 30
@@ -573,7 +572,9 @@ def test_a_sample_is_drawn_by_the_seed_and_keeps_the_numbers_of_its_items(comman
     other = command("audit", "-q", "--data", "sorted.npz", "--sample", "30", "--seed", "1", "--check", "noise")
     assert other.code == 0
     assert {row["item"] for row in json.loads(Path("vaeaudit-report/items.json").read_text())["noise"]} != items
-    both = command("audit", "-q", "--limit", "3", "--sample", "3")
-    assert (both.code, both.err) == (
-        2, "error: --sample must be left out where limit takes the first items, but 3 came\n"
+    command("audit", "-q", "--data", "sorted.npz", "--limit", "60", "--sample", "30", "--check", "noise", "--out", "of")
+    assert report("of")["partial"] == ["30 of the first 60 of 576 items, drawn at random (seed 0)"]
+    done = command("compare", "of", "drawn")
+    assert (done.code, done.err) == (
+        5, "not compared: their 30 items are not the same (drawn from 60 and drawn from 576)\n"
     )  # fmt: skip

@@ -14,7 +14,7 @@ import pytest
 from vaeaudit.config import json_schema, resolve
 from vaeaudit.metric_names import check_names
 from vaeaudit.policy import evaluate
-from vaeaudit.proposal import threshold
+from vaeaudit.proposal import propose, threshold
 from vaeaudit.report.entry import MetricEntry
 from vaeaudit.report.reading import read_report
 
@@ -199,3 +199,22 @@ def test_an_adapter_that_cannot_be_loaded_is_listed_with_its_fault(
     done = command("adapters")
     assert done.code == 0
     assert "cannot be imported: ModuleNotFoundError" in " ".join(done.out.split())
+
+
+def test_large_data_are_offered_a_draw_and_unsure_findings_an_acknowledgement(first: Path) -> None:
+    report, _ = read_report(first / "vaeaudit-report")
+    assert report.data is not None
+    assert report.plausibility is not None
+    unsure = report.plausibility.findings[0].model_copy(update={"verdict": "unsure", "message": "seen\nso"})
+    found = report.plausibility.model_copy(update={"findings": [unsure, *report.plausibility.findings[1:]]})
+    data = report.data.model_copy(update={"n": 46080})
+    report = report.model_copy(update={"data": data, "plausibility": found})
+    text = propose(report, resolve({}, None).settings, first)
+    assert "# sample = 10000  # so many of the 46080 items, drawn at random, where all take too long" in text
+    assert f'# [doctor.acknowledge]\n# "{unsure.name}" = "why it is meant"  # unsure: seen so\n' in text
+    for key in ("run.sample", "run.limit"):
+        settings = resolve({key: (9, "test"), "doctor.acknowledge": ({unsure.name: "meant"}, "test")}, None).settings
+        kept = tomllib.loads(propose(report, settings, first))
+        assert kept["run"][key.removeprefix("run.")] == 9
+        assert kept["doctor"]["acknowledge"] == {unsure.name: "meant"}
+        assert "# sample" not in propose(report, settings, first)

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from vaeaudit.artifacts import artifacts
 from vaeaudit.audit import Audit, audit
@@ -153,6 +155,25 @@ def test_differences_of_rounding_size_are_none_however_few_the_items(old: Side, 
     assert {(one.difference, one.outcome, one.why) for one in found.tested} == {(0, "no difference shown", None)}
 
 
+def test_the_same_function_with_other_weight_scales_differs_in_nothing(tmp_path: Path) -> None:
+    """ReLU(3 a) / 3 = ReLU(a): every hidden layer of the bundled model scaled by 3, and the next one back."""
+    file = EXAMPLES / "shapes-beta1.safetensors"
+    with safe_open(file, "pt") as handle:
+        metadata, tensors = handle.metadata(), {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    layers = {"encoder.shared.0": ["encoder.mean.0", "encoder.logvar.0"], "decoder.0": ["decoder.2"]}
+    for layer, next_ones in {**layers, "decoder.2": ["decoder.4"]}.items():
+        for part in ("weight", "bias"):
+            tensors[f"{layer}.{part}"] = tensors[f"{layer}.{part}"] * 3
+        for other in next_ones:
+            tensors[f"{other}.weight"] = tensors[f"{other}.weight"] / 3
+    save_file(tensors, tmp_path / "scaled.safetensors", metadata)
+    one, other = measured(run__limit=8), measured(run__limit=8, model__path=str(tmp_path / "scaled.safetensors"))
+    assert one.report.metrics != other.report.metrics  # they round differently
+    found = compare(Side(one.report, one.samples), Side(other.report, other.samples))
+    assert found.verdict == "passed"
+    assert {(entry.difference, entry.outcome) for entry in found.tested} == {(0, "no difference shown")}
+
+
 def test_a_difference_that_is_small_and_no_rounding_is_found(old: Side) -> None:
     found = compare(old, towards(old, 60, False, lambda k: 2e-4 + 0 * k))
     assert found.verdict == "failed"
@@ -273,7 +294,7 @@ def test_other_settings_of_a_check_make_its_figures_incomparable_and_name_the_se
         ("model", {"input_shape": [784]}, "their inputs differ in shape"),
         ("model", {"likelihood": "Bernoulli from probabilities"}, "log p(x|z) is computed differently"),
         ("plausibility", {"findings": [FAILED]}, "the later audit has no figures, since its model did not pass"),
-        ("data", {"drawn": True}, "one saw the first 60 items and the other as many drawn at random"),
+        ("data", {"drawn_from": 576}, "their 60 items are not the same (the first and drawn from 576)"),
         (None, {"status": "interrupted"}, "the later audit is not complete (status interrupted)"),
     ],
 )

@@ -98,7 +98,6 @@ def test_the_hash_is_of_what_determines_figures_and_verdict(
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
-        ("[run]\nlimit = 9\nsample = 9", "run.sample must be left out where limit takes the first items, but 9 came"),
         ("[doctor]\nacknowlege = {}", "unknown key 'acknowlege' in [doctor] (did you mean 'acknowledge'?)"),
         ("[doctor.acknowledge]\nrange = ' '", "doctor.acknowledge.range must be"),
         ("[attack]\npairs =", "is not valid TOML (Invalid value (at end of document)); correct it there"),

@@ -205,6 +205,7 @@ def test_every_setting_that_a_check_reads_is_among_the_facts_or_in_its_section(k
         "data.range",
         "run.device",
         "run.limit",
+        "run.sample",
     }  # by what they gave
     no_figure |= {"run.out", "run.checks"}
     keyed = {"model.options", "data.resize", "run.seed", "run.dtype", "run.batch_size"}

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 
 from vaeaudit.errors import InputError
 from vaeaudit.inert import one_line, visible
-from vaeaudit.report import card, github, html, junit
+from vaeaudit.report import card, github, html, junit, markdown
 from vaeaudit.report.entry import MetricEntry
 from vaeaudit.report.gates import WaiverEntry
-from vaeaudit.report.model import PlausibilityEntry, Report, ReproductionEntry
+from vaeaudit.report.model import DecisionEntry, PlausibilityEntry, Report, ReproductionEntry
 from vaeaudit.report.outcomes import COUNTING, outcomes
 from vaeaudit.report.reading import PNG, ReportError, SchemaError, figures_of, read_report
+from vaeaudit.report.wording import decision
 
 HERE = Path(__file__).parent / "reports"
 REPORT = read_report(HERE)[0]
@@ -33,10 +34,6 @@ CONTENT = json.loads((HERE / "report.json").read_text(encoding="utf-8"))
 PIXEL = PNG + bytes.fromhex("0000000d4948445200000001000000010800000000")
 
 BARE = REPORT.model_copy(update={"checks": [], "baseline": None, "verdict": "ungated", "exit_code": 0, "warnings": []})
-IMPLAUSIBLE = PlausibilityEntry.model_validate(
-    CONTENT["plausibility"]
-    | {"passed": False, "findings": [{"name": "range", "verdict": "fail", "message": "data in [0, 255]"}]}
-)
 
 
 def without(**update: object) -> Report:
@@ -70,11 +67,6 @@ def test_every_form_says_exactly_this(name: str, text: Callable[[], str]) -> Non
 
 NOT_PASSED = {
     "ungated": (without(), "ungated", "Ungated: measured, with no policy to pass or fail"),
-    "implausible": (
-        without(verdict="inconclusive", plausibility=IMPLAUSIBLE, metrics={}),
-        "inconclusive",
-        "range: data in [0, 255]",
-    ),
     "doubtful": (
         without(verdict="inconclusive"),
         "inconclusive",
@@ -112,6 +104,53 @@ def test_a_report_that_no_threshold_decided_is_one_case_that_did_not_pass(report
     first = github.annotations(report).splitlines()[0]
     assert first.startswith(f"::{level} title=vaeaudit%3A the audit ")
     assert first.endswith(f"::{why.replace('%', '%25')}")
+
+
+def finding(verdict: str, acknowledged: str | None = None) -> PlausibilityEntry:
+    found = {"name": "range", "verdict": verdict, "message": "data in [0, 255]", "acknowledged": acknowledged}
+    return PlausibilityEntry.model_validate(
+        CONTENT["plausibility"] | {"passed": verdict != "fail", "findings": [found]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("verdict", "acknowledged", "kind", "why"),
+    [
+        ("fail", None, "inconclusive", "failed: data in [0, 255]"),
+        ("fail", "meant", "inconclusive", "failed: data in [0, 255]"),
+        ("unsure", None, "warns", "data in [0, 255]"),
+        ("unsure", "meant", "waived", "data in [0, 255] (acknowledged: meant)"),
+    ],
+)
+def test_a_finding_of_doctor_that_did_not_pass_is_a_case_of_its_own(
+    verdict: str, acknowledged: str | None, kind: str, why: str
+) -> None:
+    word = "inconclusive" if verdict == "fail" else "ungated"
+    report = without(verdict=word, plausibility=finding(verdict, acknowledged), metrics={})
+    told = outcomes(report)[0]
+    assert (told.group, told.name, told.kind, told.why) == ("doctor", "range", kind, why)
+    suite = next(iter(ET.fromstring(junit.render(report))))
+    (case,) = suite.iter("testcase")
+    assert [(child.tag, child.get("message")) for child in case] == [("error" if verdict == "fail" else "skipped", why)]
+
+
+def test_what_decided_stands_at_the_head_of_every_form_and_old_reports_that_do_not_say_are_read() -> None:
+    assert REPORT.decided == []  # as an earlier version wrote it
+    sign = DecisionEntry(kind="sign", name="attack.latent", why="failure signs of the attack: 'not finite' (1 of 1)")
+    same = sign.model_copy(update={"name": "attack.output"})
+    other = DecisionEntry(kind="threshold", name="mig.chen", why="not measured: no factors")
+    told = f"decided by attack.latent and 1 more: {sign.why}; and 1 more below"
+    report = without(verdict="inconclusive", decided=[sign, same, other])
+    assert decision(report) == told
+    assert decision(BARE) == ""
+    properties = {one.get("name"): one.get("value") for one in ET.fromstring(junit.render(report)).iter("property")}
+    assert properties["decision"] == told
+    assert f"D{told[1:]}." in markdown.render(report).splitlines()
+    assert "Decided by attack.latent and 1 more" in github.summary(report)
+    assert (
+        "latent</code> and 1 more inconclusive: failure signs"
+        in body(html.render(report, {})).partition("</section>")[0]
+    )  # the banner
 
 
 def test_a_passed_report_without_thresholds_is_one_case_that_passed() -> None:

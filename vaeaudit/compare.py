@@ -141,8 +141,9 @@ def _obstacles(old: Report, new: Report) -> Iterator[str]:
             yield f"their data differ ({old.data.source} and {new.data.source} hold different bytes)"
         elif old.data.n != new.data.n:
             yield f"one saw {old.data.n} items and the other {new.data.n}"
-        elif old.data.drawn != new.data.drawn:
-            yield f"one saw the first {old.data.n} items and the other as many drawn at random"
+        elif old.data.drawn_from != new.data.drawn_from:
+            drawn = [f"drawn from {n}" if n else "the first" for n in (old.data.drawn_from, new.data.drawn_from)]
+            yield f"their {new.data.n} items are not the same ({' and '.join(drawn)})"
         if old.data.range != new.data.range:
             yield f"the range of their inputs differs ({span_text(old.data.range)} and {span_text(new.data.range)})"
     one, other = (_settings(report, "data").get("resize") for report in (old, new))

@@ -13,6 +13,7 @@ from vaeaudit.policy import CHECK_NAMES
 from vaeaudit.report.entry import MetricEntry
 from vaeaudit.report.model import Report
 from vaeaudit.report.section import number, with_interval
+from vaeaudit.report.wording import one_line
 from vaeaudit.settings import Settings
 
 FILE = "vaeaudit.toml"
@@ -55,7 +56,8 @@ def propose(report: Report, settings: Settings, folder: Path) -> str:
     model passes with other seeds as well, and one that is clearly worse does not. A figure without an interval, or in
     doubt, gets none.
     """
-    return "\n".join([*_head(report, settings, folder), *_checks(report, settings), *_policy(report)]) + "\n"
+    parts = (_head(report, settings, folder), _doctor(report, settings), _checks(report, settings), _policy(report))
+    return "\n".join(line for part in parts for line in part) + "\n"
 
 
 def threshold(metric: MetricEntry) -> float | None:
@@ -109,6 +111,20 @@ def _head(report: Report, settings: Settings, folder: Path) -> Iterator[str]:
     yield from (f"{key} = {_toml(value)}" for key, value in kept.items())
     if report.data is not None and report.data.n > _MANY and not kept.keys() & {"limit", "sample"}:
         yield f"# sample = {_MANY}  # so many of the {report.data.n} items, drawn at random, where all take too long"
+    yield ""
+
+
+def _doctor(report: Report, settings: Settings) -> Iterator[str]:
+    """What is acknowledged of the model, and what could be."""
+    known = settings.doctor.acknowledge
+    findings = report.plausibility.findings if report.plausibility is not None else []
+    unsure = [one for one in findings if one.verdict == "unsure" and one.name not in known]
+    if not (known or unsure):
+        return
+    yield "[doctor.acknowledge]" if known else "# [doctor.acknowledge]"
+    yield from (f"{json.dumps(name)} = {_toml(reason)}" for name, reason in known.items())
+    for one in unsure:
+        yield f'# {json.dumps(one.name)} = "why it is meant"  # unsure: {one_line(one.message, 200)}'
     yield ""
 
 

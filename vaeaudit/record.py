@@ -179,7 +179,7 @@ def data_entry(subject: Subject) -> DataEntry:
         source=data.source,
         sha256=data.sha256,
         n=subject.n,
-        drawn=subject.picked,
+        drawn_from=subject.drawn_from,
         range=data.range,
         stored=data.stored,
         skipped=list(data.skipped),

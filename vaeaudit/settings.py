@@ -111,7 +111,7 @@ class RunSettings(_Section):
     batch_size: Positive | Literal["auto"] = Field("auto", description="Most rows given to the model at once.")
     limit: Positive | None = Field(None, description="Use only the first N items; the report says it is partial.")
     sample: Positive | None = Field(
-        None, description="Use only N items, drawn at random by the seed; the report says it is partial."
+        None, description="Use only N items, drawn at random by the seed, of the first where limit names so many."
     )
     out: Name = Field("vaeaudit-report", description="Folder of the report.")
     checks: tuple[Check, ...] | None = Field(
@@ -119,13 +119,6 @@ class RunSettings(_Section):
         description="What `vaeaudit audit` checks; where left out, the checks whose section stands in the file or "
         "that a threshold reads, and without any such, all.",
     )
-
-    @field_validator("sample")
-    @classmethod
-    def _one_part(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value is not None and info.data.get("limit") is not None:
-            raise ValueError("left out where limit takes the first items")
-        return value
 
     @field_validator("checks")
     @classmethod

@@ -52,6 +52,11 @@ class Subject:
         """Whether these are other items than the first n."""
         return bool(self.items[-1] >= self.n)
 
+    @property
+    def drawn_from(self) -> int | None:
+        """Of how many, the first, these items were drawn at random; None where they are the first n themselves."""
+        return min(self.settings.run.limit or len(self.data), len(self.data)) if self.picked else None
+
     @cached_property
     def chosen(self) -> Data:
         """The data of these items alone, numbered by their places among them."""
@@ -61,8 +66,9 @@ class Subject:
     def part(self) -> str | None:
         """Which part of the data these items are, in words; None for all."""
         n, there = self.n, len(self.data)
-        if self.picked:
-            return f"{n} of {there} items, drawn at random (seed {self.settings.run.seed})"
+        if (among := self.drawn_from) is not None:
+            of = f"{there}" if among == there else f"the first {among} of {there}"
+            return f"{n} of {of} items, drawn at random (seed {self.settings.run.seed})"
         if n < there:
             return f"only the first {n} of {there} items, in the order of the data; --sample {n} draws them at random"
         return None
@@ -109,7 +115,8 @@ def prepare(settings: Settings) -> Subject:
     data_range = settings.data.range or range_of(model.vae)
     data = fit(read(settings.data.source), input_shape=shape, data_range=data_range, resize=settings.data.resize)
     asked, seed = settings.run, settings.run.seed
-    items = _draw(len(data), min(len(data), asked.sample or len(data)), seed, "items")[: asked.limit]
+    there = min(asked.limit or len(data), len(data))
+    items = _draw(there, min(asked.sample or there, there), seed, "items")
     n = len(items)
     if n < 2:
         option = "--limit" if asked.sample is None else "--sample"

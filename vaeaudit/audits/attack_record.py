@@ -12,8 +12,8 @@ from vaeaudit.checks.capped import CappedResult
 from vaeaudit.checks.success import ClassTable
 from vaeaudit.optim.lbfgsb import Status
 from vaeaudit.pairs import Pairs
-from vaeaudit.report.attack import AttackEntry, CapEntry, CappedEntry, CappedItemEntry, ClassTableEntry, PairEntry
 from vaeaudit.ranges import Range
+from vaeaudit.report.attack import AttackEntry, CapEntry, CappedEntry, CappedItemEntry, ClassTableEntry, PairEntry
 from vaeaudit.report.figures import PANEL_ROWS, as_images, attack_panel, damage_curves, distortion_curves
 from vaeaudit.stats import Measurement
 from vaeaudit.subject import Subject

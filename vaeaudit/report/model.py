@@ -63,7 +63,9 @@ class DataEntry(Entry):
     source: str
     sha256: str
     n: int
-    drawn: bool = Field(False, description="Whether the n items were drawn at random by the seed; else the first n.")
+    drawn_from: int | None = Field(
+        None, description="Of how many, the first, the n items were drawn by the seed; null: they are the first n."
+    )
     range: Range | None
     stored: str
     skipped: list[str]
