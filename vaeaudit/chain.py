@@ -63,8 +63,13 @@ class GaussianChain:
         """KL of the first layers, (batch,).
 
         It is also the KL of the two chains over all their layers: those above are the same functions in both, so that
-        only z^1 tells them apart.
+        only z^1 tells them apart. Raises :class:`UnsupportedError` for what is no chain.
         """
+        if not isinstance(other, GaussianChain):
+            raise UnsupportedError(
+                f"the KL of a chain of stochastic layers and a {type(other).__name__} has no closed form; the prior of "
+                "such a model is a chain as well: see docs/adapters.md#several-stochastic-layers"
+            )
         return self.first.kl(other.first)
 
     def wasserstein2(self, _other: Self) -> Tensor:

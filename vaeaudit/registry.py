@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from vaeaudit.checkpoints import Checkpoint, read_checkpoint, sha256_of
+from vaeaudit.checks.contract import PAGE, fault_of
 from vaeaudit.errors import AdapterError, ContractError, VaeauditError, nearest
 from vaeaudit.ranges import range_for
 from vaeaudit.vae import VAE
@@ -177,29 +178,23 @@ def load(
 def _opened(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, object]) -> VAE:
     try:
         vae = adapter.open(checkpoint, options)
-        absent = [name for name in ("input_shape", "range", "prior", "encode", "decode") if not hasattr(vae, name)]
-        fault = f"without {', '.join(absent)}" if absent else _fault(vae.input_shape, vae.range)
+        fault = fault_of(vae) or _range_fault(vae.range, tuple(vae.input_shape))
     except VaeauditError:
         raise
     except (Exception, SystemExit) as error:  # an adapter is the user's code: whatever it raises is its failure
         raise AdapterError(f"adapter '{adapter.name}' could not open {checkpoint.path}: {told(error)}") from error
     if fault:
-        raise ContractError(
-            f"adapter '{adapter.name}' returned a {type(vae).__name__} {fault}; "
-            "vaeaudit.VAE lists what a model must provide"
-        )
+        raise ContractError(f"adapter '{adapter.name}' returned a {type(vae).__name__} {fault}")
     return vae
 
 
-def _fault(shape: object, span: object) -> str:
-    """What is wrong with a model's ``input_shape`` or ``range``, in words, or ""."""
-    if not (isinstance(shape, tuple | list) and shape and all(isinstance(n, int) and n > 0 for n in shape)):
-        return f"whose input_shape is {shape!r}, where positive integers such as (1, 28, 28) were expected"
+def _range_fault(span: object, shape: tuple[int, ...]) -> str:
+    """What is wrong with a model's range, in words, or ""."""
     try:
         if span is not None:
-            range_for(span, tuple(shape))
+            range_for(span, shape)
     except ValueError as error:
-        return f"whose range is {error}; None where there is none"
+        return f"whose range is {error}, or None where there is none; see {PAGE}#ranges"
     return ""
 
 

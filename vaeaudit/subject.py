@@ -14,7 +14,7 @@ from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError
 from vaeaudit.formats import read
 from vaeaudit.registry import LoadedModel, open_model, told
 from vaeaudit.settings import Settings
-from vaeaudit.vae import VAE, Likelihood, Posterior, range_of
+from vaeaudit.vae import range_of
 
 _EXAMINED = 1000  # most items that the plausibility check looks at
 
@@ -76,32 +76,14 @@ def prepare(settings: Settings) -> Subject:
     sample = data.batch(_sample(n, settings.run.seed), dtype=dtype, device=device)
     size = settings.run.batch_size if isinstance(settings.run.batch_size, int) else None
     try:
-        likelihood = _likelihood(model.vae, sample[:1])
         plausibility = examine(model.vae, sample, seed=settings.run.seed, batch_size=size)
+        with torch.no_grad():
+            likelihood = model.vae.decode(model.vae.encode(sample[:2]).mean).route
     except VaeauditError:
         raise
     except (Exception, SystemExit) as error:  # the adapter is the user's code
         raise ContractError(f"the model raised {told(error)} when it was tried on the data; see its adapter") from error
     return Subject(settings, device, dtype, model, data, n, plausibility, likelihood)
-
-
-@torch.no_grad()
-def _likelihood(vae: VAE, x: Tensor) -> str:
-    """The route of p(x|z); raises :class:`ContractError` where encode or decode give something else."""
-    posterior = vae.encode(x)
-    if not isinstance(posterior, Posterior) or not isinstance(vae.prior, Posterior):
-        name, what = ("prior", vae.prior) if isinstance(posterior, Posterior) else ("encode", posterior)
-        raise ContractError(
-            f"the model's {name} gave an object of type {type(what).__name__}, where a posterior such as "
-            "vaeaudit.DiagonalGaussian was expected; correct its adapter"
-        )
-    likelihood = vae.decode(posterior.mean)
-    if not isinstance(likelihood, Likelihood):
-        raise ContractError(
-            f"the model's decode gave an object of type {type(likelihood).__name__}, where a likelihood such as "
-            "vaeaudit.BernoulliLogits was expected; correct its adapter"
-        )
-    return likelihood.route
 
 
 def choose_device(name: str) -> torch.device:

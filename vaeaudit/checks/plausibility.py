@@ -7,7 +7,7 @@ ReLU, or a log-variance read as the logarithm of the standard deviation: the los
 those of training.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from vaeaudit import stats
 from vaeaudit.batches import RowBatches
+from vaeaudit.checks.contract import check_contract
+from vaeaudit.divergence import Density, closed_form, to_prior
 from vaeaudit.draws import noise_set
-from vaeaudit.errors import ContractError, DataError, NonFiniteError, UnsupportedError
+from vaeaudit.errors import DataError, NonFiniteError, UnsupportedError
 from vaeaudit.stats import Measurement
 from vaeaudit.vae import VAE, DiagonalGaussian, Likelihood, Posterior
 
@@ -61,13 +63,13 @@ def examine(vae: VAE, x: Tensor, *, seed: int = 0, batch_size: int | None = None
 
     Raises:
         DataError: fewer than two items, or all items equal: there is no mean image to compare with.
-        ContractError: outputs of a wrong shape.
+        ContractError: what :func:`check_contract` finds.
         NonFiniteError: NaN or infinite means.
     """
     if len(x) < 2 or bool((x == x[:1]).all()):
         raise DataError(f"at least two different items are needed to try the model, but {len(x)} came, all equal")
     rows = RowBatches.automatic(vae.input_shape, x.device) if batch_size is None else RowBatches(batch_size)
-    _check_shapes(vae, x[:2])
+    check_contract(vae, x[:2])
     noise = _noise(vae, x, seed)
 
     @torch.no_grad()
@@ -80,7 +82,7 @@ def examine(vae: VAE, x: Tensor, *, seed: int = 0, batch_size: int | None = None
             -likelihood.log_prob(part)
             if _proper(likelihood, part)
             else torch.full_like(part.flatten(1)[:, 0], torch.nan),
-            _kl(posterior, vae.prior),
+            _kl(posterior, vae.prior, eta),
             (likelihood.mean - part).square().flatten(1).mean(1),
             (drawn.mean - part).square().flatten(1).mean(1),
             posterior.mean.flatten(1),
@@ -90,22 +92,24 @@ def examine(vae: VAE, x: Tensor, *, seed: int = 0, batch_size: int | None = None
     mean, nll, kl, error, drawn_error, latents, varies = rows.map(run, x, noise)
     _check_finite(mean, latents)
     with torch.no_grad():
-        likelihood = vae.decode(vae.encode(x[:2]).mean)
+        posterior = vae.encode(x[:2])
+        likelihood, how = vae.decode(posterior.mean), _how(posterior, vae.prior)
     probes = x[:: max(1, len(x) // _PROBED)][:_PROBED]  # spread: data are often stored class by class
     findings = [
         _evaluation_mode(vae),
         _deterministic(vae, probes),
         _independent_rows(vae, probes),
-        _divergence(kl, varies),
+        _divergence(kl, varies, how),
         _range(likelihood, mean, x),
         _beats_mean_image("reconstruction", error, x),
         _beats_mean_image("reconstruction of a draw", drawn_error, x),
         _gradients(vae, probes),
         _log_variance(vae, x, rows),
     ]
+    of_kl = stats.mean(kl.tolist(), unit="nats", direction="none")
     losses = {
         "reconstruction": stats.mean(nll.tolist(), unit="nats", direction="none"),
-        "kl": stats.mean(kl.tolist(), unit="nats", direction="none"),
+        "kl": replace(of_kl, estimator=f"{of_kl.estimator}; {how}") if how else of_kl,
         "error": stats.mean(error.tolist(), unit="squared input units", direction="none"),
         "mean_image_error": stats.mean(_baseline(x).tolist(), unit="squared input units", direction="none"),
     }
@@ -118,12 +122,25 @@ def _noise(vae: VAE, x: Tensor, seed: int) -> Tensor:
     return noise_set(shape, draws=1, items=range(len(x)), seed=seed, check="plausibility", like=x)[0]
 
 
-def _kl(posterior: Posterior, prior: Posterior) -> Tensor:
-    """KL to the prior, (batch,); infinite where the family has none, as a point has."""
+def _kl(posterior: Posterior, prior: Posterior, noise: Tensor | None = None) -> Tensor:
+    """KL to the prior, (batch,); infinite where the family has none, as a point has.
+
+    Without a closed form the log ratio of densities at one draw, that of ``noise`` (batch, *noise_shape) or of none.
+    """
+    mean = posterior.mean
+    eta = mean.new_zeros((len(mean), *posterior.noise_shape)) if noise is None else noise
     try:
-        return posterior.kl(prior)
+        return to_prior(posterior, prior, lambda: posterior.sample(eta)[None]).value
     except UnsupportedError:
-        return torch.full_like(posterior.mean.flatten(1)[:, 0], torch.inf)
+        return torch.full_like(mean.flatten(1)[:, 0], torch.inf)
+
+
+def _how(posterior: Posterior, prior: Posterior) -> str:
+    """How the KL is had, in words, where it has no closed form; "" where it has."""
+    if closed_form(posterior, prior) is not None:
+        return ""
+    known = isinstance(posterior, Density) and isinstance(prior, Density)
+    return "no closed form, so " + ("estimated from one draw of each item" if known else "none")
 
 
 def _proper(likelihood: Likelihood, x: Tensor) -> bool:
@@ -133,19 +150,6 @@ def _proper(likelihood: Likelihood, x: Tensor) -> bool:
 
 def _within(values: Tensor, support: tuple[float, float]) -> bool:
     return bool(((values >= support[0]) & (values <= support[1])).all())
-
-
-def _check_shapes(vae: VAE, x: Tensor) -> None:
-    with torch.no_grad():
-        posterior: Posterior = vae.encode(x)
-        mean = vae.decode(posterior.mean).mean
-        kl = _kl(posterior, vae.prior)
-    if posterior.mean.shape[0] != len(x) or mean.shape != x.shape or kl.shape != x.shape[:1]:
-        raise ContractError(
-            f"for inputs {tuple(x.shape)} the model gave latents {tuple(posterior.mean.shape)}, a decoder mean "
-            f"{tuple(mean.shape)} and KL {tuple(kl.shape)}; expected a row of latents each, the inputs' shape "
-            f"and {tuple(x.shape[:1])}"
-        )
 
 
 def _check_finite(mean: Tensor, latents: Tensor) -> None:
@@ -199,16 +203,18 @@ def _independent_rows(vae: VAE, x: Tensor) -> Finding:
     return Finding("rows apart", Verdict.PASS if gap <= limit else Verdict.FAIL, message)
 
 
-def _divergence(kl: Tensor, varies: Tensor) -> Finding:
-    """A posterior without spread has no finite KL, and none is asked of it."""
+def _divergence(kl: Tensor, varies: Tensor, how: str) -> Finding:
+    """A posterior without spread has no finite KL, and none is asked of it; nor of one without densities."""
     name = "KL to the prior"
     if not bool(varies.any()):
         return Finding(name, Verdict.PASS, "none: the encoder is deterministic")
+    if how.endswith("none"):
+        return Finding(name, Verdict.PASS, how)
     bad = int((~kl.isfinite()).sum())
     if bad:
         told = f"NaN or infinite for {bad} of {len(kl)} items: standard deviations that are not finite, or 0?"
         return Finding(name, Verdict.FAIL, f"{told}; check the data's range and the checkpoint, or try --dtype float64")
-    return Finding(name, Verdict.PASS, f"finite for {len(kl)} items")
+    return Finding(name, Verdict.PASS, f"finite for {len(kl)} items" + (f"; {how}" if how else ""))
 
 
 def _range(likelihood: Likelihood, mean: Tensor, x: Tensor) -> Finding:
