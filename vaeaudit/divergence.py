@@ -8,8 +8,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from vaeaudit.errors import UnsupportedError
-from vaeaudit.vae import Posterior
+from vaeaudit.errors import UnsupportedError, clipped
+from vaeaudit.vae import Chain, Hierarchical, Posterior
 
 
 @runtime_checkable
@@ -30,19 +30,25 @@ class Divergence:
 
 
 def closed_form(q: Posterior, prior: Posterior) -> Tensor | None:
-    """q.kl(prior), (batch,); None where there is no closed form.
+    """q.kl(prior), (batch,); None where there is no closed form."""
+    exact = _asked(q, prior)
+    return exact if isinstance(exact, Tensor) else None
+
+
+def _asked(q: Posterior, prior: Posterior) -> Tensor | str:
+    """q.kl(prior), or why there is none.
 
     The posterior says so by :class:`UnsupportedError`; one that reads from another type of prior what that does not
     have has none either.
     """
     try:
         return q.kl(prior)
-    except UnsupportedError:
-        return None
+    except UnsupportedError as error:
+        return str(error)
     except (AttributeError, TypeError):
         if isinstance(prior, type(q)):
             raise  # a fault of its own
-        return None
+        return f"it is not known between {type(q).__name__} and {type(prior).__name__}"
 
 
 def to_prior(q: Posterior, prior: Posterior, draw: Callable[[], Tensor]) -> Divergence:
@@ -52,15 +58,14 @@ def to_prior(q: Posterior, prior: Posterior, draw: Callable[[], Tensor]) -> Dive
 
     Raises :class:`UnsupportedError` where there is neither a closed form nor a density.
     """
-    exact = closed_form(q, prior)
-    if exact is not None:
+    exact = _asked(q, prior)
+    if isinstance(exact, Tensor):
         return Divergence(exact, None)
     for what, density in (("posterior", q), ("prior", prior)):
         if not isinstance(density, Density):
             raise UnsupportedError(
-                f"the KL of this model's posterior, {type(q).__name__}, to its prior, {type(prior).__name__}, has no "
-                f"closed form, and the {what} has no log_prob(z) from which it could be estimated; give it one: see "
-                "docs/adapters.md#a-prior-without-a-closed-form-kl"
+                f"the KL to the prior has no closed form ({clipped(exact)}), and the {what} has no log_prob(z) from "
+                "which it could be estimated; give it one: see docs/adapters.md#a-prior-without-a-closed-form-kl"
             )
     assert isinstance(q, Density)
     assert isinstance(prior, Density)
@@ -69,3 +74,19 @@ def to_prior(q: Posterior, prior: Posterior, draw: Callable[[], Tensor]) -> Dive
     terms = own - prior.log_prob(z.flatten(0, 1)).reshape(own.shape)
     error = terms.std(0) / math.sqrt(len(z)) if len(z) > 1 else torch.full_like(own[0], torch.nan)
     return Divergence(terms.mean(0), error)
+
+
+def layers_to_prior(q: Chain, vae: Hierarchical, noise: Tensor) -> Tensor:
+    """log q(z) - log p(z) over all layers of a chain at the draw of ``noise`` (batch, *noise_shape), (batch,).
+
+    Raises :class:`UnsupportedError` for layers without a density.
+    """
+    z = q.sample(noise)
+    above, below = q.conditionals(noise[None]), vae.conditional_priors(z)
+    terms = torch.zeros_like(z[:, 0])
+    parts = torch.split(z, [layer.mean.shape[1] for layer in above], dim=1)
+    for of_posterior, of_prior, part in zip(above, below, parts, strict=True):
+        if not (isinstance(of_posterior, Density) and isinstance(of_prior, Density)):
+            raise UnsupportedError("a layer of the chain, or its prior, has no log_prob(z); give it one")
+        terms = terms + of_posterior.log_prob(part) - of_prior.log_prob(part)
+    return terms

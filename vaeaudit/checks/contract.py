@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vaeaudit.divergence import Density, closed_form
 from vaeaudit.errors import ContractError, clipped, listed
-from vaeaudit.vae import VAE, Chain, Likelihood, Posterior
+from vaeaudit.vae import VAE, Chain, DiagonalGaussian, Discrete, Joint, Likelihood, Posterior
 
 PAGE = "docs/adapters.md"
 _POSTERIOR = ("mean", "noise_shape", "sample", "kl", "wasserstein2", "rows")
@@ -54,18 +54,21 @@ def _faults(vae: VAE, x: Tensor) -> Iterator[str]:
     yield from _of_posterior("prior", vae.prior, "prior")
     yield from _rows("mean of encode(x)", q.mean, n)
     yield from _rows("mean of prior", vae.prior.mean, 1)
-    if isinstance(q, Chain) != isinstance(vae.prior, Chain):
-        one, other = ("prior", "encode(x)") if isinstance(q, Chain) else ("encode(x)", "prior")
+    if isinstance(vae.prior, Chain) and not isinstance(q, Chain):
         yield (
-            f"{one} is a {_kind(vae.prior if one == 'prior' else q)}, where a chain was expected, such as "
-            f"vaeaudit.GaussianChain, since {other} is one; see {PAGE}#several-stochastic-layers"
+            f"encode(x) is a {_kind(q)}, where a chain such as vaeaudit.GaussianChain was expected, as prior is one; "
+            f"see {PAGE}#several-stochastic-layers"
         )
     latent = tuple(q.mean.shape[1:])
     if tuple(vae.prior.mean.shape[1:]) != latent:
         yield (
             f"prior has latents of shape {tuple(vae.prior.mean.shape[1:])}, where {latent} was expected, those of "
-            "encode(x)"
+            "encode(x)" + (f", all layers side by side: see {PAGE}#several-stochastic-layers" * isinstance(q, Chain))
         )
+    for name, p in (("encode(x)", q), ("prior", vae.prior)):
+        if isinstance(p, DiagonalGaussian):
+            yield from _shape(f"log_stddev of {name}", p.log_stddev, tuple(p.mean.shape), "that of its mean")
+        yield from _of_family(name, p)
     noise = q.mean.new_zeros((_DRAWS, n, *q.noise_shape))
     z = q.sample(noise)
     yield from _shape("sample(noise) of encode(x)", z, (_DRAWS, n, *latent), f"for noise of {tuple(noise.shape)}")
@@ -99,6 +102,23 @@ def _of_posterior(name: str, q: object, which: str) -> Iterator[str]:
         yield f"{name} is an object of type {_kind(q)} without {listed(lacking)}, where {end}"
 
 
+def _of_family(name: str, p: Posterior) -> Iterator[str]:
+    """What is wrong with attributes by whose names a family is known, in one that may mean something else by them."""
+    page = f"see {PAGE}#categorical-latents-and-several-kinds-side-by-side"
+    if isinstance(p, Joint):
+        parts: object = p.parts
+        if not (isinstance(parts, tuple | list) and all(isinstance(part, Posterior) for part in parts)):
+            yield (
+                f"parts of {name} is an object of type {_kind(parts)}, where a tuple of posteriors was expected; where "
+                f"it means something else, give it another name: {page}"
+            )
+    if isinstance(p, Discrete):
+        values: object = p.log_probabilities
+        if not isinstance(values, Tensor) or values.ndim != 2:
+            came = f"of shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"of type {_kind(values)}"
+            yield f"log_probabilities of {name} is {came}, where (batch, classes) was expected; {page}"
+
+
 def _of_likelihood(p: object, x: Tensor) -> Iterator[str]:
     """What is wrong with what ``decode`` gives."""
     if not isinstance(p, Likelihood):
@@ -114,14 +134,16 @@ def _of_likelihood(p: object, x: Tensor) -> Iterator[str]:
             yield f"decode(z) is an object of type {_kind(p)} without {listed(lacking)}, where {end}"
         return
     yield from _shape("mean of decode(z)", p.mean, tuple(x.shape), "that of the inputs")
-    support = p.support
-    ends = support if isinstance(support, tuple | list) else ()
-    if support is not None and not (len(ends) == 2 and all(isinstance(end, int | float) for end in ends)):
-        yield f"support of decode(z) is {clipped(repr(support))}, where (lo, hi), or None for all numbers, was expected"
-    if support is None or all(bool(((v >= ends[0]) & (v <= ends[1])).all()) for v in (p.mean, x)):
-        yield from _shape(
-            "log_prob(x) of decode(z)", p.log_prob(x), (len(x),), "one number for each row, summed over its elements"
-        )
+    support: object = p.support
+    if support is not None:
+        ends = list(support) if isinstance(support, tuple | list) else []
+        if len(ends) != 2 or not all(isinstance(end, int | float) for end in ends):
+            yield f"support of decode(z) is {clipped(repr(support))}, where (lo, hi), or None for any, was expected"
+        if any(bool(((values < ends[0]) | (values > ends[1])).any()) for values in (p.mean, x)):
+            return  # told as a finding: log p is not defined there
+    yield from _shape(
+        "log_prob(x) of decode(z)", p.log_prob(x), (len(x),), "one number for each row, summed over its elements"
+    )
 
 
 def _rows(name: str, values: object, rows: int) -> Iterator[str]:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from vaeaudit import stats
 from vaeaudit.batches import RowBatches
 from vaeaudit.checks.contract import check_contract
-from vaeaudit.divergence import Density, closed_form, to_prior
+from vaeaudit.divergence import Density, closed_form, layers_to_prior, to_prior
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import DataError, NonFiniteError, UnsupportedError
 from vaeaudit.stats import Measurement
-from vaeaudit.vae import VAE, DiagonalGaussian, Likelihood, Posterior
+from vaeaudit.vae import VAE, Chain, DiagonalGaussian, Hierarchical, Likelihood, Posterior
 
 _LEVEL = 0.999  # of the test against the mean image: a sound model must not fail it by chance
 _PROBED = 8  # items for the checks that need a backward pass or a second run
@@ -82,7 +82,7 @@ def examine(vae: VAE, x: Tensor, *, seed: int = 0, batch_size: int | None = None
             -likelihood.log_prob(part)
             if _proper(likelihood, part)
             else torch.full_like(part.flatten(1)[:, 0], torch.nan),
-            _kl(posterior, vae.prior, eta),
+            _kl(vae, posterior, eta),
             (likelihood.mean - part).square().flatten(1).mean(1),
             (drawn.mean - part).square().flatten(1).mean(1),
             posterior.mean.flatten(1),
@@ -93,7 +93,7 @@ def examine(vae: VAE, x: Tensor, *, seed: int = 0, batch_size: int | None = None
     _check_finite(mean, latents)
     with torch.no_grad():
         posterior = vae.encode(x[:2])
-        likelihood, how = vae.decode(posterior.mean), _how(posterior, vae.prior)
+        likelihood, how = vae.decode(posterior.mean), _how(vae, posterior)
     probes = x[:: max(1, len(x) // _PROBED)][:_PROBED]  # spread: data are often stored class by class
     findings = [
         _evaluation_mode(vae),
@@ -122,24 +122,28 @@ def _noise(vae: VAE, x: Tensor, seed: int) -> Tensor:
     return noise_set(shape, draws=1, items=range(len(x)), seed=seed, check="plausibility", like=x)[0]
 
 
-def _kl(posterior: Posterior, prior: Posterior, noise: Tensor | None = None) -> Tensor:
+def _kl(vae: VAE, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
     """KL to the prior, (batch,); infinite where the family has none, as a point has.
 
-    Without a closed form the log ratio of densities at one draw, that of ``noise`` (batch, *noise_shape) or of none.
+    Without a closed form the log ratio of densities at one draw, that of ``noise`` (batch, *noise_shape) or of none; of
+    a chain over all its layers.
     """
     mean = posterior.mean
     eta = mean.new_zeros((len(mean), *posterior.noise_shape)) if noise is None else noise
     try:
-        return to_prior(posterior, prior, lambda: posterior.sample(eta)[None]).value
+        if isinstance(posterior, Chain) and isinstance(vae, Hierarchical):
+            return layers_to_prior(posterior, vae, eta)
+        return to_prior(posterior, vae.prior, lambda: posterior.sample(eta)[None]).value
     except UnsupportedError:
         return torch.full_like(mean.flatten(1)[:, 0], torch.inf)
 
 
-def _how(posterior: Posterior, prior: Posterior) -> str:
+def _how(vae: VAE, posterior: Posterior) -> str:
     """How the KL is had, in words, where it has no closed form; "" where it has."""
-    if closed_form(posterior, prior) is not None:
+    layered = isinstance(posterior, Chain) and isinstance(vae, Hierarchical)
+    if not layered and closed_form(posterior, vae.prior) is not None:
         return ""
-    known = isinstance(posterior, Density) and isinstance(prior, Density)
+    known = layered or (isinstance(posterior, Density) and isinstance(vae.prior, Density))
     return "no closed form, so " + ("estimated from one draw of each item" if known else "none")
 
 
@@ -176,7 +180,7 @@ def _deterministic(vae: VAE, x: Tensor) -> Finding:
     with torch.no_grad():
         first, second = vae.encode(x), vae.encode(x)
         same = torch.equal(first.mean, second.mean) and torch.equal(
-            *(_kl(q, vae.prior).nan_to_num() for q in (first, second))
+            *(_kl(vae, q).nan_to_num() for q in (first, second))
         )
         same = same and torch.equal(vae.decode(first.mean).mean, vae.decode(first.mean).mean)
     if same:
@@ -188,7 +192,7 @@ def _independent_rows(vae: VAE, x: Tensor) -> Finding:
     @torch.no_grad()
     def run(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         posterior = vae.encode(part)
-        kl = _kl(posterior, vae.prior)
+        kl = _kl(vae, posterior)
         # What is not finite is told of apart.
         return posterior.mean, torch.where(kl.isfinite(), kl, 0.0), vae.decode(posterior.mean).mean
 
