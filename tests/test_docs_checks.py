@@ -16,17 +16,20 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+import vaeaudit
 from vaeaudit import DiagonalGaussian, GaussianChain, GaussianLikelihood, stats
 from vaeaudit.attacks.signs import Sign
 from vaeaudit.checks.attack import MODES, attack
 from vaeaudit.checks.capped import CAPPED_MODES, capped_attack
 from vaeaudit.checks.classifier import Judge, LogisticRegression
+from vaeaudit.checks.contract import check_contract
 from vaeaudit.checks.latents import latents
 from vaeaudit.checks.margin import margin
 from vaeaudit.checks.mig import mig
 from vaeaudit.checks.noise import noise
+from vaeaudit.checks.plausibility import Verdict, examine
 from vaeaudit.checks.success import ClassSuccess, FactorSuccess, summarise_classes, summarise_factor
 from vaeaudit.checks.summary import summarise, summarise_capped, summarise_likeness
 from vaeaudit.checks.summary_latents import summarise_latents
@@ -35,6 +38,7 @@ from vaeaudit.checks.summary_mig import summarise_mig
 from vaeaudit.checks.summary_noise import summarise_noise
 from vaeaudit.checks.summary_weights import summarise_weights
 from vaeaudit.checks.weights import assign, weights
+from vaeaudit.divergence import layers_to_prior
 from vaeaudit.registry import GROUP
 from vaeaudit.report import attack as attack_report
 from vaeaudit.report import latents as latents_report
@@ -253,7 +257,7 @@ def test_the_page_on_weights_explains_what_its_own_example_shows(command: Comman
 
 
 ADAPTERS = (DOCS / "adapters.md").read_text(encoding="utf-8")
-ADAPTER, TRAIN, WEIGHT_PARTS, WITH_OPTION = blocks(ADAPTERS, "python")
+ADAPTER, TRAIN, WEIGHT_PARTS, WITH_OPTION, *OTHER_KINDS, JOIN = blocks(ADAPTERS, "python")
 
 
 @pytest.fixture(scope="module")
@@ -323,10 +327,108 @@ def test_the_other_examples_of_the_page_on_adapters_mean_what_it_says() -> None:
     exec(WEIGHT_PARTS, namespace)
     names = {"enc.0.weight": "encoder", "dec.0.weight": "decoder", "discriminator.weight": "neither"}
     assert assign(names, namespace["WEIGHT_PARTS"]) == names
-    (entry,) = blocks(ADAPTERS, "toml")
+    _, entry = blocks(ADAPTERS, "toml")
     assert tomllib.loads(entry)["project"]["entry-points"].keys() == {GROUP}
     told = {re.match(r"`(\w+)", row[0])[1] for row in rows(section(ADAPTERS, "What the contract asks"))}  # type: ignore[index]
     assert told == {name for name in vars(VAE) if not name.startswith("_")}
+
+
+KINDS = {
+    "ranges": OTHER_KINDS[0],
+    "prior": OTHER_KINDS[1],
+    "layers": OTHER_KINDS[2],
+    "mixed": OTHER_KINDS[3],
+    "point": OTHER_KINDS[4],
+}
+
+
+@pytest.fixture
+def other_kind(trained: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """The model of one of the further examples, opened, with weights that were drawn, and its adapter's module."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_adapter.py").write_bytes((trained[0] / "my_adapter.py").read_bytes())
+
+    def opened(kind: str) -> Any:
+        monkeypatch.delitem(sys.modules, "my_adapter", raising=False)
+        Path("other.py").write_text(KINDS[kind], encoding="utf-8")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        namespace: dict[str, Any] = {"__name__": "other"}
+        exec(compile(KINDS[kind], "other.py", "exec"), namespace)
+        found = [value for value in namespace.values() if isinstance(value, type) and issubclass(value, nn.Module)]
+        own = next(value for value in found if value.__module__ == "other")
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            vae = own(4, 6) if kind == "prior" else own(4)
+            tensors = {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in vae.state_dict().items()}
+        save_file(tensors, "other.safetensors")
+        return vaeaudit.load("other.safetensors", "other.py:open")
+
+    return opened
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_further_kind_of_model_on_the_page_keeps_the_contract_and_can_be_audited(
+    other_kind: Callable[[str], Any], kind: str
+) -> None:
+    vae = other_kind(kind)
+    box = vae.range if kind != "ranges" else None
+    x = torch.rand(6, *vae.input_shape, generator=torch.Generator().manual_seed(1))
+    if box is None:
+        low, high = (torch.tensor(ends).reshape(3, 1, 1) for ends in zip(*vae.range, strict=True))
+        x = low + x * (high - low)
+    check_contract(vae, x)
+    similarity = "mean" if kind == "point" else "kl"
+    assert vaeaudit.attack(vae, x[:2], x[2:4], lambdas=2, similarity=similarity).sweep.distortion.isfinite().all()
+    assert vaeaudit.noise(vae, x, [0.1], draws=2).log_likelihood.isfinite().all()
+    assert vaeaudit.capped_attack(vae, x[:2], "damage", caps=[0.1], max_evaluations=40).damage.isfinite().all()
+    finding = next(one for one in examine(vae, x).findings if one.name == "KL to the prior")
+    assert finding.verdict is Verdict.PASS
+    assert ("estimated" in finding.message) == (kind in ("prior", "layers"))
+    if kind == "point":
+        assert "deterministic" in finding.message
+        return
+    found = vaeaudit.latents(vae, x)
+    assert found.kl is not None and found.elbo is not None and found.elbo.isfinite().all()
+    assert len(found.layers) == (2 if kind == "layers" else 1)
+    assert len(found.encodings.log_probabilities) == (1 if kind == "mixed" else 0)
+    assert (found.kl_error is not None) == (kind == "prior")
+
+
+def test_the_mixture_of_the_page_has_the_density_that_it_says(other_kind: Callable[[str], Any]) -> None:
+    prior = other_kind("prior").prior
+    each = prior.components
+    z = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    parts = torch.distributions.Independent(torch.distributions.Normal(each.mean, each.stddev), 1)
+    same = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(torch.ones(6)), parts)
+    torch.testing.assert_close(prior.log_prob(z), same.log_prob(z))
+
+
+def test_the_gumbel_noise_of_the_page_is_gumbel_noise(other_kind: Callable[[str], Any]) -> None:
+    """The largest of logits with Gumbel noise is drawn with the classes' probabilities."""
+    vae = other_kind("mixed")
+    concrete = vae.encode(torch.rand(1, *vae.input_shape)).parts[1]
+    drawn = concrete.sample(torch.randn(20000, 1, 3, generator=torch.Generator().manual_seed(0))).argmax(-1)
+    shares = torch.bincount(drawn.flatten(), minlength=3) / 20000
+    assert float((shares - concrete.mean[0]).abs().max()) < 4 * 0.5 / 20000**0.5
+
+
+def test_the_chain_of_the_page_has_the_kl_of_its_layers(other_kind: Callable[[str], Any]) -> None:
+    """The log ratio of both chains' densities, by the distributions of torch."""
+    vae = other_kind("layers")
+    x = torch.rand(3, *vae.input_shape, generator=torch.Generator().manual_seed(1))
+    q = vae.encode(x)
+    noise = torch.randn(3, *q.noise_shape, generator=torch.Generator().manual_seed(2))
+    z = q.sample(noise)
+    z1, z2 = z[:, :4], z[:, 4:]
+
+    def log_prob(p: Any, value: Tensor) -> Tensor:
+        return torch.distributions.Normal(p.mean, p.log_stddev.exp()).log_prob(value).sum(1)
+
+    up, (down, top) = q.upper[0](z1), vae.conditional_priors(z)
+    expected = log_prob(q.first, z1) + log_prob(up, z2) - log_prob(down, z1) - log_prob(top, z2)
+    torch.testing.assert_close(layers_to_prior(q, vae, noise), expected)
+    torch.testing.assert_close(q.log_prob(z), log_prob(q.first, z1) + log_prob(up, z2))
 
 
 def test_a_file_names_no_code_of_its_own_as_the_page_on_security_says(command: Command, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import vaeaudit
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    0: {"errors", "inert", "ranges", "box", "vae", "chain"},
+    0: {"errors", "inert", "ranges", "box", "vae", "chain", "divergence"},
     1: {"optim", "stats", "draws", "batches", "likeness", "paired"},
     2: {"attacks", "certify"},
     3: {"checks"},

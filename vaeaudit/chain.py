@@ -63,9 +63,25 @@ class GaussianChain:
         """KL of the first layers, (batch,).
 
         It is also the KL of the two chains over all their layers: those above are the same functions in both, so that
-        only z^1 tells them apart.
+        only z^1 tells them apart. Raises :class:`UnsupportedError` for what is no chain.
         """
+        if not isinstance(other, GaussianChain):
+            raise UnsupportedError(
+                f"the KL of a chain of stochastic layers and a {type(other).__name__} has no closed form; "
+                "see docs/adapters.md#several-stochastic-layers"
+            )
         return self.first.kl(other.first)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log q(z^1|x) q(z^2|z^1) ... of each row, (rows,), for the latents of all layers ``z`` (rows, all widths)."""
+        q, below, used = self.first, z[:, : self.first.mean.shape[1]], self.first.mean.shape[1]
+        total = q.log_prob(below)
+        for layer in self.upper:
+            q = layer(below)
+            below = z[:, used : used + q.mean.shape[1]]
+            total = total + q.log_prob(below)
+            used += q.mean.shape[1]
+        return total
 
     def wasserstein2(self, _other: Self) -> Tensor:
         """Raises :class:`UnsupportedError`: a chain's has no closed form, and its first layer's would misname it."""

@@ -9,11 +9,11 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from vaeaudit.errors import ConfigError, listed
+from vaeaudit.inert import one_line
 from vaeaudit.policy import CHECK_NAMES
 from vaeaudit.report.entry import MetricEntry
 from vaeaudit.report.model import Report
 from vaeaudit.report.section import number, with_interval
-from vaeaudit.report.wording import one_line
 from vaeaudit.settings import Settings
 
 FILE = "vaeaudit.toml"

@@ -43,10 +43,11 @@ def widths(span: Range | None) -> tuple[float, ...]:
     return tuple(high - low for low, high in intervals(span))
 
 
-def diameter(span: Range | None, shape: tuple[int, ...]) -> float:
-    """The largest distance of two inputs of ``shape``; infinite where an end is."""
+def diameter(span: Range | None, shape: tuple[int, ...], otherwise: float) -> float:
+    """The largest distance of two inputs of ``shape``; ``otherwise`` where an end is infinite."""
     found = widths(span)
-    return math.hypot(*found) * math.sqrt(math.prod(shape) / len(found))
+    longest = math.hypot(*found) * math.sqrt(math.prod(shape) / len(found))
+    return longest if longest < math.inf else otherwise
 
 
 def bounded(span: Range) -> bool:

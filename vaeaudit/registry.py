@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from vaeaudit.checkpoints import Checkpoint, check_finite, open_checkpoint, sha256_of
+from vaeaudit.checks.contract import PAGE, fault_of
 from vaeaudit.errors import AdapterError, CheckpointError, ContractError, VaeauditError, clipped, listed, nearest
 from vaeaudit.files import obstacle
 from vaeaudit.ranges import range_for
@@ -273,8 +274,7 @@ def _opened(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, obje
     """The model, and the checkpoint by the names that it took."""
     try:
         vae, taken = _fitted(adapter, checkpoint, options)
-        absent = [name for name in ("input_shape", "range", "prior", "encode", "decode") if not hasattr(vae, name)]
-        fault = f"without {', '.join(absent)}" if absent else _fault(vae.input_shape, vae.range)
+        fault = fault_of(vae) or _range_fault(vae.range, tuple(vae.input_shape))
     except VaeauditError:
         raise
     except (Exception, SystemExit) as error:  # an adapter is the user's code: whatever it raises is its failure
@@ -282,22 +282,17 @@ def _opened(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, obje
             f"adapter '{clipped(adapter.name)}' could not open {checkpoint.path}: {told(error)}"
         ) from error
     if fault:
-        raise ContractError(
-            f"adapter '{clipped(adapter.name)}' returned a {type(vae).__name__} {fault}; "
-            "vaeaudit.VAE lists what a model must provide"
-        )
+        raise ContractError(f"adapter '{clipped(adapter.name)}' returned a {type(vae).__name__} {fault}")
     return vae, taken
 
 
-def _fault(shape: object, span: object) -> str:
-    """What is wrong with a model's ``input_shape`` or ``range``, in words, or ""."""
-    if not (isinstance(shape, tuple | list) and shape and all(isinstance(n, int) and n > 0 for n in shape)):
-        return f"whose input_shape is {clipped(repr(shape))}, where positive integers such as (1, 28, 28) were expected"
+def _range_fault(span: object, shape: tuple[int, ...]) -> str:
+    """What is wrong with a model's range, in words, or ""."""
     try:
         if span is not None:
-            range_for(span, tuple(shape))
+            range_for(span, shape)
     except ValueError as error:
-        return f"whose range is {clipped(str(error), 300)}; None where there is none"
+        return f"whose range is {clipped(str(error), 300)}, or None where there is none; see {PAGE}#ranges"
     return ""
 
 

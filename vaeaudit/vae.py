@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vaeaudit.errors import ContractError
+from vaeaudit.errors import ContractError, UnsupportedError
 from vaeaudit.ranges import Range, as_range
 
 
@@ -215,17 +215,32 @@ class DiagonalGaussian:
         """KL(self || other), (batch,): sum of 1/2 [s^2/t^2 - 1 - log(s^2/t^2) + (m - n)^2/t^2].
 
         The variance part is written expm1(u) - u with u = log(s^2/t^2), which stays accurate near a perfect
-        match, where the attack ends.
+        match, where the attack ends. Raises :class:`UnsupportedError` for another family.
         """
+        self._require_alike(other, "KL")
         u = 2 * (self.log_stddev - other.log_stddev)
         standardised = (self.mean - other.mean) * torch.exp(-other.log_stddev)
         return 0.5 * (torch.expm1(u) - u + standardised.square()).flatten(1).sum(1)
 
     def wasserstein2(self, other: Self) -> Tensor:
-        """sqrt(||m - n||^2 + ||s - t||^2), (batch,)."""
+        """sqrt(||m - n||^2 + ||s - t||^2), (batch,); raises :class:`UnsupportedError` for another family."""
+        self._require_alike(other, "2-Wasserstein distance")
         gap = torch.cat([(self.mean - other.mean).flatten(1), (self.stddev - other.stddev).flatten(1)], dim=1)
         distance: Tensor = torch.linalg.vector_norm(gap, dim=1)
         return distance
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log N(z; mean, stddev^2) of each row, summed over latents, (rows,), for ``z`` (rows, *latent)."""
+        standardised = (z - self.mean) * torch.exp(-self.log_stddev)
+        elements = -0.5 * standardised.square() - self.log_stddev - 0.5 * math.log(2 * math.pi)
+        return elements.flatten(1).sum(1)
+
+    def _require_alike(self, other: object, what: str) -> None:
+        if not isinstance(other, DiagonalGaussian):
+            raise UnsupportedError(
+                f"the {what} of a {type(self).__name__} and a {type(other).__name__} has no closed form here; "
+                "a posterior that has one computes it in its own method"
+            )
 
     def rows(self, index: Tensor) -> Self:
         """The rows named by ``index``."""

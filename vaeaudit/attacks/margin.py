@@ -120,8 +120,7 @@ def empirical_margin(
     radius = torch.as_tensor(r, dtype=x.dtype, device=x.device).expand(len(x))
     if most is None:
         longest = float(torch.linalg.vector_norm(x.flatten(1), dim=1).max()) if len(x) else 0.0
-        most = diameter(box or range_of(vae), tuple(x.shape[1:]))
-        most = most if most < math.inf else max(10.0, 4 * longest)
+        most = diameter(box or range_of(vae), tuple(x.shape[1:]), max(10.0, 4 * longest))
     _check(radius, m, sigma, alpha, most, tolerance)
     draws = min(max(2**25 // math.prod(vae.input_shape), 2**14), 2**17) if draws is None else draws
     keys = list(range(len(x))) if items is None else list(items)

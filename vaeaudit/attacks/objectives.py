@@ -14,6 +14,7 @@ from torch import Tensor
 from vaeaudit.attacks.similarity import DRAWING, LAYERWISE, SIMILARITIES, coupled_terms
 from vaeaudit.attacks.term import DataTerm
 from vaeaudit.batches import RowBatches
+from vaeaudit.divergence import to_prior
 from vaeaudit.errors import ConfigError, UnsupportedError, nearest
 from vaeaudit.vae import VAE, Chain, Posterior, Recombinable, reconstruct
 
@@ -141,23 +142,26 @@ def output(vae: VAE, x: Tensor, x_t: Tensor, noise: Tensor, on: str = "both") ->
     """-E_q(z|x*) log p(x_t|z) + KL(q(z|x*) || p(z)), the negative ELBO of the target, in nats.
 
     Willetts et al. eq. 12 prints the other sign while saying that higher means less effective. The decoder is given
-    draws * b rows at once. Raises :class:`UnsupportedError` for a chain, whose ``kl`` is that of one layer only.
+    draws * b rows at once. A KL without a closed form is estimated on the noise set. Raises :class:`UnsupportedError`
+    for a chain, whose ``kl`` is that of one layer only, and where the KL can neither be computed nor estimated.
     """
     encode = _encoder(vae, x, on)
     with torch.no_grad():
-        chained = isinstance(vae.encode(x[:1]), Chain)
-        prior = vae.prior
-    if chained:
+        first, prior = vae.encode(x[:1]), vae.prior
+    if isinstance(first, Chain):
         raise UnsupportedError(
             "the output attack needs KL(q(z|x) || p(z)) of all latents, which a chain of stochastic layers does not "
             "give; use mode 'latent' or 'damage'"
         )
 
+    with torch.no_grad():
+        to_prior(first, prior, lambda: first.sample(noise[:, :1]))  # raises where there is none
+
     def data_term(points: Tensor, item: Tensor) -> Tensor:
         q = encode(points, item)
         z = q.sample(noise[:, item])  # (draws, b, *latent)
         log_prob = vae.decode(z.flatten(0, 1)).log_prob(x_t[item.repeat(len(z))])
-        return q.kl(prior) - log_prob.reshape(len(z), -1).mean(0)
+        return to_prior(q, prior, lambda: z).value - log_prob.reshape(len(z), -1).mean(0)
 
     return data_term
 

@@ -45,12 +45,25 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         {"latents": [latents_entry(found)]},
         summarise_latents(result),
         result.warnings,
-        without_pictures("latents", subject.data) if chosen.traverse else {},
         interrupted=result.interrupted,
         doubts={"latents": "an item has log p(x|z) of -inf, +inf or NaN"} if result.impossible else {},
+        skipped=_skipped(subject, result) | (without_pictures("latents", subject.data) if chosen.traverse else {}),
         rows=latents_rows(found),
         drawings=latents_drawings(found, subject.data.range, subject.data.picture_shape),
     )
+
+
+def _skipped(subject: Subject, result: LatentsResult) -> dict[str, str]:
+    """What a prior that is no product over units does not have."""
+    if result.factorised:
+        return {}
+    without = {name: result.without_kl for name in ("latents.kl", "latents.elbo") if result.without_kl}
+    kind = type(subject.model.vae.prior).__name__
+    return without | {
+        "latents.units": f"the prior, a {kind}, is no product over units, so that no unit has a KL of its own: there "
+        "is no KL of units, no number of those active by it, no mutual information, total correlation or dimension-"
+        "wise KL"
+    }
 
 
 def _traversals(subject: Subject, items: list[int], result: LatentsResult) -> Iterator[Traversal]:

@@ -11,7 +11,8 @@ from scipy import stats as distributions
 from vaeaudit.audits.base import Drawing, Row, array, number
 from vaeaudit.checks.decomposition import Estimate, unit_kl
 from vaeaudit.checks.encodings import Encodings, units_of
-from vaeaudit.checks.latents import LatentsResult, Layer
+from vaeaudit.checks.latents import LatentsResult
+from vaeaudit.checks.layers import Layer
 from vaeaudit.checks.summary_latents import ACTIVE, estimated, summarise_latents
 from vaeaudit.checks.traversal import Traversal
 from vaeaudit.ranges import Range
@@ -36,7 +37,7 @@ class Latents:
 
 
 def most_informative(result: LatentsResult, most: int) -> list[list[int]]:
-    """At most so many units, those of largest KL, by numbers across layers; those of a kind together."""
+    """At most so many units, those that hold most, by numbers across layers; those of a kind together."""
     chosen = [number for _, number in _sorted(result)[:most]]
     continuous = sum(len(layer.kl) for layer in result.layers) - len(result.encodings.log_probabilities)
     kinds: dict[int, list[int]] = {}
@@ -47,8 +48,9 @@ def most_informative(result: LatentsResult, most: int) -> list[list[int]]:
 
 
 def _sorted(result: LatentsResult) -> list[tuple[float, int]]:
-    """KL and number across layers of every unit, the largest KL first."""
-    every = [value for layer in result.layers for value in layer.kl.tolist()]
+    """KL and number across layers of every unit, the largest first; the variance of its mean where KLs are unknown."""
+    each = [layer.kl if result.factorised else layer.mean_variance.nan_to_num(0.0) for layer in result.layers]
+    every = [value for values in each for value in values.tolist()]
     return sorted(zip(every, range(len(every)), strict=True), key=lambda pair: (-pair[0], pair[1]))
 
 
@@ -67,6 +69,7 @@ def latents_entry(found: Latents) -> LatentsEntry:
         layers=len(result.layers),
         of_units=len(units),
         log_n=math.log(result.n),
+        kl_estimator=result.kl_estimator,
         evidence=list(_evidence(found)),
         apart=[
             *(
@@ -87,6 +90,7 @@ def latents_entry(found: Latents) -> LatentsEntry:
             _active(layer, criterion, metrics[f"{_prefix(result, layer)}.active_units.{key}"])
             for layer in result.layers
             for key, criterion in (("kl", f"KL > {ACTIVE:g} nats"), ("variance", f"variance of the mean > {ACTIVE:g}"))
+            if key != "kl" or result.factorised
         ],
         traversals={
             _purpose(traversal): f"from item {found.items[0]}, {traversal.span}" for traversal in found.traversals
@@ -97,12 +101,11 @@ def latents_entry(found: Latents) -> LatentsEntry:
 def _evidence(found: Latents) -> Iterator[FigureEntry]:
     """ELBO, log-likelihood, KL, and the KL's shares of layers, or of the parts of a joint posterior."""
     result = found.result
-    columns = {"KL": result.kl}
-    if result.elbo is not None and result.log_likelihood is not None:
-        columns = {"ELBO": result.elbo, "log-likelihood": result.log_likelihood, **columns}
+    every = {"ELBO": result.elbo, "log-likelihood": result.log_likelihood, "KL": result.kl}
+    columns = {name: values for name, values in every.items() if values is not None}
     if len(result.layers) > 1:
         columns |= {f"KL, layer {layer.number}": layer.item_kl for layer in result.layers}
-    elif result.encodings.log_probabilities and result.encodings.mean.shape[1]:
+    elif result.factorised and result.encodings.log_probabilities and result.encodings.mean.shape[1]:
         of_units = unit_kl(result.encodings, Encodings(*units_of(found.prior)))
         continuous = result.encodings.mean.shape[1]
         columns["KL, continuous units"] = of_units[:, :continuous].sum(1)
@@ -146,11 +149,15 @@ def _prefix(result: LatentsResult, layer: Layer) -> str:
 
 
 def latents_rows(found: Latents) -> dict[str, list[Row]]:
-    """Of every item ELBO, log-likelihood and KL; of every unit KL and variance of the mean, with standard errors."""
+    """Values of every item, with the error of a KL that is estimated; KL and variance of every unit, with errors."""
     result = found.result
-    columns = {"kl": result.kl.tolist()}
-    if result.elbo is not None and result.log_likelihood is not None:
-        columns |= {"elbo": result.elbo.tolist(), "log_likelihood": result.log_likelihood.tolist()}
+    every = {
+        "kl": result.kl,
+        "kl_error": result.kl_error,
+        "elbo": result.elbo,
+        "log_likelihood": result.log_likelihood,
+    }
+    columns = {name: values.tolist() for name, values in every.items() if values is not None}
     items: list[Row] = [
         {"item": item, **{name: number(values[place]) for name, values in columns.items()}}
         for place, item in enumerate(found.items)
@@ -178,12 +185,17 @@ def latents_drawings(found: Latents, box: Range | None, picture: tuple[int, ...]
         )
         for layer in result.layers
     ]
-    drawings = {"KL of each unit": Drawing("latents-kl.png", partial(kl_bars, bars, ACTIVE))}
+    drawings = {}
+    if result.factorised:
+        drawings["KL of each unit"] = Drawing("latents-kl.png", partial(kl_bars, bars, ACTIVE))
     every = np.concatenate([bar.kl for bar in bars])
     if picture is None:
         return drawings
     for traversal in found.traversals:
-        labels = [f"unit {_place(result, unit)}\nKL {every[unit]:.3g}" for unit in traversal.units]
+        labels = [
+            f"unit {_place(result, unit)}" + (f"\nKL {every[unit]:.3g}" if result.factorised else "")
+            for unit in traversal.units
+        ]
         title = f"one unit moved, the others as encoded from item {found.items[0]}; below: its value, {traversal.span}"
         images = as_images(array(traversal.images), picture, lead=2)
         draw = partial(traversal_panel, images, array(traversal.values), labels, box, title)

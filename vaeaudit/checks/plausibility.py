@@ -8,7 +8,7 @@ those of training.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from vaeaudit import stats
 from vaeaudit.batches import RowBatches
 from vaeaudit.checks.baselines import Baseline
+from vaeaudit.checks.contract import check_contract
 from vaeaudit.checks.finding import Finding as Finding
 from vaeaudit.checks.finding import Verdict as Verdict
 from vaeaudit.checks.inputs import numbered, require_finite
 from vaeaudit.checks.sensitivity import gradients
+from vaeaudit.divergence import Density, closed_form, layers_to_prior, to_prior
 from vaeaudit.draws import noise_set
-from vaeaudit.errors import ContractError, DataError, UnsupportedError, clipped, listed
+from vaeaudit.errors import DataError, UnsupportedError, VaeauditError, clipped, listed
 from vaeaudit.stats import Measurement
-from vaeaudit.vae import VAE, DiagonalGaussian, Likelihood, Posterior
+from vaeaudit.vae import VAE, Chain, DiagonalGaussian, Hierarchical, Likelihood, Posterior
 
 _PROBED = 8  # items for the checks that need a backward pass or a second run
 _SIZES = (1, 2, 3)  # of batches that every model must take
@@ -57,14 +59,14 @@ def examine(
 
     Raises:
         DataError: fewer than two items, or all items equal: there is no mean image to compare with.
-        ContractError: outputs of a wrong shape.
+        ContractError: what :func:`check_contract` finds.
         NonFiniteError: NaN or infinite means, with the numbers of the items.
     """
     if len(x) < 2 or bool((x == x[:1]).all()):
         raise DataError(f"at least two different items are needed to try the model, but {len(x)} came, all equal")
     rows = RowBatches.automatic(vae.input_shape, x.device) if batch_size is None else RowBatches(batch_size)
     items = list(range(len(x)) if items is None else items)
-    refused = _refused_sizes(vae, x)
+    refused = _refused(vae, x)
     if refused is not None:
         return Plausibility((_evaluation_mode(vae), refused), {}, len(x))
     noise = _noise(vae, x, items, seed)
@@ -80,7 +82,7 @@ def examine(
             -likelihood.log_prob(part)
             if _proper(likelihood, part)
             else torch.full_like(part.flatten(1)[:, 0], torch.nan),
-            _kl(posterior, vae.prior),
+            _kl(vae, posterior, eta),
             *baseline.errors(likelihood.mean, part),
             *baseline.errors(drawn.mean, part),
             posterior.mean.flatten(1),
@@ -91,7 +93,8 @@ def examine(
     require_finite("posterior mean", latents, items)
     require_finite("decoder mean", mean, items)
     with torch.no_grad():
-        likelihood = vae.decode(vae.encode(x[:2]).mean)
+        posterior = vae.encode(x[:2])
+        likelihood, how = vae.decode(posterior.mean), _how(vae, posterior)
     spread = slice(0, None, max(1, len(x) // _PROBED))  # data are often stored class by class
     probes, probed = x[spread][:_PROBED], items[spread][:_PROBED]
     drawn = _draws(vae, x[baseline.compared], noise[baseline.compared], rows)
@@ -99,7 +102,7 @@ def examine(
         _evaluation_mode(vae),
         _deterministic(vae, probes),
         _independent_rows(vae, probes),
-        _divergence(kl, varies, items),
+        _divergence(kl, varies, items, how),
         _range(likelihood, mean, x),
         baseline.finding("reconstruction", raw, error, mean[baseline.compared]),
         # Of a posterior that tells little of an item a draw may come out as the mean image does.
@@ -107,9 +110,11 @@ def examine(
         gradients(vae, probes, probed, seed),
         _log_variance(vae, x, rows, items),
     ]
+    # One draw's log ratio of densities may be negative, where the KL itself is not.
+    of_kl = stats.mean(kl.tolist(), unit="nats", direction="none", support=stats.ANY if how else stats.NOT_NEGATIVE)
     losses = {
         "reconstruction": stats.mean(nll.tolist(), unit="nats", direction="none"),
-        "kl": stats.mean(kl.tolist(), unit="nats", direction="none", support=stats.NOT_NEGATIVE),
+        "kl": replace(of_kl, estimator=f"{of_kl.estimator}; {how}") if how else of_kl,
         "error": stats.mean(raw.tolist(), unit="squared input units", direction="none", support=stats.NOT_NEGATIVE),
         "mean_image_error": stats.mean(
             baseline.raw.tolist(), unit="squared input units", direction="none", support=stats.NOT_NEGATIVE
@@ -134,12 +139,29 @@ def _draws(vae: VAE, x: Tensor, noise: Tensor, rows: RowBatches) -> Tensor:
     return rows.map(run, x, noise)[0]
 
 
-def _kl(posterior: Posterior, prior: Posterior) -> Tensor:
-    """KL to the prior, (batch,); infinite where the family has none, as a point has."""
+def _kl(vae: VAE, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
+    """KL to the prior, (batch,); infinite where the family has none, as a point has.
+
+    Without a closed form the log ratio of densities at one draw, that of ``noise`` (batch, *noise_shape) or of none; of
+    a chain over all its layers.
+    """
+    mean = posterior.mean
+    eta = mean.new_zeros((len(mean), *posterior.noise_shape)) if noise is None else noise
     try:
-        return posterior.kl(prior)
+        if isinstance(posterior, Chain) and isinstance(vae, Hierarchical):
+            return layers_to_prior(posterior, vae, eta)
+        return to_prior(posterior, vae.prior, lambda: posterior.sample(eta)[None]).value
     except UnsupportedError:
-        return torch.full_like(posterior.mean.flatten(1)[:, 0], torch.inf)
+        return torch.full_like(mean.flatten(1)[:, 0], torch.inf)
+
+
+def _how(vae: VAE, posterior: Posterior) -> str:
+    """How the KL is had, in words, where it has no closed form; "" where it has."""
+    layered = isinstance(posterior, Chain) and isinstance(vae, Hierarchical)
+    if not layered and closed_form(posterior, vae.prior) is not None:
+        return ""
+    known = layered or (isinstance(posterior, Density) and isinstance(vae.prior, Density))
+    return "no closed form, so " + ("estimated from one draw of each item" if known else "none")
 
 
 def _proper(likelihood: Likelihood, x: Tensor) -> bool:
@@ -151,17 +173,22 @@ def _within(values: Tensor, support: tuple[float, float]) -> bool:
     return bool(((values >= support[0]) & (values <= support[1])).all())
 
 
-def _check_shapes(vae: VAE, x: Tensor) -> None:
-    with torch.no_grad():
-        posterior: Posterior = vae.encode(x)
-        mean = vae.decode(posterior.mean).mean
-        kl = _kl(posterior, vae.prior)
-    if posterior.mean.shape[0] != len(x) or mean.shape != x.shape or kl.shape != x.shape[:1]:
-        raise ContractError(
-            f"for inputs {tuple(x.shape)} the model gave latents {tuple(posterior.mean.shape)}, a decoder mean "
-            f"{tuple(mean.shape)} and KL {tuple(kl.shape)}; expected a row of latents each, the inputs' shape "
-            f"and {tuple(x.shape[:1])}"
-        )
+def _refused(vae: VAE, x: Tensor) -> Finding | None:
+    """What a model does on batches of some sizes while it takes others; None where it takes them all.
+
+    Raises :class:`ContractError` for what :func:`check_contract` finds, and what the model raises on every batch.
+    """
+    fault: Exception | None = None
+    try:
+        check_contract(vae, x[:2])
+    except VaeauditError:
+        raise
+    except Exception as error:  # the adapter is the user's code
+        fault = error
+    refused = _refused_sizes(vae, x)
+    if refused is None and fault is not None:
+        raise fault
+    return refused
 
 
 def _refused_sizes(vae: VAE, x: Tensor) -> Finding | None:
@@ -182,12 +209,10 @@ def _refused_sizes(vae: VAE, x: Tensor) -> Finding | None:
             errors.append(error)
             refused[size] = f"raised {type(error).__name__}: {clipped(' '.join(str(error).split()))}"
         else:
-            if size == 1 and (latents.shape[:1] != (1,) or mean.shape != x[:1].shape):  # squeezed; else see below
+            if size == 1 and (latents.shape[:1] != (1,) or mean.shape != x[:1].shape):  # squeezed
                 refused[size] = f"gave latents {tuple(latents.shape)} and a decoder mean {tuple(mean.shape)}"
     if len(errors) == len(sizes):
         raise errors[0]
-    if 2 not in refused:
-        _check_shapes(vae, x[:2])
     if not refused:
         return None
     taken = next(size for size in sizes if size not in refused)
@@ -225,7 +250,7 @@ def _deterministic(vae: VAE, x: Tensor) -> Finding:
     with torch.no_grad():
         first, second = vae.encode(x), vae.encode(x)
         same = torch.equal(first.mean, second.mean) and torch.equal(
-            *(_kl(q, vae.prior).nan_to_num() for q in (first, second))
+            *(_kl(vae, q).nan_to_num() for q in (first, second))
         )
         same = same and torch.equal(vae.decode(first.mean).mean, vae.decode(first.mean).mean)
     if same:
@@ -237,7 +262,7 @@ def _independent_rows(vae: VAE, x: Tensor) -> Finding:
     @torch.no_grad()
     def run(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         posterior = vae.encode(part)
-        kl = _kl(posterior, vae.prior)
+        kl = _kl(vae, posterior)
         # What is not finite is told of apart.
         return posterior.mean, torch.where(kl.isfinite(), kl, 0.0), vae.decode(posterior.mean).mean
 
@@ -253,17 +278,19 @@ def _independent_rows(vae: VAE, x: Tensor) -> Finding:
     return Finding("rows apart", Verdict.FAIL, f"{message}: they depend on its batch{_batch_statistics(vae)}")
 
 
-def _divergence(kl: Tensor, varies: Tensor, items: Sequence[int]) -> Finding:
-    """A posterior without spread has no finite KL, and none is asked of it."""
+def _divergence(kl: Tensor, varies: Tensor, items: Sequence[int], how: str) -> Finding:
+    """A posterior without spread has no finite KL, and none is asked of it; nor of one without densities."""
     name = "KL to the prior"
     if not bool(varies.any()):
         return Finding(name, Verdict.PASS, "none: the encoder is deterministic")
+    if how.endswith("none"):
+        return Finding(name, Verdict.PASS, how)
     bad = [item for item, finite in zip(items, kl.isfinite().tolist(), strict=True) if not finite]
     if bad:
         of = f"{len(bad)} of {len(kl)} items, {numbered(bad)}"
         told = f"NaN or infinite for {of}: standard deviations that are not finite, or 0?"
         return Finding(name, Verdict.FAIL, f"{told}; check the data's range and the checkpoint, or try --dtype float64")
-    return Finding(name, Verdict.PASS, f"finite for {len(kl)} items")
+    return Finding(name, Verdict.PASS, f"finite for {len(kl)} items" + (f"; {how}" if how else ""))
 
 
 def _range(likelihood: Likelihood, mean: Tensor, x: Tensor) -> Finding:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from vaeaudit import stats
 from vaeaudit.checks.decomposition import Estimate
-from vaeaudit.checks.latents import LatentsResult, Layer
+from vaeaudit.checks.latents import LatentsResult
+from vaeaudit.checks.layers import Layer
 from vaeaudit.stats import Measurement
 
 ACTIVE = 0.01  # the threshold of both criteria: nats, and squared latent units
@@ -25,11 +26,11 @@ def summarise_latents(
     ``.variance``, the numbers of units whose mean KL, or whose variance of the mean (Burda et al. 2016), exceeds
     ``threshold``; ``latents.mutual_information``, ``latents.total_correlation``, ``latents.dimension_wise_kl``. In a
     chain the units' metrics begin with ``latents.layer{i}.``, ``latents.layer{i}.kl.mean`` is that layer's share, and
-    the last three are of the top layer.
+    the last three are of the top layer. Without units of the prior there are none of their KL, and none of the last
+    three.
     """
-    columns = {"kl": result.kl}
-    if result.log_likelihood is not None and result.elbo is not None:
-        columns = {"elbo": result.elbo, "log_likelihood": result.log_likelihood, **columns}
+    every = {"elbo": result.elbo, "log_likelihood": result.log_likelihood, "kl": result.kl}
+    columns = {name: values for name, values in every.items() if values is not None}
     metrics: dict[str, Measurement] = {}
     for name, values in columns.items():
         support = stats.NOT_NEGATIVE if name == "kl" else stats.ANY
@@ -37,6 +38,9 @@ def summarise_latents(
             values.tolist(), unit="nats", direction="none", level=level, support=support
         )
         metrics[f"latents.{name}.median"] = stats.median(values.tolist(), unit="nats", direction="none", level=level)
+        if name != "log_likelihood" and result.kl_estimator is not None:
+            for which in (f"latents.{name}.mean", f"latents.{name}.median"):
+                metrics[which] = replace(metrics[which], estimator=f"{metrics[which].estimator}; {result.kl_estimator}")
     for layer in result.layers:
         prefix = "latents"
         if len(result.layers) > 1:
@@ -59,7 +63,8 @@ def summarise_latents(
 
 def _units(prefix: str, layer: Layer, n: int, threshold: float, level: float) -> dict[str, Measurement]:
     metrics: dict[str, Measurement] = {}
-    if len(layer.kl) <= _NAMED:
+    known = not bool(layer.kl.isnan().all())
+    if known and len(layer.kl) <= _NAMED:
         for unit, (value, error) in enumerate(zip(layer.kl.tolist(), layer.kl_error.tolist(), strict=True)):
             metrics[f"{prefix}.unit{unit}.kl.mean"] = estimated(Estimate(value, error, n - 1), n, level)
     criteria = {
@@ -70,6 +75,8 @@ def _units(prefix: str, layer: Layer, n: int, threshold: float, level: float) ->
             f"continuous units whose posterior mean has variance > {threshold:g} (Burda et al. 2016)",
         ),
     }
+    if not known:
+        del criteria["kl"]
     for name, (values, errors, words) in criteria.items():
         metrics[f"{prefix}.active_units.{name}"] = _active(values, errors, words, n, threshold, level)
     return metrics

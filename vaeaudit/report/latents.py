@@ -86,6 +86,7 @@ class LatentsEntry(Entry):
     layers: int
     of_units: int = Field(description="Units of all layers.")
     log_n: float = Field(description="Log of the number of items: the largest mutual information there can be.")
+    kl_estimator: str | None = Field(None, description="How the KL was estimated; null where it has a closed form.")
     evidence: list[FigureEntry]
     apart: list[FigureEntry] = Field(description="Parts of the mean KL and their sum; empty where not computed.")
     estimator: str | None = Field(description="How q(z) was estimated.")
@@ -112,9 +113,13 @@ class LatentsEntry(Entry):
             (["part", "mean", "standard error", level], [_figure(part) for part in self.apart]),
             APART_LEGEND,
         )
+        by_kl = any(unit.kl.value is not None for unit in self.units)
         largest = f", the largest {len(self.units)}" if len(self.units) < self.of_units else ""
         units = Shown(
-            f"KL of the {self.of_units} units in descending order{largest}, nats", self._units(), UNITS_LEGEND
+            f"{'KL of the' if by_kl else 'the'} {self.of_units} units in descending order{largest}"
+            + (", nats" if by_kl else " of variance; none has a KL of its own, as the prior is no product over units"),
+            self._units(),
+            UNITS_LEGEND,
         )
         active = Shown(f"active units, threshold {self.threshold:g}", self._active(), ACTIVE_LEGEND)
         remarks = []
@@ -123,6 +128,8 @@ class LatentsEntry(Entry):
                 f"All three parts depend on N: compare them at equal N only. Here N = {self.n}, and the mutual "
                 f"information can be at most log N = {number(self.log_n)} nats. Estimated by {self.estimator}."
             )
+        if self.kl_estimator is not None:
+            remarks.append(f"{self.kl_estimator}; the intervals of KL and ELBO cover it.")
         if self.of_units > len(self.units):
             remarks.append(f"items.json holds all {self.of_units} units.")
         return Section(

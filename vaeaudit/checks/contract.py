@@ -1,0 +1,162 @@
+"""Whether a model keeps the contract of :mod:`vaeaudit.vae`: each attribute asked for, and the wrong one named.
+
+A fault is told in one sentence: the attribute, what came, what was expected, and the page that shows it.
+"""
+
+from collections.abc import Iterator
+from inspect import isroutine
+
+import torch
+from torch import Tensor
+
+from vaeaudit.divergence import Density, closed_form
+from vaeaudit.errors import ContractError, clipped, listed
+from vaeaudit.vae import VAE, Chain, DiagonalGaussian, Discrete, Joint, Likelihood, Posterior
+
+PAGE = "docs/adapters.md"
+_POSTERIOR = ("mean", "noise_shape", "sample", "kl", "wasserstein2", "rows")
+_LIKELIHOOD = ("mean", "route", "support", "log_prob")
+_GAUSSIAN = "vaeaudit.DiagonalGaussian(mean, logvar / 2)"
+_DRAWS = 3  # another number than that of the rows, so that the axes cannot be confused
+
+
+def fault_of(vae: object) -> str:
+    """What is wrong with a model before it is run, in words that follow "returned a X", or ""."""
+    absent = [name for name in ("input_shape", "range", "prior", "encode", "decode") if not hasattr(vae, name)]
+    if absent:
+        hint = "; range is None where inputs have none" if "range" in absent else ""
+        return f"without {', '.join(absent)}{hint}; see {PAGE}#what-the-contract-asks"
+    shape = getattr(vae, "input_shape", None)
+    if isinstance(shape, int) and not isinstance(shape, bool):
+        return f"whose input_shape is {shape}, where a tuple was expected: ({shape},) for vectors of {shape} numbers"
+    if not (isinstance(shape, tuple | list) and shape and all(isinstance(n, int) and n > 0 for n in shape)):
+        return f"whose input_shape is {clipped(repr(shape))}, where positive integers such as (1, 28, 28) were expected"
+    for name in ("encode", "decode"):
+        if not callable(getattr(vae, name)):
+            kind = type(getattr(vae, name)).__name__
+            return f"whose {name} is of type {kind}, where a method was expected; see {PAGE}#what-the-contract-asks"
+    return ""
+
+
+@torch.no_grad()
+def check_contract(vae: VAE, x: Tensor) -> None:
+    """Try every attribute of the model on items ``x`` (two or more, *input_shape).
+
+    Raises :class:`ContractError` at the first that is not as it should be.
+    """
+    for fault in _faults(vae, x):
+        raise ContractError(f"the model's {fault}; correct its adapter")
+
+
+def _faults(vae: VAE, x: Tensor) -> Iterator[str]:
+    q, n = vae.encode(x), len(x)
+    yield from _of_posterior("encode(x)", q, "encoder")
+    yield from _of_posterior("prior", vae.prior, "prior")
+    yield from _rows("mean of encode(x)", q.mean, n)
+    yield from _rows("mean of prior", vae.prior.mean, 1)
+    if isinstance(vae.prior, Chain) and not isinstance(q, Chain):
+        yield (
+            f"encode(x) is a {_kind(q)}, where a chain such as vaeaudit.GaussianChain was expected, as prior is one; "
+            f"see {PAGE}#several-stochastic-layers"
+        )
+    latent = tuple(q.mean.shape[1:])
+    if tuple(vae.prior.mean.shape[1:]) != latent:
+        yield (
+            f"prior has latents of shape {tuple(vae.prior.mean.shape[1:])}, where {latent} was expected, those of "
+            "encode(x)" + (f", all layers side by side: see {PAGE}#several-stochastic-layers" * isinstance(q, Chain))
+        )
+    for name, p in (("encode(x)", q), ("prior", vae.prior)):
+        if isinstance(p, DiagonalGaussian):
+            yield from _shape(f"log_stddev of {name}", p.log_stddev, tuple(p.mean.shape), "that of its mean")
+        yield from _of_family(name, p)
+    noise = q.mean.new_zeros((_DRAWS, n, *q.noise_shape))
+    z = q.sample(noise)
+    yield from _shape("sample(noise) of encode(x)", z, (_DRAWS, n, *latent), f"for noise of {tuple(noise.shape)}")
+    several = torch.zeros(n + 1, dtype=torch.long, device=x.device)
+    yield from _rows("rows(index) of encode(x), for as many numbers,", q.rows(several).mean, n + 1)
+    exact = closed_form(q, vae.prior)
+    if exact is not None:
+        yield from _shape("kl(prior) of encode(x)", exact, (n,), "one number for each row, summed over latents")
+    elif isinstance(q, Density) and isinstance(vae.prior, Density):
+        for what, density in (("encode(x)", q), ("prior", vae.prior)):
+            yield from _shape(f"log_prob(z) of {what}", density.log_prob(z[0]), (n,), "one number for each row of z")
+    yield from _of_likelihood(vae.decode(q.mean), x)
+
+
+def _of_posterior(name: str, q: object, which: str) -> Iterator[str]:
+    """What is wrong with a posterior or prior as an object."""
+    if isinstance(q, Posterior):
+        return
+    end = f"a posterior such as vaeaudit.DiagonalGaussian was expected; see {PAGE}#what-the-contract-asks"
+    if which == "prior" and isroutine(q):
+        yield f"prior is a method, where {end}: put @property above it"
+    elif isinstance(q, tuple | list) and len(q) >= 2 and all(isinstance(part, Tensor) for part in q):
+        yield f"{name} is a {_kind(q)} of {len(q)} tensors, where {end}: of mean and log-variance, return {_GAUSSIAN}"
+    elif isinstance(q, Tensor):
+        how = "" if which == "prior" else f", or {PAGE}#a-deterministic-encoder where there is no spread"
+        yield f"{name} is a Tensor, where {end}{how}"
+    elif isinstance(q, torch.distributions.Distribution):
+        yield f"{name} is a torch.distributions.{_kind(q)}, where {end}: of a Normal, its mean and stddev.log()"
+    else:
+        lacking = [attribute for attribute in _POSTERIOR if not hasattr(q, attribute)]
+        yield f"{name} is an object of type {_kind(q)} without {listed(lacking)}, where {end}"
+
+
+def _of_family(name: str, p: Posterior) -> Iterator[str]:
+    """What is wrong with attributes by whose names a family is known, in one that may mean something else by them."""
+    page = f"see {PAGE}#categorical-latents-and-several-kinds-side-by-side"
+    if isinstance(p, Joint):
+        parts: object = p.parts
+        if not (isinstance(parts, tuple | list) and all(isinstance(part, Posterior) for part in parts)):
+            yield (
+                f"parts of {name} is an object of type {_kind(parts)}, where a tuple of posteriors was expected; where "
+                f"it means something else, give it another name: {page}"
+            )
+    if isinstance(p, Discrete):
+        values: object = p.log_probabilities
+        if not isinstance(values, Tensor) or values.ndim != 2:
+            came = f"of shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"of type {_kind(values)}"
+            yield f"log_probabilities of {name} is {came}, where (batch, classes) was expected; {page}"
+
+
+def _of_likelihood(p: object, x: Tensor) -> Iterator[str]:
+    """What is wrong with what ``decode`` gives."""
+    if not isinstance(p, Likelihood):
+        end = f"a likelihood was expected; see {PAGE}#what-the-contract-asks"
+        if isinstance(p, Tensor):
+            yield (
+                f"decode(z) is a Tensor, where {end}: return vaeaudit.BernoulliLogits(it) if these are logits, "
+                "vaeaudit.BernoulliProbabilities(it) if a sigmoid came last, or "
+                "vaeaudit.GaussianLikelihood(it, log_stddev)"
+            )
+        else:
+            lacking = [attribute for attribute in _LIKELIHOOD if not hasattr(p, attribute)]
+            yield f"decode(z) is an object of type {_kind(p)} without {listed(lacking)}, where {end}"
+        return
+    yield from _shape("mean of decode(z)", p.mean, tuple(x.shape), "that of the inputs")
+    support: object = p.support
+    if support is not None:
+        ends = list(support) if isinstance(support, tuple | list) else []
+        if len(ends) != 2 or not all(isinstance(end, int | float) for end in ends):
+            yield f"support of decode(z) is {clipped(repr(support))}, where (lo, hi), or None for any, was expected"
+        if any(bool(((values < ends[0]) | (values > ends[1])).any()) for values in (p.mean, x)):
+            return  # told as a finding: log p is not defined there
+    yield from _shape(
+        "log_prob(x) of decode(z)", p.log_prob(x), (len(x),), "one number for each row, summed over its elements"
+    )
+
+
+def _rows(name: str, values: object, rows: int) -> Iterator[str]:
+    if not isinstance(values, Tensor) or values.ndim < 2 or len(values) != rows:
+        came = f"of shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"an object of type {_kind(values)}"
+        yield f"{name} is {came}, where ({rows}, *latent) was expected"
+
+
+def _shape(name: str, values: object, expected: tuple[int, ...], why: str) -> Iterator[str]:
+    if not isinstance(values, Tensor) or tuple(values.shape) != expected:
+        came = f"of shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"an object of type {_kind(values)}"
+        yield f"{name} is {came}, where shape {expected} was expected, {why}; see {PAGE}#what-the-contract-asks"
+
+
+def _kind(value: object) -> str:
+    return clipped(type(value).__name__)
