@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.capped import furthest, settle
+from vaeaudit.attacks.ball import furthest, settle
 from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.attacks.within import BLOCK, Within
 from vaeaudit.batches import RowBatches
@@ -311,7 +311,7 @@ class _Search(Within):
     def test(self, v: Tensor, item: Tensor, radius: Tensor, n: Tensor, check: str) -> Tensor:
         """The share of ``n`` (b,) fresh draws within r at ``radius`` along the rays ``v`` (b, n), and what breaks."""
         x = self.x[item]
-        d = settle(x, furthest(v, self.low[item], self.high[item], radius), *self.edges, radius)
+        d = settle(x, furthest(v, self.low[item], self.high[item], radius), self.edges, radius)
         share = self.share(x + d, item, n, check)
         norm = torch.linalg.vector_norm((x + d).double() - x.double(), dim=1)  # of what the model saw, x + d rounded
         self.tests[item] += 1

@@ -108,7 +108,7 @@ class Probes:
         seen = torch.cat([found.value, self.once, self.value, at_far], 1)
         self.lowest = torch.where(seen.isfinite(), seen, torch.inf).amin(1)
         self.span = self.zero - self.lowest
-        self.rounding = _rounding(torch.stack([self.zero, self.lowest]), 0)
+        self.rounding = rounding(torch.stack([self.zero, self.lowest]), 0)
 
     def share(self, amount: Tensor) -> Tensor:
         """``amount`` (P,) as a share of the span; what rounding can explain counts as none."""
@@ -120,15 +120,15 @@ class Probes:
         return (~finite).to(self.x.dtype).mean(1)
 
     def zero_gradient(self) -> Tensor:
-        """What moving only the elements without a gradient changes; how high points lie that have none at all.
+        """What moving the elements without a gradient to the far point changes; how high points without any lie.
 
-        An element has one if it has at any of the points: units that are off at one input are on at another.
+        An element has one if it has at any of the points: units that are off at one input are on at another. A
+        background that is off at all of them, and that the way to the far point leaves as it is, hides nothing.
         """
         slope = self.slopes.abs()
         unseen = (slope <= _FLAT * slope.amax(2, keepdim=True)).all(1)
-        random = [self._step(self.x, sign * unseen * self.random[0], self.length, "l2") for sign in (1, -1)]
-        moved = torch.stack([*random, torch.where(unseen, self.far, self.x)], 1)
-        change = (self._on_grid(lambda item, which: moved[item, which], 3) - self.zero[:, None]).abs().amax(1)
+        moved = torch.where(unseen, self.far, self.x)
+        change = (self._on_grid(lambda item: moved[item]) - self.zero).abs()
         # None at all: to first order the whole length of d changes the value by less than it can resolve.
         foreseen = _length(self.slopes) * self.length[:, None]
         value = torch.cat([self.once, self.zero[:, None]], 1)
@@ -157,7 +157,7 @@ class Probes:
         for ways in (slice(0, 1), slice(1, None)):  # the gradient's own, which would drown the random ones, and those
             seen, said = rise[..., ways], foreseen[..., ways]
             scale = torch.maximum(_length(seen), _length(said))  # (P, H)
-            clear = scale > _CLEAR * _rounding(value.flatten(2), 2)
+            clear = scale > _CLEAR * rounding(value.flatten(2), 2)
             error = torch.where(clear, _length(seen - said) / scale, torch.inf).amin(1)
             told.append(torch.where(clear.any(1), error, 0.0))
         return torch.maximum(*told)
@@ -299,6 +299,6 @@ def _inverse(length: Tensor) -> Tensor:
     return torch.where(length > 0, 1 / length, 0.0)
 
 
-def _rounding(values: Tensor, dim: int) -> Tensor:
+def rounding(values: Tensor, dim: int) -> Tensor:
     """A difference of values that rounding alone may explain."""
     return _ROUNDING * torch.finfo(values.dtype).eps * values.abs().amax(dim)

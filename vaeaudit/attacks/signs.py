@@ -17,10 +17,10 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from vaeaudit.attacks.left import ENOUGH, left_share
 from vaeaudit.attacks.probes import DrawTerm, Found, Probes
 from vaeaudit.attacks.term import DataTerm
 from vaeaudit.batches import RowBatches
-from vaeaudit.optim.lbfgsb import Status
 from vaeaudit.vae import Posterior
 
 DIRECTIONS = 6  # random directions of an item, each tried both ways
@@ -45,7 +45,7 @@ class Sign(StrEnum):
 
 
 _SAYS: dict[Sign, tuple[float, str]] = {
-    Sign.NOT_CONVERGED: (0.02, "a longer search could still lower its figures by {:.2g} of their scale"),
+    Sign.NOT_CONVERGED: (ENOUGH, "a longer search could still lower its figures by {:.2g} of their scale"),
     Sign.NOT_FINITE: (0.0, "{:.2g} of its values and gradient elements are NaN or infinite"),
     Sign.ZERO_GRADIENT: (
         0.1,
@@ -72,11 +72,12 @@ _NOT_MEASURED = {
 class Signs:
     """Measurements of P items, (len(Sign), P) in the order of :class:`Sign`, each with its limit there.
 
-    What they measure, in that order: the fall of the objective that a longer search could bring (see
-    :func:`left_to_gain`); the share of values and gradients that are not finite; the change of the data term by moving
-    elements without a gradient; the relative error of the gradient against central differences; the share of
-    log-variances at a clamp's edge; the share missed of the gain of the best point that costs no search; the excess
-    of the objective over that of d = 0; the change of a value when it is computed again. NaN counts as a sign.
+    What they measure, in that order: the fall of a figure that a longer search could bring, as a share of it (see
+    :func:`vaeaudit.attacks.left.left_share`); the share of values and gradients that are not finite; the change of the
+    data term by moving the elements without a gradient to the target, or to a far point where there is none; the relative error of the gradient against central differences;
+    the share of log-variances at a clamp's edge; the share missed of the gain of the best point that costs no search;
+    the excess of the objective over that of d = 0; the change of a value when it is computed again. NaN counts as a
+    sign.
     """
 
     measured: Tensor
@@ -124,7 +125,7 @@ def signs_of(
     """
     look = Probes(data_term, x, x_t, found, directions, box, norm, rows)
     measured = {
-        Sign.NOT_CONVERGED: _not_converged(found, look),
+        Sign.NOT_CONVERGED: left_share(found, look.lowest).amax(1),
         Sign.NOT_FINITE: look.not_finite(),
         Sign.ZERO_GRADIENT: look.zero_gradient(),
         Sign.WRONG_GRADIENT: look.wrong_gradient(),
@@ -134,52 +135,3 @@ def signs_of(
         Sign.NOT_REPEATABLE: look.change(),
     }
     return Signs(torch.stack([measured[sign] for sign in Sign]))
-
-
-def _not_converged(found: Found, look: Probes) -> Tensor:
-    """Of each item the largest fall left as a share of the span; and of the mean objective above its floor, (P,)."""
-    left = left_to_gain(found)
-    share = look.share(left.amax(1))
-    if found.floor is None:
-        return share
-    total = (found.value + found.penalty - found.floor).mean(1)
-    return torch.maximum(share, torch.where(left.mean(1) > 0, left.mean(1) / total, 0.0))
-
-
-def left_to_gain(found: Found) -> Tensor:
-    """How far a longer search could lower each problem's objective, (P, K); infinite where nothing tells.
-
-    Zero where it has converged. The optimum over d of J + lambda pen is concave in lambda and does not fall: it lies
-    above the chord of converged neighbours, of which the floor at lambda = 0 counts as one. A search that ran on, or
-    stuck, is moreover taken to gain from as many evaluations again no more than it gained from the last half of them:
-    true of any that nears its limit as fast as 1/evaluations.
-    """
-    objective = found.value + found.penalty
-    settled = found.status == int(Status.CONVERGED)
-    lowest = -torch.inf if found.floor is None else found.floor
-    bound = torch.full_like(objective, lowest)
-    if found.lambdas is not None:
-        order = found.lambdas.argsort()
-        bound[:, order] = _chords(objective[:, order], settled[:, order], found.lambdas[order], lowest)
-    left = objective - bound
-    if found.recent is not None:
-        ran = (found.status == int(Status.LIMIT)) | (found.status == int(Status.STALLED))
-        left = torch.where(ran, torch.minimum(left, found.recent), left)
-    return torch.where(settled, 0.0, left.clamp(min=0))
-
-
-def _chords(objective: Tensor, settled: Tensor, lambdas: Tensor, lowest: float) -> Tensor:
-    """Lower bound of each optimum from its settled neighbours, (P, K) for rising lambda (K,)."""
-    count = len(lambdas)
-    values = torch.cat([torch.full_like(objective[:, :1], lowest), objective], 1)  # place 0 is lambda = 0
-    at = torch.cat([torch.zeros_like(lambdas[:1]), lambdas]).expand_as(values)
-    sure = torch.cat([torch.ones_like(settled[:, :1]), settled], 1)
-    place = torch.arange(count + 1, device=objective.device).expand_as(values)
-    below = torch.where(sure, place, 0).cummax(1).values
-    above = torch.where(sure, place, count + 1).flip(1).cummin(1).values.flip(1)
-    above = torch.where(above > count, below, above)  # none: the optimum does not fall in lambda
-    width = at.gather(1, above) - at.gather(1, below)
-    weight = torch.where(width > 0, (at - at.gather(1, below)) / width, 0.0)
-    start, end = values.gather(1, below), values.gather(1, above)
-    chord = torch.where(weight > 0, start + weight * (end - start), start)
-    return torch.where(start.isfinite(), chord, lowest)[:, 1:]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.attacks.objectives import Objective
-from vaeaudit.attacks.probes import DrawTerm, Found
+from vaeaudit.attacks.probes import DrawTerm
 from vaeaudit.attacks.search import Effort
 from vaeaudit.attacks.signs import DIRECTIONS, Signs, signs_of
 from vaeaudit.attacks.similarity import DRAWING
@@ -140,7 +140,8 @@ def attack(
         restarts: points between source and target from which is searched besides the source, at least 0.
         data_range: box for x + d; the model's own range where None, no box where it has none either.
         seed: of every random draw.
-        max_evaluations: of the objective, for refining one problem; exploring takes up to a quarter of them a start.
+        max_evaluations: of the objective, for refining one problem; exploring takes up to a quarter of them a start,
+            and where a pair's figures could still fall, its problems are searched on to four times as many.
         batch_size: most rows that the model is given at once; chosen by size where None.
         items: numbers that key the draws of each source; 0, 1, ... where None.
         go_on: asked regularly; on False the sweep ends with the best it has.
@@ -172,6 +173,7 @@ def attack(
     def noise(name: str, of: tuple[int, ...] = shape, draws: int = _DRAWS) -> Tensor:
         return noise_set(of, draws=draws, items=keys, seed=seed, check=f"attack.{mode}{name}", like=x)
 
+    floor = 0.0 if objective.nonnegative else None
     rows = RowBatches.automatic(vae.input_shape, x.device) if batch_size is None else RowBatches(batch_size)
     searched = RowBatches(max(1, rows.size // _DRAWS)) if objective.decodes else rows
     found = sweep(
@@ -181,7 +183,7 @@ def attack(
         box,
         values,
         penalty=penalty,
-        floor=0.0 if objective.nonnegative else None,
+        floor=floor,
         effort=Effort(Stopping.for_dtype(x.dtype, max_evaluations), starts=1 + restarts),
         rows=searched,
         go_on=go_on,
@@ -194,7 +196,7 @@ def attack(
         vae.encode,
         x,
         x_t,
-        _found(found, 0.0 if objective.nonnegative else None),
+        found.judged(floor),
         noise(".directions", tuple(x.shape[1:]), DIRECTIONS),
         box=box,
         norm="l2",
@@ -208,21 +210,6 @@ def attack(
 def _each(terms: Sequence[DataTerm]) -> DrawTerm:
     """The data terms of single draws as one function, (b, draws)."""
     return lambda points, item: torch.stack([term(points, item) for term in terms], 1)
-
-
-def _found(found: Sweep, floor: float | None) -> Found:
-    """A sweep as the failure signs look at it."""
-    return Found(
-        adversarial=found.adversarial,
-        value=found.data_term,
-        penalty=found.penalty_term,
-        radius=found.norm,
-        status=found.status,
-        zero_value=found.zero_data_term,
-        lambdas=found.lambdas,
-        recent=found.recent,
-        floor=floor,
-    )
 
 
 def _measure(
