@@ -128,7 +128,7 @@ class Probes:
         slope = self.slopes.abs()
         unseen = (slope <= _FLAT * slope.amax(2, keepdim=True)).all(1)
         moved = torch.where(unseen, self.far, self.x)
-        change = (self._on_grid(lambda item: moved[item]) - self.zero).abs()
+        change = (self._on_grid(lambda item, _: moved[item], 1)[:, 0] - self.zero).abs()
         # None at all: to first order the whole length of d changes the value by less than it can resolve.
         foreseen = _length(self.slopes) * self.length[:, None]
         value = torch.cat([self.once, self.zero[:, None]], 1)

@@ -17,7 +17,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.left import ENOUGH, left_share
+from vaeaudit.attacks.left import ENOUGH, MOST, left_share
 from vaeaudit.attacks.probes import DrawTerm, Found, Probes
 from vaeaudit.attacks.term import DataTerm
 from vaeaudit.batches import RowBatches
@@ -44,27 +44,57 @@ class Sign(StrEnum):
         return _SAYS[self][0]
 
 
-_SAYS: dict[Sign, tuple[float, str]] = {
-    Sign.NOT_CONVERGED: (ENOUGH, "a longer search could still lower its figures by {:.2g} of their scale"),
-    Sign.NOT_FINITE: (0.0, "{:.2g} of its values and gradient elements are NaN or infinite"),
+# The largest measurement that is no sign; what was measured; and what to do about it.
+_SAYS: dict[Sign, tuple[float, str, str]] = {
+    Sign.NOT_CONVERGED: (
+        ENOUGH,
+        f"searched on to {MOST} times its evaluations, it could still lower its figures by {{:.2g}} of their scale",
+        "raise --max-evaluations",
+    ),
+    Sign.NOT_FINITE: (
+        0.0,
+        "{:.2g} of its values and gradient elements are NaN or infinite",
+        "let doctor name them, or try --dtype float64",
+    ),
     Sign.ZERO_GRADIENT: (
         0.1,
-        "where the gradient is zero, the data term still changes by {:.2g} of its span; "
-        "is a part of the encoder saturated, rounded or detached?",
+        "the elements without a gradient, moved to the target or as far, change the data term by {:.2g} of its span",
+        "look for a saturated, rounded or detached part of the encoder and attack the model without it",
     ),
     Sign.WRONG_GRADIENT: (
         0.4,
-        "the gradient and finite differences are {:.2g} of the larger apart; "
-        "is a part of the encoder detached or rounded?",
+        "the gradient and finite differences are {:.2g} of the larger apart",
+        "look for a detached or rounded part of the encoder, or try --dtype float64",
     ),
-    Sign.CLAMPED: (0.0, "{:.2g} of its log-variances lie exactly at one edge, where a clamp has no gradient"),
-    Sign.RANDOM: (0.01, "it missed {:.2g} of the gain of a point of its norm that costs no search"),
-    Sign.ABOVE_ZERO: (0.01, "the objective lies {:.2g} of the data term's span above that of d = 0"),
-    Sign.NOT_REPEATABLE: (1e-3, "the same point gives values {:.2g} of the larger apart; is dropout or sampling on?"),
+    Sign.CLAMPED: (
+        0.0,
+        "{:.2g} of its log-variances lie exactly at one edge, where a clamp has no gradient",
+        "attack the model without the clamp, or with a wider one",
+    ),
+    Sign.RANDOM: (
+        0.01,
+        "it missed {:.2g} of the gain of a point of its norm that costs no search",
+        "raise --max-evaluations; where that does not help, its gradient misleads",
+    ),
+    Sign.ABOVE_ZERO: (
+        0.01,
+        "the objective lies {:.2g} of the data term's span above that of d = 0",
+        "raise --max-evaluations, or see whether another --seed tells the same",
+    ),
+    Sign.NOT_REPEATABLE: (
+        1e-3,
+        "the same point gives values {:.2g} of the larger apart",
+        "turn dropout or sampling off in the model as it is opened",
+    ),
 }
 _NOT_MEASURED = {
-    Sign.NOT_CONVERGED: "the search ended early, and nothing tells how far a longer one would go",
-    Sign.ZERO_GRADIENT: "the data term is the same everywhere: the model does not see its input",
+    Sign.NOT_CONVERGED: (
+        "the search ended early, and nothing tells how far a longer one would go; let it end, or raise "
+        "--max-evaluations"
+    ),
+    Sign.ZERO_GRADIENT: (
+        "the data term is the same everywhere: the model does not see its input; look for what cuts it off"
+    ),
 }
 
 
@@ -74,10 +104,10 @@ class Signs:
 
     What they measure, in that order: the fall of a figure that a longer search could bring, as a share of it (see
     :func:`vaeaudit.attacks.left.left_share`); the share of values and gradients that are not finite; the change of the
-    data term by moving the elements without a gradient to the target, or to a far point where there is none; the relative error of the gradient against central differences;
-    the share of log-variances at a clamp's edge; the share missed of the gain of the best point that costs no search;
-    the excess of the objective over that of d = 0; the change of a value when it is computed again. NaN counts as a
-    sign.
+    data term by moving the elements without a gradient to the target, or to a far point where there is none; the
+    relative error of the gradient against central differences; the share of log-variances at a clamp's edge; the share
+    missed of the gain of the best point that costs no search; the excess of the objective over that of d = 0; the
+    change of a value when it is computed again. NaN counts as a sign.
     """
 
     measured: Tensor
@@ -98,9 +128,11 @@ class Signs:
         return tuple(sign for sign, fired in zip(Sign, self.fired[:, item].tolist(), strict=True) if fired)
 
     def message(self, sign: Sign, item: int) -> str:
-        """A sentence on what was measured of one item."""
+        """A sentence on what was measured of one item, and what to do about it."""
         value = float(self.measured[list(Sign).index(sign), item])
-        return _SAYS[sign][1].format(value) if isfinite(value) else _NOT_MEASURED.get(sign, f"measured as {value}")
+        _, measured, remedy = _SAYS[sign]
+        told = measured.format(value) if isfinite(value) else f"measured as {value}"
+        return f"{told}; {remedy}" if isfinite(value) else _NOT_MEASURED.get(sign, f"{told}; {remedy}")
 
 
 def signs_of(

@@ -106,7 +106,8 @@ def sweep(
     searched on, to four times the evaluations at most.
     """
     shape = tuple(x.shape[1:])
-    of_pair = len(lambdas) * x[0].numel() * x.element_size() * _VECTORS
+    starts = max(1, effort.starts // 2)  # each explores a third of the usual lambda
+    of_pair = starts * len(lambdas) * x[0].numel() * x.element_size() * _VECTORS
     size = max(1, _MEMORY // of_pair)
     parts = []
     for first in range(0, len(x), size):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import partial
 
+from vaeaudit.attacks.left import MOST
 from vaeaudit.attacks.signs import Sign
 from vaeaudit.audits.base import Drawing, Row, array, number
 from vaeaudit.checks.attack import AttackResult
@@ -105,6 +106,8 @@ def attack_entry(subject: Subject, outcome: Outcome, pairs: Pairs) -> AttackEntr
         classes=_classes(outcome),
         statuses={s.message: count for s in Status if (count := int((found.status == int(s)).sum()))},
         evaluations=int(found.evaluations.sum()),
+        searched_on=int(found.further.sum()),
+        budget=MOST * subject.settings.attack.max_evaluations,
         zero_optimal=int((found.norm == 0).sum()),
     )
 
@@ -143,6 +146,8 @@ def capped_entry(subject: Subject, result: CappedResult, pairs: Pairs) -> Capped
         ],
         signs=_signs(result),
         evaluations=int(found.evaluations.sum()),
+        searched_on=int(found.further.sum()),
+        budget=MOST * subject.settings.attack.max_evaluations,
     )
 
 

@@ -17,13 +17,14 @@ from vaeaudit.attacks.similarity import DRAWING
 from vaeaudit.attacks.sweep import PENALTIES, Sweep, geometric_lambdas, sweep
 from vaeaudit.attacks.term import DataTerm, GoOn, Term, always
 from vaeaudit.batches import RowBatches
-from vaeaudit.checks.inputs import check_pairs
+from vaeaudit.checks.inputs import check_pairs, check_size
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, DataError, nearest
 from vaeaudit.optim.lbfgsb import Stopping
 from vaeaudit.vae import VAE, Chain
 
 MODES = ("latent", "output")
+_MOST_LAMBDAS = 10_000  # more would not tell anything about the curve
 _DRAWS = 16  # reparameterisation draws of one item, where an expectation over z has no closed form
 
 
@@ -163,6 +164,7 @@ def attack(
     box = data_range or vae.range
     check_pairs(vae, x, x_t, box)
     values = _lambdas(lambdas, x)
+    check_size(x, len(values), "values of lambda")
     keys = list(range(len(x))) if items is None else list(items)
     if len(keys) != len(x):
         raise DataError(f"each of the {len(x)} sources needs an item number, but {len(keys)} came; give one each")
@@ -265,8 +267,8 @@ def _measure(
 
 def _lambdas(lambdas: int | Sequence[float], like: Tensor) -> Tensor:
     if isinstance(lambdas, int):
-        if lambdas < 1:
-            raise ConfigError(f"an attack needs at least one lambda, but {lambdas} were asked for")
+        if not 1 <= lambdas <= _MOST_LAMBDAS:
+            raise ConfigError(f"an attack takes 1 to {_MOST_LAMBDAS:,} values of lambda, but {lambdas} were asked for")
         lambdas = geometric_lambdas(lambdas)
     values = torch.tensor([float(value) for value in lambdas], dtype=like.dtype, device=like.device)
     if not len(values) or not bool(((values > 0) & values.isfinite()).all()):

@@ -18,7 +18,7 @@ from vaeaudit.attacks.probes import Found
 from vaeaudit.attacks.signs import DIRECTIONS, Signs, signs_of
 from vaeaudit.attacks.term import DataTerm, GoOn, Progress, Term, always
 from vaeaudit.batches import RowBatches
-from vaeaudit.checks.inputs import check_items, check_pairs
+from vaeaudit.checks.inputs import check_items, check_pairs, check_size
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, nearest
 from vaeaudit.vae import VAE
@@ -127,6 +127,7 @@ def capped_attack(
     check_items(vae, x, box, "items")
     if x_t is not None:
         check_pairs(vae, x, x_t, box)
+    check_size(x, len(caps), "caps")
     keys = list(range(len(x))) if items is None else list(items)
     objective = Objective("damage" if mode == "worst" else mode, similarity, on, ref)
     attack = _Attack(vae, x, x_t, box, caps, norm, draws, seed, max_evaluations, batch_size, keys, mode, go_on)

@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from vaeaudit.batches import RowBatches
 from vaeaudit.draws import noise_set
-from vaeaudit.errors import DataError, UnsupportedError
+from vaeaudit.errors import ConfigError, DataError, UnsupportedError
 from vaeaudit.vae import VAE, DiagonalGaussian, Posterior
+
+_MOST_BYTES = 2**34  # of the distortions of one attack
 
 
 def check_items(vae: VAE, x: Tensor, box: tuple[float, float] | None, what: str) -> None:
@@ -51,6 +53,16 @@ def check_pairs(vae: VAE, x: Tensor, x_t: Tensor, box: tuple[float, float] | Non
     if equal.any():
         which = equal.nonzero().squeeze(1).tolist()
         raise DataError(f"source and target are the same image in pair {which[0]}; there is nothing to attack")
+
+
+def check_size(x: Tensor, problems: int, what: str) -> None:
+    """Raise :class:`ConfigError` where results of ``problems`` for each row of ``x`` could be held by no machine."""
+    size = problems * x.numel() * x.element_size()
+    if size > _MOST_BYTES:
+        raise ConfigError(
+            f"{problems:,} {what} for each of {len(x):,} inputs would make {size / 2**30:,.0f} GiB of distortions, and "
+            f"{_MOST_BYTES / 2**30:.0f} GiB are the most; ask for fewer of either"
+        )
 
 
 def without_spread(vae: VAE, x: Tensor, rows: RowBatches, *, items: Sequence[int]) -> bool:
