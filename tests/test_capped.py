@@ -9,8 +9,10 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from vaeaudit.attacks import capped as engine
-from vaeaudit.attacks.capped import Capped, capped, furthest
+from vaeaudit.attacks.ball import furthest
+from vaeaudit.attacks.capped import Capped, capped
 from vaeaudit.attacks.directions import pull_back, pullback_directions, random_search
+from vaeaudit.attacks.left import ENOUGH, MOST
 from vaeaudit.attacks.objectives import damage
 from vaeaudit.attacks.term import DataTerm, Progress
 from vaeaudit.batches import RowBatches
@@ -158,7 +160,9 @@ def test_what_is_handed_out_keeps_box_and_cap_to_the_bit(
         assert ((found.adversarial >= 0) & (found.adversarial <= 1)).all()
     assert (norm_of(found.distortion, norm) <= caps).all()
     assert (norm_of(found.distortion.double(), norm) <= caps.double()).all()
-    assert torch.equal(found.norm_of, norm_of(found.distortion, norm))
+    seen = found.adversarial.double() - x[:, None].double()  # where x + d was rounded, the model saw another d
+    assert (norm_of(seen, norm) <= caps.double()).all()
+    assert torch.equal(found.norm_of, norm_of(seen, norm))
     item = torch.arange(5).repeat_interleave(3)
     again = term(found.adversarial.flatten(0, 1), item).reshape(5, 3)
     torch.testing.assert_close(found.value, again)
@@ -223,8 +227,23 @@ def test_it_costs_no_more_rows_than_allowed_and_counts_them(small_vae: Any) -> N
     for most in (13, 40, 200):
         rows.zero_()
         found = attack(term, x, max_evaluations=most)
-        assert (found.evaluations <= most).all()
+        assert (found.evaluations <= torch.where(found.further, MOST * most, most)).all()
         assert (found.evaluations.sum(1) - 2 == rows).all()  # d = 0 is evaluated once for all three caps
+
+
+@BOTH_NORMS
+def test_a_problem_that_still_gains_at_its_limit_is_searched_on_and_only_such(norm: str, small_vae: Any) -> None:
+    vae, x = small_vae(), images()
+    found = attack(damage(vae, x, None), x, norm=norm, max_evaluations=15)
+    assert found.further.any()
+    assert not found.further.all()
+    assert (found.evaluations[found.further] > 15).all()
+    assert (found.evaluations[~found.further] <= 15).all()
+    # What is left of those that are neither settled nor searched to the end is little.
+    gain = found.zero_value[:, None] - found.value
+    short = (found.status == int(Status.LIMIT)) & (found.evaluations <= 2 * 15)
+    assert (found.recent[short] <= ENOUGH * gain[short]).all()
+    assert not attack(damage(vae, x, None), x, norm=norm, max_evaluations=400).further.any()
 
 
 def test_it_stops_when_told_to_with_the_best_it_has(small_vae: Any) -> None:
@@ -243,7 +262,7 @@ def test_it_stops_when_told_to_with_the_best_it_has(small_vae: Any) -> None:
         assert found.interrupted
         assert (found.status == int(Status.STOPPED)).any()
         assert (found.value <= found.zero_value[:, None]).all()
-    assert stages == {"exploring", "following"}
+    assert stages == {"exploring, rounds", "following"}
     assert not attack(damage(vae, x, None), x).interrupted
 
 

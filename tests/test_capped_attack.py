@@ -80,9 +80,28 @@ def test_worst_is_the_largest_damage_of_all_its_members(small_vae: Any) -> None:
     result = attacked(small_vae(), "worst")
     best = result.member_damage.amax(0)  # (I, C); the caps fall, so the first admits both
     best[:, 0] = best.amax(1)
-    torch.testing.assert_close(-result.found.value, best)
+    assert torch.equal(result.damage, best)
+    assert torch.equal(-result.found.value, best)
     assert result.members == ("damage", "latent kl", "latent reverse-kl", "output", "pull-back", "random")
     assert (attacked(small_vae(), "worst").damage >= 0).all()
+
+
+@BOTH_NORMS
+@pytest.mark.parametrize("seed", [5, 6])
+@pytest.mark.parametrize("options", [{}, {"ref": "input"}, {"on": "mean"}, {"draws": 0}, {"seed": 3}], ids=str)
+def test_worst_is_never_less_than_a_member_alone_with_the_same_keys_and_effort(
+    norm: str, seed: int, options: dict[str, Any], small_vae: Any
+) -> None:
+    vae, given = small_vae(seed=seed), {"norm": norm, "caps": [0.02, 0.5, 0.1], "max_evaluations": 60, **options}
+    worst, alone = attacked(vae, "worst", count=5, **given), attacked(vae, "damage", count=5, **given)
+    assert torch.equal(worst.member_damage[0], alone.damage)  # to the bit, with the same search
+    assert (worst.damage >= alone.damage).all()
+    assert (worst.damage >= worst.member_damage).all()
+    assert torch.equal(worst.zero_damage, alone.zero_damage)
+    rising = worst.damage[:, torch.tensor(given["caps"]).argsort()]
+    assert (rising.diff(dim=1) >= 0).all()
+    if norm == "l2" and not options:
+        assert (worst.damage > alone.damage).any()
 
 
 def test_damage_meets_the_oracle(oracle: dict[str, Any], linear_gaussian: Any) -> None:
@@ -151,6 +170,7 @@ def test_an_interrupted_attack_hands_out_what_it_has(mode: str, small_vae: Any) 
         ({"x": torch.zeros(1, 3, 2, dtype=torch.float64)}, DataError, "floating-point numbers"),
         ({"x": torch.full((1, 2, 3), 2.0, dtype=torch.float64)}, DataError, "range"),
         ({"max_evaluations": 3}, VaeauditError, "evaluations"),
+        ({"caps": range(1, 10**9)}, ConfigError, "999,999,999 caps for each of 1 inputs would make 45 GiB"),
     ],
 )
 def test_bad_input_is_one_clear_sentence(options: dict[str, Any], error: type, words: str, small_vae: Any) -> None:

@@ -107,6 +107,20 @@ def test_the_hash_is_of_what_determines_figures_and_verdict(
         ("[attack]\npair = 1", "attack.pair must be a list, but 1 came"),
         ("[attack]\nvary = 'x'\npair = ['1:2']", "attack.pair must be left out where vary or pairing chooses"),
         ("[attack]\npairing = 'label'\nvary = 'x'", "attack.vary must be left out where pairing is label"),
+        *(
+            (f"[{section}]\n{key} = 1000000000000", f"{section}.{key} must be at most {most}, but 1000000000000 came")
+            for section, key, most in (
+                ("attack", "lambdas", 10_000),
+                ("attack", "restarts", 100),
+                ("attack", "pairs", 100_000),
+                ("attack", "max_evaluations", 1_000_000),
+                ("margin", "draws", 1_000_000),
+                ("noise", "draws", 1_000_000),
+                ("latents", "draws", 1_000_000),
+                ("latents", "traverse", 20),
+                ("run", "batch_size", 1_000_000_000),
+            )
+        ),
         ("[attack]\nrestarts = -1", "attack.restarts must be at least 0, but -1 came"),
         ("[chekcs.x]\nmin = 1", "unknown section [chekcs] (did you mean 'checks'?)"),
         (

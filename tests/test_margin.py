@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from vaeaudit.attacks.term import Progress
-from vaeaudit.audits.margin_record import Margins, margin_refusals
+from vaeaudit.audits.margin_record import Margins, margin_refusals, margin_warnings
 from vaeaudit.certify.graph import trace_encoder
 from vaeaudit.certify.theorem import pathwise_margin
 from vaeaudit.checks.certified import Certificates
@@ -238,6 +238,28 @@ def test_stopped_while_drawing_the_margins_are_of_the_items_drawn_until_then(
     assert len(at.kept.p0) == len(at.estimates.whitened) == 2
     assert at.empirical is None
     assert (at.kept.p0 > 0).all()
+
+
+@pytest.mark.parametrize("rounds", [0, 3, 40])
+def test_a_search_that_was_stopped_tells_how_many_it_left_unbroken(
+    rounds: int, bundled_model: Any, bundled_images: Tensor
+) -> None:
+    asked = 0
+
+    def go_on(progress: Progress) -> bool:
+        nonlocal asked
+        asked += progress.stage.startswith("margin")
+        return asked <= rounds
+
+    result = margin(bundled_model, bundled_images[:4], 30.0, parts=["empirical"], draws=50, go_on=go_on)
+    empirical = result.at[0].empirical
+    assert result.interrupted
+    assert empirical is not None
+    assert empirical.interrupted
+    left = int(empirical.margin.isinf().sum())
+    assert left > 0
+    told = margin_warnings(Margins(result, (0, 1, 2, 3), "all 4"))
+    assert any(f"before it broke {left} of 4 items" in line for line in told), told
 
 
 def test_what_is_interrupted_says_what_it_has_not_done(bundled_model: Any, bundled_images: Tensor) -> None:

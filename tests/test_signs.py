@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vaeaudit.attacks.left import left_to_gain
 from vaeaudit.attacks.probes import Found
 from vaeaudit.attacks.search import Effort
-from vaeaudit.attacks.signs import DIRECTIONS, Sign, Signs, left_to_gain, signs_of
+from vaeaudit.attacks.signs import DIRECTIONS, Sign, Signs, signs_of
 from vaeaudit.attacks.sweep import geometric_lambdas, sweep
 from vaeaudit.batches import RowBatches
 from vaeaudit.chain import GaussianChain
@@ -160,10 +161,18 @@ def blind_rows(vae: Any, x: Tensor) -> Any:
     return vae.encode(seen)
 
 
+def dead_background(vae: Any, x: Tensor) -> Any:
+    """Units that a background of 0 leaves off, and that strokes turn on: common in convolutions with ReLU."""
+    edge = torch.ones(28, 28, dtype=torch.bool)
+    edge[3:-3, 3:-3] = False
+    return vae.encode(torch.where(edge, 3 * (x - 0.3).relu(), x))
+
+
 IDENTITY = (lambda vae, x: vae.encode(x), set[Sign]())
 Z, W, C = Sign.ZERO_GRADIENT, Sign.WRONG_GRADIENT, Sign.CLAMPED
 MASKED: dict[str, tuple[Callable[[Any, Tensor], Any], set[Sign]]] = {
     "healthy": IDENTITY,
+    "dead background": (dead_background, set()),
     "log-variance clamped below": (clamped(-4, 20), {C}),
     "log-variance clamped above": (clamped(-30, -2), {C}),
     "log-variance clamped narrowly": (clamped(-4, -3), {C}),

@@ -11,10 +11,12 @@ from scipy import optimize
 from torch import Tensor
 
 import vaeaudit.attacks.sweep as module
+from vaeaudit.attacks.left import ENOUGH, unfinished
+from vaeaudit.attacks.left import MOST as FURTHEST
 from vaeaudit.attacks.objectives import Objective
 from vaeaudit.attacks.search import Effort, Search, penalise
 from vaeaudit.attacks.sweep import PENALTIES, Sweep, geometric_lambdas, sweep
-from vaeaudit.attacks.term import Term, always
+from vaeaudit.attacks.term import Progress, Term, always
 from vaeaudit.batches import RowBatches
 from vaeaudit.checks.attack import attack
 from vaeaudit.draws import noise_set
@@ -132,7 +134,8 @@ def test_statuses_evaluations_and_recent_gains_are_told_for_every_problem(
     assert not found.interrupted
     assert set(found.status.flatten().tolist()) <= {int(Status.CONVERGED), int(Status.STALLED), int(Status.LIMIT)}
     assert (found.evaluations >= 1).all()
-    assert (found.evaluations <= 1 + 2 * MOST / 4 + MOST).all()  # at d = 0, exploring from two points, refining
+    # At d = 0, exploring from two points, refining, and searching on where that was not enough.
+    assert (found.evaluations <= 1 + 2 * MOST / 4 + torch.where(found.further, FURTHEST * MOST, MOST)).all()
     assert (found.recent >= 0).all()
     rounding = 1e-5 * found.zero_data_term.abs()[:, None]
     ended = (found.status == int(Status.CONVERGED)) | (found.status == int(Status.STALLED))
@@ -141,6 +144,30 @@ def test_statuses_evaluations_and_recent_gains_are_told_for_every_problem(
     assert (few | (found.recent <= found.zero_data_term[:, None] - found.objective + rounding)).all()
     limited = found.status == int(Status.LIMIT)
     assert (found.evaluations[limited] >= MOST).all()
+
+
+def test_what_still_falls_at_its_limit_is_searched_on_and_nothing_else(small_vae: Any) -> None:
+    (x, x_t), vae = pairs_of(6), small_vae()
+    term = term_of(vae, x, x_t)
+    stages = set()
+
+    def go_on(progress: Progress) -> bool:
+        stages.add(progress.stage)
+        return True
+
+    short = run(term, x, x_t, 12, evaluations=120, go_on=go_on)
+    assert short.further.any()
+    assert not short.further.any(1).all()  # pairs that were done are left as they are
+    assert "searching on, evaluations" in stages
+    limited = short.status == int(Status.LIMIT)
+    # What is left to gain of all others is little; only what took all that may be spent can show a sign.
+    at_end = short.evaluations >= 1 + 0.9 * FURTHEST * 120
+    assert not (unfinished(short.judged(0.0)) & ~at_end).any()
+    assert (short.evaluations[limited & ~short.further] <= 1 + 2 * 120 / 4 + 120).all()
+    whole = run(term, x, x_t, 12, evaluations=FURTHEST * 120)
+    assert not whole.further.any()
+    mean, other = (found.objective.mean(1) for found in (short, whole))
+    assert ((mean - other).abs() <= 2 * ENOUGH * other).all()
 
 
 def test_beyond_the_gradient_at_the_source_nothing_is_searched(small_vae: Any) -> None:
@@ -318,7 +345,7 @@ def test_a_start_where_the_model_is_nan_does_not_hide_what_another_start_found()
         return value + torch.where((points - 0.5).abs().amax(1) < 0.05, torch.nan, 0.0)
 
     class Exploring(Search):
-        def _refine(self) -> None:
+        def _refine(self, *_: Any) -> None:
             pass
 
     lambdas = torch.tensor([0.1, 0.5, 2.0], dtype=x.dtype)

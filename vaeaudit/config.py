@@ -247,4 +247,5 @@ def _wanted(fault: ErrorDetails) -> str:
         return _WORDS[fault["type"]]
     text = re.sub(r"^(\d+) values are required, .*", r"\1 numbers", text)
     text = text.replace("greater than or equal to", "at least").replace("greater than", "more than")
+    text = text.replace("less than or equal to", "at most")
     return text.replace("valid tuple", "list").rstrip(".")

@@ -55,6 +55,7 @@ Truth = Annotated[bool, Field(strict=True)]
 Positive = Annotated[int, Field(strict=True, ge=1)]
 Several = Annotated[int, Field(strict=True, ge=2)]
 Count = Annotated[int, Field(strict=True, ge=0)]
+Draws = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 Length = Annotated[float, Field(gt=0)]
 Radius = Length | Literal["auto"]
 NotNegative = Annotated[float, Field(strict=True, ge=0)]
@@ -108,7 +109,9 @@ class RunSettings(_Section):
     seed: Whole = Field(0, description="Of every random draw.")
     device: Name = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     dtype: Literal["float32", "float64"] = Field("float32", description="Precision of model and optimiser.")
-    batch_size: Positive | Literal["auto"] = Field("auto", description="Most rows given to the model at once.")
+    batch_size: Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)] | Literal["auto"] = Field(
+        "auto", description="Most rows given to the model at once."
+    )
     limit: Positive | None = Field(None, description="Use only the first N items; the report says it is partial.")
     sample: Positive | None = Field(
         None, description="Use only N items, drawn at random by the seed, of the first where limit names so many."
@@ -132,11 +135,13 @@ class AttackSettings(_Section):
     """The attack check."""
 
     modes: tuple[Mode, ...] = Field(("latent",), description="What is attacked.")
-    pairs: Positive = Field(10, description="Source and target pairs.")
+    pairs: Annotated[int, Field(strict=True, ge=1, le=100_000)] = Field(10, description="Source and target pairs.")
     pairing: Literal["random", "label"] = Field("random", description="Pairs at random, or of different labels.")
     vary: Name | None = Field(None, description="Pairs that differ in this one factor of the data.")
     pair: tuple[Name, ...] = Field((), description='Pairs themselves, as item numbers "SOURCE:TARGET".')
-    lambdas: Positive = Field(50, description="Values of lambda, geometric from 2^-20 to 2^20.")
+    lambdas: Annotated[int, Field(strict=True, ge=1, le=10_000)] = Field(
+        50, description="Values of lambda, geometric from 2^-20 to 2^20."
+    )
     similarity: Literal["kl", "reverse-kl", "symmetric-kl", "mean", "sample", "wasserstein"] = Field(
         "kl", description="What the latent attack minimises between the two posteriors."
     )
@@ -148,8 +153,12 @@ class AttackSettings(_Section):
     )
     norm: Literal["l2", "linf"] = Field("l2", description="Norm of the cap.")
     ref: Literal["reconstruction", "input"] = Field("reconstruction", description="What damage is measured from.")
-    restarts: Count = Field(1, description="Points between source and target from which is searched besides.")
-    max_evaluations: Positive = Field(600, description="Model evaluations for one problem.")
+    restarts: Annotated[int, Field(strict=True, ge=0, le=100)] = Field(
+        1, description="Points between source and target from which is searched besides."
+    )
+    max_evaluations: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = Field(
+        600, description="Model evaluations for one problem; four times as many where it could still gain at that."
+    )
 
     @field_validator("modes")
     @classmethod
@@ -186,7 +195,7 @@ class MarginSettings(_Section):
     )
     level: float = Field(0.95, ge=0.5, le=1 - 1e-9, description="Confidence of each bound.")
     family_wise: Truth = Field(False, description="Whether that is the confidence of all bounds together.")
-    draws: Positive = Field(1000, description="Draws of the posterior for each item.")
+    draws: Draws = Field(1000, description="Draws of the posterior for each item.")
     boxed: Truth = Field(True, description="Whether the empirical margin stays within the data's range.")
     parts: tuple[Literal["certified", "empirical"], ...] = Field(
         ("certified", "empirical"), description="Which bounds are computed; the estimates always are."
@@ -210,7 +219,9 @@ class LatentsSettings(_Section):
     """The latents check."""
 
     items: Several | None = Field(None, description="Items, drawn at random; all if left out.")
-    draws: Count = Field(1, description="Draws of z for each item; 0 leaves the ELBO out.")
+    draws: Annotated[int, Field(strict=True, ge=0, le=1_000_000)] = Field(
+        1, description="Draws of z for each item; 0 leaves the ELBO out."
+    )
     estimator: Literal["exact", "stratified"] = Field(
         "exact", description="Of q(z): the mixture over all items, or minibatch stratified sampling."
     )
@@ -226,7 +237,7 @@ class NoiseSettings(_Section):
         (0.1, 0.25, 0.5, 1.0), description="Standard deviations of the noise, on the scale of the model's inputs."
     )
     items: Positive = Field(1000, description="Most items, drawn at random.")
-    draws: Positive = Field(10, description="Draws of noise and latents for each item.")
+    draws: Draws = Field(10, description="Draws of noise and latents for each item.")
     clip: Truth = Field(False, description="Whether noisy inputs are clipped to the data's range.")
 
     @field_validator("sigmas")

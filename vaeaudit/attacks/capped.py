@@ -4,7 +4,7 @@ First-order steps with momentum over the exact intersection of ball and box, whi
 projection and the longest point along a direction are clip(t v), and t is found in a few rounds. Damage has many
 local maxima under a small cap and fewer under a large one, so every chain starts in a larger ball that
 shrinks while the chain moves (a homotopy in the cap, as Croce & Hein 2021, "Mind the box", section 3.2, do for L1).
-The best chain, perhaps one that another cap found, is then followed to its end.
+The best chain, perhaps one that another cap found, is then followed, and further where it still gains at its limit.
 """
 
 from dataclasses import dataclass, fields
@@ -12,14 +12,15 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from vaeaudit.attacks.ball import NORMS, exceeds, furthest, length, norm_of, settle
+from vaeaudit.attacks.left import FURTHER, unfinished
+from vaeaudit.attacks.probes import Found
 from vaeaudit.attacks.term import DataTerm, GoOn, Progress, Term, always
 from vaeaudit.batches import RowBatches
 from vaeaudit.box import flat_bounds
 from vaeaudit.errors import ConfigError, NonFiniteError, VaeauditError, nearest
 from vaeaudit.optim.lbfgsb import Descent, Status, Stopping
 from vaeaudit.ranges import Range
-
-NORMS = ("l2", "linf")
 
 # Radius of the ball in which a chain starts, as a multiple of the cap: measured; a cube grows faster than a ball.
 _WIDE = {"l2": 2.0, "linf": 1.3}
@@ -39,10 +40,12 @@ class Capped:
     """Best distortion of each item (I) under each cap (C).
 
     ``distortion`` and ``adversarial`` are (I, C, *shape): ``adversarial`` is x + d to the bit, inside the box, and
-    ||d|| is at most the cap, computed in its own precision and in float64. (I, C): ``value``, the data term there, at
-    most that at d = 0 and at most that under any smaller cap; ``norm_of`` ||d||; ``status`` (:class:`Status`);
-    ``evaluations``, rows of the model; ``recent``, what the best chain gained in the last half of the time that it was
-    followed. ``zero_value`` (I,) is the data term at d = 0. ``interrupted`` tells that the search was told to stop.
+    nowhere further from x than the cap (see :func:`vaeaudit.attacks.ball.settle`). ``caps`` (C,) are float64. (I, C):
+    ``value``, the data term there, at most that at d = 0 and at most that under any smaller cap; ``norm_of``, float64,
+    how far ``adversarial`` is from x; ``status`` (:class:`Status`); ``evaluations``, rows of the model; ``further``,
+    whether it was searched on, because it still gained at its first limit; ``recent``, what the best chain gained in
+    the last half of the time that it was followed. ``zero_value`` (I,) is the data term at d = 0. ``interrupted`` tells
+    that the search was told to stop.
     """
 
     caps: Tensor
@@ -54,6 +57,7 @@ class Capped:
     zero_value: Tensor
     status: Tensor
     evaluations: Tensor
+    further: Tensor
     recent: Tensor
     interrupted: bool
 
@@ -81,7 +85,8 @@ def capped(
         directions: (R, I, *shape), where the chains start: each is lengthened to the cap. Keyed noise of
             :func:`vaeaudit.draws.noise_set`, or what :mod:`vaeaudit.attacks.directions` makes of it, which is
             stronger; more than one per 27 evaluations are left out.
-        max_evaluations: rows of the model for one item and one cap, forward and backward together counted as one.
+        max_evaluations: rows of the model for one item and one cap, forward and backward together counted as one;
+            four times as many where it still gains at that limit.
         rows: bounds how many rows the model is given at once.
         go_on: asked before each round; on False the search ends with the best it has.
 
@@ -89,8 +94,8 @@ def capped(
         ConfigError: a cap that is not positive and finite, an unknown norm, no direction, too few evaluations.
         NonFiniteError: the data term is NaN or infinite at d = 0.
     """
-    _check(caps, norm, directions, max_evaluations)
-    caps = caps.to(x)
+    _check(caps.to(x), norm, directions, max_evaluations)
+    caps = caps.to(x.device, torch.float64)
     of_item = len(directions) * len(caps) * x[0].numel() * x.element_size() * _VECTORS
     size = max(1, _MEMORY // of_item)
     parts = []
@@ -110,43 +115,6 @@ def capped(
     return Capped(caps=caps, norm=norm, interrupted=any(part.interrupted for part in parts), **joined)
 
 
-def furthest(v: Tensor, low: Tensor, high: Tensor, radius: Tensor, norm: str = "l2", most: float = torch.inf) -> Tensor:
-    """clip(t v, low, high) with the greatest t <= ``most`` whose norm is at most ``radius``, (b, n).
-
-    ``v``, ``low`` <= 0 and ``high`` >= 0 are (b, n), infinite where there is no bound; ``radius`` (b,). With ``most``
-    = 1 it is the projection of v on ball and box, in L2; without, the point of both that goes furthest along v, which
-    maximises <v, d>. Both by the Karush-Kuhn-Tucker conditions.
-    """
-    if norm == "linf":  # the ball is a box
-        low, high = torch.maximum(low, -radius[:, None]), torch.minimum(high, radius[:, None])
-        radius = torch.full_like(radius, torch.inf)
-    size, reach = v.abs(), torch.where(v < 0, -low, high)
-    t = torch.zeros_like(radius)
-    # From below, as ever more elements are cut off: those cut off at a smaller t are among those cut off at the
-    # solution. So it ends, at the solution itself, after at most as many rounds as there are elements; a few, in fact.
-    while True:
-        cut = t[:, None] * size >= reach  # inf * 0 is NaN: not cut, and adds nothing below
-        free = torch.where(cut, 0.0, size.square()).sum(1)
-        left = radius.square() - torch.where(cut, reach.square(), 0.0).sum(1)
-        longer = torch.where(free > 0, (left.clamp(min=0) / free).sqrt(), t)
-        if not bool((longer > t).any()):
-            break
-        t = torch.maximum(t, longer)
-    d = torch.where(size > 0, t.clamp(max=most)[:, None] * v, 0.0)
-    return torch.maximum(torch.minimum(d, high), low)
-
-
-def settle(x: Tensor, d: Tensor, low: Tensor, high: Tensor, caps: Tensor, norm: str = "l2") -> Tensor:
-    """``d`` (b, n), shortened where rounding takes x + d out of [low, high] or ||d|| over its cap (b,)."""
-    while True:
-        outside = (x + d < low) | (x + d > high)
-        over = _exceeds(d, caps, norm)
-        if not bool(outside.any() | over.any()):
-            return d
-        d = torch.where(outside, torch.nextafter(d, torch.zeros_like(d)), d)
-        d = torch.where(over[:, None], d * (1 - torch.finfo(d.dtype).eps), d)
-
-
 class _Search:
     """The problems of a group of items; problem k is item k // C, cap k % C."""
 
@@ -162,11 +130,16 @@ class _Search:
     ) -> None:
         self.term, self.x, self.caps, self.norm = term, x, caps, norm
         self.max_evaluations, self.go_on = max_evaluations, go_on
-        self.low, self.high = flat_bounds(box, term.shape, x)  # (1, n) each
+        self.edges = self.low, self.high = flat_bounds(box, term.shape, x)  # (1, n) each
         self.item = torch.arange(len(x), device=x.device).repeat_interleave(len(caps))  # (K,)
-        self.cap = caps.repeat(len(x))  # (K,)
+        self.cap = caps.to(x).repeat(len(x))  # (K,)
         self.evaluations = torch.ones_like(self.item)  # (K,)
         self.stopped = False
+        # The best of each problem (K,), its d (K, n), how its chain ended, and what that gained of late.
+        self.value, self.d = torch.full_like(self.cap, torch.inf), torch.zeros_like(x[self.item])
+        self.status = torch.full_like(self.item, int(Status.STOPPED))
+        self.recent = torch.full_like(self.cap, torch.inf)
+        self.further = torch.zeros_like(self.item, dtype=torch.bool)
 
     def run(self, directions: Tensor) -> Capped:
         """Explore from ``directions`` (R, I, n), follow the best, and hand it out."""
@@ -180,14 +153,25 @@ class _Search:
         budget = self.max_evaluations - len(self.caps) - 1  # the rest: d = 0, the other caps' best, and the result
         chains = max(1, min(len(directions), round(_EXPLORING * budget / _CHAIN)))
         rounds = max(1, int(_EXPLORING * budget) // chains)
-        value, d = self._explore(directions[:chains], rounds)
-        value, d = self._exchange(value, d)
-        end, end_d, half, status = self._follow(d, budget - rounds * chains)
-        d = torch.where((end < value)[:, None], end_d, d)
-        seen = torch.minimum(value, end)
-        recent = torch.where(seen.isfinite(), torch.minimum(value, half) - seen, torch.inf)
-        status = torch.where(seen.isfinite() | (status == int(Status.STOPPED)), status, int(Status.NONFINITE))
-        return self._result(zero, d, recent, status)
+        self.value, self.d = self._exchange(*self._explore(directions[:chains], rounds))
+        followed = budget - rounds * chains
+        self._follow(torch.arange(len(self.item), device=self.x.device), followed, 0, "following")
+        for times in FURTHER:
+            problem = unfinished(self._found(zero)).flatten().nonzero().squeeze(1)
+            if self.stopped or not len(problem):
+                break
+            self.further[problem] = True
+            self._follow(problem, times * self.max_evaluations, followed, "searching on")
+            followed += times * self.max_evaluations
+        return self._result(zero)
+
+    def _found(self, zero: Tensor) -> Found:
+        """The search as it stands, as it is judged."""
+        table = (len(self.x), len(self.caps))
+        value, cap = self.value.reshape(table), self.cap.reshape(table)
+        status, recent = self.status.reshape(table), self.recent.reshape(table)
+        points = self.x[:, None] + self.d.reshape(*table, -1)
+        return Found(points, value, torch.zeros_like(value), cap, status, zero, recent=recent)
 
     def _explore(self, directions: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
         """The least value (K,) that chains from ``directions`` (R, I, n) see within the cap, and its d (K, n)."""
@@ -199,7 +183,7 @@ class _Search:
         before = d = self._furthest(directions[:, self.item].flatten(0, 1), low, high, wide * cap)
         best, best_d = torch.full_like(cap, torch.inf), self._furthest(d, low, high, cap, most=1.0)
         for done in range(rounds):
-            if not self._go_on("exploring", count):
+            if not self._go_on("exploring, rounds", rounds - done, rounds):
                 break
             share = done / rounds
             radius = cap * (1 + (wide - 1) * max(0.0, 1 - share / _SHRUNK))
@@ -214,45 +198,51 @@ class _Search:
         best, which = best.reshape(chains, count).min(0)
         return best, best_d.reshape(chains, count, d.shape[1])[which, torch.arange(count, device=d.device)]
 
-    def _follow(self, start: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Descend from ``start`` (K, n) by L-BFGS: values, d, values after half of the rounds, and how it ended.
+    def _follow(self, problem: Tensor, most: int, followed: int, stage: str) -> None:
+        """Descend from the best of the problems (b,) by L-BFGS, with ``most`` evaluations after ``followed``.
 
         The variable is v in the box, and d = v min(1, cap / ||v||): all of ball and box, with no other constraint. A
         start on the sphere is put a little outside, where the gradient has no radial part to spoil the curvature.
         """
-        x = self.x[self.item]
+        if not self._go_on(stage, len(problem), len(problem)):
+            self.status[problem] = int(Status.STOPPED)
+            return
+        item, cap, start = self.item[problem], self.cap[problem], self.d[problem]
+        x = self.x[item]
         low, high = self.low - x, self.high - x
-        cap = self.cap
         if self.norm == "linf":  # the ball is a box
             low, high = torch.maximum(low, -cap[:, None]), torch.minimum(high, cap[:, None])
             cap = torch.full_like(cap, torch.inf)
-        length = _norm(start, "l2")
-        v = torch.where((length > (1 - _OUTSIDE) * cap)[:, None], (1 + _OUTSIDE) * start, start)
+        v = torch.where((norm_of(start, "l2") > (1 - _OUTSIDE) * cap)[:, None], (1 + _OUTSIDE) * start, start)
 
         def objective(v: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-            length = _norm(v, "l2")
-            scale = (cap[k] / length).clamp(max=1)[:, None]
-            value, gradient = self.term.gradient((x[k] + scale * v).clamp(self.low, self.high), self.item[k])
-            radial = (v * gradient).sum(1, keepdim=True) / length.square()[:, None]
+            size = norm_of(v, "l2")
+            scale = (cap[k] / size).clamp(max=1)[:, None]
+            value, gradient = self.term.gradient((x[k] + scale * v).clamp(self.low, self.high), item[k])
+            radial = (v * gradient).sum(1, keepdim=True) / size.square()[:, None]
             return value, torch.where(scale < 1, scale * (gradient - radial * v), gradient)
 
-        if not self._go_on("following", len(v)):
-            none = torch.full_like(cap, torch.inf)
-            return none, start, none, torch.full_like(self.item, int(Status.STOPPED))
         descent = Descent(objective, v, low, high, Stopping.for_dtype(x.dtype, most))
         half = descent.minima().value.clone()
         for done in range(1, most):
-            if not descent.running or not self._go_on("following", descent.running):
+            if not descent.running or not self._go_on(stage, descent.running, len(problem)):
                 break
             descent.advance(1)
-            half = descent.minima().value.clone() if 2 * done < most else half
+            # What it had after half of the time that it is followed in all.
+            half = descent.minima().value.clone() if 2 * (followed + done) < followed + most else half
         found = descent.minima()
-        self.evaluations += found.evaluations
-        scale = (cap / _norm(found.x, "l2")).clamp(max=1)[:, None]
-        return found.value, scale * found.x, half, found.status
+        self.evaluations[problem] += found.evaluations
+        before = self.value[problem]
+        value = torch.where(found.value < before, found.value, before)
+        scale = (cap / norm_of(found.x, "l2")).clamp(max=1)[:, None]
+        self.d[problem] = torch.where((found.value < before)[:, None], scale * found.x, start)
+        self.value[problem] = value
+        finite, stopped = value.isfinite(), found.status == int(Status.STOPPED)
+        self.recent[problem] = torch.where(finite, torch.minimum(before, half) - value, torch.inf)
+        self.status[problem] = torch.where(finite | stopped, found.status, int(Status.NONFINITE))
 
-    def _go_on(self, stage: str, running: int) -> bool:
-        self.stopped = self.stopped or not self.go_on(Progress(stage, running, len(self.item)))
+    def _go_on(self, stage: str, left: int, whole: int) -> bool:
+        self.stopped = self.stopped or not self.go_on(Progress(stage, left, whole))
         return not self.stopped
 
     def _steepest(self, gradient: Tensor, d: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -279,10 +269,10 @@ class _Search:
             value, d = torch.where(better, offer, value), torch.where(better[:, None], other, d)
         return value, d
 
-    def _result(self, zero: Tensor, d: Tensor, recent: Tensor, status: Tensor) -> Capped:
-        """The best of each problem's d (K, n), those of the item's smaller caps and d = 0, as they are handed out."""
+    def _result(self, zero: Tensor) -> Capped:
+        """The best of each problem's d, those of the item's smaller caps and d = 0, as they are handed out."""
         table = (len(self.x), len(self.caps))
-        d = settle(self.x[self.item], d, self.low, self.high, self.cap, self.norm)
+        d = settle(self.x[self.item], self.d, self.edges, self.caps.repeat(len(self.x)), self.norm)
         value = self.term.value(self.x[self.item] + d, self.item)
         gains = value < zero[self.item]  # NaN does not
         value = torch.where(gains, value, zero[self.item]).reshape(table)
@@ -298,11 +288,12 @@ class _Search:
             distortion=d,
             adversarial=self.x[:, None] + d,
             value=value,
-            norm_of=_norm(d, self.norm),
+            norm_of=length(self.x[:, None], d, self.norm),
             zero_value=zero,
-            status=status.reshape(table),
+            status=self.status.reshape(table),
             evaluations=self.evaluations.reshape(table) + 1,
-            recent=recent.reshape(table),
+            further=self.further.reshape(table),
+            recent=self.recent.reshape(table),
             interrupted=self.stopped,
         )
         self._verify(found)
@@ -310,10 +301,9 @@ class _Search:
 
     def _verify(self, found: Capped) -> None:
         """Check what is handed out, whatever the search did."""
-        inside = (found.adversarial >= self.low) & (found.adversarial <= self.high)
+        d, caps = found.distortion.flatten(0, 1), self.caps.repeat(len(self.x))
         sound = bool(
-            inside.all()
-            and not _exceeds(found.distortion, self.caps, self.norm).any()
+            not exceeds(self.x[self.item], d, self.edges, caps, self.norm)
             and found.value.isfinite().all()
             and (found.value <= found.zero_value[:, None]).all()
         )
@@ -322,17 +312,6 @@ class _Search:
                 "the result of the attack under a cap leaves the box or the cap or is worse than d = 0: "
                 "this is a fault of vaeaudit; please report it"
             )
-
-
-def _norm(d: Tensor, norm: str, dtype: torch.dtype | None = None) -> Tensor:
-    """||d|| of (..., n), (...)."""
-    length: Tensor = torch.linalg.vector_norm(d, torch.inf if norm == "linf" else 2, dim=-1, dtype=dtype)
-    return length
-
-
-def _exceeds(d: Tensor, caps: Tensor, norm: str) -> Tensor:
-    """Where ||d|| is above the cap, in its own precision or in float64."""
-    return (_norm(d, norm) > caps) | (_norm(d, norm, torch.float64) > caps)
 
 
 def _check(caps: Tensor, norm: str, directions: Tensor, max_evaluations: int) -> None:

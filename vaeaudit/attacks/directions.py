@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.capped import furthest, settle
+from vaeaudit.attacks.ball import furthest, settle
 from vaeaudit.attacks.term import DataTerm, Term
 from vaeaudit.batches import RowBatches
 from vaeaudit.box import flat_bounds
@@ -82,7 +82,7 @@ def random_search(
     ``radius`` (I, K) holds the distances of each item of ``x`` (I, *shape), ``noise`` (R, I, *shape) the directions, of
     which both signs are tried. A direction is lengthened until d has the wanted norm; what the box cuts off is left to
     the other elements, until all are at its edge. In L-infinity these are corners of the cap, cut at the box. Box and
-    distance are kept to the bit.
+    distance are kept as :func:`vaeaudit.attacks.ball.settle` keeps them.
     """
     items, problems = radius.shape
     low, high = flat_bounds(box, tuple(x.shape[1:]), x)
@@ -91,8 +91,8 @@ def random_search(
     term = Term(data_term, tuple(x.shape[1:]), rows)
     best, best_d = torch.full_like(flat[:, 0], torch.inf), torch.zeros_like(flat)
     for direction in torch.cat([noise, -noise]).flatten(2):
-        d = furthest(direction[item], low - flat, high - flat, radius.flatten(), norm)
-        d = settle(flat, d, low, high, radius.flatten(), norm)
+        d = furthest(direction[item], low - flat, high - flat, radius.flatten().to(x), norm)
+        d = settle(flat, d, (low, high), radius.flatten(), norm)
         value = term.value(flat + d, item)
         better = value < best
         best, best_d = torch.where(better, value, best), torch.where(better[:, None], d, best_d)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.capped import furthest, settle
+from vaeaudit.attacks.ball import furthest, settle
 from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.attacks.within import BLOCK, Within
 from vaeaudit.batches import RowBatches
@@ -198,14 +198,14 @@ class _Search(Within):
 
         Bisection on the cap for the items ``item``; those that come to its end are marked in ``searched`` (I,).
         """
-        if not len(item) or not self.asked(len(item)):
+        if not len(item) or not self.asked("bisecting", len(item)):
             return torch.zeros_like(self.x), torch.full_like(self.r, torch.inf)
         ray, second, hi = self.first(item)
         lo = torch.zeros_like(hi)
         known = hi.isfinite()
         cap = torch.where(known, hi * 0.5**0.5, self.most / 2**_DOUBLINGS)
         turn = 0
-        while bool((~searched).any()) and self.asked(int((~searched).sum())):
+        while bool((~searched).any()) and self.asked("bisecting", int((~searched).sum())):
             turn += 1
             item = (~searched).nonzero().squeeze(1)
             starts = torch.cat([ray[None, item], second[None, item], self.rays(_NEW, item, f"rays.{turn}")])
@@ -254,7 +254,7 @@ class _Search(Within):
         low, high = self.low[of], self.high[of]
         before = d = furthest(starts.flatten(0, 1), low, high, cap)
         for step in range(_STEPS):
-            if not self.asked(count):
+            if not self.asked("bisecting", count):
                 break
             eta = self.pool.roll(-_SMALL * (turn * _STEPS + step), 0)[:_SMALL]
             slope = self.uphill(d, of, eta)
@@ -293,7 +293,7 @@ class _Search(Within):
             log_t = log_t + ((share - self.m).to(v) / fall).clamp(-_FURTHEST, _FURTHEST)
         radius = (log_t + self.slack(item) * sd / n.sqrt() / fall).exp().clamp(max=self.most)
         for turn in range(_TESTS):
-            if turn and (self.stopped or not self.asked(len(item))):
+            if turn and (self.stopped or not self.asked("testing", len(item))):
                 break
             share = self.test(v, item, radius, n, f"fresh.{turn}")
             # What the test saw counts as much as all that was seen before it.
@@ -311,7 +311,7 @@ class _Search(Within):
     def test(self, v: Tensor, item: Tensor, radius: Tensor, n: Tensor, check: str) -> Tensor:
         """The share of ``n`` (b,) fresh draws within r at ``radius`` along the rays ``v`` (b, n), and what breaks."""
         x = self.x[item]
-        d = settle(x, furthest(v, self.low[item], self.high[item], radius), *self.edges, radius)
+        d = settle(x, furthest(v, self.low[item], self.high[item], radius), self.edges, radius)
         share = self.share(x + d, item, n, check)
         norm = torch.linalg.vector_norm((x + d).double() - x.double(), dim=1)  # of what the model saw, x + d rounded
         self.tests[item] += 1
@@ -333,8 +333,8 @@ class _Search(Within):
         errors: Tensor = torch.special.ndtri(1 - self.alpha / (j * (j + 1))) + _POWER
         return errors.to(self.x)
 
-    def asked(self, running: int) -> bool:
-        self.stopped = self.stopped or not self.go_on(Progress("margin", running, len(self.x)))
+    def asked(self, stage: str, running: int) -> bool:
+        self.stopped = self.stopped or not self.go_on(Progress(f"margin, {stage}", running, len(self.x)))
         return not self.stopped
 
 

@@ -122,7 +122,7 @@ class Probes:
         seen = torch.cat([found.value, self.once, self.value, at_far], 1)
         self.lowest = torch.where(seen.isfinite(), seen, torch.inf).amin(1)
         self.span = self.zero - self.lowest
-        self.rounding = _rounding(torch.stack([self.zero, self.lowest]), 0)
+        self.rounding = rounding(torch.stack([self.zero, self.lowest]), 0)
 
     def share(self, amount: Tensor) -> Tensor:
         """``amount`` (P,) as a share of the span; what rounding can explain counts as none."""
@@ -134,18 +134,18 @@ class Probes:
         return (~finite).to(self.x.dtype).mean(1)
 
     def zero_gradient(self) -> Tensor:
-        """What moving only the elements without a gradient changes; how high points lie that have none at all.
+        """What moving the elements without a gradient to the far point changes; how high points without any lie.
 
         An element has one if it has at any of the points: units that are off at one input are on at another. It is
         small where it is beside the largest, and where its product with the way to the far point is: in kilometres a
-        slope is a thousand times that in metres.
+        slope is a thousand times that in metres. A background that is off at all of them, and that the way to the far
+        point leaves as it is, hides nothing.
         """
         slope, way = self.slopes.abs(), (self.far - self.x).abs()[:, None]
         small = [each <= _FLAT * each.amax(2, keepdim=True) for each in (slope, slope * way)]
         unseen = (small[0] & (small[1] | (way == 0))).all(1)
-        random = [self._step(self.x, sign * unseen * self.random[0], self.length, "l2") for sign in (1, -1)]
-        moved = torch.stack([*random, torch.where(unseen, self.far, self.x)], 1)
-        change = (self._on_grid(lambda item, which: moved[item, which], 3) - self.zero[:, None]).abs().amax(1)
+        moved = torch.where(unseen, self.far, self.x)
+        change = (self._on_grid(lambda item, _: moved[item], 1)[:, 0] - self.zero).abs()
         # None at all: to first order the whole length of d changes the value by less than it can resolve.
         foreseen = _length(self.slopes) * self.length[:, None]
         value = torch.cat([self.once, self.zero[:, None]], 1)
@@ -185,7 +185,7 @@ class Probes:
         for ways in (slice(0, 1), slice(1, None)):  # the gradient's own, which would drown the random ones, and those
             seen, said = rise[..., ways], foreseen[..., ways]
             scale = torch.maximum(_length(seen), _length(said))  # (P, H)
-            clear = scale > _CLEAR * _rounding(value.flatten(2), 2)
+            clear = scale > _CLEAR * rounding(value.flatten(2), 2)
             error = _length(seen - said) / scale
             clear &= error.isfinite()  # what overflows at a long step may not at a short one
             error = torch.where(clear, error, torch.inf).amin(1)
@@ -329,6 +329,6 @@ def _inverse(length: Tensor) -> Tensor:
     return torch.where(length > 0, 1 / length, 0.0)
 
 
-def _rounding(values: Tensor, dim: int) -> Tensor:
+def rounding(values: Tensor, dim: int) -> Tensor:
     """A difference of values that rounding alone may explain."""
     return _ROUNDING * torch.finfo(values.dtype).eps * values.abs().amax(dim)

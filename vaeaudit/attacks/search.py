@@ -87,12 +87,20 @@ class Search:
         self.norm = torch.zeros_like(self.data)  # (K,) its ||d||_2
         self.status = torch.where(self.stationary, int(Status.CONVERGED), int(Status.STOPPED))
         self.evaluations = torch.ones_like(self.pair)
+        self.further = torch.zeros_like(self.stationary)  # whether it was searched on
         self.history: list[tuple[Tensor, Tensor]] = []  # evaluations and objective after each exchange
 
     def run(self) -> None:
         """Explore, then refine."""
         self._explore()
-        self._refine()
+        self._adopt()
+        begin = (self.norm > 0) | ~self.stationary
+        self._refine(begin.nonzero().squeeze(1), self.effort.stopping.max_evaluations, "refining")
+
+    def run_on(self, problem: Tensor, most: int) -> None:
+        """Search the problems (b,) on from the best that is known, with ``most`` further evaluations of each."""
+        self.further[problem] = True
+        self._refine(problem, most, "searching on")
 
     @property
     def objective(self) -> Tensor:
@@ -139,29 +147,40 @@ class Search:
         search = self._descent(several, torch.cat(points), most, None)
         before = self.evaluations
         for rounds in (most // 2, most):  # halfway is remembered, for what is gained later
-            self._advance(search, rounds, f"exploring from {len(points)} points")
+            for _ in range(rounds):
+                stage = f"exploring from {len(points)} points"
+                if not search.running or not self._asked(Progress(stage, search.running, len(several))):
+                    break
+                search.advance(1)
             self._harvest(search, several)
             self.evaluations = before.index_add(0, several, search.minima().evaluations)
             self.history.append((self.evaluations, self.objective))
 
-    def _refine(self) -> None:
-        """Search from the best candidate of each problem's pair, moving to better ones as they are found."""
+    def _refine(self, begin: Tensor, most: int, stage: str) -> None:
+        """Search the problems ``begin`` (b,) from the best known; any moves to better ones as they are found.
+
+        What is left is told in evaluations of those that run, and never rises, though a problem that has settled runs
+        again where another's distortion serves it.
+        """
         problem = torch.arange(len(self.lam), device=self.lam.device)
-        self._adopt()
         start = torch.where((self.norm > 0)[:, None], self.best, self._off_zero(self.pair))
-        begin = ((self.norm > 0) | ~self.stationary).nonzero().squeeze(1)
-        search = self._descent(problem, start, self.effort.stopping.max_evaluations, begin)
+        search = self._descent(problem, start, most, begin)
         used = self.evaluations
+        left = most * len(begin)
         begun = torch.zeros_like(self.stationary)
         begun[begin] = True
         while not self.stopped:
-            self._advance(search, _ROUNDS, "refining")
+            for _ in range(_ROUNDS):
+                left = min(left, search.left)
+                if not search.left or not self._asked(Progress(f"{stage}, evaluations", left, most * len(begin))):
+                    break
+                search.advance(1)
             self._harvest(search, problem)
             found = search.minima()
             self.evaluations = used + found.evaluations
             self.history.append((self.evaluations, self.objective))
             worthwhile, source = self._adopt()
-            over = found.evaluations >= self.effort.stopping.max_evaluations
+            over = found.evaluations >= most
             moving = worthwhile & ~over & (self.norm > 0)
             begun |= moving
             self.status = torch.where(begun, found.status, self.status)
@@ -234,14 +253,9 @@ class Search:
         stopping = Stopping(asked.ftol, asked.patience, most)
         return Descent(objective, start, self.low, self.high, stopping, begin=begin)
 
-    def _advance(self, search: Descent, rounds: int, stage: str) -> None:
-        for _ in range(rounds):
-            running = search.running
-            if not running or self.stopped:
-                return
-            self.stopped = not self.go_on(Progress(stage, running, len(self.lam)))
-            if not self.stopped:
-                search.advance(1)
+    def _asked(self, progress: Progress) -> bool:
+        self.stopped = self.stopped or not self.go_on(progress)
+        return not self.stopped
 
     def _harvest(self, search: Descent, problem: Tensor) -> None:
         """Keep what is better than the best known; ``problem`` (b,) names the problem of each row of the search."""

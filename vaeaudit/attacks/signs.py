@@ -17,10 +17,10 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from vaeaudit.attacks.left import ENOUGH, MOST, left_share
 from vaeaudit.attacks.probes import DrawTerm, Found, Probes
 from vaeaudit.attacks.term import DataTerm
 from vaeaudit.batches import RowBatches
-from vaeaudit.optim.lbfgsb import Status
 from vaeaudit.ranges import Range
 from vaeaudit.vae import Posterior
 
@@ -45,27 +45,57 @@ class Sign(StrEnum):
         return _SAYS[self][0]
 
 
-_SAYS: dict[Sign, tuple[float, str]] = {
-    Sign.NOT_CONVERGED: (0.02, "a longer search could still lower its figures by {:.2g} of their scale"),
-    Sign.NOT_FINITE: (0.0, "{:.2g} of its values and gradient elements are NaN or infinite"),
+# The largest measurement that is no sign; what was measured; and what to do about it.
+_SAYS: dict[Sign, tuple[float, str, str]] = {
+    Sign.NOT_CONVERGED: (
+        ENOUGH,
+        f"searched on to {MOST} times its evaluations, it could still lower its figures by {{:.2g}} of their scale",
+        "raise --max-evaluations",
+    ),
+    Sign.NOT_FINITE: (
+        0.0,
+        "{:.2g} of its values and gradient elements are NaN or infinite",
+        "let doctor name them, or try --dtype float64",
+    ),
     Sign.ZERO_GRADIENT: (
         0.1,
-        "where the gradient is zero, the data term still changes by {:.2g} of its span; "
-        "is a part of the encoder saturated, rounded or detached?",
+        "the elements without a gradient, moved to the target or as far, change the data term by {:.2g} of its span",
+        "look for a saturated, rounded or detached part of the encoder and attack the model without it",
     ),
     Sign.WRONG_GRADIENT: (
         0.4,
-        "the gradient and finite differences are {:.2g} of the larger apart; "
-        "is a part of the encoder detached or rounded?",
+        "the gradient and finite differences are {:.2g} of the larger apart",
+        "look for a detached or rounded part of the encoder, or try --dtype float64",
     ),
-    Sign.CLAMPED: (0.0, "{:.2g} of its log-variances lie exactly at one edge, where a clamp has no gradient"),
-    Sign.RANDOM: (0.01, "it missed {:.2g} of the gain of a point of its norm that costs no search"),
-    Sign.ABOVE_ZERO: (0.01, "the objective lies {:.2g} of the data term's span above that of d = 0"),
-    Sign.NOT_REPEATABLE: (1e-3, "the same point gives values {:.2g} of the larger apart; is dropout or sampling on?"),
+    Sign.CLAMPED: (
+        0.0,
+        "{:.2g} of its log-variances lie exactly at one edge, where a clamp has no gradient",
+        "attack the model without the clamp, or with a wider one",
+    ),
+    Sign.RANDOM: (
+        0.01,
+        "it missed {:.2g} of the gain of a point of its norm that costs no search",
+        "raise --max-evaluations; where that does not help, its gradient misleads",
+    ),
+    Sign.ABOVE_ZERO: (
+        0.01,
+        "the objective lies {:.2g} of the data term's span above that of d = 0",
+        "raise --max-evaluations, or see whether another --seed tells the same",
+    ),
+    Sign.NOT_REPEATABLE: (
+        1e-3,
+        "the same point gives values {:.2g} of the larger apart",
+        "turn dropout or sampling off in the model as it is opened",
+    ),
 }
 _NOT_MEASURED = {
-    Sign.NOT_CONVERGED: "the search ended early, and nothing tells how far a longer one would go",
-    Sign.ZERO_GRADIENT: "the data term is the same everywhere: the model does not see its input",
+    Sign.NOT_CONVERGED: (
+        "the search ended early, and nothing tells how far a longer one would go; let it end, or raise "
+        "--max-evaluations"
+    ),
+    Sign.ZERO_GRADIENT: (
+        "the data term is the same everywhere: the model does not see its input; look for what cuts it off"
+    ),
 }
 
 
@@ -73,11 +103,12 @@ _NOT_MEASURED = {
 class Signs:
     """Measurements of P items, (len(Sign), P) in the order of :class:`Sign`, each with its limit there.
 
-    What they measure, in that order: the fall of the objective that a longer search could bring (see
-    :func:`left_to_gain`); the share of values and gradients that are not finite; the change of the data term by moving
-    elements without a gradient; the relative error of the gradient against central differences; the share of
-    log-variances at a clamp's edge; the share missed of the gain of the best point that costs no search; the excess
-    of the objective over that of d = 0; the change of a value when it is computed again. NaN counts as a sign.
+    What they measure, in that order: the fall of a figure that a longer search could bring, as a share of it (see
+    :func:`vaeaudit.attacks.left.left_share`); the share of values and gradients that are not finite; the change of the
+    data term by moving the elements without a gradient to the target, or to a far point where there is none; the
+    relative error of the gradient against central differences; the share of log-variances at a clamp's edge; the share
+    missed of the gain of the best point that costs no search; the excess of the objective over that of d = 0; the
+    change of a value when it is computed again. NaN counts as a sign.
     """
 
     measured: Tensor
@@ -98,9 +129,11 @@ class Signs:
         return tuple(sign for sign, fired in zip(Sign, self.fired[:, item].tolist(), strict=True) if fired)
 
     def message(self, sign: Sign, item: int) -> str:
-        """A sentence on what was measured of one item."""
+        """A sentence on what was measured of one item, and what to do about it."""
         value = float(self.measured[list(Sign).index(sign), item])
-        return _SAYS[sign][1].format(value) if isfinite(value) else _NOT_MEASURED.get(sign, f"measured as {value}")
+        _, measured, remedy = _SAYS[sign]
+        told = measured.format(value) if isfinite(value) else f"measured as {value}"
+        return f"{told}; {remedy}" if isfinite(value) else _NOT_MEASURED.get(sign, f"{told}; {remedy}")
 
 
 def signs_of(
@@ -125,7 +158,7 @@ def signs_of(
     """
     look = Probes(data_term, x, x_t, found, directions, box, norm, rows)
     measured = {
-        Sign.NOT_CONVERGED: _not_converged(found, look),
+        Sign.NOT_CONVERGED: left_share(found, look.lowest).amax(1),
         Sign.NOT_FINITE: look.not_finite(),
         Sign.ZERO_GRADIENT: look.zero_gradient(),
         Sign.WRONG_GRADIENT: look.wrong_gradient(),
@@ -135,52 +168,3 @@ def signs_of(
         Sign.NOT_REPEATABLE: look.change(),
     }
     return Signs(torch.stack([measured[sign] for sign in Sign]))
-
-
-def _not_converged(found: Found, look: Probes) -> Tensor:
-    """Of each item the largest fall left as a share of the span; and of the mean objective above its floor, (P,)."""
-    left = left_to_gain(found)
-    share = look.share(left.amax(1))
-    if found.floor is None:
-        return share
-    total = (found.value + found.penalty - found.floor).mean(1)
-    return torch.maximum(share, torch.where(left.mean(1) > 0, left.mean(1) / total, 0.0))
-
-
-def left_to_gain(found: Found) -> Tensor:
-    """How far a longer search could lower each problem's objective, (P, K); infinite where nothing tells.
-
-    Zero where it has converged. The optimum over d of J + lambda pen is concave in lambda and does not fall: it lies
-    above the chord of converged neighbours, of which the floor at lambda = 0 counts as one. A search that ran on, or
-    stuck, is moreover taken to gain from as many evaluations again no more than it gained from the last half of them:
-    true of any that nears its limit as fast as 1/evaluations.
-    """
-    objective = found.value + found.penalty
-    settled = found.status == int(Status.CONVERGED)
-    lowest = -torch.inf if found.floor is None else found.floor
-    bound = torch.full_like(objective, lowest)
-    if found.lambdas is not None:
-        order = found.lambdas.argsort()
-        bound[:, order] = _chords(objective[:, order], settled[:, order], found.lambdas[order], lowest)
-    left = objective - bound
-    if found.recent is not None:
-        ran = (found.status == int(Status.LIMIT)) | (found.status == int(Status.STALLED))
-        left = torch.where(ran, torch.minimum(left, found.recent), left)
-    return torch.where(settled, 0.0, left.clamp(min=0))
-
-
-def _chords(objective: Tensor, settled: Tensor, lambdas: Tensor, lowest: float) -> Tensor:
-    """Lower bound of each optimum from its settled neighbours, (P, K) for rising lambda (K,)."""
-    count = len(lambdas)
-    values = torch.cat([torch.full_like(objective[:, :1], lowest), objective], 1)  # place 0 is lambda = 0
-    at = torch.cat([torch.zeros_like(lambdas[:1]), lambdas]).expand_as(values)
-    sure = torch.cat([torch.ones_like(settled[:, :1]), settled], 1)
-    place = torch.arange(count + 1, device=objective.device).expand_as(values)
-    below = torch.where(sure, place, 0).cummax(1).values
-    above = torch.where(sure, place, count + 1).flip(1).cummin(1).values.flip(1)
-    above = torch.where(above > count, below, above)  # none: the optimum does not fall in lambda
-    width = at.gather(1, above) - at.gather(1, below)
-    weight = torch.where(width > 0, (at - at.gather(1, below)) / width, 0.0)
-    start, end = values.gather(1, below), values.gather(1, above)
-    chord = torch.where(weight > 0, start + weight * (end - start), start)
-    return torch.where(start.isfinite(), chord, lowest)[:, 1:]

@@ -5,8 +5,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from vaeaudit.attacks.ball import settle
+from vaeaudit.attacks.left import FURTHER, unfinished
+from vaeaudit.attacks.probes import Found
 from vaeaudit.attacks.search import Effort, Search, penalise
-from vaeaudit.attacks.term import DataTerm, GoOn, Term, always, inside
+from vaeaudit.attacks.term import DataTerm, GoOn, Term, always
 from vaeaudit.batches import RowBatches
 from vaeaudit.box import bounds
 from vaeaudit.errors import VaeauditError
@@ -22,8 +25,9 @@ class Sweep:
     """Best distortion of each pair (P) and lambda (L).
 
     ``distortion`` and ``adversarial`` are (P, L, *shape), and ``adversarial`` is x + d to the bit, inside the
-    box. ``data_term``, ``norm`` (||d||_2), ``objective``, ``status`` (:class:`Status`), ``evaluations``, and
-    ``recent``, what the objective has gained since half of the evaluations, infinite if cut off early, are (P, L).
+    box. ``data_term``, ``norm`` (||d||_2), ``objective``, ``status`` (:class:`Status`), ``evaluations``,
+    ``further``, whether it was searched on, because it could still fall at its first limit, and ``recent``, what the
+    objective has gained since half of the evaluations, infinite if cut off early, are (P, L).
     ``zero_data_term`` (P,) is the data term at d = 0. ``interrupted`` tells that it was told to stop.
     """
 
@@ -36,6 +40,7 @@ class Sweep:
     objective: Tensor
     status: Tensor
     evaluations: Tensor
+    further: Tensor
     recent: Tensor
     zero_data_term: Tensor
     interrupted: bool
@@ -44,6 +49,20 @@ class Sweep:
     def penalty_term(self) -> Tensor:
         """lambda pen(d), (P, L)."""
         return self.lambdas * penalise(self.norm, self.penalty)
+
+    def judged(self, floor: float | None) -> Found:
+        """The sweep as it is judged; ``floor`` is a lower bound of the data term, None where there is none."""
+        return Found(
+            adversarial=self.adversarial,
+            value=self.data_term,
+            penalty=self.penalty_term,
+            radius=self.norm,
+            status=self.status,
+            zero_value=self.zero_data_term,
+            lambdas=self.lambdas,
+            recent=self.recent,
+            floor=floor,
+        )
 
     @property
     def chosen(self) -> Tensor:
@@ -85,10 +104,12 @@ def sweep(
 
     ``x`` and ``x_t`` lie in the box. ``floor`` is a lower bound of the data term J: 0 for the similarities, None where
     there is none. ``rows`` bounds how many rows the model is given at once; pairs are searched in groups whose state
-    fits into memory.
+    fits into memory. Where a figure of a pair could still fall at the limit of ``effort``, its problems there are
+    searched on, to four times the evaluations at most.
     """
     shape = tuple(x.shape[1:])
-    of_pair = len(lambdas) * x[0].numel() * x.element_size() * _VECTORS
+    starts = max(1, effort.starts // 2)  # each explores a third of the usual lambda
+    of_pair = starts * len(lambdas) * x[0].numel() * x.element_size() * _VECTORS
     size = max(1, _MEMORY // of_pair)
     parts = []
     for first in range(0, len(x), size):
@@ -100,8 +121,15 @@ def sweep(
         term = Term(of_group, shape, rows)
         search = Search(term, x[group].flatten(1), x_t[group].flatten(1), box, lambdas, penalty, floor, effort, go_on)
         search.run()
-        parts.append(_result(search, shape))
-        _verify(parts[-1], box)
+        found = _result(search, shape)
+        for times in FURTHER:
+            problem = unfinished(found.judged(floor)).flatten().nonzero().squeeze(1)
+            if search.stopped or not len(problem):
+                break
+            search.run_on(problem, times * effort.stopping.max_evaluations)
+            found = _result(search, shape)
+        _verify(found, box)
+        parts.append(found)
     return parts[0] if len(parts) == 1 else _join(parts)
 
 
@@ -111,7 +139,7 @@ def _result(search: Search, shape: tuple[int, ...]) -> Sweep:
     pairs, count = len(x), len(lambdas)
     ends = torch.stack([x, search.x_t], 1)
     point = torch.cat([search.best.reshape(pairs, count, -1), ends], 1)  # (P, L + 2, n)
-    d = inside(x[:, None], point, search.low, search.high)
+    d = settle(x[:, None], point - x[:, None], (search.low, search.high))
     point = x[:, None] + d
     every = torch.arange(pairs, device=x.device).repeat_interleave(count + 2)
     data = search.term.value(point.flatten(0, 1), every).reshape(pairs, -1)
@@ -130,6 +158,7 @@ def _result(search: Search, shape: tuple[int, ...]) -> Sweep:
         objective=objective,
         status=search.status.reshape(pairs, count),
         evaluations=search.evaluations.reshape(pairs, count),
+        further=search.further.reshape(pairs, count),
         recent=search.recent.reshape(pairs, count),
         zero_data_term=data[:, -2],
         interrupted=search.stopped,

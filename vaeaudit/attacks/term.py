@@ -63,14 +63,3 @@ class Term:
             return points.new_zeros(0), torch.zeros_like(points)
         values, gradients = self.rows.map(gradient, points, item)
         return values, gradients
-
-
-def inside(x: Tensor, point: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """d with x + d = ``point`` up to rounding, and x + d inside [low, high] to the bit."""
-    d = point.clamp(low, high) - x
-    zero = torch.zeros_like(d)
-    while True:
-        outside = (x + d < low) | (x + d > high)  # rounding of x + (point - x) can step over the edge
-        if not outside.any():
-            return d
-        d = torch.where(outside, torch.nextafter(d, zero), d)

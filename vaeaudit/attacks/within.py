@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.capped import furthest
+from vaeaudit.attacks.ball import furthest
 from vaeaudit.attacks.directions import pull_back
 from vaeaudit.attacks.term import Term
 from vaeaudit.batches import RowBatches

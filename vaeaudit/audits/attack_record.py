@@ -5,6 +5,7 @@ from functools import partial
 
 from torch import Tensor
 
+from vaeaudit.attacks.left import MOST
 from vaeaudit.attacks.signs import Sign
 from vaeaudit.audits.base import Drawing, Row, array, number
 from vaeaudit.checks.attack import AttackResult
@@ -108,6 +109,8 @@ def attack_entry(subject: Subject, outcome: Outcome, pairs: Pairs) -> AttackEntr
         classes=_classes(outcome),
         statuses={s.message: count for s in Status if (count := int((found.status == int(s)).sum()))},
         evaluations=int(found.evaluations.sum()),
+        searched_on=int(found.further.sum()),
+        budget=MOST * subject.settings.attack.max_evaluations,
         zero_optimal=int((found.norm == 0).sum()),
     )
 
@@ -146,6 +149,8 @@ def capped_entry(subject: Subject, result: CappedResult, pairs: Pairs) -> Capped
         ],
         signs=_signs(result),
         evaluations=int(found.evaluations.sum()),
+        searched_on=int(found.further.sum()),
+        budget=MOST * subject.settings.attack.max_evaluations,
     )
 
 

@@ -143,12 +143,14 @@ def margin_warnings(margins: Margins) -> list[str]:
                 f"the first-order estimate exceeds the empirical upper bound on {beyond} of {items} items at {name}: "
                 "first order misleads there"
             )
-        if margins.result.interrupted:
-            left = int(at.empirical.censored.sum())
-            told.append(f"the search was stopped at {name} before it broke {left} of {items} items")
-        elif bool(at.empirical.censored.any()):
+        unbroken, searched = broken.isinf(), at.empirical.censored
+        if at.empirical.interrupted:
+            left = int((unbroken & ~searched).sum())
+            found = f"before it broke {left} of {items} items" if left else "before it ended: margins may be wider"
+            told.append(f"the search was stopped at {name} {found}")
+        if bool(searched.any()):
             told.append(
-                f"nothing broke {int(at.empirical.censored.sum())} of {items} items at {name} up to a norm of "
+                f"nothing broke {int(searched.sum())} of {items} items at {name} up to a norm of "
                 f"{float(at.empirical.largest.max()):.4g}: their margin may be larger still, or the attack too weak"
             )
         if bool(at.crossed.any()):

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from vaeaudit.attacks.objectives import Objective
-from vaeaudit.attacks.probes import DrawTerm, Found
+from vaeaudit.attacks.probes import DrawTerm
 from vaeaudit.attacks.search import Effort
 from vaeaudit.attacks.signs import DIRECTIONS, Signs, signs_of
 from vaeaudit.attacks.similarity import DRAWING
 from vaeaudit.attacks.sweep import PENALTIES, Sweep, geometric_lambdas, sweep
 from vaeaudit.attacks.term import DataTerm, GoOn, Term, always
 from vaeaudit.batches import RowBatches
-from vaeaudit.checks.inputs import box_of, check_pairs, require_finite_outputs
+from vaeaudit.checks.inputs import box_of, check_pairs, check_size, require_finite_outputs
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, DataError, nearest
 from vaeaudit.optim.lbfgsb import Stopping
@@ -25,6 +25,7 @@ from vaeaudit.ranges import Range
 from vaeaudit.vae import VAE, Chain
 
 MODES = ("latent", "output")
+_MOST_LAMBDAS = 10_000  # more would not tell anything about the curve
 _DRAWS = 16  # reparameterisation draws of one item, where an expectation over z has no closed form
 
 
@@ -141,7 +142,8 @@ def attack(
         restarts: points between source and target from which is searched besides the source, at least 0.
         data_range: box for x + d; the model's own range where None, no box where it has none either.
         seed: of every random draw.
-        max_evaluations: of the objective, for refining one problem; exploring takes up to a quarter of them a start.
+        max_evaluations: of the objective, for refining one problem; exploring takes up to a quarter of them a start,
+            and where a pair's figures could still fall, its problems are searched on to four times as many.
         batch_size: most rows that the model is given at once; chosen by size where None.
         items: numbers that key the draws of each source; 0, 1, ... where None.
         go_on: asked regularly; on False the sweep ends with the best it has.
@@ -164,6 +166,7 @@ def attack(
     box = box_of(vae, data_range)
     check_pairs(vae, x, x_t, box)
     values = _lambdas(lambdas, x)
+    check_size(x, len(values), "values of lambda")
     keys = list(range(len(x))) if items is None else list(items)
     if len(keys) != len(x):
         raise DataError(f"each of the {len(x)} sources needs an item number, but {len(keys)} came; give one each")
@@ -177,6 +180,7 @@ def attack(
     def noise(name: str, of: tuple[int, ...] = shape, draws: int = _DRAWS) -> Tensor:
         return noise_set(of, draws=draws, items=keys, seed=seed, check=f"attack.{mode}{name}", like=x)
 
+    floor = 0.0 if objective.nonnegative else None
     searched = RowBatches(max(1, rows.size // _DRAWS)) if objective.decodes else rows
     found = sweep(
         objective.data_term(vae, x, x_t, noise("")),
@@ -185,7 +189,7 @@ def attack(
         box,
         values,
         penalty=penalty,
-        floor=0.0 if objective.nonnegative else None,
+        floor=floor,
         effort=Effort(Stopping.for_dtype(x.dtype, max_evaluations), starts=1 + restarts),
         rows=searched,
         go_on=go_on,
@@ -198,7 +202,7 @@ def attack(
         vae.encode,
         x,
         x_t,
-        _found(found, 0.0 if objective.nonnegative else None),
+        found.judged(floor),
         noise(".directions", tuple(x.shape[1:]), DIRECTIONS),
         box=box,
         norm="l2",
@@ -212,21 +216,6 @@ def attack(
 def _each(terms: Sequence[DataTerm]) -> DrawTerm:
     """The data terms of single draws as one function, (b, draws)."""
     return lambda points, item: torch.stack([term(points, item) for term in terms], 1)
-
-
-def _found(found: Sweep, floor: float | None) -> Found:
-    """A sweep as the failure signs look at it."""
-    return Found(
-        adversarial=found.adversarial,
-        value=found.data_term,
-        penalty=found.penalty_term,
-        radius=found.norm,
-        status=found.status,
-        zero_value=found.zero_data_term,
-        lambdas=found.lambdas,
-        recent=found.recent,
-        floor=floor,
-    )
 
 
 def _measure(
@@ -282,8 +271,8 @@ def _measure(
 
 def _lambdas(lambdas: int | Sequence[float], like: Tensor) -> Tensor:
     if isinstance(lambdas, int):
-        if lambdas < 1:
-            raise ConfigError(f"an attack needs at least one lambda, but {lambdas} were asked for")
+        if not 1 <= lambdas <= _MOST_LAMBDAS:
+            raise ConfigError(f"an attack takes 1 to {_MOST_LAMBDAS:,} values of lambda, but {lambdas} were asked for")
         lambdas = geometric_lambdas(lambdas)
     values = torch.tensor([float(value) for value in lambdas], dtype=like.dtype, device=like.device)
     if not len(values) or not bool(((values > 0) & values.isfinite()).all()):

@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.capped import NORMS, Capped, capped, furthest
+from vaeaudit.attacks.ball import NORMS, length
+from vaeaudit.attacks.capped import Capped, capped
 from vaeaudit.attacks.directions import pull_back, pullback_directions, random_search
 from vaeaudit.attacks.objectives import Objective
 from vaeaudit.attacks.probes import Found
 from vaeaudit.attacks.signs import DIRECTIONS, Signs, signs_of
-from vaeaudit.attacks.term import DataTerm, GoOn, Term, always, inside
+from vaeaudit.attacks.term import DataTerm, GoOn, Progress, Term, always
 from vaeaudit.batches import RowBatches
-from vaeaudit.box import flat_bounds
-from vaeaudit.checks.inputs import box_of, check_items, check_pairs, require_finite_outputs
+from vaeaudit.checks.inputs import box_of, check_items, check_pairs, check_size, require_finite_outputs
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, nearest
 from vaeaudit.ranges import Range
@@ -39,7 +39,9 @@ class CappedResult:
 
     (I, C): ``damage``, E ||g(z*) - ref|| over draws that no search has seen; ``nll``, -log p(x|z*) in nats over the
     same draws; ``member``, the index of the attack that found it; ``member_damage`` (M, I, C) what each found, on
-    the draws of the search. (I,): ``zero_damage`` and ``zero_nll``, both at d = 0.
+    the same draws too. (I,): ``zero_damage`` and ``zero_nll``, both at d = 0. The worst of several is taken on the
+    draws that are reported, so that it is never less than a member alone; of M figures it is a little above its own
+    expectation.
     ``found`` is the search that ``signs`` judge, with what is handed out put in its place: ``adversarial`` are inputs
     (I, C, *shape), for "latent-side" latents (I, C, *latent). ``source`` and ``source_reconstruction`` are
     (I, *shape), ``reconstruction`` (I, C, *shape) at z = the mean.
@@ -94,7 +96,7 @@ def capped_attack(
         mode: "damage" maximises E ||g(mu(x*) + eta sigma(x*)) - ref|| (Camuto et al. eq. 5); "untargeted" the
             similarity's distance between q(z|x*) and q(z|x) (Kuzina et al. 2022); "latent-side" ||g(z*) - g(mu(x))||
             with the cap on z* - mu(x); "worst" takes for each item the largest damage that any of damage, latent (both
-            KL), output, pull-back eigenvectors and random search does.
+            KL), output, pull-back eigenvectors and random search does, each searched as it would be alone.
         x_t: targets, likewise (I, *input_shape), for "worst".
         caps: largest norms of the distortion.
         norm: "l2" or "linf".
@@ -104,7 +106,8 @@ def capped_attack(
         draws: of eta for each item in the search; 0 for z = the mean throughout.
         data_range: box for x*; the model's own range where None, no box where it has none either.
         seed: of every random draw.
-        max_evaluations: rows of the model for one item and cap, in each attack.
+        max_evaluations: rows of the model for one item and cap, in each attack; four times as many where it still
+            gains at that limit.
         batch_size: most rows that the model is given at once; chosen by size where None.
         items: numbers that key the draws of each item; 0, 1, ... where None.
         go_on: asked regularly; on False the search ends with the best it has.
@@ -126,6 +129,7 @@ def capped_attack(
     check_items(vae, x, box, "items")
     if x_t is not None:
         check_pairs(vae, x, x_t, box)
+    check_size(x, len(caps), "caps")
     keys = list(range(len(x))) if items is None else list(items)
     objective = Objective("damage" if mode == "worst" else mode, similarity, on, ref)
     attack = _Attack(vae, x, x_t, box, caps, norm, draws, seed, max_evaluations, batch_size, keys, mode, go_on)
@@ -153,7 +157,9 @@ class _Attack:
     ) -> None:
         self.vae, self.x, self.x_t, self.norm, self.draws = vae, x, x_t, norm, draws
         self.seed, self.most, self.keys, self.mode, self.go_on = seed, max_evaluations, keys, mode, go_on
-        self.caps = torch.tensor(list(caps), dtype=x.dtype, device=x.device)
+        self.caps = torch.tensor(list(caps), dtype=torch.float64, device=x.device)
+        # The worst contains the damage attack to the bit, so it is keyed as that.
+        self.key = "damage" if mode == "worst" else mode
         size = RowBatches.automatic(vae.input_shape, x.device).size if batch_size is None else batch_size
         self.encoder_rows = RowBatches(size)
         self.rows = RowBatches(max(1, size // (_FRESH if draws else 1)))  # the decoder is given a row for each draw
@@ -167,9 +173,10 @@ class _Attack:
         # What is moved, and the box it keeps to: the input, or for "latent-side" the latents.
         side = mode == "latent-side"
         self.point, self.box = (means, None) if side else (x, box)
+        self.starts = self.directions()
 
     def noise(self, name: str, shape: tuple[int, ...], draws: int) -> Tensor:
-        check = f"attack.{self.mode}.{name}"
+        check = f"attack.{self.key}.{name}"
         return noise_set(shape, draws=draws, items=self.keys, seed=self.seed, check=check, like=self.x)
 
     def eta(self, name: str) -> Tensor | None:
@@ -180,30 +187,28 @@ class _Attack:
         """All members, the worst of them for each item and cap, and its figures on fresh draws."""
         search = self.term(objective, "eta")
         damaging = objective if objective.mode in ("damage", "latent-side") else Objective("damage")
-        yardstick, judged = (self.term(damaging, name) for name in ("eta", "fresh"))
-        found = self.search(search)
-        members = {"damage" if self.mode == "worst" else self.mode: found.distortion}
-        interrupted = found.interrupted
+        judged = self.term(damaging, "fresh")
+        found = self.search(search, self.starts, self.key)
+        members, interrupted = {self.key: found.distortion}, found.interrupted
         if self.mode == "worst":
             for other in _WORST:
-                result = self.search(self.term(other, "eta"))
                 name = f"{other.mode} {other.similarity}" if other.mode == "latent" else other.mode
+                result = self.search(self.term(other, "eta"), self.towards_target(), name)
                 members[name] = result.distortion
                 interrupted |= result.interrupted
-            members |= self.without_gradient(yardstick)
+            members |= self.without_gradient(self.term(damaging, "eta"))
         d = torch.stack(list(members.values()))  # (M, I, C, *shape)
-        damage = -self.values(yardstick, self.point[None, :, None] + d)
-        member, distortion = self.worst(d, damage)
+        # One member at a time, as it would be judged alone: another batch would round otherwise.
+        damages = torch.stack([-self.values(judged, self.point[:, None] + each) for each in d])
+        zero_damage = -self.values(judged, self.point[:, None])[:, 0]
+        member, place = self.worst(damages)
+        item = self.item[:, None]
+        damage, distortion = damages[member, item, place], d[member, item, place]
         adversarial = self.point[:, None] + distortion
-        order = 2 if self.norm == "l2" else torch.inf
-        found = replace(
-            found,
-            distortion=distortion,
-            adversarial=adversarial,
-            value=self.values(search, adversarial[None])[0],
-            norm_of=torch.linalg.vector_norm(distortion.flatten(2), ord=order, dim=2),
-            interrupted=interrupted,
-        )
+        if self.mode == "worst":  # it is judged by what it was chosen by
+            found, search = replace(found, value=-damage, zero_value=-zero_damage), judged
+        size = length(self.point[:, None].flatten(2), distortion.flatten(2), self.norm)
+        found = replace(found, distortion=distortion, adversarial=adversarial, norm_of=size, interrupted=interrupted)
         reconstruction, nll = self.look(adversarial)
         source_reconstruction, zero_nll = self.look(self.point[:, None])
         return CappedResult(
@@ -216,11 +221,11 @@ class _Attack:
             source=self.x,
             source_reconstruction=source_reconstruction[:, 0],
             reconstruction=reconstruction,
-            damage=-self.values(judged, adversarial[None])[0],
+            damage=damage,
             nll=nll,
             member=member,
-            member_damage=damage,
-            zero_damage=-self.values(judged, self.point[None, :, None])[0, :, 0],
+            member_damage=damages,
+            zero_damage=zero_damage,
             zero_nll=zero_nll[:, 0],
         )
 
@@ -231,21 +236,24 @@ class _Attack:
             eta = self.noise(name, self.noise_shape, 1)
         return objective.data_term(self.vae, self.point, self.x_t, eta)
 
-    def search(self, term: DataTerm) -> Capped:
+    def search(self, term: DataTerm, directions: Tensor, name: str) -> Capped:
+        def go_on(progress: Progress) -> bool:
+            return self.go_on(replace(progress, stage=f"{name}, {progress.stage}"))
+
         return capped(
             term,
             self.point,
             self.box,
             self.caps,
             norm=self.norm,
-            directions=self.directions(),
+            directions=directions,
             max_evaluations=self.most,
             rows=self.rows,
-            go_on=self.go_on,
+            go_on=go_on,
         )
 
     def directions(self) -> Tensor:
-        """Where searches start, (R, I, *shape): latents pulled back by the encoder, and the way to a target."""
+        """Where searches start, (R, I, *shape): latents pulled back by the encoder."""
         if self.mode == "latent-side":
             return self.noise("starts", tuple(self.point.shape[1:]), _STARTS)
         latent = tuple(self.mean(self.x[:1]).shape[1:])
@@ -255,7 +263,11 @@ class _Attack:
         if blind.any():
             plain = self.noise("plain", tuple(self.x.shape[1:]), _STARTS)
             back = torch.where(blind.reshape(*blind.shape, *[1] * (back.ndim - 2)), plain, back)
-        return back if self.x_t is None else torch.cat([(self.x_t - self.x)[None], back])
+        return back
+
+    def towards_target(self) -> Tensor:
+        """Where searches for a target start besides, first."""
+        return self.starts if self.x_t is None else torch.cat([(self.x_t - self.x)[None], self.starts])
 
     def mean(self, points: Tensor) -> Tensor:
         return self.vae.encode(points).mean
@@ -269,35 +281,28 @@ class _Attack:
         radius = self.caps.expand(len(self.x), -1)
         both = {"pull-back": eigen, "random": self.noise("random", tuple(self.x.shape[1:]), DIRECTIONS)}
         return {
-            name: self.within(random_search(yardstick, self.x, self.box, self.norm, radius, ways, self.rows)[1])
+            name: random_search(yardstick, self.x, self.box, self.norm, radius, ways, self.rows)[1]
             for name, ways in both.items()
         }
 
-    def within(self, d: Tensor) -> Tensor:
-        """``d`` (I, C, *shape) with x + d in the box to the bit, and a little less than the cap long."""
-        low, high = flat_bounds(self.box, tuple(self.x.shape[1:]), self.x)
-        x, cap = self.x[:, None].expand_as(d).flatten(0, 1).flatten(1), self.caps.repeat(len(self.x)) * (1 - 1e-6)
-        near = furthest(d.flatten(0, 1).flatten(1), low - x, high - x, cap, self.norm, most=1.0)
-        return inside(x, x + near, low, high).reshape(d.shape)
-
-    def worst(self, d: Tensor, damage: Tensor) -> tuple[Tensor, Tensor]:
-        """Member and distortion of the largest damage under each cap; a larger cap admits what a smaller one does."""
-        if len(d) == 1:  # the search has seen to that by its own objective
-            return torch.zeros_like(damage[0], dtype=torch.long), d[0]
+    def worst(self, damage: Tensor) -> tuple[Tensor, Tensor]:
+        """Member and cap (I, C) of the largest damage (M, I, C) for each cap, which admits what smaller ones do."""
         items, count = damage.shape[1:]
+        if len(damage) == 1:  # the search has seen to that by its own objective
+            return torch.zeros_like(damage[0], dtype=torch.long), torch.arange(count, device=damage.device).expand(
+                items, -1
+            )
         allowed = self.caps[None, :] <= self.caps[:, None]  # (C, C'): what was found under C' is admitted under C
         table = torch.where(allowed[None, None], damage[:, :, None, :], -torch.inf)  # (M, I, C, C')
         which = table.permute(1, 2, 0, 3).reshape(items, count, -1).argmax(2)  # (I, C) over M C'
-        member, place = which // count, which % count
-        return member, d[member, self.item[:, None], place]
+        return which // count, which % count
 
     def values(self, term: DataTerm, points: Tensor) -> Tensor:
-        """The data term of (M, I, C, *shape), (M, I, C)."""
-        members, items, count = points.shape[:3]
-        item = self.item.repeat_interleave(count).repeat(members)
-        shape = tuple(points.shape[3:])
-        values = Term(term, shape, self.rows).value(points.flatten(0, 2).flatten(1), item)
-        return values.reshape(members, items, count)
+        """The data term of (I, C, *shape), (I, C)."""
+        items, count = points.shape[:2]
+        item = self.item.repeat_interleave(count)
+        values = Term(term, tuple(points.shape[2:]), self.rows).value(points.flatten(0, 1).flatten(1), item)
+        return values.reshape(items, count)
 
     def look(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstructions (I, C, *shape) at z = the mean, and -log p(x|z*) (I, C) over fresh draws."""
@@ -328,7 +333,7 @@ class _Attack:
                 adversarial=found.adversarial,
                 value=found.value,
                 penalty=torch.zeros_like(found.value),
-                radius=found.caps.expand_as(found.value),
+                radius=found.caps.to(found.value).expand_as(found.value),
                 status=found.status,
                 zero_value=found.zero_value,
                 recent=found.recent,

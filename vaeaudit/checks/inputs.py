@@ -12,6 +12,8 @@ from vaeaudit.errors import ConfigError, ContractError, DataError, NonFiniteErro
 from vaeaudit.ranges import Range, intervals, range_for, span_text
 from vaeaudit.vae import VAE, DiagonalGaussian, Posterior
 
+_MOST_BYTES = 2**34  # of the distortions of one attack
+
 
 def box_of(vae: VAE, data_range: object = None) -> Range | None:
     """The range that inputs keep to: ``data_range``, else the model's own; None where there is neither.
@@ -72,6 +74,16 @@ def check_pairs(vae: VAE, x: Tensor, x_t: Tensor, box: Range | None) -> None:
     if equal.any():
         which = equal.nonzero().squeeze(1).tolist()
         raise DataError(f"source and target are the same image in pair {which[0]}; there is nothing to attack")
+
+
+def check_size(x: Tensor, problems: int, what: str) -> None:
+    """Raise :class:`ConfigError` where results of ``problems`` for each row of ``x`` could be held by no machine."""
+    size = problems * x.numel() * x.element_size()
+    if size > _MOST_BYTES:
+        raise ConfigError(
+            f"{problems:,} {what} for each of {len(x):,} inputs would make {size / 2**30:,.0f} GiB of distortions, and "
+            f"{_MOST_BYTES / 2**30:.0f} GiB are the most; ask for fewer of either"
+        )
 
 
 def without_spread(vae: VAE, x: Tensor, rows: RowBatches, *, items: Sequence[int]) -> bool:

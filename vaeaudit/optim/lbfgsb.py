@@ -15,6 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from vaeaudit.optim.bounds import room
 from vaeaudit.optim.history import inv_hessian_product, remember
 
 # objective(x, problem) -> (values, gradients): x (b, n), problem (b,) integers -> (b,), (b, n). Both arguments are the
@@ -179,6 +180,12 @@ class Descent:
         """How many problems have not ended."""
         return int((self._run.status < 0).sum())
 
+    @property
+    def left(self) -> int:
+        """How many evaluations the problems that have not ended may still take."""
+        running = self._run.problem[self._run.status < 0]
+        return int((self._stopping.max_evaluations - self._best.evaluations[running]).sum())
+
     def advance(self, rounds: int) -> None:
         """Evaluate a trial point of each running problem, ``rounds`` times or until none is left."""
         for _ in range(rounds):
@@ -304,7 +311,7 @@ class Descent:
         """Compute the next direction and first step of the ``chosen`` rows (a,); end those with no descent left."""
         x, (lower, upper) = run.x, self._bounds(run.problem)
         # 1 for a free variable, 0 for one at a bound that it is pushed against, which is held.
-        free = _room(x, run.g, lower, upper).sign_().abs_()
+        free = room(x, run.g, lower, upper).sign_().abs_()
         last = chosen & (run.calm >= self._stopping.patience)
         rows = last.nonzero().squeeze(1)
         if rows.numel():
@@ -342,9 +349,3 @@ class Descent:
         to_lower, to_upper = (x - lower <= near) & (g > 0), (upper - x <= near) & (g < 0)
         home = torch.where(to_lower, lower - x, torch.where(to_upper, upper - x, 0.0))
         return home, to_lower | to_upper
-
-
-def _room(x: Tensor, g: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """How far each variable can go against its gradient, signed, (a, n); comparisons would take ten times as long."""
-    furthest = torch.full((), torch.finfo(x.dtype).max, dtype=x.dtype, device=x.device)
-    return (x - torch.copysign(furthest, g)).clamp_(lower, upper).sub_(x)

@@ -121,6 +121,8 @@ class AttackEntry(Entry):
     classes: ClassTableEntry | None
     statuses: dict[str, int] = Field(description="How the problems ended: message -> count.")
     evaluations: int
+    searched_on: int = Field(0, description="Problems that could still gain at their first limit, searched on.")
+    budget: int = Field(0, description="Evaluations that such a problem may take at most.")
     zero_optimal: int = Field(description="Problems whose best distortion is d = 0.")
 
     def section(self) -> Section:
@@ -183,6 +185,8 @@ class CappedEntry(Entry):
     items: list[CappedItemEntry]
     signs: dict[str, int] = Field(description="Failure signs that were seen: sign -> items.")
     evaluations: int
+    searched_on: int = Field(0, description="Items and caps of the first attack that were searched on.")
+    budget: int = Field(0, description="Evaluations that one of these may take at most.")
 
     def section(self) -> Section:
         """How the attack is shown."""
@@ -191,8 +195,8 @@ class CappedEntry(Entry):
         return Section(
             f"Attack under a cap: {self.mode}",
             f"Maximises {maximised(self)}, over d with {norm} at most the cap and {box}; items: {len(self.items)}, "
-            f"{self.evaluations:,} evaluations of the first attack. Damage is in input units. An attack is a lower "
-            "bound on harm: a stronger one may do more.",
+            f"{self.evaluations:,} evaluations of the first attack{searched_on(self)}. Damage is in input units. "
+            "An attack is a lower bound on harm: a stronger one may do more.",
             [Shown(f"{self.mode} attack: {maximised(self)}", capped_table(self), CAPPED_LEGEND)],
             figures={
                 f"{self.mode} panel": "Panel of the first items under the largest cap",
@@ -286,4 +290,11 @@ def ends(attack: AttackEntry) -> str:
     problems = len(attack.pairs) * len(attack.lambdas)
     told = ", ".join(f"{count} {message}" for message, count in attack.statuses.items())
     zero = f"d = 0 is the best found for {attack.zero_optimal}"
-    return f"{problems} problems: {told}; {zero}; {attack.evaluations:,} evaluations"
+    return f"{problems} problems: {told}; {zero}; {attack.evaluations:,} evaluations{searched_on(attack)}"
+
+
+def searched_on(attack: AttackEntry | CappedEntry) -> str:
+    """How many problems were searched on, as the end of a sentence."""
+    if not attack.searched_on:
+        return ""
+    return f", {attack.searched_on} problems that still gained at their limit searched on, to {attack.budget:,} at most"

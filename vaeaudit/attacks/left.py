@@ -1,0 +1,79 @@
+"""What a longer search could still gain, and where it is worth searching on."""
+
+import torch
+from torch import Tensor
+
+from vaeaudit.attacks.probes import Found, rounding
+from vaeaudit.optim.lbfgsb import Status
+
+ENOUGH = 0.02  # share of a figure that may be left to gain
+FURTHER = (1, 2)  # how long is searched on where more is left, as multiples of the first evaluations
+MOST = 1 + sum(FURTHER)
+
+
+def left_share(found: Found, lowest: Tensor) -> Tensor:
+    """What is left to gain of each problem, as a share of the figure that it would change, (P, K).
+
+    Under a cap that figure is the problem's own gain. In a sweep it is the span of the item, from d = 0 to ``lowest``
+    (P,), the lowest data term seen; and the mean objective above its floor, which all problems with something left
+    share. What rounding can explain counts as none.
+    """
+    left, zero = left_to_gain(found), found.zero_value[:, None]
+    if found.lambdas is None:
+        share = left / (zero - found.value)
+    else:
+        share = left / (zero - lowest[:, None])
+        if found.floor is not None:
+            total = (found.value + found.penalty - found.floor).mean(1, keepdim=True)
+            share = torch.maximum(share, left.mean(1, keepdim=True) / total)
+    none = left <= rounding(torch.stack([found.zero_value, lowest]), 0)[:, None]
+    return torch.where(none, 0.0, share)
+
+
+def unfinished(found: Found) -> Tensor:
+    """Which problems ran to their limit, or got stuck, with more than ENOUGH left to gain, (P, K)."""
+    value = torch.where(found.value.isfinite(), found.value, torch.inf)
+    lowest = torch.minimum(value.amin(1), found.zero_value)
+    return _ran(found) & ~(left_share(found, lowest) <= ENOUGH)
+
+
+def left_to_gain(found: Found) -> Tensor:
+    """How far a longer search could lower each problem's objective, (P, K); infinite where nothing tells.
+
+    Zero where it has converged. The optimum over d of J + lambda pen is concave in lambda and does not fall: it lies
+    above the chord of converged neighbours, of which the floor at lambda = 0 counts as one. A search that ran on, or
+    stuck, is moreover taken to gain from as many evaluations again no more than it gained from the last half of them:
+    true of any that nears its limit as fast as 1/evaluations.
+    """
+    objective = found.value + found.penalty
+    settled = found.status == int(Status.CONVERGED)
+    lowest = -torch.inf if found.floor is None else found.floor
+    bound = torch.full_like(objective, lowest)
+    if found.lambdas is not None:
+        order = found.lambdas.argsort()
+        bound[:, order] = _chords(objective[:, order], settled[:, order], found.lambdas[order], lowest)
+    left = objective - bound
+    if found.recent is not None:
+        left = torch.where(_ran(found), torch.minimum(left, found.recent), left)
+    return torch.where(settled, 0.0, left.clamp(min=0))
+
+
+def _ran(found: Found) -> Tensor:
+    return (found.status == int(Status.LIMIT)) | (found.status == int(Status.STALLED))
+
+
+def _chords(objective: Tensor, settled: Tensor, lambdas: Tensor, lowest: float) -> Tensor:
+    """Lower bound of each optimum from its settled neighbours, (P, K) for rising lambda (K,)."""
+    count = len(lambdas)
+    values = torch.cat([torch.full_like(objective[:, :1], lowest), objective], 1)  # place 0 is lambda = 0
+    at = torch.cat([torch.zeros_like(lambdas[:1]), lambdas]).expand_as(values)
+    sure = torch.cat([torch.ones_like(settled[:, :1]), settled], 1)
+    place = torch.arange(count + 1, device=objective.device).expand_as(values)
+    below = torch.where(sure, place, 0).cummax(1).values
+    above = torch.where(sure, place, count + 1).flip(1).cummin(1).values.flip(1)
+    above = torch.where(above > count, below, above)  # none: the optimum does not fall in lambda
+    width = at.gather(1, above) - at.gather(1, below)
+    weight = torch.where(width > 0, (at - at.gather(1, below)) / width, 0.0)
+    start, end = values.gather(1, below), values.gather(1, above)
+    chord = torch.where(weight > 0, start + weight * (end - start), start)
+    return torch.where(start.isfinite(), chord, lowest)[:, 1:]
