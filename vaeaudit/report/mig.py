@@ -65,7 +65,7 @@ class MigEntry(Entry):
 
     @model_validator(mode="after")
     def _of_the_same_factors(self) -> Self:
-        if any(len(of) != len(self.factors) for of in (self.entropy, *(gaps.factors for gaps in self.by))):
+        if {len(self.entropy), *(len(gaps.factors) for gaps in self.by)} != {len(self.factors)}:
             raise ValueError("entropy, and factors of each estimator, must be as many as factors")
         return self
 
