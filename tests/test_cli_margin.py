@@ -205,7 +205,7 @@ def test_margins_that_contradict_each_other_support_no_verdict(margin: Margin, m
 
 @pytest.mark.parametrize("posterior", ["Point", "stddev_0"])
 def test_a_deterministic_autoencoder_gets_the_margin_that_is_left_of_r_robustness(posterior: str, toy: Margin) -> None:
-    done = toy(posterior, "--r", "0.5", "--items", "2", "-q")
+    done = toy(posterior, "--r", "0.5", "--items", "2")
     assert (done.code, done.err) == (0, "")
     assert "r-robustness degenerates" in " ".join(done.out.split())
     written = report()
