@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -44,8 +45,7 @@ EVERY: dict[str, list[Callable[[Tensor], Tensor]]] = {
     "mish": [nn.Mish()],
     "softsign": [nn.Softsign(), lambda x: x / (x.abs() + 1)],
     "hardswish": [nn.Hardswish()],
-    "elu": [nn.ELU(), nn.ELU(0.4), nn.ELU(2.5), nn.ELU(-0.7)],
-    "celu": [nn.CELU(), nn.CELU(0.3), nn.CELU(4.0)],
+    "elu": [nn.ELU(), nn.ELU(0.4), nn.ELU(2.5), nn.ELU(-0.7), nn.CELU(), nn.CELU(0.3), nn.CELU(4.0)],
     "selu": [nn.SELU()],
 }
 CASES = [(name, number) for name, functions in EVERY.items() for number in range(len(functions))]
@@ -56,16 +56,24 @@ def traced(function: Callable[[Tensor], Tensor], elements: int = 3) -> Graph:
     return trace(lambda x: (function(x),), (elements,), DOUBLE, "it", of=of)
 
 
-def shape(graph: Graph, name: str) -> Kinked | Smooth:
+@cache
+def case(name: str, number: int) -> tuple[Graph, Kinked | Smooth]:
+    """The graph of one of :data:`EVERY`, and what is claimed of its activation."""
+    graph = traced(EVERY[name][number])
     (node,) = graph.of(Kind.ACTIVATION)
     assert name_of(node) == name
     options = {
-        key: getattr(graph.module, str(value.target)) if getattr(value, "op", "") == "get_attr" else value
+        key: graph.module.get_parameter(str(value.target)) if getattr(value, "op", "") == "get_attr" else value
         for key, value in options_of(node).items()
     }
     found = shape_of(name, options)
     assert found is not None
-    return found
+    return graph, found
+
+
+def operation(graph: Graph) -> Callable[[Tensor], Tensor]:
+    """What the graph computes: in it some are put as what they are made of."""
+    return lambda x: graph.module(x)[0]
 
 
 def slopes(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -86,20 +94,33 @@ def test_every_activation_is_here() -> None:
 @pytest.mark.parametrize(("name", "number"), CASES)
 def test_no_slope_exceeds_the_lipschitz_constant_which_is_nearly_met(name: str, number: int) -> None:
     function = EVERY[name][number]
-    graph = traced(function)
-    stated = shape(graph, name).steepest
-    x = torch.cat([grid(-60, 60, 2e-3), grid(-4, 4, 1e-4)])
+    graph, found = case(name, number)
+    stated = found.steepest
+    x = torch.cat([grid(-60, 60, 5e-3), grid(-4, 4, 2e-4)])
     steepest = float(slopes(function, x).abs().max())
     secant = float((function(x).diff(dim=0) / x.diff(dim=0)).abs().max())
-    assert max(steepest, secant - 3e-9) <= stated <= 1.01 * steepest  # softplus has a step of 2e-9 / 2e-3
+    assert max(steepest, secant - 1e-6) <= stated <= 1.01 * steepest  # softplus has a step of 2e-9
     assert float(LipschitzBounds(graph).of_output(0)) == pytest.approx(stated, rel=1e-8)
 
 
 @pytest.mark.parametrize(("name", "number"), CASES)
+def test_torch_differentiates_it_in_double_precision_or_no_tangent_is_one(name: str, number: int) -> None:
+    graph, found = case(name, number)
+    kinks = found.kinks if isinstance(found, Kinked) else [place for place, _ in found.jumps]
+    x, step = grid(-8.0003, 8, 0.0173), 1e-4
+    away = torch.ones(len(x), dtype=torch.bool)
+    for kink in kinks:
+        away &= (x[:, 0] - kink).abs() > 2 * step
+    run = operation(graph)
+    by_differences = (8 * (run(x + step) - run(x - step)) - run(x + 2 * step) + run(x - 2 * step)) / (12 * step)
+    assert float((slopes(run, x) - by_differences)[away].abs().max()) < 1e-10
+
+
+@pytest.mark.parametrize(("name", "number"), CASES)
 def test_the_derivative_lies_in_its_range_and_changes_no_faster_than_stated(name: str, number: int) -> None:
-    function = EVERY[name][number]
-    found = shape(traced(function), name)
+    graph, found = case(name, number)
     x = grid(-30, 30, 1e-3)
+    function = operation(graph)
     slope = slopes(function, x)
     if isinstance(found, Kinked):
         # Between kinks the slope is that of the piece.
@@ -124,7 +145,7 @@ def test_the_derivative_lies_in_its_range_and_changes_no_faster_than_stated(name
 @pytest.mark.parametrize(("name", "number"), CASES)
 def test_both_lines_hold_on_the_whole_interval(name: str, number: int) -> None:
     function = EVERY[name][number]
-    found = shape(traced(function), name)
+    graph, found = case(name, number)
     generator = torch.Generator().manual_seed(1)
     count = 3000
     y = 4 * torch.randn(count, 3, generator=generator, dtype=torch.float64)
@@ -134,24 +155,25 @@ def test_both_lines_hold_on_the_whole_interval(name: str, number: int) -> None:
         y[300:600] += 1e-6 * torch.randn(300, 3, generator=generator, dtype=torch.float64)
     below, above = (10 ** (torch.rand(count, 3, generator=generator, dtype=torch.float64) * 7 - 6) for _ in range(2))
     below[::7], above[1::7] = 0.0, 0.0
-    value, low_slope, low_offset, high_slope, high_offset = lines(function, found, y, below, above)
-    assert torch.equal(value, function(y))
+    run = operation(graph)
+    value, low_slope, low_offset, high_slope, high_offset = lines(run, found, y, below, above)
+    torch.testing.assert_close(value, function(y))
     for share in torch.linspace(0, 1, 201, dtype=torch.float64):
         t = y - below + share * (below + above)
-        at = function(t)
-        assert bool((value + low_offset + low_slope * (t - y) <= at).all())
-        assert bool((at <= value + high_offset + high_slope * (t - y)).all())
+        at, rounding = run(t), 2e-15 * (1 + y.abs() + below + above)
+        assert bool((value + low_offset + low_slope * (t - y) <= at + rounding).all())
+        assert bool((at - rounding <= value + high_offset + high_slope * (t - y)).all())
 
 
 @pytest.mark.parametrize(("name", "number"), CASES)
 def test_on_a_tiny_interval_the_lines_are_the_tangent(name: str, number: int) -> None:
     function = EVERY[name][number]
-    found = shape(traced(function), name)
+    graph, found = case(name, number)
     y = grid(-5.003, 4.999, 0.0173)
     far = torch.full_like(y, 1e-6)
-    _, low_slope, low_offset, high_slope, high_offset = lines(function, found, y, far, far)
+    _, low_slope, low_offset, high_slope, high_offset = lines(operation(graph), found, y, far, far)
     for slope in (low_slope, high_slope):
-        torch.testing.assert_close(slope, slopes(function, y))
+        torch.testing.assert_close(slope, slopes(function, y), rtol=1e-6, atol=1e-9)
     assert float((high_offset - low_offset).abs().max()) < 1e-11
 
 
@@ -160,7 +182,6 @@ def test_on_a_tiny_interval_the_lines_are_the_tangent(name: str, number: int) ->
     [
         (lambda x: F.softplus(x, threshold=5), "softplus"),
         (lambda x: F.softplus(x, beta=-2.0), "softplus"),
-        (lambda x: F.celu(x, -1.0), "celu"),
     ],
 )
 def test_an_activation_turned_into_one_without_a_bound_is_refused_by_name(

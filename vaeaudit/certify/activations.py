@@ -73,7 +73,7 @@ _SMOOTH = {
 }
 ACTIVATIONS = frozenset(_SMOOTH) | {
     *("relu", "relu6", "leaky_relu", "prelu", "abs", "hardtanh", "hardsigmoid", "clamp", "clamp_min", "clamp_max"),
-    *("elu", "celu", "selu", "softplus"),
+    *("elu", "selu", "softplus"),
 }
 
 
@@ -116,8 +116,6 @@ def shape_of(name: str, options: Mapping[str, Any]) -> Kinked | Smooth | None:
             return _exponential(_SELU_SCALE, _SELU_ALPHA, 1.0)
         case "elu" if options["input_scale"] > 0:
             return _exponential(float(options["scale"]), float(options["alpha"]), float(options["input_scale"]))
-        case "celu" if options["alpha"] > 0:
-            return _exponential(1.0, float(options["alpha"]), 1 / float(options["alpha"]))
     return _SMOOTH.get(name)
 
 
@@ -134,7 +132,7 @@ def _exponential(scale: float, alpha: float, input_scale: float) -> Smooth:
     """scale y above 0, scale alpha (exp(input_scale y) - 1) below, where its slope fades from that at 0.
 
     The slope below is that at 0, scale alpha input_scale, times a number in (0, 1], and the curvature input_scale times
-    as large; at 0 the slope jumps, unless both sides meet, as in ELU and CELU of any alpha > 0.
+    as large; at 0 the slope jumps, unless both sides meet, as in ELU of alpha 1 and CELU of any alpha > 0.
     """
     below = scale * alpha * input_scale
     if (alpha, input_scale) != (1.0, 1.0):

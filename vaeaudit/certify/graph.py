@@ -158,7 +158,7 @@ def trace(
     Distribution.set_default_validate_args(False)
     try:
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # torch warns and tells of what it does itself
-            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore")
             exported = torch.export.export(wrapped, (example,), dynamic_shapes=({0: rows},))
             module = in_double(exported.module(check_guards=False), like)
             gap = _apart(wrapped, module, like, input_shape)

@@ -5,7 +5,6 @@ than the model does are left out; what a network does in place is done on a copy
 people write by hand is put as the activation that it is.
 """
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ from vaeaudit.certify.activations import ACTIVATIONS, options_of
 
 _ATEN = torch.ops.aten
 CASTS = frozenset({"to", "_to_copy", "type_as"})
-_OUT_OF_PLACE = ACTIVATIONS | {"add", "sub", "mul", "div"}  # those that networks use in place
+_OUT_OF_PLACE = ACTIVATIONS | {"celu", "add", "sub", "mul", "div"}  # those that networks use in place
 
 
 def name_of(node: fx.Node) -> str:
@@ -36,9 +35,7 @@ def writes(node: fx.Node) -> bool:
 def owner(node: fx.Node) -> fx.Node:
     """The node whose numbers ``node`` is, or may be, a view of."""
     while node.op == "call_function" and node.all_input_nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is None and node.target is not operator.getitem:
-            break
+        schema = getattr(node.target, "_schema", None)  # none of getitem, nor of what holds a graph of its own
         if schema is not None and not any(value.alias_info for value in schema.returns):
             break
         node = node.all_input_nodes[0]
@@ -147,13 +144,16 @@ def _write_out_of_place(node: fx.Node) -> None:
 def _write_plainly(node: fx.Node) -> None:
     """Put h sigmoid(h) as silu(h), h / (1 + |h|) as softsign(h), maxima and minima of two as what they are made of.
 
-    And each of several values broadcast together as itself, where that does nothing to it.
+    And celu as the elu that it is, since torch differentiates it in single precision, in which no tangent is one; and
+    each of several values broadcast together as itself, where that does nothing to it.
     """
     if node.op != "call_function":
         return
     name, given = name_of(node), [value for value in node.args if isinstance(value, fx.Node)]
     if name in ("maximum", "minimum", "max", "min") and len(given) == 2:
         _put(node, _larger(node, *given, upward=name.startswith("max")))
+    elif name == "celu" and (alpha := float(options_of(node)["alpha"])) > 0:
+        node.target, node.args, node.kwargs = _ATEN.elu.default, (node.args[0], alpha, 1.0, 1 / alpha), {}
     elif name == "clamp" and "Tensor" in str(node.target):
         options = options_of(node)
         found = options["self"]
