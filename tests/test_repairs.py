@@ -185,7 +185,9 @@ def tried(vae: Any, x: Tensor) -> tuple[Plausibility, list[str]]:
     after = explained(before, vae, x)
     assert [(f.name, f.verdict) for f in after.findings] == [(f.name, f.verdict) for f in before.findings]
     pairs = zip(before.findings, after.findings, strict=True)
-    return before, [new.message.removeprefix(old.message) for old, new in pairs if new.message != old.message]
+    return before, [
+        new.message.removeprefix(old.message).removeprefix(".") for old, new in pairs if new.message != old.message
+    ]
 
 
 def test_the_exact_model_is_healthy_and_nothing_is_said_of_it(images: Tensor) -> None:
@@ -200,7 +202,7 @@ def test_a_planted_mistake_is_named_with_the_errors_that_speak_for_it(name: str,
     x = change(images)
     found, added = tried(Exact(**wrong), x)
     assert not found.passed
-    assert added and added[0].startswith(f". With {words}"), added
+    assert added and added[0].startswith(f" With {words}"), added
     (row,) = (f for f in found.findings if f.name == "reconstruction")
     assert f"instead of {row.message.split('mean squared error ')[1].split(',')[0]}" in added[0]
 
@@ -216,7 +218,7 @@ def test_where_nothing_explains_the_failure_the_message_says_what_was_tried(name
     found, added = tried(Exact(**UNTRAINED[name]), images)
     assert not found.passed
     assert len(added) == 1
-    assert added[0].startswith(". None of the likely mistakes explains it; tried were other layouts of mean and")
+    assert added[0].startswith(" None of the likely mistakes explains it; tried were other layouts of mean and")
 
 
 def test_the_whole_message_of_swapped_heads(images: Tensor) -> None:
@@ -225,11 +227,11 @@ def test_the_whole_message_of_swapped_heads(images: Tensor) -> None:
     messages = {f.name: f.message for f in found.findings}
     error = (Exact().decode(Exact().encode(images).mean).mean - images).square().mean()
     opened = (vae.decode(vae.encode(images).mean).mean - images).square().mean()
-    assert messages["reconstruction"].split(". With ")[1] == (
+    assert messages["reconstruction"].split("? With ")[1] == (
         f"mean and log-variance swapped the error would be {error:.4g} instead of {opened:.4g}: "
         "see which of the two encode takes first"
     )
-    assert ". With mean and log-variance swapped the error would be " in messages["reconstruction of a draw"]
+    assert "? With mean and log-variance swapped the error would be " in messages["reconstruction of a draw"]
 
 
 # What the spread is read as
@@ -248,7 +250,7 @@ def test_a_spread_misread_is_named_by_the_reading_that_training_left(name: str, 
 
     found, added = tried(Misread(bundled_model, misread), bundled_images)
     assert {f.name for f in found.findings if f.verdict is not Verdict.PASS} == {"reconstruction of a draw"}
-    assert added[0].startswith(f". With {words} the error would be ")
+    assert added[0].startswith(f" With {words} the error would be ")
 
 
 def test_the_latents_of_a_trained_model_agree_on_the_weight_of_the_kl(
@@ -281,7 +283,7 @@ def test_a_log_variance_read_as_log_standard_deviation_passes_with_a_remark(
     assert found.passed
     assert len(added) == 1
     assert added[0].startswith(
-        ". With what is taken as log standard deviation read as a log-variance the latents' spreads would agree far "
+        " With what is taken as log standard deviation read as a log-variance the latents' spreads would agree far "
         "better on one weight of the KL (scatter of its logarithm 0."
     )
 

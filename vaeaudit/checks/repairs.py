@@ -91,7 +91,12 @@ def explained(
         return found
     if not told:
         return found
-    findings = (replace(f, message=f"{f.message}. {told[f.name]}") if f.name in told else f for f in found.findings)
+    findings = (
+        replace(f, message=f"{f.message}{'' if f.message.endswith('?') else '.'} {told[f.name]}")
+        if f.name in told
+        else f
+        for f in found.findings
+    )
     return replace(found, findings=tuple(findings))
 
 
