@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vaeaudit.data import Stored, fit
-from vaeaudit.report.figures import as_images
+from vaeaudit.report.figures import as_images, spans_pixels
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MODEL, DATA = EXAMPLES / "shapes-beta1.safetensors", EXAMPLES / "shapes.npz"
@@ -88,6 +88,15 @@ def test_every_pixel_lands_where_it_was_stored(lead: tuple[int, ...]) -> None:
         np.testing.assert_array_equal(drawn[1], first)
         for channel in range(3):
             np.testing.assert_array_equal(drawn[2][..., channel, :, :], last[..., channel])
+
+
+def test_a_range_of_each_feature_of_a_row_is_no_scale_of_pixels() -> None:
+    by_channel = ((0.0, 1.0), (-1.0, 1.0), (0.0, 2.0))
+    assert spans_pixels((0.0, 1.0), (784,), (28, 28))
+    assert spans_pixels(None, (784,), (28, 28))
+    assert spans_pixels(by_channel, (3, 8, 6), (3, 8, 6))
+    assert not spans_pixels(((0.0, 1.0),) * 784, (784,), (28, 28))
+    assert not spans_pixels(by_channel, (8, 6, 3), (3, 8, 6))
 
 
 def pictures(command: Callable[..., Any], name: str, *arguments: object) -> tuple[dict[str, bytes], dict[str, Any]]:

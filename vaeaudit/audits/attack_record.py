@@ -13,7 +13,7 @@ from vaeaudit.checks.success import ClassTable
 from vaeaudit.optim.lbfgsb import Status
 from vaeaudit.pairs import Pairs
 from vaeaudit.report.attack import AttackEntry, CapEntry, CappedEntry, CappedItemEntry, ClassTableEntry, PairEntry
-from vaeaudit.report.figures import PANEL_ROWS, as_images, attack_panel, damage_curves, distortion_curves
+from vaeaudit.report.figures import PANEL_ROWS, as_images, attack_panel, damage_curves, distortion_curves, spans_pixels
 from vaeaudit.stats import Measurement
 from vaeaudit.subject import Subject
 
@@ -275,7 +275,8 @@ def _panel(
 ) -> bytes:
     """The first rows of ``columns`` (items, *input_shape), drawn in the shape ``picture``."""
     arrays = {name: as_images(array(column[:PANEL_ROWS]), picture) for name, column in columns.items()}
-    return attack_panel(arrays, labels[:PANEL_ROWS], box)
+    shared = spans_pixels(box, tuple(columns["input"].shape[1:]), picture)
+    return attack_panel(arrays, labels[:PANEL_ROWS], box if shared else None)
 
 
 def _signs(result: AttackResult | CappedResult) -> dict[str, int]:

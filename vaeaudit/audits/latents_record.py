@@ -14,7 +14,7 @@ from vaeaudit.checks.encodings import Encodings, units_of
 from vaeaudit.checks.latents import LatentsResult, Layer
 from vaeaudit.checks.summary_latents import ACTIVE, estimated, summarise_latents
 from vaeaudit.checks.traversal import Traversal
-from vaeaudit.report.figures import as_images
+from vaeaudit.report.figures import as_images, spans_pixels
 from vaeaudit.report.figures_latents import Bars, kl_bars, traversal_panel
 from vaeaudit.report.latents import SHOWN, ActiveEntry, FigureEntry, LatentsEntry, UnitEntry
 from vaeaudit.stats import Measurement
@@ -187,7 +187,8 @@ def latents_drawings(
         labels = [f"unit {_place(result, unit)}\nKL {every[unit]:.3g}" for unit in traversal.units]
         title = f"one unit moved, the others as encoded from item {found.items[0]}; below: its value, {traversal.span}"
         images = as_images(array(traversal.images), picture, lead=2)
-        draw = partial(traversal_panel, images, array(traversal.values), labels, box, title)
+        shared = box if spans_pixels(box, tuple(traversal.images.shape[2:]), picture) else None
+        draw = partial(traversal_panel, images, array(traversal.values), labels, shared, title)
         purpose = _purpose(traversal)
         drawings[purpose] = Drawing(f"latents-{purpose.replace(' ', '-')}.png", draw)
     return drawings

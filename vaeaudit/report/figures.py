@@ -23,6 +23,11 @@ def as_images(values: Array, shape: tuple[int, ...], lead: int = 1) -> Array:
     return images if shape[0] in (1, 3) else np.moveaxis(images, -1, lead)
 
 
+def spans_pixels(box: object, item: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether the range of an ``item`` is one of its pixels, drawn in ``shape``: not where each feature has its own."""
+    return np.ndim(box) < 2 or item == shape  # type: ignore[arg-type]
+
+
 def attack_panel(columns: dict[str, Array], labels: list[str], box: tuple[float, float] | None) -> bytes:
     """One row a pair, each of ``columns`` (pairs, channels, height, width) under its name.
 
