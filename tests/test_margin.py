@@ -396,18 +396,18 @@ def test_where_there_is_no_certificate_the_reason_stands_in_its_place() -> None:
 
 def test_a_refused_certificate_is_no_figure_and_never_counts_as_0() -> None:
     x = torch.linspace(0.1, 0.9, 8)[:, None].expand(8, 4)
-    result = margin(Normed(), x, 1.0, draws=300)
+    result = margin(Normed(), x, 0.5, draws=300)
     metrics = summarise_margin(result)
     assert not [name for name in metrics if "certified" in name or "pathwise" in name]
     # R itself is still known to lie between 0 and what was broken.
-    median, empirical = metrics["margin.r1.median"], metrics["margin.r1.empirical.median"]
+    median, empirical = metrics["margin.r0.5.median"], metrics["margin.r0.5.empirical.median"]
     assert median.value == empirical.value
     assert empirical.ci is not None
     assert median.ci == (0.0, empirical.ci[1])
     refused = margin_refusals(Margins(result, tuple(range(8)), "all 8"))
-    assert refused.keys() == {"margin.r1.certified", "margin.r1.pathwise"}
-    assert "'layer_norm' (layer 'body.1')" in refused["margin.r1.certified"]
-    assert refused["margin.r1.pathwise"] == "as margin.r1.certified"
+    assert refused.keys() == {"margin.r0.5.certified", "margin.r0.5.pathwise"}
+    assert "'layer_norm' (layer 'body.1')" in refused["margin.r0.5.certified"]
+    assert refused["margin.r0.5.pathwise"] == "as margin.r0.5.certified"
 
 
 def test_certified_figures_are_of_the_items_that_have_a_certificate(curved: MarginResult) -> None:

@@ -1,6 +1,7 @@
 """Which items are drawn, and as what: images in the shape of the model's input or of the data, nothing guessed."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from vaeaudit.data import Stored, fit
-from vaeaudit.report.figures import as_images
+from vaeaudit.ranges import Range
+from vaeaudit.report.figures import as_images, scale
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MODEL, DATA = EXAMPLES / "shapes-beta1.safetensors", EXAMPLES / "shapes.npz"
@@ -88,6 +90,17 @@ def test_every_pixel_lands_where_it_was_stored(lead: tuple[int, ...]) -> None:
         np.testing.assert_array_equal(drawn[1], first)
         for channel in range(3):
             np.testing.assert_array_equal(drawn[2][..., channel, :, :], last[..., channel])
+
+
+def test_images_share_the_box_each_channel_its_own_and_rows_of_features_the_hull() -> None:
+    def ends(box: Range | None, channels: int) -> tuple[list[float], list[float]]:
+        low, width = scale(np.full((1, channels, 28, 28), 0.5), box)
+        return low.ravel().tolist(), (low + width).ravel().tolist()
+
+    assert ends((-1.0, 1.0), 3) == ([-1.0], [1.0])
+    assert ends(((0.0, 1.0), (-1.0, 1.0), (0.0, 2.0)), 3) == ([0.0, -1.0, 0.0], [1.0, 1.0, 2.0])
+    assert ends(((0.0, 1.0),) * 391 + ((-2.0, 3.0),) * 393, 1) == ([-2.0], [3.0])
+    assert ends((0.0, math.inf), 1) == ([0.0], [0.5])
 
 
 def pictures(command: Callable[..., Any], name: str, *arguments: object) -> tuple[dict[str, bytes], dict[str, Any]]:

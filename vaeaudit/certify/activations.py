@@ -72,7 +72,7 @@ _SMOOTH = {
     "hardswish": Smooth(-0.5, 1.5, (1 + ROUNDING) / 3, ((-3.0, 0.5), (3.0, 0.5))),
 }
 ACTIVATIONS = frozenset(_SMOOTH) | {
-    *("relu", "relu6", "leaky_relu", "prelu", "abs", "hardtanh", "hardsigmoid", "clamp", "clamp_min", "clamp_max"),
+    *("relu", "relu6", "leaky_relu", "prelu", "abs", "hardtanh", "clamp", "clamp_min", "clamp_max"),
     *("elu", "selu", "softplus"),
 }
 
@@ -100,8 +100,6 @@ def shape_of(name: str, options: Mapping[str, Any]) -> Kinked | Smooth | None:
             return Kinked((0.0,), (options["weight"], 1.0))
         case "abs":
             return Kinked((0.0,), (-1.0, 1.0))
-        case "hardsigmoid":
-            return Kinked((-3.0, 3.0), (0.0, 1 / 6, 0.0))
         case "relu6":
             return _clamp(0.0, 6.0)
         case "hardtanh":

@@ -16,7 +16,7 @@ from vaeaudit.certify.activations import ACTIVATIONS, options_of
 
 _ATEN = torch.ops.aten
 CASTS = frozenset({"to", "_to_copy", "type_as"})
-_OUT_OF_PLACE = ACTIVATIONS | {"celu", "add", "sub", "mul", "div"}  # those that networks use in place
+_OUT_OF_PLACE = ACTIVATIONS | {"celu", "hardsigmoid", "add", "sub", "mul", "div"}  # those that networks use in place
 
 
 def name_of(node: fx.Node) -> str:
@@ -120,14 +120,17 @@ def _leave_out_casts(module: fx.GraphModule, own: torch.dtype) -> None:
             graph.erase_node(node)
         elif name in CASTS and isinstance(node.args[0], fx.Node):
             given, found = (of.meta.get("val") for of in (node.args[0], node))
-            if isinstance(given, Tensor) and isinstance(found, Tensor) and _no_coarser(given, found, own):
+            if not isinstance(found, Tensor) or not _as_fine_as(found.dtype, own):
+                continue
+            if isinstance(given, Tensor) and _as_fine_as(given.dtype, own):
                 node.replace_all_uses_with(node.args[0])
                 graph.erase_node(node)
+            else:
+                node.target, node.args, node.kwargs = _ATEN.to.dtype, (node.args[0], torch.float64), {}
 
 
-def _no_coarser(given: Tensor, found: Tensor, own: torch.dtype) -> bool:
-    floating = given.is_floating_point() and found.is_floating_point() and own.is_floating_point
-    return floating and torch.finfo(found.dtype).eps <= torch.finfo(own).eps
+def _as_fine_as(dtype: torch.dtype, own: torch.dtype) -> bool:
+    return dtype.is_floating_point and torch.finfo(dtype).eps <= torch.finfo(own).eps
 
 
 def _write_out_of_place(node: fx.Node) -> None:
@@ -144,8 +147,9 @@ def _write_out_of_place(node: fx.Node) -> None:
 def _write_plainly(node: fx.Node) -> None:
     """Put h sigmoid(h) as silu(h), h / (1 + |h|) as softsign(h), maxima and minima of two as what they are made of.
 
-    And celu as the elu that it is, since torch differentiates it in single precision, in which no tangent is one; and
-    each of several values broadcast together as itself, where that does nothing to it.
+    And celu and hardsigmoid as the elu and the hardtanh that they are, since torch differentiates the former in single
+    precision, in which no tangent is one; and each of several values broadcast together as itself, where that does
+    nothing to it.
     """
     if node.op != "call_function":
         return
@@ -154,6 +158,9 @@ def _write_plainly(node: fx.Node) -> None:
         _put(node, _larger(node, *given, upward=name.startswith("max")))
     elif name == "celu" and (alpha := float(options_of(node)["alpha"])) > 0:
         node.target, node.args, node.kwargs = _ATEN.elu.default, (node.args[0], alpha, 1.0, 1 / alpha), {}
+    elif name == "hardsigmoid":
+        inner = _call(node, _ATEN.hardtanh.default, _call(node, _ATEN.add.Tensor, node.args[0], 3.0), 0.0, 6.0)
+        _put(node, _call(node, _ATEN.div.Tensor, inner, 6.0))
     elif name == "clamp" and "Tensor" in str(node.target):
         options = options_of(node)
         found = options["self"]
