@@ -146,8 +146,11 @@ def test_statuses_evaluations_and_recent_gains_are_told_for_every_problem(
     assert (found.evaluations[limited] >= MOST).all()
 
 
+SHORT = 20  # evaluations that are too few for some pairs
+
+
 def test_what_still_falls_at_its_limit_is_searched_on_and_nothing_else(small_vae: Any) -> None:
-    (x, x_t), vae = pairs_of(6), small_vae()
+    (x, x_t), vae = pairs_of(10), small_vae()
     term = term_of(vae, x, x_t)
     stages = set()
 
@@ -155,16 +158,16 @@ def test_what_still_falls_at_its_limit_is_searched_on_and_nothing_else(small_vae
         stages.add(progress.stage)
         return True
 
-    short = run(term, x, x_t, 12, evaluations=120, go_on=go_on)
+    short = run(term, x, x_t, 12, evaluations=SHORT, go_on=go_on)
     assert short.further.any()
     assert not short.further.any(1).all()  # pairs that were done are left as they are
     assert "searching on, evaluations" in stages
     limited = short.status == int(Status.LIMIT)
     # What is left to gain of all others is little; only what took all that may be spent can show a sign.
-    at_end = short.evaluations >= 1 + 0.9 * FURTHEST * 120
+    at_end = short.evaluations >= 1 + 0.9 * FURTHEST * SHORT
     assert not (unfinished(short.judged(0.0)) & ~at_end).any()
-    assert (short.evaluations[limited & ~short.further] <= 1 + 2 * 120 / 4 + 120).all()
-    whole = run(term, x, x_t, 12, evaluations=FURTHEST * 120)
+    assert (short.evaluations[limited & ~short.further] <= 1 + 2 * SHORT / 4 + SHORT).all()
+    whole = run(term, x, x_t, 12, evaluations=FURTHEST * SHORT)
     assert not whole.further.any()
     mean, other = (found.objective.mean(1) for found in (short, whole))
     assert ((mean - other).abs() <= 2 * ENOUGH * other).all()

@@ -128,7 +128,8 @@ def command(
         int | None,
         typer.Option(
             metavar="N",
-            help="Model evaluations for one problem: refining one lambda, or one item and cap. [default: 600]",
+            help="Model evaluations for one problem, refining one lambda or one item and cap; up to four times as many "
+            "where it still gains. [default: 600]",
             envvar="VAEAUDIT_MAX_EVALUATIONS",
         ),
     ] = None,
