@@ -11,8 +11,10 @@ from torch import Tensor
 
 from vaeaudit import BernoulliLogits, BernoulliProbabilities, DiagonalGaussian, GaussianLikelihood
 from vaeaudit.attacks.term import Progress
+from vaeaudit.audits.base import metric_entry
 from vaeaudit.checks import noise as module
 from vaeaudit.checks.noise import SIGMAS, NoiseResult, noise, over_draws
+from vaeaudit.checks.relative import near_zero, remark, share_of
 from vaeaudit.checks.summary_noise import summarise_noise
 from vaeaudit.data import fit
 from vaeaudit.draws import noise_set
@@ -414,3 +416,45 @@ def test_a_real_model_at_no_noise_is_as_recorded_and_degrades_with_it() -> None:
     lost = over_draws(result.degradation, "median").median(1).values
     assert bool((lost.diff() > 0).all())
     assert float(lost[0]) > 0
+
+
+# A share of what is near nothing
+
+
+class Constant:
+    """SmallVAE with one standard deviation, by which log p can be moved through 0."""
+
+    def __init__(self, inner: Any, log_stddev: float) -> None:
+        self.inner, self.log_stddev = inner, log_stddev
+        self.input_shape, self.range, self.prior, self.encode = inner.input_shape, None, inner.prior, inner.encode
+
+    def decode(self, z: Tensor) -> GaussianLikelihood:
+        mean = self.inner.decode(z).mean
+        return GaussianLikelihood(mean, mean.new_tensor(self.log_stddev))
+
+
+def test_a_relative_loss_whose_base_is_near_0_is_left_out_and_the_loss_in_nats_stays(small_vae: type[Any]) -> None:
+    x = torch.rand(12, 2, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for log_stddev, defined in ((-0.5 * math.log(2 * math.pi), False), (2.0, True)):
+        found = noise(Constant(small_vae(), log_stddev), x, [0.3], draws=5)
+        clean = found.clean.mean(0)
+        assert bool((clean.abs() > 1).all()) is defined
+        assert bool(found.relative_degradation().isfinite().all()) is defined
+        metrics = summarise_noise(found)
+        relative, absolute = (metrics[f"noise.s0.3.{name}.median"] for name in ("relative_degradation", "degradation"))
+        assert absolute.value is not None
+        assert (relative.value is not None) is defined
+        entry = metric_entry(relative)
+        assert (entry.doubt is None) is defined
+        said = remark(over_draws(found.clean), found.clean_spread, "the relative loss", "the loss")
+        assert len(said) == (not defined)
+    assert "of 12 of 12 items is below 1 nat" in remark(torch.zeros(12), None, "the relative loss", "the loss")[0]
+
+
+def test_a_base_that_is_below_its_own_monte_carlo_error_is_near_0() -> None:
+    base, error = torch.tensor([0.5, 3.0, 3.0, -3.0, -40.0]), torch.tensor([0.1, 4.0, 0.1, 0.1, 50.0])
+    assert near_zero(base, error).tolist() == [True, True, False, False, True]
+    assert near_zero(base).tolist() == [True, False, False, False, False]
+    share = share_of(torch.full((2, 5), -6.0), base)
+    assert share.isnan().tolist() == [[True, False, False, False, False]] * 2
+    torch.testing.assert_close(share[0, 1:], torch.tensor([2.0, 2.0, 2.0, 0.15]))

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vaeaudit.box import range_of
 from vaeaudit.checks.encodings import Encodings
+from vaeaudit.checks.inputs import route_of
 from vaeaudit.checks.plausibility import Plausibility, examine
 from vaeaudit.data import Data, fit
 from vaeaudit.draws import uniform
@@ -14,7 +16,6 @@ from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError
 from vaeaudit.formats import read
 from vaeaudit.registry import LoadedModel, open_model, told
 from vaeaudit.settings import Settings
-from vaeaudit.vae import range_of
 
 _EXAMINED = 1000  # most items that the plausibility check looks at
 
@@ -77,8 +78,7 @@ def prepare(settings: Settings) -> Subject:
     size = settings.run.batch_size if isinstance(settings.run.batch_size, int) else None
     try:
         plausibility = examine(model.vae, sample, seed=settings.run.seed, batch_size=size)
-        with torch.no_grad():
-            likelihood = model.vae.decode(model.vae.encode(sample[:2]).mean).route
+        likelihood = route_of(model.vae, sample[:2])
     except VaeauditError:
         raise
     except (Exception, SystemExit) as error:  # the adapter is the user's code

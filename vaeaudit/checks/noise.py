@@ -18,7 +18,8 @@ from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.batches import RowBatches
 from vaeaudit.box import bounds
 from vaeaudit.checks.encodings import Images, count_of, numbers_of
-from vaeaudit.checks.inputs import box_of, check_items
+from vaeaudit.checks.inputs import box_of, check_items, route_of
+from vaeaudit.checks.relative import share_of
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError
 from vaeaudit.ranges import Range
@@ -69,9 +70,15 @@ class NoiseResult:
 
         float64 on the CPU. E is their mean, or their median: then that of the paired differences, not the difference of
         two medians. Gains count as losses do, and draws alone make it larger than 0. It depends on the constants of
-        the likelihood, as the definition of Camuto et al. does.
+        the likelihood, as the definition of Camuto et al. does; NaN for items whose log p is near 0, of which a share
+        tells nothing.
         """
-        return over_draws(self.degradation, by).abs() / over_draws(self.clean, by).abs()
+        return share_of(over_draws(self.degradation, by), over_draws(self.clean, by), self.clean_spread)
+
+    @property
+    def clean_spread(self) -> Tensor | None:
+        """Monte Carlo standard error of log p(x|z) of each item, (I,), float64 on the CPU; None for one draw."""
+        return self.clean.cpu().double().std(0) / math.sqrt(self.draws) if self.draws > 1 else None
 
     @property
     def signs(self) -> tuple[str | None, ...]:
@@ -163,7 +170,7 @@ def noise(
         draws=draws,
         items=tuple(numbers[:done]),
         clip=box if clip else None,
-        route=likelihood.route,
+        route=route_of(vae, first),
         seed=seed,
         clean=clean,
         log_likelihood=torch.stack(noisy),
