@@ -119,6 +119,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"decode": lambda z: vaeaudit.BernoulliLogits(z.new_zeros(len(z), 6))},
         r"mean of decode\(z\) is of shape \(2, 6\), where shape \(2, 2, 3\) was expected, that of the inputs",
     ),
+    "the spread of x does not fit": (
+        {"decode": lambda z: vaeaudit.GaussianLikelihood(z.new_zeros(len(z), 2, 3), z.new_zeros(4))},
+        r"log_stddev of decode\(z\) is of shape \(4,\), where one that broadcasts against its mean \(2, 2, 3\)",
+    ),
     "log_prob is a scalar": (
         {"decode": summed_wrongly(lambda x: x.sum())},
         r"log_prob\(x\) of decode\(z\) is of shape \(\), where shape \(2,\) was expected, one number for each row",

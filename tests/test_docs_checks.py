@@ -369,9 +369,10 @@ def other_kind(trained: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_further_kind_of_model_on_the_page_keeps_the_contract_and_can_be_audited(
-    other_kind: Callable[[str], Any], kind: str
+    command: Command, other_kind: Callable[[str], Any], kind: str
 ) -> None:
     vae = other_kind(kind)
+    assert command("weights", "other.safetensors", "--adapter", "other.py:open").code == 0
     box = vae.range if kind != "ranges" else None
     x = torch.rand(6, *vae.input_shape, generator=torch.Generator().manual_seed(1))
     if box is None:

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from vaeaudit import BernoulliLogits, BernoulliProbabilities, DiagonalGaussian, GaussianLikelihood
 from vaeaudit.attacks.term import Progress
+from vaeaudit.audits.base import metric_entry
 from vaeaudit.audits.noise import _doubts
 from vaeaudit.checks import noise as module
 from vaeaudit.checks.noise import SIGMAS, NoiseResult, noise, over_draws
+from vaeaudit.checks.relative import near_zero, remark, share_of
 from vaeaudit.checks.summary_noise import summarise_noise
 from vaeaudit.data import fit
 from vaeaudit.draws import noise_set
@@ -440,3 +442,43 @@ def test_a_real_model_at_no_noise_is_as_recorded_and_degrades_with_it() -> None:
     lost = over_draws(result.degradation, "median").median(1).values
     assert bool((lost.diff() > 0).all())
     assert float(lost[0]) > 0
+
+
+# A share of what is near nothing
+
+
+class Sharp(Scaled):
+    """The same with another standard deviation of the decoder, by which log p is moved through 0."""
+
+    def __init__(self, log_stddev: float) -> None:
+        super().__init__()
+        self.log_stddev = log_stddev
+
+    def decode(self, z: Tensor) -> GaussianLikelihood:
+        return GaussianLikelihood(z, z.new_tensor(self.log_stddev))
+
+
+@pytest.mark.parametrize(("log_stddev", "defined"), [(math.log(0.38), False), (0.0, True)])
+def test_a_relative_loss_whose_base_is_near_0_is_left_out_and_the_loss_in_nats_stays(
+    log_stddev: float, defined: bool
+) -> None:
+    found = noise(Sharp(log_stddev), torch.rand(20, 2, dtype=torch.float64), [0.3], draws=20)
+    assert bool((found.clean.mean(0).abs() > 1).all()) is defined
+    assert bool(found.relative_degradation().isfinite().any()) is defined
+    metrics = summarise_noise(found)
+    relative, absolute = (metrics[f"noise.s0.3.{name}.median"] for name in ("relative_degradation", "degradation"))
+    assert absolute.value is not None and absolute.value > 0
+    assert (relative.value is not None) is defined
+    assert (metric_entry(relative).doubt is None) is defined
+    said = remark(over_draws(found.clean), found.clean_spread, "the relative loss", "the loss")
+    assert len(said) == (not defined)
+    assert defined or "of 20 of 20 items is below 1 nat" in said[0]
+
+
+def test_a_base_that_is_below_its_own_monte_carlo_error_is_near_0() -> None:
+    base, error = torch.tensor([0.5, 3.0, 3.0, -3.0, -40.0]), torch.tensor([0.1, 4.0, 0.1, 0.1, 50.0])
+    assert near_zero(base, error).tolist() == [True, True, False, False, True]
+    assert near_zero(base).tolist() == [True, False, False, False, False]
+    share = share_of(torch.full((2, 5), -6.0), base)
+    assert share.isnan().tolist() == [[True, False, False, False, False]] * 2
+    torch.testing.assert_close(share[0, 1:], torch.tensor([2.0, 2.0, 2.0, 0.15]))

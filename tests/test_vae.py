@@ -12,6 +12,9 @@ from torch import Tensor, distributions, nn
 
 from vaeaudit.attacks.similarity import SIMILARITIES
 from vaeaudit.checks.attack import attack
+from vaeaudit.checks.inputs import route_of
+from vaeaudit.checks.latents import latents
+from vaeaudit.checks.noise import noise
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ContractError, UnsupportedError
 from vaeaudit.vae import (
@@ -251,13 +254,44 @@ def test_gaussian_likelihoods_are_torchs_distribution() -> None:
 
 
 def test_every_way_to_compute_log_p_names_itself_apart() -> None:
-    fixed, learned = (GaussianLikelihood(X, torch.zeros(shape)) for shape in ((), (4, 2, 3)))
+    fixed, learned = GaussianLikelihood(X, torch.zeros(())), GaussianLikelihood(X, X)
     routes = [BernoulliLogits(X).route, BernoulliProbabilities(X).route, fixed.route, learned.route]
     assert len(set(routes)) == 4
     assert "logits" in routes[0]
     assert "-100" in routes[1]
     assert "fixed" in routes[2]
     assert "learned" in routes[3]
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1), (4, 1), (4, 1, 1), (4, 2, 3), (1, 2, 3), (2, 1)])
+def test_a_constant_variance_is_fixed_however_it_is_shaped(shape: tuple[int, ...]) -> None:
+    scale = torch.full(shape, -0.3, dtype=torch.float64)
+    likelihood = GaussianLikelihood(X, scale)
+    assert likelihood.route == "Gaussian, fixed variance"
+    expected = distributions.Normal(X, math.exp(-0.3)).log_prob(1 - X).sum((1, 2))
+    torch.testing.assert_close(likelihood.log_prob(1 - X), expected)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4, 1, 1), (4, 2, 3)])
+def test_a_variance_that_differs_between_rows_is_learned(shape: tuple[int, ...]) -> None:
+    scale = torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).reshape(shape)
+    likelihood = GaussianLikelihood(X, scale)
+    assert likelihood.route == "Gaussian, learned variance"
+    of_rows = scale.reshape(4, *scale.shape[1:], *[1] * (3 - scale.ndim))
+    expected = distributions.Normal(X, of_rows.exp().expand_as(X)).log_prob(1 - X).sum((1, 2))
+    torch.testing.assert_close(likelihood.log_prob(1 - X), expected)
+
+
+def test_the_route_of_a_model_is_told_from_latents_that_differ(linear_gaussian: Any, oracle: dict[str, Any]) -> None:
+    vae = linear_gaussian(oracle["models"]["LIN2"])
+    x = randn(1, 8)
+    assert route_of(vae, x) == "Gaussian, fixed variance"
+    decode = vae.decode
+    vae.decode = lambda z: GaussianLikelihood(decode(z).mean, z[:, :1])
+    assert route_of(vae, x) == "Gaussian, learned variance"
+    vae.decode = lambda z: GaussianLikelihood(decode(z).mean, torch.zeros(len(z), 1, dtype=z.dtype))
+    assert route_of(vae, x) == "Gaussian, fixed variance"
+    assert noise(vae, x, [0.1]).route == latents(vae, x.expand(2, -1)).route == "Gaussian, fixed variance"
 
 
 def test_a_reconstruction_is_the_decoders_mean_at_the_posterior_mean(

@@ -2,7 +2,13 @@
 
 from torch import Tensor
 
-from vaeaudit.ranges import Range, intervals
+from vaeaudit.ranges import Range, as_range, diameter, intervals
+from vaeaudit.vae import VAE
+
+
+def range_of(vae: VAE) -> Range | None:
+    """The model's range, whatever sequences it is written in; raises ValueError for what is none."""
+    return None if vae.range is None else as_range(vae.range)
 
 
 def bounds(box: Range | None, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,3 +25,12 @@ def flat_bounds(box: Range | None, shape: tuple[int, ...], like: Tensor) -> tupl
     """The same of every element of an item, (1, elements), for points that are flat."""
     low, high = (ends.expand(shape).reshape(1, -1) for ends in bounds(box, shape, like))
     return low, high
+
+
+def largest_norm(vae: VAE, x: Tensor, box: Range | None) -> float:
+    """The box's diameter, without a box that of the model's range; where that is not finite 10, or four longest items.
+
+    Of ``x`` (items, *input_shape). From a norm of 10 Camuto et al.'s algorithm 2 steps down.
+    """
+    longest = (4 * x.flatten(1).norm(dim=1)).tolist()
+    return diameter(box or range_of(vae), tuple(x.shape[1:]), max([10.0, *longest]))

@@ -10,6 +10,7 @@ from torch import nn
 
 import vaeaudit
 from vaeaudit.audits.base import Record, doubt_of, metric_entry
+from vaeaudit.box import range_of
 from vaeaudit.checks.plausibility import Plausibility
 from vaeaudit.config import Resolved
 from vaeaudit.errors import VaeauditError
@@ -26,7 +27,6 @@ from vaeaudit.report.model import (
     Report,
 )
 from vaeaudit.subject import Subject
-from vaeaudit.vae import range_of
 from vaeaudit.weight_files import StoredModel
 
 

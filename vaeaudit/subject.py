@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vaeaudit.box import range_of
 from vaeaudit.checks.baselines import unlike_scales
 from vaeaudit.checks.encodings import Encodings
+from vaeaudit.checks.inputs import route_of
 from vaeaudit.checks.plausibility import Plausibility, examine
 from vaeaudit.checks.repairs import explained
 from vaeaudit.data import Data, fit
@@ -20,7 +22,7 @@ from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError
 from vaeaudit.formats import read
 from vaeaudit.registry import LoadedModel, open_model, told
 from vaeaudit.settings import Settings
-from vaeaudit.vae import VAE, range_of
+from vaeaudit.vae import VAE
 
 _EXAMINED = 1000  # most items that the plausibility check looks at
 
@@ -165,7 +167,7 @@ def _scales(data: Data, sample: Tensor) -> Iterator[str]:
 def _route(vae: VAE, x: Tensor) -> str:
     """The route of p(x|z): of two items, or of one where the model does not take two at once."""
     try:
-        return vae.decode(vae.encode(x[:2]).mean).route
+        return route_of(vae, x[:2])
     except Exception:  # told of by the plausibility check, which found a size that it takes
         return vae.decode(vae.encode(x[:1]).mean).route
 

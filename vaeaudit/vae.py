@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vaeaudit.errors import ContractError, UnsupportedError
-from vaeaudit.ranges import Range, as_range
+from vaeaudit.ranges import Range
 
 
 @runtime_checkable
@@ -314,8 +314,8 @@ class BernoulliProbabilities:
 class GaussianLikelihood:
     """N(mean, exp(log_stddev)^2) for each element.
 
-    ``mean`` is (batch, *shape); ``log_stddev`` broadcasts against it: a scalar tensor for a fixed variance,
-    (batch, *shape) for a learned one.
+    ``mean`` is (batch, *shape); ``log_stddev`` broadcasts against it: one number for a constant of the model, (batch,
+    1) for one of each item, (batch, *shape) for one of each element.
     """
 
     mean: Tensor
@@ -324,19 +324,22 @@ class GaussianLikelihood:
 
     @property
     def route(self) -> str:
-        """Fixed or learned variance."""
-        return f"Gaussian, {'fixed' if self.log_stddev.ndim == 0 else 'learned'} variance"
+        """Fixed variance where all rows have the same, so that it does not depend on z, and else learned."""
+        spread = self._spread()
+        return f"Gaussian, {'fixed' if len(spread) < 2 or bool((spread == spread[:1]).all()) else 'learned'} variance"
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Sum of -1/2 ((x - mean)/s)^2 - log s - 1/2 log 2 pi, (batch,)."""
-        standardised = (x - self.mean) * torch.exp(-self.log_stddev)
-        elements = -0.5 * standardised.square() - self.log_stddev - 0.5 * math.log(2 * math.pi)
+        log_stddev = self._spread()
+        standardised = (x - self.mean) * torch.exp(-log_stddev)
+        elements = -0.5 * standardised.square() - log_stddev - 0.5 * math.log(2 * math.pi)
         return elements.flatten(1).sum(1)
 
-
-def range_of(vae: VAE) -> Range | None:
-    """The model's range, whatever sequences it is written in; raises ValueError for what is none."""
-    return None if vae.range is None else as_range(vae.range)
+    def _spread(self) -> Tensor:
+        """log_stddev with as many axes as the mean: aligned with its last ones, (batch, 1) with the first."""
+        given, axes = self.log_stddev, self.mean.ndim
+        of_items = tuple(given.shape) == (len(self.mean), 1)  # as a head of one unit gives them
+        return given.reshape(given.shape[:1] * of_items + (1,) * (axes - given.ndim) + given.shape[of_items:])
 
 
 def reconstruct(vae: VAE, x: Tensor) -> Tensor:

@@ -19,10 +19,11 @@ from vaeaudit.attacks.ball import furthest, settle
 from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.attacks.within import BLOCK, Within
 from vaeaudit.batches import RowBatches
+from vaeaudit.box import largest_norm
 from vaeaudit.errors import ConfigError, nearest
-from vaeaudit.ranges import Range, diameter
+from vaeaudit.ranges import Range
 from vaeaudit.stats import clopper_pearson
-from vaeaudit.vae import VAE, range_of
+from vaeaudit.vae import VAE
 
 SIGMAS = ("frozen", "full")
 
@@ -118,9 +119,7 @@ def empirical_margin(
         NonFiniteError: g(mu(x)) is NaN or infinite.
     """
     radius = torch.as_tensor(r, dtype=x.dtype, device=x.device).expand(len(x))
-    if most is None:
-        longest = float(torch.linalg.vector_norm(x.flatten(1), dim=1).max()) if len(x) else 0.0
-        most = diameter(box or range_of(vae), tuple(x.shape[1:]), max(10.0, 4 * longest))
+    most = largest_norm(vae, x, box) if most is None else most
     _check(radius, m, sigma, alpha, most, tolerance)
     draws = min(max(2**25 // math.prod(vae.input_shape), 2**14), 2**17) if draws is None else draws
     keys = list(range(len(x))) if items is None else list(items)

@@ -30,6 +30,7 @@ from vaeaudit.checks.attack import AttackResult, attack
 from vaeaudit.checks.capped import CAPPED_MODES, CappedResult, capped_attack
 from vaeaudit.checks.classifier import Judge, judge
 from vaeaudit.checks.inputs import require_finite_outputs
+from vaeaudit.checks.relative import remark
 from vaeaudit.checks.success import class_success, factor_success, summarise_classes, summarise_factor
 from vaeaudit.checks.summary import summarise, summarise_capped, summarise_likeness
 from vaeaudit.errors import VaeauditError
@@ -98,11 +99,12 @@ def _of_sweep(subject: Subject, pairs: Pairs, outcome: Outcome) -> Record:
 
 def _of_caps(subject: Subject, pairs: Pairs, result: CappedResult) -> Record:
     likeness, skipped = _likeness(subject, result)
-    entry = capped_entry(subject, result, pairs)
+    entry, name = capped_entry(subject, result, pairs), f"relative degradation of the {result.mode} attack"
+    near = remark(result.zero_nll, None, name, "degradation")
     return Record(
         {"capped": [entry]},
         summarise_capped(result) | likeness,
-        tuple(sign_warnings(result, pairs)),
+        (*sign_warnings(result, pairs), *near),
         {**skipped, **without_pictures("attack", subject.data)},
         interrupted=result.interrupted,
         doubts=doubts(result),

@@ -11,6 +11,7 @@ from vaeaudit.attacks.term import GoOn
 from vaeaudit.audits.base import Drawing, Record, Row, array, metric_entry, number
 from vaeaudit.checks.inputs import numbered
 from vaeaudit.checks.noise import NoiseResult, noise, over_draws
+from vaeaudit.checks.relative import remark
 from vaeaudit.checks.summary_noise import summarise_noise
 from vaeaudit.report.entry import MetricEntry
 from vaeaudit.report.figures import Array
@@ -21,6 +22,7 @@ from vaeaudit.subject import Subject
 
 Metrics = Mapping[str, Measurement]
 
+_RELATIVE = ("relative degradation under noise", "degradation")
 _LOSSES = ("degradation", "relative_degradation")
 
 
@@ -45,7 +47,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
     return Record(
         {"noise": [_entry(result, metrics, how)]},
         metrics,
-        tuple(filter(None, result.signs)),
+        (*filter(None, result.signs), *remark(over_draws(result.clean), result.clean_spread, *_RELATIVE)),
         interrupted=result.interrupted,
         doubts=_doubts(result),
         rows={"noise": _rows(result)},

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vaeaudit.divergence import Density, closed_form
 from vaeaudit.errors import ContractError, clipped, listed
-from vaeaudit.vae import VAE, Chain, DiagonalGaussian, Discrete, Joint, Likelihood, Posterior
+from vaeaudit.vae import VAE, Chain, DiagonalGaussian, Discrete, GaussianLikelihood, Joint, Likelihood, Posterior
 
 PAGE = "docs/adapters.md"
 _POSTERIOR = ("mean", "noise_shape", "sample", "kl", "wasserstein2", "rows")
@@ -134,6 +134,11 @@ def _of_likelihood(p: object, x: Tensor) -> Iterator[str]:
             yield f"decode(z) is an object of type {_kind(p)} without {listed(lacking)}, where {end}"
         return
     yield from _shape("mean of decode(z)", p.mean, tuple(x.shape), "that of the inputs")
+    if isinstance(p, GaussianLikelihood) and not _broadcasts(p.log_stddev, p.mean):
+        yield (
+            f"log_stddev of decode(z) is of shape {tuple(p.log_stddev.shape)}, where one that broadcasts against its "
+            f"mean {tuple(p.mean.shape)} was expected, or (batch, 1) for one of each item"
+        )
     support: object = p.support
     if support is not None:
         ends = list(support) if isinstance(support, tuple | list) else []
@@ -144,6 +149,13 @@ def _of_likelihood(p: object, x: Tensor) -> Iterator[str]:
     yield from _shape(
         "log_prob(x) of decode(z)", p.log_prob(x), (len(x),), "one number for each row, summed over its elements"
     )
+
+
+def _broadcasts(log_stddev: Tensor, mean: Tensor) -> bool:
+    try:
+        return tuple(log_stddev.shape) == (len(mean), 1) or log_stddev.expand(mean.shape).shape == mean.shape
+    except RuntimeError:
+        return False
 
 
 def _rows(name: str, values: object, rows: int) -> Iterator[str]:

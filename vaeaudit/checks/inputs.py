@@ -30,6 +30,12 @@ def box_of(vae: VAE, data_range: object = None) -> Range | None:
         raise kind(f"{whose} is {error}; correct it") from None
 
 
+@torch.no_grad()
+def route_of(vae: VAE, x: Tensor) -> str:
+    """How log p(x|z) is computed, told from latents that differ: those of ``x`` (one item or more) and the prior's."""
+    return vae.decode(torch.cat([vae.encode(x).mean, vae.prior.mean.to(x)])).route
+
+
 def check_items(vae: VAE, x: Tensor, box: Range | None, what: str) -> None:
     """Raise :class:`DataError` unless ``x``, called ``what``, are items of the model, at least one, in the box."""
     shape = tuple(vae.input_shape)

@@ -16,7 +16,7 @@ from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.batches import RowBatches
 from vaeaudit.checks.decomposition import Decomposition, decompose, unit_kl
 from vaeaudit.checks.encodings import Encodings, Images, count_of, numbers_of, units_of
-from vaeaudit.checks.inputs import box_of, check_items
+from vaeaudit.checks.inputs import box_of, check_items, route_of
 from vaeaudit.checks.layers import Layer, hierarchy, layers_of_chain, of_chain, only_layer
 from vaeaudit.divergence import to_prior
 from vaeaudit.draws import noise_set
@@ -201,7 +201,7 @@ def latents(
 
     if not interrupted and prior is not None:
         parts = decompose(top, prior, estimator=estimator, points=points, batch=batch, seed=seed, go_on=watch)
-    route = vae.decode(posterior.mean).route if draws else None
+    route = route_of(vae, first) if draws else None
     likelihood = log_likelihood if draws else None
     warnings = (*_impossible(named, log_likelihood), *_warnings(parts))
     return LatentsResult(

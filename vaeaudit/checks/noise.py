@@ -18,7 +18,8 @@ from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.batches import RowBatches
 from vaeaudit.box import bounds
 from vaeaudit.checks.encodings import Images, count_of, numbers_of
-from vaeaudit.checks.inputs import box_of, check_items, numbered
+from vaeaudit.checks.inputs import box_of, check_items, numbered, route_of
+from vaeaudit.checks.relative import near_zero, share_of
 from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError
 from vaeaudit.ranges import Range
@@ -69,11 +70,18 @@ class NoiseResult:
 
         float64 on the CPU. E is their mean, or their median: then that of the paired differences, not the difference of
         two medians. Gains count as losses do, and draws alone make it larger than 0. It depends on the constants of
-        the likelihood, as the definition of Camuto et al. does. Infinite where a median falls on a draw that is not
-        finite.
+        the likelihood, as the definition of Camuto et al. does. NaN for items whose log p is near 0, of which a share
+        tells nothing; infinite where a median falls on a draw that is not finite.
         """
-        share = over_draws(self.degradation, by, worst=math.inf).abs() / over_draws(self.clean, by).abs()
-        return share if by == "mean" else share.nan_to_num(math.inf, math.inf)
+        base = over_draws(self.clean, by)
+        share = share_of(over_draws(self.degradation, by, worst=math.inf), base, self.clean_spread)
+        unknown = share.isnan() & ~near_zero(base, self.clean_spread)
+        return share if by == "mean" else torch.where(unknown, math.inf, share)
+
+    @property
+    def clean_spread(self) -> Tensor | None:
+        """Monte Carlo standard error of log p(x|z) of each item, (I,), float64 on the CPU; None for one draw."""
+        return self.clean.cpu().double().std(0) / math.sqrt(self.draws) if self.draws > 1 else None
 
     @property
     def signs(self) -> tuple[str | None, ...]:
@@ -168,7 +176,7 @@ def noise(
         draws=draws,
         items=tuple(numbers[:done]),
         clip=box if clip else None,
-        route=likelihood.route,
+        route=route_of(vae, first),
         seed=seed,
         clean=clean,
         log_likelihood=torch.stack(noisy),

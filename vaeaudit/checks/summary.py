@@ -11,6 +11,7 @@ from vaeaudit import stats
 from vaeaudit.attacks.signs import Sign, Signs
 from vaeaudit.checks.attack import AttackResult
 from vaeaudit.checks.capped import CappedResult
+from vaeaudit.checks.relative import share_of
 from vaeaudit.likeness import ms_ssim
 from vaeaudit.ranges import Range
 from vaeaudit.stats import Measurement
@@ -60,7 +61,8 @@ def summarise_capped(result: CappedResult) -> dict[str, Measurement]:
     """The metrics of a capped attack, over its items, by name: ``attack.{mode}.{norm}{cap}.{figure}``.
 
     ``damage`` is in input units, lower is more robust; ``degradation`` is log p(x|z) - log p(x|z*) in nats, and
-    ``relative_degradation`` its share of |log p(x|z)| (Camuto et al.), which depends on the likelihood's constants.
+    ``relative_degradation`` its share of |log p(x|z)| (Camuto et al.), which depends on the likelihood's constants
+    and leaves out items whose log p is near 0.
     """
     metrics: dict[str, Measurement] = {}
     for place, cap in enumerate(result.found.caps.tolist()):
@@ -69,7 +71,7 @@ def summarise_capped(result: CappedResult) -> dict[str, Measurement]:
         columns = {
             "damage": (result.damage[:, place], "input units"),
             "degradation": (lost, "nats"),
-            "relative_degradation": (lost.abs() / result.zero_nll.abs(), "share"),
+            "relative_degradation": (share_of(lost, result.zero_nll), "share"),
         }
         for figure, (values, unit) in columns.items():
             metrics[f"{name}.{figure}.median"] = stats.median(values.tolist(), unit=unit, direction="lower")

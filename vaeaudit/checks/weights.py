@@ -194,7 +194,7 @@ def assign(names: Iterable[str], parts: Mapping[str, Sequence[str]]) -> dict[str
         raise ConfigError(
             f"nothing says whether these tensors belong to the encoder or the decoder: {listed(strange)}; known are "
             f"names that begin with {known}; name an adapter that says it "
-            "(WEIGHT_PARTS), or give the prefixes (--part encoder=PREFIX)"
+            "(WEIGHT_PARTS, see docs/adapters.md#weights), or give the prefixes (--part encoder=PREFIX)"
         )
     return {name: part for name, part in found.items() if part is not None}
 

@@ -23,7 +23,8 @@ NOISE_LEGEND = {
 NOISE_METRICS = {
     "log_likelihood": "log p(x|z) of the clean input, the encoder seeing it under the noise",
     "degradation": "how much of it the noise costs",
-    "relative_degradation": "its absolute value, gains counted as losses, as a share of |log p(x|z)|",
+    "relative_degradation": "its absolute value, gains counted as losses, as a share of |log p(x|z)| where that is not "
+    "near 0",
     "denoising_error": "||rec(x + eps) - x||",
     "noise_norm": "||eps||",
 }
