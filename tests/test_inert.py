@@ -28,6 +28,7 @@ from vaeaudit.report.model import SCHEMA_VERSION, Report
 from vaeaudit.report.reading import PNG, ReportError, read_report
 from vaeaudit.report.wording import NOT_ASKED
 from vaeaudit.report.writer import to_json
+from vaeaudit.settings import Range
 
 PIXEL = PNG + bytes.fromhex("0000000d4948445200000001000000010800000000")
 # What acts on a terminal, the log of GitHub, Azure or TeamCity, a viewer of Markdown, a page, XML, YAML, rich's markup.
@@ -49,6 +50,8 @@ def made(kind: Any, text: str, name: str = "") -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is JsonValue:
         return text
+    if Range in (kind, *arguments):  # its ends must be in order
+        return [0.0, 1.0]
     if origin is Annotated:
         return made(arguments[0], text, name)
     if origin in (Union, types.UnionType):
