@@ -162,7 +162,7 @@ class Probes:
         shorter steps are tried, as long as their differences are clear of rounding.
         """
         error = self._difference(_STEPS)
-        if bool(torch.isinf(torch.as_tensor(self.high))) and bool((error > _AGREES).any()):
+        if bool((self.high - self.low).isinf().any()) and bool((error > _AGREES).any()):
             error = torch.minimum(error, self._difference(_STEPS + _SHORT))
         return error
 
