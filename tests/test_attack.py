@@ -433,6 +433,7 @@ def result_of(norm: list[float], error: list[float], *, gap: float, source: floa
         objective=2 * torch.arange(count).float()[None],
         status=torch.zeros(1, count).long(),
         evaluations=nothing.long(),
+        further=nothing > 0,
         recent=nothing,
         zero_data_term=torch.zeros(1),
         interrupted=False,

@@ -183,8 +183,8 @@ class Descent:
     @property
     def left(self) -> int:
         """How many evaluations the problems that have not ended may still take."""
-        running = self._run.problem[self._run.status < 0]
-        return int((self._stopping.max_evaluations - self._best.evaluations[running]).sum())
+        taken = self._best.evaluations[self._run.problem[self._run.status < 0]]
+        return int((self._stopping.max_evaluations - taken).sum())
 
     def advance(self, rounds: int) -> None:
         """Evaluate a trial point of each running problem, ``rounds`` times or until none is left."""
@@ -261,8 +261,7 @@ class Descent:
     def _round(self) -> None:
         """Evaluate one trial point of each problem and advance its search.
 
-        All rows are computed alike and the unwanted results left out: with most rows alike, copying some out costs
-        more.
+        All rows are computed alike and the unwanted results left out: as most are alike, copying some costs more.
         """
         run, stopping = self._run, self._stopping
         x, f, g = run.x, run.f, run.g
