@@ -309,7 +309,7 @@ def test_an_adapter_that_says_something_else_is_told(said: object, monkeypatch: 
 
 
 def test_names_that_fit_no_part_and_parts_without_weights_are_told(model: Tensors) -> None:
-    with pytest.raises(ConfigError, match=re.escape("encoder or the decoder: head.weight, head.bias; known")):
+    with pytest.raises(ConfigError, match=re.escape("encoder or the decoder: head.weight; known")):
         weights({**model, "head.weight": torch.ones(1, 1), "head.bias": torch.ones(1)})
     with pytest.raises(ConfigError, match="no tensor of the decoder holds weights"):
         weights({"encoder.w": torch.ones(2, 2), "decoder.b": torch.ones(2)})
@@ -600,3 +600,14 @@ def test_real_checkpoints_are_read() -> None:
     other = read_weights(folder / "VAE_dsprites")
     with pytest.raises(ConfigError, match=r"missing there: encoder.conv_64.weight"):
         weights(other, against=first)
+
+
+def test_what_does_not_count_need_not_be_placed() -> None:
+    weight = torch.ones(2, 2)
+    tensors = {"encoder.weight": weight, "decoder.weight": weight + 1, "log_sigma": torch.zeros(2)}
+    found = weights(tensors)
+    assert [part.l2 for part in found.parts] == [2.0, 4.0]
+    assert "log_sigma" in found.left_out
+    for needed in ({"pseudo": weight}, {}):
+        with pytest.raises(ConfigError, match="pseudo" if needed else "log_sigma"):
+            weights(tensors | needed, vectors=not needed)

@@ -7,7 +7,7 @@ tensor lies in memory at a time.
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -114,11 +114,13 @@ def weights(
     """
     found = at_work(_taken(tensors))
     ours = found.weights
-    part_of = assign(ours, PARTS if parts is None else parts)
+    weights_of = {name for name in ours if _counts(name, ours, vectors)}
+    # A learned variance, or a prior's mean, is no weight that counts: it need not be placed.
+    part_of = assign(ours, PARTS if parts is None else parts, placed=weights_of)
     theirs = None if against is None else at_work(_taken(against)).weights
     if theirs is not None:
         _check_alike(ours, theirs)
-    counted = {name: w for name, w in ours.items() if part_of[name] != NEITHER and _counts(name, ours, vectors)}
+    counted = {name: w for name, w in ours.items() if part_of[name] != NEITHER and name in weights_of}
     for part in PARTS:
         if not any(part_of[name] == part for name in counted):
             raise ConfigError(
@@ -177,10 +179,13 @@ def weights(
     )
 
 
-def assign(names: Iterable[str], parts: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """The part of each name, by its longest prefix.
+def assign(
+    names: Iterable[str], parts: Mapping[str, Sequence[str]], placed: Container[str] | None = None
+) -> dict[str, str]:
+    """The part of each name, by its longest prefix; of a name that fits none, "neither" unless it must be ``placed``.
 
-    Raises :class:`ConfigError` that tells the names that fit none, and for parts that are none.
+    Raises :class:`ConfigError` that tells the names that must be placed (all where None) and fit none, and for parts
+    that are none.
     """
     if set(parts) - {NEITHER} != set(PARTS):
         raise ConfigError(
@@ -188,7 +193,7 @@ def assign(names: Iterable[str], parts: Mapping[str, Sequence[str]]) -> dict[str
         )
     prefixes = sorted(((p, part) for part, of in parts.items() for p in of), key=lambda pair: -len(pair[0]))
     found = {name: next((part for p, part in prefixes if name.startswith(p)), None) for name in names}
-    strange = [name for name, part in found.items() if part is None]
+    strange = [name for name, part in found.items() if part is None and (placed is None or name in placed)]
     if strange:
         known = listed(f"'{p}' ({part})" for p, part in prefixes)
         raise ConfigError(
@@ -196,7 +201,7 @@ def assign(names: Iterable[str], parts: Mapping[str, Sequence[str]]) -> dict[str
             f"names that begin with {known}; name an adapter that says it "
             "(WEIGHT_PARTS, see docs/adapters.md#weights), or give the prefixes (--part encoder=PREFIX)"
         )
-    return {name: part for name, part in found.items() if part is not None}
+    return {name: part or NEITHER for name, part in found.items()}
 
 
 def _taken(tensors: Mapping[str, Tensor | Weight]) -> dict[str, Weight]:
