@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import vaeaudit
@@ -257,7 +257,7 @@ def test_the_page_on_weights_explains_what_its_own_example_shows(command: Comman
 
 
 ADAPTERS = (DOCS / "adapters.md").read_text(encoding="utf-8")
-ADAPTER, TRAIN, WEIGHT_PARTS, WITH_OPTION, *OTHER_KINDS, JOIN = blocks(ADAPTERS, "python")
+ADAPTER, TRAIN, WEIGHT_PARTS, TWO_FILES, WITH_OPTION, *OTHER_KINDS = blocks(ADAPTERS, "python")
 
 
 @pytest.fixture(scope="module")
@@ -430,6 +430,25 @@ def test_the_chain_of_the_page_has_the_kl_of_its_layers(other_kind: Callable[[st
     expected = log_prob(q.first, z1) + log_prob(up, z2) - log_prob(down, z1) - log_prob(top, z2)
     torch.testing.assert_close(layers_to_prior(q, vae, noise), expected)
     torch.testing.assert_close(q.log_prob(z), log_prob(q.first, z1) + log_prob(up, z2))
+
+
+def test_the_adapter_of_the_page_for_two_files_opens_and_lists_both(
+    command: Command, trained: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])  # on which an adapter puts its folder
+    whole = load_file(trained[0] / "vae.safetensors")
+    for part in ("encoder", "decoder"):
+        save_file({name: values for name, values in whole.items() if name.startswith(part)}, f"{part}.safetensors")
+    Path("two_files.py").write_text(ADAPTER + "\n\n" + TWO_FILES, encoding="utf-8")
+    data = str(trained[0] / "val.npz")
+    done = command(
+        "doctor", "encoder.safetensors", "--adapter", "two_files.py:open", "--data", data, "--format", "json"
+    )
+    assert done.code == 0
+    assert [Path(file["path"]).name for file in json.loads(done.out)["model"]["files"]] == [
+        "encoder.safetensors",
+        "decoder.safetensors",
+    ]
 
 
 def test_a_file_names_no_code_of_its_own_as_the_page_on_security_says(command: Command, tmp_path: Path) -> None:
