@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.attacks.ball import settle
+from vaeaudit.box import flat_bounds
 from vaeaudit.checks.attack import attack
 from vaeaudit.checks.capped import CAPPED_MODES, capped_attack
 
@@ -37,13 +38,13 @@ def test_what_the_model_sees_keeps_to_box_and_cap_whatever_is_asked(
         x[:, 60:80] = 0
     caps = scale * torch.tensor(BUDGETS[norm], dtype=torch.float64).repeat(14)[:40]
     d = caps[:, None] * torch.randn(40, 200, generator=generator, dtype=torch.float64)
-    settled = settle(x, d.to(dtype), box, caps, norm)
+    settled = settle(x, d.to(dtype), flat_bounds(box, (200,), x), caps, norm)
     point = x + settled
     assert (exact(x, point, norm) <= caps).all()
     assert (exact(torch.zeros_like(x), settled, norm) <= caps).all()
     if box:
         assert ((point >= low) & (point <= high)).all()
-    assert torch.equal(settle(x, settled, box, caps, norm), settled)
+    assert torch.equal(settle(x, settled, flat_bounds(box, (200,), x), caps, norm), settled)
     # Little is given away for it: what is rounded is at most the last place of x in each element.
     plain = torch.maximum(torch.minimum(d.to(dtype), high - x if box else d.to(dtype)), low - x if box else d.to(dtype))
     if norm == "linf":
@@ -56,7 +57,7 @@ def test_what_the_model_sees_keeps_to_box_and_cap_whatever_is_asked(
 
 def test_a_distortion_that_keeps_to_its_cap_is_left_as_the_model_sees_it() -> None:
     x, d = torch.tensor([[0.9, 0.25, 0.0]]), torch.tensor([[0.0078431, -0.001, 0.001]])
-    settled = settle(x, d, (0.0, 1.0), torch.tensor([1.0]))
+    settled = settle(x, d, flat_bounds((0.0, 1.0), tuple(x.shape[1:]), x), torch.tensor([1.0]))
     assert torch.equal(x + settled, x + d)
     assert torch.equal(settled, (x + d) - x)
 

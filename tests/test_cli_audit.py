@@ -445,43 +445,43 @@ NOISY = '[checks."noise.s0.5.degradation.median"]\nmax = 200\n'
 def test_an_unsure_finding_warns_and_is_silent_once_acknowledged(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found_by_doctor(monkeypatch, range=Verdict.UNSURE)
+    found_by_doctor(monkeypatch, gradients=Verdict.UNSURE)
     configured(base=NOISE, more=NOISY)
-    done = command("audit", "-q")
-    warning = "range is unsure; if it is meant, say why in [doctor.acknowledge]: range seen"
+    done = command("audit")
+    warning = "gradients is unsure; if it is meant, say why in [doctor.acknowledge]: gradients seen"
     assert (done.code, report()["verdict"], report()["warnings"]) == (0, "passed", [warning])
     assert f"warning: {warning}" in done.out
-    shown = command("doctor", "-q")
+    shown = command("doctor")
     assert shown.code == 0
     assert shown.out.endswith(f"warning: {warning}\nverdict: plausible\n")
 
-    configured(base=NOISE, more=NOISY + '[doctor.acknowledge]\nrange = "the floor is meant: a ReLU head"\n')
-    done = command("audit", "-q")
+    configured(base=NOISE, more=NOISY + '[doctor.acknowledge]\ngradients = "the floor is meant: a ReLU head"\n')
+    done = command("audit")
     found = report()
     assert (done.code, found["warnings"], found["plausibility"]["passed"]) == (0, [], True)
-    (row,) = (one for one in found["plausibility"]["findings"] if one["name"] == "range")
+    (row,) = (one for one in found["plausibility"]["findings"] if one["name"] == "gradients")
     assert (row["verdict"], row["acknowledged"]) == ("unsure", "the floor is meant: a ReLU head")
-    told = "range: range seen (acknowledged: the floor is meant: a ReLU head)"
+    told = "gradients: gradients seen (acknowledged: the floor is meant: a ReLU head)"
     assert f"acknowledged {told}" in done.out
     assert f"- Acknowledged: {told}." in Path("vaeaudit-report/report.md").read_text(encoding="utf-8")
-    assert "a ReLU head" in command("doctor", "-q").out
+    assert "a ReLU head" in command("doctor").out
     assert command("noise", "-q").code == 0
 
 
 def test_a_finding_that_fails_cannot_be_acknowledged(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    found_by_doctor(monkeypatch, range=Verdict.FAIL)
+    found_by_doctor(monkeypatch, gradients=Verdict.FAIL)
     waiver = '[checks."noise.s0.5.degradation.median"]\nmax = 200\nwaive = { until = 2999-01-01, reason = "x" }\n'
     for more in (NOISY, waiver):  # nor waved through by a waiver
-        configured(base=NOISE, more=more + '[doctor.acknowledge]\nrange = "meant"\n')
+        configured(base=NOISE, more=more + '[doctor.acknowledge]\ngradients = "meant"\n')
         done = command("audit", "-q")
         found = report()
         assert (done.code, found["verdict"], found["metrics"]) == (5, "inconclusive", {})
-        assert found["warnings"] == ["range failed, and a failure cannot be acknowledged: range seen"]
-        assert found["decided"] == [{"kind": "plausibility", "name": "range", "why": "failed: range seen"}]
-        assert "verdict: inconclusive, decided by range: failed: range seen" in done.out
+        assert found["warnings"] == ["gradients failed, and a failure cannot be acknowledged: gradients seen"]
+        assert found["decided"] == [{"kind": "plausibility", "name": "gradients", "why": "failed: gradients seen"}]
+        assert "verdict: inconclusive, decided by gradients: failed: gradients seen" in done.out
     shown = command("doctor", "-q")
     assert shown.code == 5
-    assert "not plausible, since it failed range" in shown.out
+    assert "not plausible, since it failed gradients" in shown.out
 
 
 def test_an_acknowledgement_that_is_not_needed_is_told_and_one_of_nothing_is_refused(

@@ -211,7 +211,7 @@ def test_large_data_are_offered_a_draw_and_unsure_findings_an_acknowledgement(fi
     report = report.model_copy(update={"data": data, "plausibility": found})
     text = propose(report, resolve({}, None).settings, first)
     assert "# sample = 10000  # so many of the 46080 items, drawn at random, where all take too long" in text
-    assert f'# [doctor.acknowledge]\n# "{unsure.name}" = "why it is meant"  # unsure: seen so\n' in text
+    assert f'# [doctor.acknowledge]\n# "{unsure.name}" = "why it is meant"  # unsure: seen\\nso\n' in text
     for key in ("run.sample", "run.limit"):
         settings = resolve({key: (9, "test"), "doctor.acknowledge": ({unsure.name: "meant"}, "test")}, None).settings
         kept = tomllib.loads(propose(report, settings, first))

@@ -433,7 +433,7 @@ def test_the_chain_of_the_page_has_the_kl_of_its_layers(other_kind: Callable[[st
 
 
 def test_the_adapter_of_the_page_for_two_files_opens_and_lists_both(
-    command: Command, trained: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])  # on which an adapter puts its folder
     whole = load_file(trained[0] / "vae.safetensors")

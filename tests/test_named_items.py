@@ -119,7 +119,7 @@ def own(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(name: str, x: Tensor, normalised: bool, *more: object) -> Any:
         np.save("clips.npy", x.numpy())
         about = ("own.safetensors", "--adapter", "own.py:open", "--option", f"normalised={normalised:d}")
-        return command(name, *about, "--data", "clips.npy", "-q", *more)
+        return command(name, *about, "--data", "clips.npy", *more)
 
     return run
 

@@ -157,9 +157,17 @@ def _pixels(file: Path, content: bytes) -> tuple[NDArray[np.uint8], bool]:
                 f"{file} is an image with {fault}, where 8-bit grayscale or RGB was expected; convert it as the "
                 "model's training data were converted"
             )
-        orientation = 1
-        with suppress(Exception):  # damaged EXIF data raise nearly anything, and say nothing of orientation
-            orientation = image.getexif().get(_ORIENTATION, 1)
+        orientation = _orientation(file, content)
         upright = orientation not in range(2, 9)
         turned = image if upright else ImageOps.exif_transpose(image)
         return np.asarray(turned.convert("L") if image.mode == "1" else turned, dtype=np.uint8), upright
+
+
+def _orientation(file: Path, content: bytes) -> int:
+    """What EXIF data say of how to turn an image, 1 where they say nothing.
+
+    Asked of a copy: of some formats Pillow decodes the image for it, and when asked again tells no damage.
+    """
+    with suppress(Exception), _image(file, BytesIO(content)) as image:  # damaged EXIF data raise nearly anything
+        return int(image.getexif().get(_ORIENTATION, 1))
+    return 1

@@ -134,7 +134,9 @@ class Probes:
         return (~finite).to(self.x.dtype).mean(1)
 
     def zero_gradient(self) -> Tensor:
-        """What moving the elements without a gradient to the far point changes; how high points without any lie.
+        """What moving the elements without a gradient to the far point, or as far away from it, changes.
+
+        Or how high points lie that have no gradient at all.
 
         An element has one if it has at any of the points: units that are off at one input are on at another. It is
         small where it is beside the largest, and where its product with the way to the far point is: in kilometres a
@@ -144,8 +146,9 @@ class Probes:
         slope, way = self.slopes.abs(), (self.far - self.x).abs()[:, None]
         small = [each <= _FLAT * each.amax(2, keepdim=True) for each in (slope, slope * way)]
         unseen = (small[0] & (small[1] | (way == 0))).all(1)
-        moved = torch.where(unseen, self.far, self.x)
-        change = (self._on_grid(lambda item, _: moved[item], 1)[:, 0] - self.zero).abs()
+        beyond = (2 * self.x - self.far).clamp(self.low, self.high)
+        moved = torch.stack([torch.where(unseen, end, self.x) for end in (self.far, beyond)], 1)
+        change = (self._on_grid(lambda item, which: moved[item, which], 2) - self.zero[:, None]).abs().amax(1)
         # None at all: to first order the whole length of d changes the value by less than it can resolve.
         foreseen = _length(self.slopes) * self.length[:, None]
         value = torch.cat([self.once, self.zero[:, None]], 1)
@@ -211,7 +214,9 @@ class Probes:
         points = torch.stack([self.x, self.far, self.points[:, 1]], 1)  # (P, 3, n)
         means, values = (each.reshape(*points.shape[:2], -1) for each in self.rows.map(run, points.flatten(0, 1)))
         idle = ((means == means[:1, :1]) & (values == values[:1, :1])).all(0).all(0)  # collapsed, not clamped
-        values = values[:, :, ~idle]
+        # Units that share one scale tie by design: what is the same everywhere counts once.
+        distinct: Tensor = torch.unique(values[:, :, ~idle].flatten(0, 1), dim=1)
+        values = distinct.reshape(*points.shape[:2], -1)
         if not values.numel() or bool((values == values[:1, :1]).all()):
             return torch.zeros_like(self.zero)
         shares = []

@@ -328,7 +328,8 @@ def _log_variance(vae: VAE, x: Tensor, rows: RowBatches, items: Sequence[int]) -
     bad = [item for item, wrong in zip(items, values.isnan().any(1).tolist(), strict=True) if wrong]
     if bad:
         return Finding("log-variance", Verdict.FAIL, f"NaN for {len(bad)} of {len(x)} items, {numbered(bad)}")
-    values = values[:, (values != values[:1]).any(0)]  # a unit that never changes ties by design, not by a clamp
+    # A unit that never changes ties by design, not by a clamp, and so do units that share one scale.
+    values = torch.unique(values[:, (values != values[:1]).any(0)], dim=1)
     if not values.numel():
         return Finding("log-variance", Verdict.PASS, f"{span}, the same for every item")
     low, high = float(values.min()), float(values.max())
