@@ -162,6 +162,7 @@ def test_an_interrupted_attack_hands_out_what_it_has(mode: str, small_vae: Any) 
         ({"caps": [0.0]}, ConfigError, "cap"),
         ({"caps": [-1.0]}, ConfigError, "cap"),
         ({"caps": [float("inf")]}, ConfigError, "cap"),
+        ({"caps": [1.0, 1e-400]}, ConfigError, "positive and finite in float64, at least one, but .1.0, 0.0. came"),
         ({"caps": [float("nan")]}, ConfigError, "cap"),
         ({"mode": "worst"}, ConfigError, "needs a target"),
         ({"ref": "itself"}, ConfigError, "ref 'itself'"),

@@ -94,7 +94,7 @@ def capped(
         ConfigError: a cap that is not positive and finite, an unknown norm, no direction, too few evaluations.
         NonFiniteError: the data term is NaN or infinite at d = 0.
     """
-    _check(caps.to(x), norm, directions, max_evaluations)
+    _check(caps, x.dtype, norm, directions, max_evaluations)
     caps = caps.to(x.device, torch.float64)
     of_item = len(directions) * len(caps) * x[0].numel() * x.element_size() * _VECTORS
     size = max(1, _MEMORY // of_item)
@@ -314,11 +314,13 @@ class _Search:
             )
 
 
-def _check(caps: Tensor, norm: str, directions: Tensor, max_evaluations: int) -> None:
+def _check(caps: Tensor, dtype: torch.dtype, norm: str, directions: Tensor, max_evaluations: int) -> None:
     if norm not in NORMS:
         raise ConfigError(f"there is no norm '{norm}' for a cap{nearest(norm, NORMS)}; there are {', '.join(NORMS)}")
-    if not caps.numel() or not bool((caps.isfinite() & (caps > 0)).all()):
-        raise ConfigError(f"caps must be positive and finite, at least one, but {caps.tolist()} was given")
+    seen = caps.to(dtype)
+    if not caps.numel() or not bool((seen.isfinite() & (seen > 0)).all()):
+        precision = str(dtype).removeprefix("torch.")
+        raise ConfigError(f"caps must be positive and finite in {precision}, at least one, but {caps.tolist()} came")
     if not len(directions):
         raise ConfigError("an attack under a cap needs a direction to start in, but none was given; draw at least one")
     fewest = len(caps) + _FEWEST
