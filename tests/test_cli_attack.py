@@ -323,6 +323,18 @@ def test_a_masked_model_is_inconclusive_and_its_sign_is_told_everywhere(
     assert f"- Warning: failure sign '{sign}'" in markdown()
 
 
+def test_a_clamp_that_is_acknowledged_is_no_failure_of_the_attack(attack: Attack) -> None:
+    Path("masked.py").write_text(MASKED)
+    Path("vaeaudit.toml").write_text('[doctor.acknowledge]\nlog-variance = "the floor is meant"\n')
+    done = attack("--adapter", "masked.py:open", "--option", "how=clamped", "--max-evaluations", "40")
+    written = report()
+    assert (done.code, written["verdict"]) == (0, "ungated")
+    assert written["attacks"][0]["signs"][Sign.CLAMPED] >= 1
+    (warning,) = [told for told in written["warnings"] if told.startswith("failure sign 'clamped log-variance' in ")]
+    assert "which is acknowledged (the floor is meant); of source" in warning
+    assert all(metric["doubt"] is None for metric in written["metrics"].values())
+
+
 @pytest.mark.parametrize("how", ["detached", "lower half detached"])
 def test_a_detached_encoder_is_not_attacked_at_all(attack: Attack, how: str) -> None:
     Path("masked.py").write_text(MASKED)

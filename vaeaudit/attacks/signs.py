@@ -70,7 +70,7 @@ _SAYS: dict[Sign, tuple[float, str, str]] = {
     Sign.CLAMPED: (
         0.0,
         "{:.2g} of its log-variances lie exactly at one edge, where a clamp has no gradient",
-        "attack the model without the clamp, or with a wider one",
+        "attack the model without the clamp, or with a wider one; if it is meant, say so in [doctor.acknowledge]",
     ),
     Sign.RANDOM: (
         0.01,

@@ -82,14 +82,14 @@ def _run(subject: Subject, mode: str, choose: Callable[[], _Chosen], go_on: GoOn
 
 def _of_sweep(subject: Subject, pairs: Pairs, outcome: Outcome) -> Record:
     result, name = outcome.result, outcome.result.mode
-    entry = attack_entry(subject, outcome, pairs)
+    entry, acknowledged = attack_entry(subject, outcome, pairs), subject.settings.doctor.acknowledge
     return Record(
         {"attacks": [entry]},
         summarise(result) | outcome.metrics,
-        tuple(attack_warnings(outcome, pairs)),
+        tuple(attack_warnings(outcome, pairs, acknowledged)),
         without_pictures("attack", subject.data),
         interrupted=result.interrupted,
-        doubts=doubts(result),
+        doubts=doubts(result, acknowledged),
         rows={f"attack.{name}": attack_rows(result, pairs)},
         tensors={f"{name}.adversarial": result.sweep.adversarial, f"{name}.distortion": result.sweep.distortion},
         about={"pairs": list(pairs), "lambdas": result.sweep.lambdas.tolist()},
@@ -100,14 +100,15 @@ def _of_sweep(subject: Subject, pairs: Pairs, outcome: Outcome) -> Record:
 def _of_caps(subject: Subject, pairs: Pairs, result: CappedResult) -> Record:
     likeness, skipped = _likeness(subject, result)
     entry, name = capped_entry(subject, result, pairs), f"relative degradation of the {result.mode} attack"
+    acknowledged = subject.settings.doctor.acknowledge
     near = remark(result.zero_nll, None, name, "degradation")
     return Record(
         {"capped": [entry]},
         summarise_capped(result) | likeness,
-        (*sign_warnings(result, pairs), *near),
+        (*sign_warnings(result, pairs, acknowledged), *near),
         {**skipped, **without_pictures("attack", subject.data)},
         interrupted=result.interrupted,
-        doubts=doubts(result),
+        doubts=doubts(result, acknowledged),
         rows={f"attack.{result.mode}": capped_rows(result, pairs)},
         tensors={
             f"{result.mode}.adversarial": result.found.adversarial,

@@ -1,5 +1,6 @@
 """Writing attacks down: entries of the report, what its reader must be warned of, values of every item, figures."""
 
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,6 +20,8 @@ from vaeaudit.report.figures import PANEL_ROWS, as_images, attack_panel, damage_
 from vaeaudit.stats import Measurement
 from vaeaudit.subject import Subject
 
+_CLAMP = "log-variance"  # the finding of doctor that tells of a clamp
+
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
@@ -34,30 +37,37 @@ class Outcome:
     classifier: str = ""
 
 
-def sign_warnings(result: AttackResult | CappedResult, pairs: Pairs) -> list[str]:
-    """The failure signs of an attack, and what the first of each kind is."""
+def sign_warnings(result: AttackResult | CappedResult, pairs: Pairs, acknowledged: Mapping[str, str]) -> list[str]:
+    """The failure signs of an attack, and what the first of each kind is.
+
+    ``acknowledged`` are findings of doctor that are meant, with the reason: a clamp that is meant is no failure.
+    """
     items, what = len(result.source), "pairs" if isinstance(result, AttackResult) else "items"
     warnings = []
     for sign, count in _signs(result).items():
         first = int(result.signs.fired[list(Sign).index(Sign(sign))].nonzero()[0])
+        reason = acknowledged.get(_CLAMP) if sign == Sign.CLAMPED else None
+        effect = f"which is acknowledged ({reason})" if reason else "so that they support no verdict"
         warnings.append(
-            f"failure sign '{sign}' in {count} of {items} {result.mode} {what}, so that they support no verdict; "
-            f"of source {pairs.sources[first]}: {result.signs.message(Sign(sign), first)}"
+            f"failure sign '{sign}' in {count} of {items} {result.mode} {what}, {effect}; of source "
+            f"{pairs.sources[first]}: {result.signs.message(Sign(sign), first)}"
         )
     return warnings
 
 
-def doubts(result: AttackResult | CappedResult) -> dict[str, str]:
-    """Why the metrics of an attack support no verdict, where a pair or item shows a failure sign."""
-    if not bool(result.signs.any.any()):
-        return {}
-    counted = ", ".join(f"'{sign}' ({count} of {len(result.source)})" for sign, count in _signs(result).items())
-    return {f"attack.{result.mode}": f"failure signs of the attack: {counted}"}
+def doubts(result: AttackResult | CappedResult, acknowledged: Container[str]) -> dict[str, str]:
+    """Why the metrics of an attack support no verdict, where a pair or item shows a failure sign.
+
+    A clamp of log-variances is none where that finding of doctor is ``acknowledged``.
+    """
+    meant = {Sign.CLAMPED} if _CLAMP in acknowledged else set()
+    counted = [f"'{s}' ({n} of {len(result.source)})" for s, n in _signs(result).items() if Sign(s) not in meant]
+    return {f"attack.{result.mode}": f"failure signs of the attack: {', '.join(counted)}"} if counted else {}
 
 
-def attack_warnings(outcome: Outcome, pairs: Pairs) -> list[str]:
+def attack_warnings(outcome: Outcome, pairs: Pairs, acknowledged: Mapping[str, str]) -> list[str]:
     """What a reader of this attack must know."""
-    warnings = [*sign_warnings(outcome.result, pairs), *outcome.warnings]
+    warnings = [*sign_warnings(outcome.result, pairs, acknowledged), *outcome.warnings]
     status, mode = outcome.result.sweep.status, outcome.result.mode
     limited = int(((status == int(Status.LIMIT)) | (status == int(Status.STALLED))).sum())
     if limited:
