@@ -212,6 +212,24 @@ def test_it_tells_what_the_latents_hold_and_writes_that_down(bundled: Latents) -
     assert "](latents-traversals.png)" in markdown
 
 
+def test_the_tables_tell_the_intervals_of_the_metrics(bundled: Latents) -> None:
+    assert bundled("-q").code == 0
+    (entry,), metrics = report()["latents"], report()["metrics"]
+    names = {
+        **dict(zip(("ELBO", "log-likelihood", "KL"), ("elbo.mean", "log_likelihood.mean", "kl.mean"), strict=True)),
+        **{name: name.replace(" ", "_") for name in ("mutual information", "total correlation")},
+        "dimension-wise KL": "dimension_wise_kl",
+    }
+    shown = {part["name"]: part for part in entry["evidence"] + entry["apart"]}
+    shown |= {f"unit{unit['unit']}.kl.mean": unit["kl"] for unit in entry["units"]}
+    for name, part in shown.items():
+        if name == "sum, the mean KL":
+            continue
+        metric = metrics[f"latents.{names.get(name, name)}"]
+        assert [part["value"], *part["ci"]] == pytest.approx([metric["value"], *metric["ci"]]), name
+        assert part["value"] != metric["ci"][0] or part["error"] == 0, name
+
+
 def test_the_command_gives_what_python_gives(
     latents: Latents, bundled_model: vaeaudit.VAE, bundled_images: torch.Tensor
 ) -> None:

@@ -338,8 +338,10 @@ KINDS = {
     "prior": OTHER_KINDS[1],
     "layers": OTHER_KINDS[2],
     "mixed": OTHER_KINDS[3],
-    "point": OTHER_KINDS[4],
+    "condition": OTHER_KINDS[4],
+    "point": OTHER_KINDS[6],
 }
+OPTIONS = {"condition": {"condition": 2}}
 
 
 @pytest.fixture
@@ -359,10 +361,10 @@ def other_kind(trained: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.Mo
         own = next(value for value in found if value.__module__ == "other")
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            vae = own(4, 6) if kind == "prior" else own(4)
+            vae = own(4, {"prior": 6, "condition": 2}[kind]) if kind in ("prior", "condition") else own(4)
             tensors = {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in vae.state_dict().items()}
         save_file(tensors, "other.safetensors")
-        return vaeaudit.load("other.safetensors", "other.py:open")
+        return vaeaudit.load("other.safetensors", "other.py:open", **OPTIONS.get(kind, {}))
 
     return opened
 
@@ -403,6 +405,28 @@ def test_the_mixture_of_the_page_has_the_density_that_it_says(other_kind: Callab
     parts = torch.distributions.Independent(torch.distributions.Normal(each.mean, each.stddev), 1)
     same = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(torch.ones(6)), parts)
     torch.testing.assert_close(prior.log_prob(z), same.log_prob(z))
+
+
+def test_the_condition_of_the_page_is_the_option_and_reaches_both_networks(
+    command: Command, other_kind: Callable[[str], Any]
+) -> None:
+    vae = other_kind("condition")
+    x, z = torch.rand(3, *vae.input_shape, generator=torch.Generator().manual_seed(1)), torch.zeros(3, 4)
+    other = vaeaudit.load("other.safetensors", "other.py:open", condition=1)
+    assert isinstance(vae, nn.Module) and isinstance(other, nn.Module)
+    assert all(torch.equal(a, b) for a, b in zip(vae.parameters(), other.parameters(), strict=True))
+    assert not torch.equal(vae.encode(x).mean, other.encode(x).mean)
+    assert not torch.equal(vae.decode(z).mean, other.decode(z).mean)
+    mean, _ = vae.encoder(torch.cat([x.flatten(1), torch.tensor([0.0, 0, 1, 0]).expand(3, -1)], 1)).chunk(2, dim=1)
+    torch.testing.assert_close(vae.encode(x).mean, mean)
+    np.savez("val.npz", images=torch.rand(8, *vae.input_shape).numpy(), labels=np.arange(8) % 4)
+    for option in ([], ["--option", "condition=4"]):
+        refused = command("doctor", "other.safetensors", "--adapter", "other.py:open", *option, "--data", "val.npz")
+        assert refused.code == 2
+        assert "say which condition is audited, --option condition=0 to 3" in refused.err
+    exec(compile(OTHER_KINDS[5], "split.py", "exec"), {})
+    with np.load("val.npz") as whole, np.load("val-2.npz") as part:
+        assert np.array_equal(part["images"], whole["images"][[2, 6]])
 
 
 def test_the_gumbel_noise_of_the_page_is_gumbel_noise(other_kind: Callable[[str], Any]) -> None:

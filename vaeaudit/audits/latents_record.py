@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from scipy import stats as distributions
 
+from vaeaudit import stats
 from vaeaudit.audits.base import Drawing, Row, array, number
 from vaeaudit.checks.decomposition import Estimate, unit_kl
 from vaeaudit.checks.encodings import Encodings, units_of
@@ -73,11 +74,11 @@ def latents_entry(found: Latents) -> LatentsEntry:
         evidence=list(_evidence(found)),
         apart=[
             *(
-                _figure(name, estimate, result.n)
-                for name, estimate in (
-                    ("mutual information", parts.mutual_information),
-                    ("total correlation", parts.total_correlation),
-                    ("dimension-wise KL", parts.dimension_wise),
+                _shown(name, metrics[f"latents.{metric}"], estimate.standard_error)
+                for name, metric, estimate in (
+                    ("mutual information", "mutual_information", parts.mutual_information),
+                    ("total correlation", "total_correlation", parts.total_correlation),
+                    ("dimension-wise KL", "dimension_wise_kl", parts.dimension_wise),
                 )
             ),
             FigureEntry(name="sum, the mean KL", value=parts.kl, error=0.0, ci=None),
@@ -113,7 +114,9 @@ def _evidence(found: Latents) -> Iterator[FigureEntry]:
     for name, values in columns.items():
         exact = values.double()
         error = float(exact.std()) / math.sqrt(result.n)
-        yield _figure(name, Estimate(float(exact.mean()), error, result.n - 1), result.n)
+        support = stats.NOT_NEGATIVE if name.startswith("KL") else stats.ANY
+        mean = estimated(Estimate(float(exact.mean()), error, result.n - 1), result.n, _LEVEL, support)
+        yield _shown(name, mean, error)
 
 
 def _units(result: LatentsResult, layer: Layer) -> Iterator[UnitEntry]:
@@ -127,16 +130,15 @@ def _units(result: LatentsResult, layer: Layer) -> Iterator[UnitEntry]:
             layer=layer.number,
             unit=unit,
             kind="categorical" if unit >= len(layer.kl) - categorical else "continuous",
-            kl=_figure("KL", Estimate(kl, error, result.n - 1), result.n),
+            kl=_shown("KL", estimated(Estimate(kl, error, result.n - 1), result.n, _LEVEL), error),
             share=number(kl / whole) if whole > 0 else None,
             variance=number(variance),
             active=[name for name, active in by.items() if active],
         )
 
 
-def _figure(name: str, estimate: Estimate, n: int) -> FigureEntry:
-    measured = estimated(estimate, n, _LEVEL)
-    return FigureEntry(name=name, value=measured.value, error=number(estimate.standard_error), ci=measured.ci)
+def _shown(name: str, measured: Measurement, error: float) -> FigureEntry:
+    return FigureEntry(name=name, value=measured.value, error=number(error), ci=measured.ci)
 
 
 def _active(layer: Layer, criterion: str, count: Measurement) -> ActiveEntry:

@@ -50,13 +50,13 @@ def summarise_latents(
             )
         metrics |= _units(prefix, layer, result.n, threshold, level)
     if (parts := result.decomposition) is not None:
-        for name, estimate, most in (
-            ("mutual_information", parts.mutual_information, math.log(parts.n)),
-            ("total_correlation", parts.total_correlation, math.inf),
-            ("dimension_wise_kl", parts.dimension_wise, math.inf),
+        for name, estimate, support in (
+            ("mutual_information", parts.mutual_information, (0.0, math.log(parts.n))),
+            ("total_correlation", parts.total_correlation, stats.NOT_NEGATIVE),
+            ("dimension_wise_kl", parts.dimension_wise, stats.NOT_NEGATIVE),
         ):
             metrics[f"latents.{name}"] = replace(
-                estimated(estimate, parts.n, level, most), estimator=f"{parts.estimator}; n counts items"
+                estimated(estimate, parts.n, level, support), estimator=f"{parts.estimator}; n counts items"
             )
     return metrics
 
@@ -100,17 +100,17 @@ def _active(values: Tensor, errors: Tensor, words: str, n: int, threshold: float
     )
 
 
-def estimated(estimate: Estimate, n: int, level: float, most: float = math.inf) -> Measurement:
-    """An estimated KL over ``n`` items with its Student t interval, where there are degrees of freedom for one.
+def estimated(estimate: Estimate, n: int, level: float, support: stats.Support = stats.NOT_NEGATIVE) -> Measurement:
+    """A mean in nats over ``n`` items with its Student t interval, where there are degrees of freedom for one.
 
-    No KL is below 0, nor this one above ``most``.
+    What the figure can be is its ``support``; no KL is below 0.
     """
     known = estimate.freedom > 0 and math.isfinite(estimate.standard_error)
     half = float(distributions.t.ppf(0.5 + level / 2, estimate.freedom)) * estimate.standard_error if known else 0.0
     finite = math.isfinite(estimate.value)
     return Measurement(
         value=estimate.value if finite else None,
-        ci=stats.cut((estimate.value - half, estimate.value + half), estimate.value, (0.0, most))
+        ci=stats.cut((estimate.value - half, estimate.value + half), estimate.value, support)
         if known and finite
         else None,
         level=level,
