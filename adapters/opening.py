@@ -38,7 +38,9 @@ class Options(BaseModel):
         stated = self.range or (0.0, 1.0)
         ends = np.array(stated)
         if ends.min() < 0 or ends.max() > 1:
-            raise ValueError(f"a Bernoulli likelihood needs a range inside [0, 1], and range is {ends.tolist()}")
+            raise ValueError(
+                f"a Bernoulli likelihood needs a range inside [0, 1], and range is {clipped(str(ends.tolist()))}"
+            )
         return stated
 
 

@@ -101,7 +101,8 @@ def test_the_hash_is_of_what_determines_figures_and_verdict(
         ("[doctor]\nacknowlege = {}", "unknown key 'acknowlege' in [doctor] (did you mean 'acknowledge'?)"),
         ("[doctor.acknowledge]\nrange = ' '", "doctor.acknowledge.range must be"),
         ("[attack]\npairs =", "is not valid TOML (Invalid value (at end of document)); correct it there"),
-        (b"\xff\xfe", "is not valid TOML ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte)"),
+        (b"\xff\xfe", "is not UTF-8 (byte 0 is none of it); save it as UTF-8"),
+        ("[model.options]\n" + "a." * 3000 + "b = 1", "model.options.a must be a value that is not nested so deeply"),
         ("[atack]\npairs = 1", "unknown section [atack] (did you mean 'attack'?); known are model, data, run, doctor"),
         ("[attack]\npars = 1", "unknown key 'pars' in [attack] (did you mean 'pairs'?); known are modes, pairs"),
         ("[attack]\npair = 1", "attack.pair must be a list, but 1 came"),
@@ -299,3 +300,8 @@ def test_a_switch_is_true_or_false_and_nothing_like_it(key: str) -> None:
     for value in ("yes", 1):
         with pytest.raises(ConfigError, match=f"{key} must be a valid boolean"):
             resolve({key: (value, "x.toml")}, None)
+
+
+def test_the_mark_that_editors_put_before_text_is_no_part_of_a_configuration(tmp_path: Path) -> None:
+    file = written(tmp_path / "vaeaudit.toml", b"\xef\xbb\xbf[run]\nseed = 3\n")
+    assert resolve({}, file).settings.run.seed == 3

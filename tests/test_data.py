@@ -4,10 +4,12 @@ import os
 import pickle
 import shutil
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -1008,7 +1010,7 @@ def test_whatever_is_left_out_of_a_folder_is_named_by_kind_with_its_number(tmp_p
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [(b"", "it is empty"), (b"hello", "its bytes are of no kind of image that is known"), (bytes(99), "of no kind")],
+    [(b"", "it is empty"), (b"hello", "its bytes are none of BMP, JPEG, PNG, TIFF, WEBP"), (bytes(99), "none of BMP")],
 )
 def test_what_is_no_image_is_named_without_an_objects_address(tmp_path: Path, content: bytes, why: str) -> None:
     (tmp_path / "a.png").write_bytes(content)
@@ -1132,3 +1134,43 @@ def test_an_array_of_an_npz_that_holds_several_is_named_after_the_file(tmp_path:
     assert stored.source.endswith("mnist.npz#x_test")
     with pytest.raises(DataError, match="no array 'x_tset' \\(did you mean 'x_test'\\?\\)"):
         read(f"{tmp_path}/mnist.npz#x_tset")
+
+
+def test_an_archive_that_holds_one_name_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.npz"
+    with zipfile.ZipFile(file, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the very thing that is tried
+        for images in (GREY, GREY[::-1]):
+            content = BytesIO()
+            np.save(content, images)
+            archive.writestr("images.npy", content.getvalue())
+    assert "holds two arrays named 'images', where one was expected" in refusal(DataError, lambda: read(file))
+
+
+@pytest.mark.parametrize("columns", [(), (2,)])
+def test_of_the_arrays_of_an_archive_the_first_are_named(tmp_path: Path, columns: tuple[int, ...]) -> None:
+    arrays = {f"{'x' * 100}{index}": np.zeros((3, *columns)) for index in range(300)}
+    np.savez(tmp_path / "a.npz", **arrays)
+    for source in (tmp_path / "a.npz", f"{tmp_path / 'a.npz'}#nope"):
+        message = refusal(DataError, lambda source=source: read(source))
+        assert "and 294 more" in message
+        assert len(message) < 1500
+
+
+@pytest.mark.parametrize("suffix", [".eps", ".ppm", ".gif"])
+def test_only_the_kinds_of_images_that_are_read_are_tried_whatever_the_name_says(tmp_path: Path, suffix: str) -> None:
+    content = BytesIO()
+    Image.fromarray(GREY[0]).save(content, suffix[1:].upper())
+    (tmp_path / "a.png").write_bytes(content.getvalue())
+    assert "its bytes are none of BMP, JPEG, PNG, TIFF, WEBP" in refusal(DataError, lambda: read(tmp_path))
+
+
+def test_of_a_folder_the_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_images(tmp_path, GREY)
+
+    def refuse(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    expected = f"{tmp_path / '000.png'} cannot be read (Permission denied); check its name and permissions"
+    assert refusal(DataError, lambda: read(tmp_path)) == expected

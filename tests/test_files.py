@@ -315,3 +315,38 @@ def test_refusing_what_claims_gigabytes_takes_little_memory(tmp_path: Path) -> N
         "a-idx3-ubyte.gz", "a.npz", "expanded.pt", "filling.pt", "images", "packed.pt", "wrong.safetensors",
     ]  # fmt: skip
     assert all(int(line.split()[0]) < 100 for line in lines), done.stdout  # MiB
+
+
+# Links, folders that may not be looked into, and names
+
+
+@pytest.mark.parametrize("where", OPENED)
+def test_a_link_to_nothing_is_said_to_be_one_wherever_a_path_is_opened(
+    where: str, command: Callable[..., object]
+) -> None:
+    odd = Path(f"odd{ENDINGS.get(where, '.toml' if where == 'configuration' else '.json')}")
+    odd.symlink_to("gone")
+    done = command(*OPENED[where](odd))
+    told = done.err  # type: ignore[attr-defined]
+    if where == "baseline":  # one that is not there yet only warns
+        return
+    assert done.code == 2  # type: ignore[attr-defined]
+    assert told.count("\n") == 1
+    assert f"{odd} is a link to gone, where there is nothing" in told
+
+
+def test_a_folder_that_may_not_be_looked_into_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    told = refusal(CheckpointError, lambda: open_model(tmp_path))
+    assert told == f"{tmp_path} cannot be read (Permission denied); check its name and permissions"
+
+
+@pytest.mark.parametrize("length", [300, 5000])
+def test_a_name_too_long_for_a_file_is_cut_in_the_message(length: int) -> None:
+    for call, kind in ((read, DataError), (open_model, CheckpointError)):
+        told = refusal(kind, lambda call=call: call("x" * length + ".npz"))
+        assert "cannot be read (File name too long); check its name and permissions" in told
+        assert len(told) < 250

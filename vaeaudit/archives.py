@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vaeaudit.checkpoints import sha256_of
 from vaeaudit.data import Factors, Stored, shape_text
-from vaeaudit.errors import DataError, TrustError, VaeauditError, clipped, nearest
+from vaeaudit.errors import DataError, TrustError, VaeauditError, clipped, listed, nearest
 from vaeaudit.files import PACKED, excess
 from vaeaudit.labels import misshapen, read_labels
 from vaeaudit.stated import first_sentence
@@ -93,12 +93,18 @@ def read_npz(file: Path, images: str | None = None) -> Stored:
     with archive:
         for info in archive.infolist():
             if not info.filename.endswith(".npy"):
-                skipped.append(f"{info.filename}: not an array")
+                skipped.append(f"{clipped(info.filename)}: not an array")
                 continue
             with decoding(file, ".npz file"), archive.open(info) as stream:
                 shape, kind = _npy_header(stream, info.file_size)
             fetch = partial(_npz_member, file, archive, info)
-            arrays[info.filename.removesuffix(".npy")] = _Array(file, shape, kind, None, fetch)
+            name = info.filename.removesuffix(".npy")
+            if name in arrays:
+                raise DataError(
+                    f"{file} holds two arrays named '{clipped(name)}', where one was expected; write it anew with the "
+                    "one that is meant"
+                )
+            arrays[name] = _Array(file, shape, kind, None, fetch)
         return _select(file, arrays, skipped, images)
 
 
@@ -184,9 +190,9 @@ def _select(file: Path, arrays: Mapping[str, _Array], skipped: list[str], wanted
     factors = _factors(file, arrays)
     for name, array in arrays.items():
         if array.kind == "O":
-            skipped.append(f"{name}: pickled objects are not loaded")
+            skipped.append(f"{clipped(name)}: pickled objects are not loaded")
         elif name not in {images, labels_name} and (name not in _FACTOR_NAMES or factors is None):
-            skipped.append(f"{name}: not taken as images, labels or factors")
+            skipped.append(f"{clipped(name)}: not taken as images, labels or factors")
     source = str(file) if wanted is None else f"{file}#{wanted}"
     values = arrays[images].load()
     made = () if labels is None or told is None else (told,)
@@ -195,10 +201,10 @@ def _select(file: Path, arrays: Mapping[str, _Array], skipped: list[str], wanted
 
 def _named(file: Path, arrays: Mapping[str, _Array], name: str) -> str:
     if name not in arrays:
-        held = ", ".join(arrays) or "nothing"
-        raise DataError(f"{file} holds no array '{name}'{nearest(name, arrays)}; it holds {held}")
+        held = listed(arrays) or "nothing"
+        raise DataError(f"{file} holds no array '{clipped(name)}'{nearest(name, arrays)}; it holds {held}")
     if arrays[name].kind == "O":
-        raise _pickled(file, name)
+        raise _pickled(file, clipped(name))
     return name
 
 
@@ -210,14 +216,14 @@ def _image_name(file: Path, arrays: Mapping[str, _Array]) -> str:
     found = named or could
     if len(found) > 1:
         raise DataError(
-            f"{file} holds several arrays that could be the images ({', '.join(found)}), where one was expected; "
-            f"name the one to audit, as in {file.name}#{found[0]}"
+            f"{file} holds several arrays that could be the images ({listed(found)}), where one was expected; "
+            f"name the one to audit, as in {file.name}#{clipped(found[0])}"
         )
     pickled = [n for n, a in arrays.items() if a.kind == "O" and n in (found or arrays)]
     if pickled:
-        raise _pickled(file, ", ".join(pickled))
+        raise _pickled(file, listed(pickled))
     if not found:
-        held = ", ".join(f"{n} of shape {shape_text(a.shape)}" for n, a in arrays.items()) or "nothing"
+        held = listed(f"{clipped(n, 60)} of shape {shape_text(a.shape)}" for n, a in arrays.items()) or "nothing"
         raise DataError(f"{file} holds no array of items (n, ...), only {held}; store one named 'images'")
     return found[0]
 

@@ -98,7 +98,7 @@ def read_config(file: Path) -> dict[str, dict[str, object]]:
         if name not in Settings.model_fields:
             raise ConfigError(f"{file}: {_unknown_section(name)}")
         if not isinstance(values, dict):
-            raise ConfigError(f"{file}: '{clipped(name)}' must be a section [{name}], but {repr(values)[:80]} came")
+            raise ConfigError(f"{file}: '{clipped(name)}' must be a section [{name}], but {_shown(values)} came")
         sections[name] = {key: _anchored(name, key, value, file.parent) for key, value in values.items()}
     return sections
 
@@ -152,8 +152,10 @@ def _own_table(file: Path) -> object:
 
 def _parse(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, or an integer of thousands of digits
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # editors of Windows put a mark before the text
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8 (byte {error.start} is none of it); save it as UTF-8") from error
+    except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
         raise ConfigError(f"{file} is not valid TOML ({error}); correct it there") from error
     except RecursionError as error:
         raise ConfigError(f"{file} holds a value that is nested too deeply; give a plainer one") from error
@@ -222,8 +224,16 @@ def told(name: str, faults: list[ErrorDetails]) -> str:
     """What pydantic found wrong with one value, as "pairs must be at least 1, but 0 came"."""
     came = faults[0]["input"]
     wanted = list(dict.fromkeys(_wanted(fault) for fault in faults))
-    near = nearest(str(came).lower(), re.findall(r"'([^']+)'", " ".join(wanted)))
-    return f"{name} must be {' or '.join(wanted)}, but {repr(came)[:80]} came{near}"
+    near = nearest(_shown(came).strip("'").lower(), re.findall(r"'([^']+)'", " ".join(wanted)))
+    return f"{name} must be {' or '.join(wanted)}, but {_shown(came)} came{near}"
+
+
+def _shown(value: object) -> str:
+    """The beginning of a value as Python writes it."""
+    try:
+        return repr(value)[:80]
+    except RecursionError:
+        return "one nested too deeply to be shown"
 
 
 _WORDS = {

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vaeaudit.errors import DataError, listed, nearest
+from vaeaudit.errors import DataError, clipped, listed, nearest
 from vaeaudit.ranges import Range, bounded, intervals, range_for, simplest, span_text
 
 _ROUNDING = 4  # spacings of numbers by which floats may leave the range
@@ -213,7 +213,7 @@ def fit(
             raise DataError(f"the range is {error}; give --range LO HI, or [data] range") from None
     if resize is not None and resize not in RESIZE:
         raise DataError(
-            f"resize must be one of {', '.join(RESIZE)}, but '{resize}' came{nearest(resize, RESIZE)}; "
+            f"resize must be one of {', '.join(RESIZE)}, but '{clipped(resize)}' came{nearest(resize, RESIZE)}; "
             "name one of them or leave it out"
         )
     as_counts = data_range is not None and not bounded(data_range)

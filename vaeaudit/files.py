@@ -8,6 +8,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from vaeaudit.errors import clipped
+
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISFIFO, "a named pipe"),
@@ -23,6 +25,8 @@ STORED = 8  # times its size that the tensors of a checkpoint, which is not comp
 def obstacle(path: Path) -> str | None:
     """Why ``path`` must not be opened, in one sentence; None for a regular file, a folder, or what is not there."""
     try:
+        if path.is_symlink() and not path.exists():
+            return f"{path} is a link to {clipped(str(path.readlink()))}, where there is nothing; link it anew"
         mode = path.stat().st_mode
         kind = next((name for is_kind, name in _KINDS if is_kind(mode)), None)
         if kind is not None:

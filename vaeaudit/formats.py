@@ -71,7 +71,10 @@ def read(source: str | Path) -> Stored:
         if path.suffix.lower() == ".npy":
             return read_npy(path)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
+        place = clipped(str(error.filename or path))  # of a folder, the file in it
+        raise DataError(
+            f"{place} cannot be read ({error.strerror or error}); check its name and permissions"
+        ) from error
     suffix = path.suffix.lower()
     if suffix in _CONVERSIONS:
         raise DataError(f"{path} {_CONVERSIONS[suffix].replace('FILE', path.name)}")

@@ -15,7 +15,10 @@ from vaeaudit.archives import decoding
 from vaeaudit.data import Stored, shape_text
 from vaeaudit.errors import DataError, listed
 from vaeaudit.files import FREE, PACKED, amount, excess, obstacle
+from vaeaudit.stated import first_sentence
 
+# Nothing else is tried, whatever a name says: some readers of Pillow start other programs, as that of PostScript does.
+_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _OTHER_IMAGES = (".avif", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jxl", ".pbm", ".pgm", ".ppm", ".svg")
 _MOST_NUMBERS = 2**26  # of one image
@@ -131,10 +134,14 @@ def _image(file: Path, content: Path | BytesIO) -> ImageFile.ImageFile:
     """An image of which no more than the header has been read."""
     with decoding(file, "image"):
         try:
-            return Image.open(content)
+            return Image.open(content, formats=_FORMATS)
         except UnidentifiedImageError as error:
             empty = not file.stat().st_size
-            raise ValueError("it is empty" if empty else "its bytes are of no kind of image that is known") from error
+            raise ValueError("it is empty" if empty else f"its bytes are none of {', '.join(_FORMATS)}") from error
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise DataError(
+                f"{file} claims more pixels than are decoded ({first_sentence(error)}); leave it out"
+            ) from error
 
 
 def _pixels(file: Path, content: bytes) -> tuple[NDArray[np.uint8], bool]:
@@ -157,17 +164,11 @@ def _pixels(file: Path, content: bytes) -> tuple[NDArray[np.uint8], bool]:
                 f"{file} is an image with {fault}, where 8-bit grayscale or RGB was expected; convert it as the "
                 "model's training data were converted"
             )
-        orientation = _orientation(file, content)
+        orientation = 1
+        # Of another opening: this loads a PNG file, and a second load of a damaged one gives pixels without an error.
+        # Damaged EXIF data raise nearly anything, and say nothing of orientation.
+        with suppress(Exception), Image.open(BytesIO(content), formats=_FORMATS) as header:
+            orientation = header.getexif().get(_ORIENTATION, 1)
         upright = orientation not in range(2, 9)
         turned = image if upright else ImageOps.exif_transpose(image)
         return np.asarray(turned.convert("L") if image.mode == "1" else turned, dtype=np.uint8), upright
-
-
-def _orientation(file: Path, content: bytes) -> int:
-    """What EXIF data say of how to turn an image, 1 where they say nothing.
-
-    Asked of a copy: of some formats Pillow decodes the image for it, and when asked again tells no damage.
-    """
-    with suppress(Exception), _image(file, BytesIO(content)) as image:  # damaged EXIF data raise nearly anything
-        return int(image.getexif().get(_ORIENTATION, 1))
-    return 1

@@ -190,7 +190,8 @@ def parse(text: str) -> tuple[int, int]:
     if found is None:
         unpaired = " names a source without a target" if re.fullmatch(r"\s*\d+\s*:?\s*", text, re.ASCII) else " came"
         raise ConfigError(
-            f"a pair is SOURCE:TARGET, two item numbers counted from 0, but '{text}'{unpaired}; write it as in 3:7"
+            f"a pair is SOURCE:TARGET, two item numbers counted from 0, but '{clipped(text)}'{unpaired}; write it as "
+            "in 3:7"
         )
     return int(found[1]), int(found[2])
 

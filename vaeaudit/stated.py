@@ -22,11 +22,13 @@ def find_checkpoint(path: Path) -> Path:
     """
     path = named_part(path)[0]
     try:
-        is_folder = path.is_dir()
-    except OSError as error:  # a name that is too long
-        raise CheckpointError(f"{clipped(str(path))} cannot be read ({error.strerror}); check its name") from error
-    if is_folder:
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
+        inside = list(path.iterdir()) if path.is_dir() else None
+    except OSError as error:  # a name that is too long, or a folder that may not be looked into
+        raise CheckpointError(
+            f"{clipped(str(path))} cannot be read ({error.strerror}); check its name and permissions"
+        ) from error
+    if inside is not None:
+        files = sorted(f for f in inside if f.suffix.lower() in SUFFIXES)
         if len(files) != 1:
             came = f"holds {listed(f.name for f in files)}" if files else "holds none"
             raise CheckpointError(
@@ -95,7 +97,7 @@ def config_facts(file: Path) -> dict[str, object]:
     try:
         if config.stat().st_size > _MOST_CONFIG:
             raise ValueError(f"it is larger than {amount(_MOST_CONFIG)}")
-        content = strict_json(config.read_text(encoding="utf-8"))
+        content = strict_json(config.read_text(encoding="utf-8-sig"))
     except (ValueError, OSError) as error:
         raise CheckpointError(
             f"{config} beside the checkpoint is not readable JSON ({first_sentence(error)}); correct or remove it"

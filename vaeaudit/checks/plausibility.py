@@ -63,7 +63,10 @@ def examine(
         NonFiniteError: NaN or infinite means, with the numbers of the items.
     """
     if len(x) < 2 or bool((x == x[:1]).all()):
-        raise DataError(f"at least two different items are needed to try the model, but {len(x)} came, all equal")
+        raise DataError(
+            f"at least two different items are needed to try the model, but the {len(x)} that came are all equal; give "
+            "data that vary"
+        )
     rows = RowBatches.automatic(vae.input_shape, x.device) if batch_size is None else RowBatches(batch_size)
     items = list(range(len(x)) if items is None else items)
     refused = _refused(vae, x)

@@ -7,7 +7,7 @@ import typer
 from vaeaudit.cli import options
 from vaeaudit.cli.checking import Delivery, carry_out
 from vaeaudit.cli.common import SHARED_KEYS, settings_of
-from vaeaudit.errors import ConfigError
+from vaeaudit.errors import ConfigError, clipped
 
 _KEYS = SHARED_KEYS | {
     "out": "run.out",
@@ -112,4 +112,4 @@ def _radius(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
-        raise ConfigError(f"--r takes a radius in output units, or auto, but '{text}' came") from None
+        raise ConfigError(f"--r takes a radius in output units, or auto, but '{clipped(text)}' came") from None

@@ -12,6 +12,7 @@ from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
 from vaeaudit.errors import InputError, clipped, nearest
+from vaeaudit.files import obstacle
 from vaeaudit.report.model import SCHEMA_VERSION, Report
 from vaeaudit.report.wording import VERDICTS
 
@@ -95,13 +96,13 @@ def _found(file: Path) -> Path:
             hint = f"; there is one in {file / inside[0]}" if inside else ""
             raise ReportError(f"{file} is a folder without {_NAME}, which an audit writes last{hint}")
         return file / _NAME
+    if fault := obstacle(file):
+        raise ReportError(fault)
     if not file.exists():
         if not file.parent.is_dir():
             raise ReportError(f"there is no report at {file}, nor a folder {file.parent}; give a {_NAME} or its folder")
         near = nearest(file.name, (one.name for one in file.parent.iterdir()))
         raise ReportError(f"there is no report at {file}{near}; give a {_NAME} or its folder")
-    if not file.is_file():  # a pipe would be waited for
-        raise ReportError(f"{file} is no regular file; give a {_NAME} or its folder")
     return file
 
 
