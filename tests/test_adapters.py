@@ -542,7 +542,7 @@ def test_an_adapter_that_raises_is_told_with_its_line(tmp_path: Path) -> None:
     file = saved(tmp_path, {"scale": torch.tensor(3.0)})
     text = message(AdapterError, lambda: vaeaudit.load(file, f"{tmp_path / 'own.py'}:broken"))
     line = 1 + OWN.splitlines().index('    raise ValueError("no\\nscale")')
-    assert text.endswith(f"could not open {file}: ValueError: no scale (own.py, line {line})")
+    assert text.endswith(f"could not open {file}: ValueError: no scale (own.py, line {line}); see docs/adapters.md")
 
 
 def test_an_adapter_that_returns_no_vae_is_refused(tmp_path: Path) -> None:

@@ -269,7 +269,7 @@ def test_the_command_alone_shows_its_help_as_usage_error(cli: Cli) -> None:
         (["--range", "nan", "1"], "for each channel or feature, but (nan, 1.0) came"),
         (["--range", "0.5", "inf"], "but the model takes [0.5, inf)"),
         (["--range", "a", "b"], "--range must be a valid number, but 'a' came"),
-        (["--range", "0", "0.5"], "but the model takes [0, 0.5]; give --range or store them as uint8"),
+        (["--range", "0", "0.5"], "but the model takes [0, 0.5]; map them as training did (bytes"),
         (["--dtype", "float16"], "--dtype must be 'float32' or 'float64', but 'float16' came"),
         (["--device", "nonsense"], "there is no device 'nonsense'; expected auto, cpu, cuda, cuda:N or mps"),
         (["--device", ""], "--device must be a text that is not empty"),
@@ -485,7 +485,7 @@ def test_checkpoints_of_other_precision_are_audited_in_the_precision_asked_for(a
     ("data", "code", "message"),
     [
         (images()[:, :, :3], 2, "items are 1x3x4 but the model takes 1x4x4; --resize bilinear resizes them"),
-        (images() * 3, 2, "but the model takes [0, 1]; give --range or store them as uint8"),
+        (images() * 3, 2, "but the model takes [0, 1]; map them as training did (bytes"),
         (images()[:1], 2, "val.npy holds 1 item, where at least two are needed"),
         (images()[:0], 2, "holds no items"),
         (np.repeat(images()[:1], 9, 0), 2, "at least two different items are needed to try the model"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributions
+from torch import Tensor, distributions, nn
 
 import vaeaudit
 from vaeaudit.checks.contract import PAGE, check_contract, fault_of
@@ -113,7 +113,19 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "decode gives a tuple": (
         {"decode": lambda z: (z, z)},
-        r"decode\(z\) is an object of type tuple without mean, route, support, log_prob",
+        r"decode\(z\) is a tuple of 2 tensors, where a likelihood .* vaeaudit.GaussianLikelihood\(mean, logvar / 2\)",
+    ),
+    "decode gives a dictionary": (
+        {"decode": lambda z: {"mean": z}},
+        r"decode\(z\) is an object of type dict without mean, route, support, log_prob",
+    ),
+    "decode gives a distribution of torch": (
+        {"decode": lambda z: torch.distributions.Normal(z.new_zeros(len(z), 2, 3), 1.0)},
+        r"decode\(z\) is a torch.distributions.Normal, where .*GaussianLikelihood\(its mean, its stddev.log\(\)\)",
+    ),
+    "the spread of x is a number": (
+        {"decode": lambda z: vaeaudit.GaussianLikelihood(z.new_zeros(len(z), 2, 3), -0.5)},  # type: ignore[arg-type]
+        r"log_stddev of decode\(z\) is an object of type float, where a tensor was expected: mean.new_tensor\(it\)",
     ),
     "decode gives flat images": (
         {"decode": lambda z: vaeaudit.BernoulliLogits(z.new_zeros(len(z), 6))},
@@ -165,6 +177,12 @@ def test_what_can_be_seen_before_a_run_is_told_before_it(
 ) -> None:
     assert re.search(words, fault_of(Bad(small_vae(), changes)))
     assert not fault_of(small_vae())
+
+
+def test_what_is_no_model_is_told_as_what_it_is(small_vae: type[Any]) -> None:
+    assert "is a return missing at the end of open?" in fault_of(None)
+    assert "that is the class SmallVAE itself, where an object of it was expected" in fault_of(small_vae)
+    assert "it wraps a model, so return its .module" in fault_of(nn.DataParallel(small_vae()))
 
 
 @pytest.mark.parametrize("name", ["input_shape", "range", "prior", "encode", "decode"])

@@ -234,7 +234,8 @@ def test_integers_other_than_uint8_are_refused() -> None:
 
 def test_floats_outside_the_range_are_refused_with_their_span() -> None:
     assert refusal(DataError, lambda: fitted([[0.0, 255.0]], (2,))) == (
-        "here: data lie in [0, 255] but the model takes [0, 1]; give --range or store them as uint8"
+        "here: data lie in [0, 255] but the model takes [0, 1]; map them as training did (bytes stored as uint8 are "
+        "mapped), or give --range if the model takes these"
     )
     assert "[-1, 0.5]" in refusal(DataError, lambda: fitted([[-1.0, 0.5]], (2,)))
 

@@ -309,7 +309,7 @@ def _check_values(stored: Stored, low: float, high: float, data_range: Range | N
         if _outside(low, high, interval, stored):
             raise DataError(
                 f"{stored.source}: data{where} lie in {came} but the model takes {expected}; "
-                "give --range or store them as uint8"
+                "map them as training did (bytes stored as uint8 are mapped), or give --range if the model takes these"
             )
         told.append(f"{where} from {came} to {expected}")
     return f" but for rounding: clipped{listed(told)}" if told else ""

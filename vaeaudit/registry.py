@@ -279,7 +279,7 @@ def _opened(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, obje
         raise
     except (Exception, SystemExit) as error:  # an adapter is the user's code: whatever it raises is its failure
         raise AdapterError(
-            f"adapter '{clipped(adapter.name)}' could not open {checkpoint.path}: {told(error)}"
+            f"adapter '{clipped(adapter.name)}' could not open {checkpoint.path}: {told(error)}; see {PAGE}"
         ) from error
     if fault:
         raise ContractError(f"adapter '{clipped(adapter.name)}' returned a {type(vae).__name__} {fault}")

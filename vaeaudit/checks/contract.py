@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from inspect import isroutine
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vaeaudit.divergence import Density, closed_form
 from vaeaudit.errors import ContractError, clipped, listed
@@ -22,9 +22,16 @@ _DRAWS = 3  # another number than that of the rows, so that the axes cannot be c
 
 def fault_of(vae: object) -> str:
     """What is wrong with a model before it is run, in words that follow "returned a X", or ""."""
+    if vae is None:
+        return f"where a model was expected; is a return missing at the end of open? See {PAGE}#the-adapter"
+    if isinstance(vae, type):
+        name = clipped(vae.__name__)
+        return f"that is the class {name} itself, where an object of it was expected: {name}(...)"
     absent = [name for name in ("input_shape", "range", "prior", "encode", "decode") if not hasattr(vae, name)]
     if absent:
         hint = "; range is None where inputs have none" if "range" in absent else ""
+        if isinstance(getattr(vae, "module", None), nn.Module):
+            hint = "; it wraps a model, so return its .module"
         return f"without {', '.join(absent)}{hint}; see {PAGE}#what-the-contract-asks"
     shape = getattr(vae, "input_shape", None)
     if isinstance(shape, int) and not isinstance(shape, bool):
@@ -121,9 +128,26 @@ def _of_family(name: str, p: Posterior) -> Iterator[str]:
 
 def _of_likelihood(p: object, x: Tensor) -> Iterator[str]:
     """What is wrong with what ``decode`` gives."""
+    if isinstance(p, GaussianLikelihood) and not isinstance(given := p.log_stddev, Tensor):
+        yield (
+            f"log_stddev of decode(z) is an object of type {_kind(given)}, where a tensor was expected: "
+            "mean.new_tensor(it) if it is a number"
+        )
+        return
     if not isinstance(p, Likelihood):
         end = f"a likelihood was expected; see {PAGE}#what-the-contract-asks"
-        if isinstance(p, Tensor):
+        if isinstance(p, tuple | list) and len(p) >= 2 and all(isinstance(part, Tensor) for part in p):
+            yield (
+                f"decode(z) is a {_kind(p)} of {len(p)} tensors, where {end}: of mean and log-variance, return "
+                "vaeaudit.GaussianLikelihood(mean, logvar / 2)"
+            )
+        elif isinstance(p, torch.distributions.Distribution):
+            yield (
+                f"decode(z) is a torch.distributions.{_kind(p)}, where {end}: of a Normal, return "
+                "vaeaudit.GaussianLikelihood(its mean, its stddev.log()); of a Bernoulli, "
+                "vaeaudit.BernoulliLogits(its logits)"
+            )
+        elif isinstance(p, Tensor):
             yield (
                 f"decode(z) is a Tensor, where {end}: return vaeaudit.BernoulliLogits(it) if these are logits, "
                 "vaeaudit.BernoulliProbabilities(it) if a sigmoid came last, or "
@@ -161,7 +185,7 @@ def _broadcasts(log_stddev: Tensor, mean: Tensor) -> bool:
 def _rows(name: str, values: object, rows: int) -> Iterator[str]:
     if not isinstance(values, Tensor) or values.ndim < 2 or len(values) != rows:
         came = f"of shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"an object of type {_kind(values)}"
-        yield f"{name} is {came}, where ({rows}, *latent) was expected"
+        yield f"{name} is {came}, where ({rows}, *latent) was expected; see {PAGE}#what-the-contract-asks"
 
 
 def _shape(name: str, values: object, expected: tuple[int, ...], why: str) -> Iterator[str]:

@@ -235,7 +235,7 @@ def _batch_statistics(vae: VAE) -> str:
         and (layer.training or layer.running_mean is None)
     ]
     if not names:
-        return "; is a batch size written into the model, or does a layer mix the items?"
+        return "; is a batch size written into the model, or does a squeeze() without an axis or a layer mix the items?"
     return f"; batch normalisation without running statistics ({listed(names)}): train with them, or normalise by item"
 
 
