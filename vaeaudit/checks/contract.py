@@ -22,6 +22,8 @@ _DRAWS = 3  # another number than that of the rows, so that the axes cannot be c
 
 def fault_of(vae: object) -> str:
     """What is wrong with a model before it is run, in words that follow "returned a X", or ""."""
+    if isinstance(vae, type):
+        return f"that is the class {clipped(vae.__name__)} itself, where an object of it was expected; call it"
     absent = [name for name in ("input_shape", "range", "prior", "encode", "decode") if not hasattr(vae, name)]
     if absent:
         hint = "; range is None where inputs have none" if "range" in absent else ""
