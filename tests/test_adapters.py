@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import vaeaudit
 from vaeaudit.errors import AdapterError, CheckpointError, ContractError
-from vaeaudit.registry import adapter_names, open_model
+from vaeaudit.registry import adapter_names, code_beside, open_model
 
 SHARED = Path(__file__).parents[2] / "shared"
 TRAINED = SHARED / "checkpoints" / "disentangling-vae"
@@ -564,3 +564,47 @@ def test_adapters_that_cannot_be_found(tmp_path: Path) -> None:
         ("no_such_module:open", "cannot be imported: ModuleNotFoundError"),
     ]:
         assert words in message(AdapterError, lambda name=name: vaeaudit.load(file, name))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "open = functools.partial(mlp.open)",
+        "class Opener:\n    def __call__(self, *given): return mlp.open(*given)\nopen = Opener()",
+    ],
+)
+def test_whatever_can_be_called_opens_a_model_and_its_code_beside_is_found(tmp_path: Path, code: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"import functools\nfrom vaeaudit_adapters import mlp\n{code}\n")
+    adapter = open_model(saved(tmp_path, mlp_tensors()), f"{file}:open").adapter
+    assert adapter.sha256 is not None
+    assert len(code_beside(adapter)) > 0
+
+
+def test_what_is_built_in_is_no_adapter_and_its_failure_is_told(tmp_path: Path) -> None:
+    file = saved(tmp_path, mlp_tensors())
+    assert "adapter 'builtins:eval' could not open" in message(AdapterError, lambda: open_model(file, "builtins:eval"))
+
+
+def test_the_class_of_a_model_is_told_from_a_model(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from vaeaudit_adapters import mlp\ndef open(checkpoint, config): return mlp.MLP\n"
+    )
+    file = saved(tmp_path, mlp_tensors())
+    told = message(ContractError, lambda: open_model(file, f"{tmp_path / 'mine.py'}:open"))
+    assert told.endswith("returned a type that is the class MLP itself, where an object of it was expected; call it")
+
+
+def test_an_error_that_cannot_be_shown_is_told_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "class Odd(Exception):\n    def __str__(self): return 1 / 0\ndef open(checkpoint, config): raise Odd\n"
+    )
+    file = saved(tmp_path, mlp_tensors())
+    assert "could not open" in message(AdapterError, lambda: open_model(file, f"{tmp_path / 'mine.py'}:open"))
+
+
+def test_a_range_that_an_option_gives_for_other_channels_is_the_options_fault(tmp_path: Path) -> None:
+    file = saved(tmp_path, mlp_tensors())
+    told = message(AdapterError, lambda: open_model(file, "mlp", {"range": [[0, 1], [0, 1], [0, 1]]}))
+    assert told.startswith("the option range of adapter 'mlp' is ((0.0, 1.0), (0.0, 1.0), (0.0, 1.0)), where two")
+    assert told.endswith("leave it out or correct it")

@@ -242,6 +242,7 @@ _WORDS = {
     "date_parsing": "a day such as 2026-12-31",
     "date_from_datetime_parsing": "a day such as 2026-12-31",
     "string_unicode": "text in UTF-8 (rename the file, or set LC_ALL=C.UTF-8)",
+    "int_parsing_size": "a whole number of fewer digits",
     "recursion_depth_exceeded": "a value that is not nested so deeply",
     "model_type": "a table of keys and values",
     "string_pattern_mismatch": "a text with something to see in it, and no NUL",

@@ -17,6 +17,7 @@ from functools import cached_property, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -157,13 +158,27 @@ def find_adapter(name: str) -> Adapter:
         raise AdapterError(
             f"adapter '{clipped(name)}' defines no function '{clipped(attribute)}'; it needs open(checkpoint, config)"
         )
-    file = inspect.getsourcefile(module)
+    file = _source_file(module)
     return Adapter(name, source, sha256_of(Path(file)) if file else None, function)
+
+
+def code_of(function: object) -> object:
+    """What holds the code of a callable: the function in a partial one, the class of an object that can be called."""
+    while isinstance(function, partial):
+        function = function.func
+    return function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
+
+
+def _source_file(thing: Any) -> str | None:
+    try:
+        return inspect.getsourcefile(thing)
+    except TypeError:  # it is built in
+        return None
 
 
 def code_beside(adapter: Adapter) -> dict[str, str]:
     """Hashes of the loaded Python files in the folder of an adapter's own and below: what it imports of its own."""
-    own = inspect.getsourcefile(adapter.open)
+    own = _source_file(code_of(adapter.open))
     if own is None:
         return {}
     folder = Path(own).resolve().parent
@@ -274,13 +289,20 @@ def _opened(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, obje
     """The model, and the checkpoint by the names that it took."""
     try:
         vae, taken = _fitted(adapter, checkpoint, options)
-        fault = fault_of(vae) or _range_fault(vae.range, tuple(vae.input_shape))
+        fault = fault_of(vae)
+        of_range = "" if fault else _range_fault(vae.range, tuple(vae.input_shape))
     except VaeauditError:
         raise
     except (Exception, SystemExit) as error:  # an adapter is the user's code: whatever it raises is its failure
         raise AdapterError(
             f"adapter '{clipped(adapter.name)}' could not open {checkpoint.path}: {told(error)}; see {PAGE}"
         ) from error
+    if of_range and "range" in options:  # what it was told, and not of its own making
+        raise AdapterError(
+            f"the option range of adapter '{clipped(adapter.name)}' is {of_range}; leave it out or correct it"
+        )
+    if of_range:
+        fault = f"whose range is {of_range}, or None where there is none; see {PAGE}#ranges"
     if fault:
         raise ContractError(f"adapter '{clipped(adapter.name)}' returned a {type(vae).__name__} {fault}")
     return vae, taken
@@ -292,7 +314,7 @@ def _range_fault(span: object, shape: tuple[int, ...]) -> str:
         if span is not None:
             range_for(span, shape)
     except ValueError as error:
-        return f"whose range is {clipped(str(error), 300)}, or None where there is none; see {PAGE}#ranges"
+        return clipped(str(error), 300)
     return ""
 
 
@@ -339,5 +361,8 @@ def told(error: BaseException) -> str:
         place = ""
     else:
         place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
-    text = clipped(" ".join(str(error).split()), 1000)
+    try:
+        text = clipped(" ".join(str(error).split()), 1000)
+    except Exception:  # it is the user's class
+        text = ""
     return f"{name}: {text}{place}" if text else f"{name}{place}"

@@ -19,9 +19,9 @@ from vaeaudit.checkpoints import read_checkpoint, sha256_of
 from vaeaudit.checks.spectral import matrix_shape
 from vaeaudit.checks.ties import Weight
 from vaeaudit.checks.weights import NEITHER, PARTS
-from vaeaudit.errors import AdapterError, CheckpointError, ConfigError
+from vaeaudit.errors import AdapterError, CheckpointError, ConfigError, clipped
 from vaeaudit.files import named_part
-from vaeaudit.registry import Adapter, adapter_names, find_adapter
+from vaeaudit.registry import Adapter, adapter_names, code_of, find_adapter
 from vaeaudit.settings import Settings
 from vaeaudit.stated import find_checkpoint, not_whole, read_facts
 from vaeaudit.weight_sets import refuse_twins, renamed, under
@@ -168,15 +168,16 @@ def weight_parts(adapter: Adapter) -> Mapping[str, Sequence[str]]:
 
     Raises :class:`AdapterError` where it is something else.
     """
-    module = sys.modules.get(getattr(adapter.open, "__module__", ""))
+    module = sys.modules.get(getattr(code_of(adapter.open), "__module__", ""))
     said: object = getattr(module, "WEIGHT_PARTS", PARTS)
     if isinstance(said, Mapping) and set(said) - {NEITHER} == set(PARTS):
         parts = {part: prefixes for part, prefixes in said.items() if _is_prefixes(prefixes)}
         if len(parts) == len(said):
             return parts
     raise AdapterError(
-        f"WEIGHT_PARTS of adapter '{adapter.name}' is {said!r}, where prefixes of tensor names were expected, such as "
-        '{"encoder": ("encoder.",), "decoder": ("decoder.",)}, with "neither" beside them where needed'
+        f"WEIGHT_PARTS of adapter '{clipped(adapter.name)}' is {clipped(repr(said), 300)}, where prefixes of tensor "
+        'names were expected, such as {"encoder": ("encoder.",), "decoder": ("decoder.",)}, with "neither" beside them '
+        "where needed"
     )
 
 

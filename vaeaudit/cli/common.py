@@ -1,6 +1,7 @@
 """What every command does before and after its question: settings in, interruption, results out."""
 
 import os
+import re
 import signal
 import sys
 import time
@@ -98,7 +99,7 @@ def _given(context: typer.Context, keys: Mapping[str, str], options: list[str] |
         value = context.params.get(name)
         if name not in keys or value is None or value == ():  # an option that may be repeated and was not given
             continue
-        if name == "batch_size" and value.removeprefix("-").isdecimal():
+        if name == "batch_size" and re.fullmatch(r"-?\d{1,18}", value, re.ASCII):
             value = int(value)
         given[keys[name]] = (value, speaker(parameter.opts, parameter.envvar, context.get_parameter_source(name)))
     if options:
@@ -238,8 +239,9 @@ def check_output(out: str | None, output: str | None) -> None:
         check_writable(Path(out), "--out")
     if output is not None:
         file = Path(output)
-        if not file.name or file.is_dir():
-            came = f"'{clipped(output)}' is a folder" if output else "nothing came"
+        if not file.name or "\0" in output or file.is_dir():
+            what = "is a folder" if "\0" not in output else "holds a NUL"
+            came = f"'{clipped(output)}' {what}" if output else "nothing came"
             raise OutputError(f"--output must name a file, but {came}; leave it out to print the result")
         if file.suffix.lower() in _KEPT or (out is not None and _is_of_report(file, Path(out))):
             what = "a file of the report" if out is not None and _is_of_report(file, Path(out)) else "a model or data"
