@@ -592,7 +592,7 @@ def test_the_class_of_a_model_is_told_from_a_model(tmp_path: Path) -> None:
     )
     file = saved(tmp_path, mlp_tensors())
     told = message(ContractError, lambda: open_model(file, f"{tmp_path / 'mine.py'}:open"))
-    assert told.endswith("returned a type that is the class MLP itself, where an object of it was expected; call it")
+    assert told.endswith("returned a type that is the class MLP itself, where an object of it was expected: MLP(...)")
 
 
 def test_an_error_that_cannot_be_shown_is_told_by_its_name(tmp_path: Path) -> None:
