@@ -20,6 +20,7 @@ from vaeaudit.attacks.directions import random_search
 from vaeaudit.attacks.margin import empirical_margin
 from vaeaudit.batches import RowBatches
 from vaeaudit.checks.capped import CAPPED_MODES
+from vaeaudit.checks.plausibility import examine
 from vaeaudit.data import Stored, fit
 from vaeaudit.errors import ConfigError, ContractError, DataError
 from vaeaudit.ranges import EXPECTED, Range, as_range, bounded, intervals, range_for, simplest, span_text, widths
@@ -203,6 +204,17 @@ def fitted(values: object, shape: tuple[int, ...], span: object, **options: Any)
 
 MEAN, STDDEV = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 COLOURS = tuple((float(-m / s), float((1 - m) / s)) for m, s in zip(MEAN, STDDEV, strict=True))
+
+
+@pytest.mark.parametrize("written", [[[0.0, 1.0], [-2.0, 0.5]], [["-inf", "inf"], [0, "inf"]], [0, 1], ["-inf", "inf"]])
+def test_a_range_in_lists_as_an_option_or_a_fact_gives_it_is_the_same_to_every_check(
+    small_vae: type[Any], written: Any
+) -> None:
+    x = torch.rand(24, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 2
+    told = [examine(small_vae(box), x) for box in (written, as_range(written))]
+    assert told[0].findings == told[1].findings
+    noisy = [vaeaudit.noise(small_vae(box), x, [0.1], draws=1, clip=True) for box in (written, as_range(written))]
+    assert torch.equal(noisy[0].log_likelihood, noisy[1].log_likelihood)
 
 
 @pytest.mark.parametrize("last", [False, True])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vaeaudit import stats
 from vaeaudit.batches import RowBatches
+from vaeaudit.box import range_of
 from vaeaudit.checks.baselines import Baseline
 from vaeaudit.checks.contract import check_contract
 from vaeaudit.checks.finding import Finding as Finding
@@ -73,7 +74,7 @@ def examine(
     if refused is not None:
         return Plausibility((_evaluation_mode(vae), refused), {}, len(x))
     noise = _noise(vae, x, items, seed)
-    baseline = Baseline(x, items, vae.range)
+    baseline = Baseline(x, items, range_of(vae))
 
     @torch.no_grad()
     def run(part: Tensor, eta: Tensor) -> tuple[Tensor, ...]:
