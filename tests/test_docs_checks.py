@@ -398,6 +398,16 @@ def test_each_further_kind_of_model_on_the_page_keeps_the_contract_and_can_be_au
     assert (found.kl_error is not None) == (kind == "prior")
 
 
+def test_what_a_point_has_no_attack_for_says_which_there_is(command: Command, printed: str) -> None:
+    assert printed
+    Path("point.py").write_text(KINDS["point"], encoding="utf-8")
+    attack = ("attack", "vae.safetensors", "--adapter", "point.py:open", "--data", "val.npz", "--pairs", "2")
+    for mode, said in (("latent", "--similarity mean needs the means alone"), ("output", "--mode damage needs no KL")):
+        refused = command(*attack, "--mode", mode)
+        assert refused.code == 2
+        assert f"no {mode} attack by kl: a deterministic encoder has no KL; {said}" in refused.err
+
+
 def test_the_mixture_of_the_page_has_the_density_that_it_says(other_kind: Callable[[str], Any]) -> None:
     prior = other_kind("prior").prior
     each = prior.components

@@ -33,7 +33,7 @@ from vaeaudit.checks.inputs import require_finite_outputs
 from vaeaudit.checks.relative import remark
 from vaeaudit.checks.success import class_success, factor_success, summarise_classes, summarise_factor
 from vaeaudit.checks.summary import summarise, summarise_capped, summarise_likeness
-from vaeaudit.errors import VaeauditError
+from vaeaudit.errors import UnsupportedError, VaeauditError
 from vaeaudit.pairs import Pairs
 from vaeaudit.ranges import widths
 from vaeaudit.stats import Measurement
@@ -128,8 +128,15 @@ def _try(subject: Subject, x: Tensor, x_t: Tensor) -> None:
         objective = Objective(
             "damage" if mode == "worst" else mode, chosen.similarity, chosen.on, chosen.ref, chosen.layers or None
         )
-        if mode != "latent-side":
+        if mode == "latent-side":
+            continue
+        try:
             objective.data_term(vae, x[:1], x_t[:1], noise)
+        except UnsupportedError as error:  # raised by the posterior, which knows no options
+            if chosen.on != "both" or chosen.layers:
+                raise
+            needs = "--mode damage needs no KL" if mode == "output" else "--similarity mean needs the means alone"
+            raise UnsupportedError(f"no {mode} attack by {chosen.similarity}: {error}; {needs}") from error
 
 
 def _attack(subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: Pairs, go_on: GoOn) -> AttackResult:
