@@ -115,7 +115,8 @@ def markdown() -> str:
 
 def test_a_healthy_model_gives_0_and_no_sign_in_either_mode(attack: Attack) -> None:
     done = attack("--mode", "latent", "--mode", "output", "--max-evaluations", "300")
-    assert (done.code, done.err) == (0, "")
+    assert done.code == 0
+    assert all(line.endswith(" left") for line in done.err.splitlines())  # how far it is, where that takes long
     written = report()
     assert written["verdict"] == "ungated"
     assert [entry["mode"] for entry in written["attacks"]] == ["latent", "output"]
