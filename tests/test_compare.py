@@ -224,6 +224,34 @@ def test_what_a_search_may_leave_is_no_difference_that_few_items_could_show(old:
         assert compare(side, worse, metrics=[name]).tested[0].outcome == many
 
 
+@pytest.mark.parametrize("share", [0.0, 0.02])
+def test_items_that_nothing_broke_leave_no_room_for_the_loss_of_others(old: Side, share: float) -> None:
+    """Of 10 items 3 were unbroken and are broken at once now: no share of infinity makes that no difference."""
+    name = "noise.s0.5.log_likelihood.median"  # higher is more robust
+    metric = old.report.metrics[name].model_copy(update={"search": "lowers" if share else "none"})
+    report = old.report.model_copy(update={"metrics": {**old.report.metrics, name: metric}})
+    before, after = np.arange(5.0, 15.0), np.arange(5.0, 15.0)
+    before[7:], after[7:] = np.inf, 1.0
+    one, other = (Side(report, {**old.samples, name: Sample(values, 0.5)}) for values in (before, after))
+    family = [name, *(f"missing.{number}.median" for number in range(19))]
+    assert compare(one, other, metrics=family).tested[0].outcome == "cannot tell"
+    assert compare(other, one, metrics=family).tested[0].outcome == "no difference shown"
+
+
+@pytest.mark.parametrize("q", [None, 0.5])
+def test_a_mean_that_a_few_of_many_items_lowered_is_not_called_unchanged(old: Side, q: float | None) -> None:
+    """4 of 100 lost nearly everything, and the mean 4%: of the median that says nothing, of the mean it does."""
+    name = "noise.s0.5.log_likelihood.median"
+    metric = old.report.metrics[name].model_copy(update={"search": "lowers"})
+    report = old.report.model_copy(update={"metrics": {**old.report.metrics, name: metric}})
+    before, after = np.full(100, 5.0), np.full(100, 5.0)
+    after[:4] = 0.2
+    one, other = (Side(report, {**old.samples, name: Sample(values, q)}) for values in (before, after))
+    family = [name, *(f"missing.{number}.median" for number in range(19))]
+    told = compare(one, other, metrics=family).tested[0].outcome
+    assert told == ("cannot tell" if q is None else "no difference shown")
+
+
 def test_a_figure_in_doubt_cannot_be_told_however_much_worse(old: Side) -> None:
     name = "noise.s0.5.log_likelihood.median"
     metrics = {**old.report.metrics, name: old.report.metrics[name].model_copy(update={"doubt": "a sign"})}

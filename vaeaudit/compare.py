@@ -283,15 +283,17 @@ def _of_few(
     """What can be told where too few items differ for a regression ever to be found; None where nothing can.
 
     That no item is worse by more than ``may``, or than ``share`` of its size; or that a signed-rank test shows the
-    items' loss to be less than that. For all metrics together to be no worse each must be, so that this test, unlike
-    those that find a regression, is not adjusted for their number.
+    items' loss to be less than that, and the figure has lost no more either, as a mean does by a few items. For all
+    metrics together to be no worse each must be, so that this test, unlike those that find a regression, is not
+    adjusted for their number. What is infinite in one audit has no size of which a share could be allowed.
     """
     losses = -found.each if direction == "higher" else found.each
     loss = -found.value if direction == "higher" else found.value
     if (losses <= 0).all() and -loss > may:
         return "improved", f"no item is worse and {found.moved} of {found.n} are better, few as they are"
-    room = np.maximum(may, share * found.sizes) - losses
-    if (room >= 0).all() or signed_rank_p(room, "greater") <= alpha:
+    most = np.maximum(may, share * np.where(np.isfinite(found.sizes), found.sizes, 0.0))
+    room = most - losses
+    if (room >= 0).all() or (loss <= np.median(most) and signed_rank_p(room, "greater") <= alpha):
         return "no difference shown", None
     return None
 
