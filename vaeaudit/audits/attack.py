@@ -131,7 +131,10 @@ def _try(subject: Subject, x: Tensor, x_t: Tensor) -> None:
         if mode == "latent-side":
             continue
         try:
-            objective.data_term(vae, x[:1], x_t[:1], noise)
+            with torch.no_grad():
+                objective.data_term(vae, x[:1], x_t[:1], noise)(
+                    x[:1], torch.zeros(1, dtype=torch.long, device=x.device)
+                )
         except UnsupportedError as error:  # raised by the posterior, which knows no options
             if chosen.on != "both" or chosen.layers:
                 raise
