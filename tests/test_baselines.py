@@ -81,6 +81,18 @@ def test_a_collapsed_model_passes_on_no_number_of_items(kind: str, n: int) -> No
             assert answer(x, constant(x).expand_as(x)).verdict is not Verdict.PASS
 
 
+@pytest.mark.parametrize("n", [20, 50, 99])
+@pytest.mark.parametrize("kind", KINDS)
+def test_items_that_all_come_out_alike_fail_on_few_of_them_too(kind: str, n: int) -> None:
+    """Else a gate on a sample of 50 would be green for a model that ignores its input, and is robust by that."""
+    x = KINDS[kind](n, 12)
+    alike = x.mean(0).expand_as(x)
+    assert answer(x, alike).verdict is Verdict.FAIL
+    assert answer(x, alike * (1 + 1e-6 * normal(n, 1, seed=9))).verdict is Verdict.FAIL
+    assert answer(x, alike, unseen=Verdict.UNSURE).verdict is Verdict.UNSURE  # draws, of which less is asked
+    assert answer(x, alike + 0.05 * (x - x.mean(0))).verdict is not Verdict.FAIL
+
+
 @pytest.mark.parametrize("n", [100, 1000])
 @pytest.mark.parametrize("kind", KINDS)
 def test_reconstructions_of_other_items_fail(kind: str, n: int) -> None:

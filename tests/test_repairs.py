@@ -35,6 +35,10 @@ SHAPE, LATENTS = (3, 4, 4), 4
 FIXED = torch.tensor(-2.0)
 
 
+def passed(found: Plausibility) -> bool:
+    return all(finding.verdict is Verdict.PASS for finding in found.findings)
+
+
 def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -201,7 +205,7 @@ def test_a_planted_mistake_is_named_with_the_errors_that_speak_for_it(name: str,
     wrong, change, words = PLANTED[name]
     x = change(images)
     found, added = tried(Exact(**wrong), x)
-    assert not found.passed
+    assert not passed(found)
     assert added and added[0].startswith(f" With {words}"), added
     (row,) = (f for f in found.findings if f.name == "reconstruction")
     assert f"instead of {row.message.split('mean squared error ')[1].split(',')[0]}" in added[0]
@@ -216,7 +220,7 @@ UNTRAINED = {
 @pytest.mark.parametrize("name", UNTRAINED)
 def test_where_nothing_explains_the_failure_the_message_says_what_was_tried(name: str, images: Tensor) -> None:
     found, added = tried(Exact(**UNTRAINED[name]), images)
-    assert not found.passed
+    assert not passed(found)
     assert len(added) == 1
     assert added[0].startswith(" None of the likely mistakes explains it; tried were other layouts of mean and")
 
@@ -280,7 +284,7 @@ def test_a_log_variance_read_as_log_standard_deviation_passes_with_a_remark(
     bundled_model: Any, bundled_images: Tensor
 ) -> None:
     found, added = tried(Misread(bundled_model, lambda s: 2 * s), bundled_images)
-    assert found.passed
+    assert passed(found)
     assert len(added) == 1
     assert added[0].startswith(
         " With what is taken as log standard deviation read as a log-variance the latents' spreads would agree far "
@@ -307,7 +311,7 @@ def test_published_models_are_left_alone(name: str) -> None:
     data = fit(read(MNIST if "mnist" in name else DSPRITES), input_shape=vae.input_shape, data_range=vae.range)
     x = data.batch(np.linspace(0, len(data) - 1, 60).astype(int))
     found = examine(vae, x)
-    assert found.passed
+    assert passed(found)
     assert explained(found, vae, x) is found
 
 

@@ -21,7 +21,7 @@ from vaeaudit.stats import clopper_pearson
 _LEVEL = 0.999  # of each test: a sound model must not fail one by chance
 _TAIL = (1 - _LEVEL) / 2
 _ENOUGH = 100  # items on which any model that is good for something shows it
-_LEAST = 20  # items from which on a sum over a random permutation counts as normal
+_LEAST = 20  # items from which on a sum over a random permutation counts as normal, and equal ones as no chance
 _PRODUCTS = 2**31  # most multiplications that comparing items with the reconstructions of others may take
 _OUTLYING = 10  # times the median error, and at least this part of the sum of all: an item to be named
 _SLIGHT = 0.1  # of the mean gain: what most items may lose to it
@@ -107,7 +107,7 @@ class Baseline:
             return Finding(name, Verdict.UNSURE, f"{told}: better {but}; {_ADVICE}")
         if any(better) and depends:
             return Finding(name, Verdict.UNSURE if bad else Verdict.PASS, told)
-        if n < _ENOUGH:
+        if n < _ENOUGH and not self._same(reconstruction):
             return Finding(name, Verdict.UNSURE, f"{told}: not better beyond chance on {n} items; give more; {_ADVICE}")
         if not depends:
             return Finding(name, unseen, f"{told}: no nearer to its own item than to others; {_ADVICE}")
@@ -143,6 +143,11 @@ class Baseline:
         apart = rank - rank.mean(1, keepdim=True) - rank.mean(0) + rank.mean()
         deviation = float((apart.square().sum() / (m - 1)).sqrt())
         return float(apart.trace()) < -float(distributions.norm.ppf(1 - _TAIL)) * deviation
+
+    def _same(self, reconstruction: Tensor) -> bool:
+        """Whether so many items that they tell come out alike but for rounding, where they differ themselves."""
+        spread = self.errors(reconstruction.mean(0, keepdim=True).expand_as(reconstruction), reconstruction)[1]
+        return len(self.x) >= _LEAST and bool(spread.amax() <= self.rounding**2 * self.error.median())
 
     def _outlying(self, error: Tensor) -> str:
         """Items whose errors make up most of the mean, with their share of the median."""

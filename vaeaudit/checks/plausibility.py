@@ -41,11 +41,6 @@ class Plausibility:
     items: int
 
     @property
-    def passed(self) -> bool:
-        """Whether every finding passed."""
-        return all(finding.verdict is Verdict.PASS for finding in self.findings)
-
-    @property
     def failed(self) -> tuple[str, ...]:
         """The names of the findings that failed: with any, no figure of the model means anything."""
         return tuple(finding.name for finding in self.findings if finding.verdict is Verdict.FAIL)

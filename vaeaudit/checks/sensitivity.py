@@ -34,7 +34,7 @@ def gradients(vae: VAE, x: Tensor, items: Sequence[int], seed: int) -> Finding:
     cut = [name for name in needed if name not in there]
     if cut or not there:
         what = f"the encoder's {cut[0]}" if cut else "the encoder"
-        return Finding(_NAME, Verdict.FAIL, f"{what} is cut off from its input (detached): no attack can see it")
+        return Finding(_NAME, Verdict.FAIL, f"{what} {_DETACHED}")
     for name, slope in there.items():
         if bad := _where(~slope.isfinite().flatten(2).all(2).all(0)):
             told = f"gradients of the encoder's {name} are NaN or infinite for {_told(bad, items)}"
