@@ -3,14 +3,18 @@
 import json
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from vaeaudit.data import Stored, fit
 from vaeaudit.ranges import Range
+from vaeaudit.report import figures
 from vaeaudit.report.figures import as_images, scale
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -138,3 +142,24 @@ def test_flat_data_of_a_flat_model_are_not_guessed_to_be_images_and_the_report_s
         assert "are no images of one or three channels" in Path("out", "report.md").read_text(encoding="utf-8")
     _, report = pictures(command, "out", "latents", *model, *LATENTS, "--traverse", "0")
     assert report["skipped"] == {}
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.1, 0.7, 3.0, 12.0])
+def test_labels_of_the_margins_stand_apart_and_the_legend_hides_no_curve(
+    spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(figures, "to_png", lambda figure: (drawn.append(figure), b"")[1])
+    estimate = 0.3 * np.exp(spread * np.random.default_rng(0).normal(size=20))
+    kinds = ("certified", "whitened estimate", "spectral estimate", "Frobenius estimate", "empirical")
+    margins = {kind: estimate * share for kind, share in zip(kinds, (0.15, 1, 0.7, 0.4, 2), strict=True)}
+    figures.margin_panel(margins, estimate, 2 * estimate, np.zeros(20), 4 * estimate, 2.0, "")
+    (figure,) = drawn
+    FigureCanvasAgg(figure).draw()
+    left, right = figure.axes
+    for axis, side in ((left.xaxis, "x"), (right.xaxis, "x"), (right.yaxis, "y")):
+        boxes = [label.get_window_extent() for label in axis.get_ticklabels(which="both") if label.get_text()]
+        ends = sorted((getattr(box, f"{side}0"), getattr(box, f"{side}1")) for box in boxes)
+        assert ends and all(before[1] < after[0] for before, after in pairwise(ends))
+    legend = left.get_legend()
+    assert legend is not None and not legend.get_window_extent().overlaps(left.get_window_extent())

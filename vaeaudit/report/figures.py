@@ -4,7 +4,9 @@ import io
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from vaeaudit.errors import clipped
@@ -148,12 +150,13 @@ def margin_panel(
             share = (np.arange(len(known) + 1) + (values == 0).sum()) / np.isfinite(values).sum()
             left.step([known[0], *known], share, where="post", color=f"C{place}", label=name, linewidth=1.5)
     left.set_xscale("log")
+    _label_decades(left.xaxis)
     left.set_xlabel("margin, in input units")
     left.set_ylabel("share of items with at most that margin")
     left.set_ylim(0, 1.02)
     left.grid(alpha=0.3)
-    if left.lines:
-        left.legend(fontsize=8)
+    if left.lines:  # above, where no curve runs
+        left.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     shown = np.where(censored, largest, empirical)
     for mark, chosen in (("o", censored == 0), ("^", censored == 1)):
         drawn = chosen & np.isfinite(shown) & np.isfinite(estimate) & (shown > 0) & (estimate > 0)
@@ -163,11 +166,22 @@ def margin_panel(
         right.plot([min(ends), max(ends)], [min(ends), max(ends)], "k--", linewidth=1)
         right.set_xscale("log")
         right.set_yscale("log")
+        _label_decades(right.xaxis)
+        _label_decades(right.yaxis)
     right.set_xlabel("whitened first-order estimate")
     right.set_ylabel("empirical margin (an upper bound)")
     right.set_title(f"below the line first order promises too much\ntriangles: unbroken{told}", fontsize=9)
     right.grid(alpha=0.3)
     return to_png(figure)
+
+
+def _label_decades(axis: Axis) -> None:
+    """Plain numbers on a logarithmic axis, so few that they stand apart; to be asked for once all is drawn."""
+    low, high = axis.get_view_interval()
+    few = high / low < 1e3
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def fall_curves(lengths: Array, p: Array, margin: Array, labels: list[str], m: float) -> bytes:
