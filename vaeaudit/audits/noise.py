@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vaeaudit.attacks.term import GoOn
 from vaeaudit.audits.base import Drawing, Record, Row, array, metric_entry, number
-from vaeaudit.checks.inputs import numbered
+from vaeaudit.checks.inputs import not_finite, numbered
 from vaeaudit.checks.noise import NoiseResult, noise, over_draws
 from vaeaudit.checks.relative import remark
 from vaeaudit.checks.summary_noise import summarise_noise
@@ -71,7 +71,7 @@ def _doubts(result: NoiseResult) -> dict[str, str]:
 
 def _left_out(name: str, values: Tensor, items: Sequence[int]) -> dict[str, str]:
     """The doubt about a mean that leaves out items whose ``values`` (I, ...) are not finite."""
-    wrong = (~values.reshape(len(values), -1).isfinite().all(1)).nonzero().squeeze(1).tolist()
+    wrong = not_finite(values)
     if not wrong:
         return {}
     told = numbered([items[place] for place in wrong])

@@ -116,7 +116,7 @@ def without_spread(vae: VAE, x: Tensor, rows: RowBatches, *, items: Sequence[int
         return ((q.sample(noise) - q.mean).abs().amax(0).flatten(1),)
 
     (found,) = rows.map(spread, number)
-    bad = (~found.isfinite().all(1)).nonzero().squeeze(1).tolist()
+    bad = not_finite(found)
     if gaussian and bad:
         raise DataError(
             f"the posterior's standard deviation is NaN or infinite for {len(bad)} of {len(x)} items, the first of "
@@ -153,9 +153,15 @@ def numbered(items: Sequence[int]) -> str:
     return f"item{'s' * (len(items) > 1)} {listed(map(str, items))}"
 
 
+def not_finite(values: Tensor) -> list[int]:
+    """The places of rows of ``values``, (n, ...), that hold NaN or infinity."""
+    places: list[int] = (~values.reshape(len(values), -1).isfinite().all(1)).nonzero().squeeze(1).tolist()
+    return places
+
+
 def require_finite(what: str, values: Tensor, items: Sequence[int]) -> None:
     """Raise :class:`NonFiniteError` that names the items for which ``what``, (n, ...), is NaN or infinite."""
-    bad = (~values.reshape(len(values), -1).isfinite().all(1)).nonzero().squeeze(1).tolist()
+    bad = not_finite(values)
     if bad:
         raise NonFiniteError(
             f"the {what} is NaN or infinite for {len(bad)} of {len(values)} items, "
