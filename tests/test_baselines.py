@@ -194,6 +194,15 @@ def test_a_map_that_was_never_trained_passes_only_where_it_happens_to_be_better_
         assert bool(better) or answer(x, rec).verdict is not Verdict.PASS
 
 
+def test_a_little_on_most_items_that_heavy_tails_hide_in_the_mean_is_unsure() -> None:
+    """What a map that was never trained may gain along one direction by luck is no ground to pass."""
+    x = heavy(1000, 12) + 3 * normal(1000, 1, seed=5)
+    for share, verdict in ((0.005, Verdict.UNSURE), (0.2, Verdict.PASS)):
+        rec = x.mean(0) + share * (x - x.mean(0))
+        rec[7] += 1e3  # so that the mean tells nothing
+        assert answer(x, rec, box=REAL).verdict is verdict
+
+
 def test_draws_that_come_out_as_the_mean_image_are_unsure_and_worse_ones_fail() -> None:
     x = normal(400, 12)
     blind = x.mean(0) + 1e-3 * normal(400, 12, seed=1)

@@ -2,8 +2,9 @@
 
 Three tests, each wrong with probability 0.001. Student's t compares the mean squared error with that of the mean image;
 no constant passes, as none has a smaller one. The sign test counts the items that come out better than the mean image,
-the median image and the mean reconstruction, each of them, which heavy tails do not carry off; a third test must then
-show that items are nearer to their own reconstructions than to those of others, which no constant is.
+the median image and the mean reconstruction, each of them, which heavy tails do not carry off; most items must gain
+something by it, and a third test must show that items are nearer to their own reconstructions than to those of others,
+which no constant is.
 """
 
 import math
@@ -24,6 +25,7 @@ _ENOUGH = 100  # items on which any model that is good for something shows it
 _LEAST = 20  # items from which on a sum over a random permutation counts as normal, and equal ones as no chance
 _PRODUCTS = 2**31  # most multiplications that comparing items with the reconstructions of others may take
 _OUTLYING = 10  # times the median error, and at least this part of the sum of all: an item to be named
+_LITTLE = 0.02  # of the mean image's error: what most items must gain, as maps that were never trained gain less
 _SLIGHT = 0.1  # of the mean gain: what most items may lose to it
 _UNLIKE = 1e3  # how far the scales of a vector's elements may differ before they are told
 _ADVICE = "wrong layout of mean and log-variance, activation, range or resizing, or a collapsed model?"
@@ -96,7 +98,8 @@ class Baseline:
         own = self.errors(reconstruction.mean(0, keepdim=True).expand_as(self.x), self.x)[1]
         constants = (self.error, self.median_error, torch.where(own.isfinite(), own, torch.inf))
         signs = [_bounds(*_signs(error, constant, self.rounding))[0] for constant in constants]
-        better = (self._mean_gain(error, 1.0) > 0, min(signs) > 0.5)
+        most = 2 * int((error < (1 - _LITTLE) * self.error).sum()) > n
+        better = (self._mean_gain(error, 1.0) > 0, min(signs) > 0.5 and most)
         worse = self._mean_gain(error, left_out) < 0 or _bounds(*fewer)[1] < 0.5
         depends = better[0] or self._depends(reconstruction)
         if worse and not (any(better) and depends):
@@ -112,7 +115,8 @@ class Baseline:
         if not depends:
             return Finding(name, unseen, f"{told}: no nearer to its own item than to others; {_ADVICE}")
         verdict = Verdict.UNSURE if fewer[0] > fewer[1] else unseen
-        return Finding(name, verdict, f"{told}: not better beyond chance on {n} items; {_ADVICE}")
+        how = "hardly better" if min(signs) > 0.5 else f"not better beyond chance on {n} items"
+        return Finding(name, verdict, f"{told}: {how}; {_ADVICE}")
 
     def _mean_gain(self, error: Tensor, factor: float) -> float:
         """The end nearest to 0 of Student's interval of the mean gain over ``factor`` times the baseline; 0 within."""
