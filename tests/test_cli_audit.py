@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from vaeaudit.checks import plausibility
-from vaeaudit.checks.plausibility import Plausibility, Verdict
+from vaeaudit.checks.plausibility import Finding, Plausibility, Verdict
 from vaeaudit.registry import Adapter
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -426,7 +426,7 @@ def test_what_cannot_be_seen_in_a_reason_is_written_as_an_escape(command: Comman
 
 
 def found_by_doctor(monkeypatch: pytest.MonkeyPatch, **verdicts: Verdict) -> None:
-    """Let the model's findings be these, whatever it is."""
+    """Let the model's findings be these, whatever it is, and no repair explain them."""
 
     def examine(*arguments: Any, **named: Any) -> Plausibility:
         found = plausibility.examine(*arguments, **named)
@@ -437,6 +437,7 @@ def found_by_doctor(monkeypatch: pytest.MonkeyPatch, **verdicts: Verdict) -> Non
         return replace(found, findings=tuple(changed))
 
     monkeypatch.setattr("vaeaudit.subject.examine", examine)
+    monkeypatch.setattr("vaeaudit.subject.explained", lambda found, *_, **__: found)
 
 
 NOISY = '[checks."noise.s0.5.degradation.median"]\nmax = 200\n'
@@ -482,6 +483,17 @@ def test_a_finding_that_fails_cannot_be_acknowledged(command: Command, monkeypat
     shown = command("doctor", "-q")
     assert shown.code == 5
     assert "not plausible, since it failed range" in shown.out
+
+
+def test_an_acknowledgement_is_no_error_of_a_model_of_which_doctor_could_not_ask_that(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that takes batches of one size only is told of that, whatever else is acknowledged."""
+    refused = Plausibility((Finding("rows apart", Verdict.FAIL, "the model takes a batch of 2"),), {}, 60)
+    monkeypatch.setattr("vaeaudit.subject.examine", lambda *_, **__: refused)
+    configured(base=NOISE, more=NOISY + '[doctor.acknowledge]\nlog-variance = "the floor is meant"\n')
+    done = command("audit", "-q")
+    assert (done.code, report()["decided"][0]["name"]) == (5, "rows apart"), done.err
 
 
 def test_an_acknowledgement_that_is_not_needed_is_told_and_one_of_nothing_is_refused(
