@@ -448,16 +448,17 @@ def test_an_unsure_finding_warns_and_is_silent_once_acknowledged(
 ) -> None:
     found_by_doctor(monkeypatch, range=Verdict.UNSURE)
     configured(base=NOISE, more=NOISY)
-    done = command("audit", "-q")
+    done = command("audit")
     warning = "range is unsure; if it is meant, say why in [doctor.acknowledge]: range seen"
     assert (done.code, report()["verdict"], report()["warnings"]) == (0, "passed", [warning])
     assert f"warning: {warning}" in done.out
-    shown = command("doctor", "-q")
+    shown = command("doctor")
     assert shown.code == 0
-    assert shown.out.endswith(f"warning: {warning}\nverdict: plausible\n")
+    assert f"warning: {warning}" in shown.out
+    assert shown.out.endswith("verdict: plausible\n")
 
     configured(base=NOISE, more=NOISY + '[doctor.acknowledge]\nrange = "the floor is meant: a ReLU head"\n')
-    done = command("audit", "-q")
+    done = command("audit")
     found = report()
     assert (done.code, found["warnings"], found["plausibility"]["passed"]) == (0, [], True)
     (row,) = (one for one in found["plausibility"]["findings"] if one["name"] == "range")
@@ -465,7 +466,7 @@ def test_an_unsure_finding_warns_and_is_silent_once_acknowledged(
     told = "range: range seen (acknowledged: the floor is meant: a ReLU head)"
     assert f"acknowledged {told}" in done.out
     assert f"- Acknowledged: {told}." in Path("vaeaudit-report/report.md").read_text(encoding="utf-8")
-    assert "a ReLU head" in command("doctor", "-q").out
+    assert "a ReLU head" in command("doctor").out
     assert command("noise", "-q").code == 0
 
 
