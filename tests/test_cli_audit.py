@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from vaeaudit.checks import plausibility
-from vaeaudit.checks.plausibility import Plausibility, Verdict
+from vaeaudit.checks.plausibility import Finding, Plausibility, Verdict
 from vaeaudit.registry import Adapter
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -426,7 +426,7 @@ def test_what_cannot_be_seen_in_a_reason_is_written_as_an_escape(command: Comman
 
 
 def found_by_doctor(monkeypatch: pytest.MonkeyPatch, **verdicts: Verdict) -> None:
-    """Let the model's findings be these, whatever it is."""
+    """Let the model's findings be these, whatever it is, and no repair explain them."""
 
     def examine(*arguments: Any, **named: Any) -> Plausibility:
         found = plausibility.examine(*arguments, **named)
@@ -437,6 +437,7 @@ def found_by_doctor(monkeypatch: pytest.MonkeyPatch, **verdicts: Verdict) -> Non
         return replace(found, findings=tuple(changed))
 
     monkeypatch.setattr("vaeaudit.subject.examine", examine)
+    monkeypatch.setattr("vaeaudit.subject.explained", lambda found, *_, **__: found)
 
 
 NOISY = '[checks."noise.s0.5.degradation.median"]\nmax = 200\n'
@@ -445,23 +446,24 @@ NOISY = '[checks."noise.s0.5.degradation.median"]\nmax = 200\n'
 def test_an_unsure_finding_warns_and_is_silent_once_acknowledged(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found_by_doctor(monkeypatch, gradients=Verdict.UNSURE)
+    found_by_doctor(monkeypatch, range=Verdict.UNSURE)
     configured(base=NOISE, more=NOISY)
     done = command("audit")
-    warning = "gradients is unsure; if it is meant, say why in [doctor.acknowledge]: gradients seen"
+    warning = "range is unsure; if it is meant, say why in [doctor.acknowledge]: range seen"
     assert (done.code, report()["verdict"], report()["warnings"]) == (0, "passed", [warning])
     assert f"warning: {warning}" in done.out
     shown = command("doctor")
     assert shown.code == 0
-    assert shown.out.endswith(f"warning: {warning}\nverdict: plausible\n")
+    assert f"warning: {warning}" in shown.out
+    assert shown.out.endswith("verdict: plausible\n")
 
-    configured(base=NOISE, more=NOISY + '[doctor.acknowledge]\ngradients = "the floor is meant: a ReLU head"\n')
+    configured(base=NOISE, more=NOISY + '[doctor.acknowledge]\nrange = "the floor is meant: a ReLU head"\n')
     done = command("audit")
     found = report()
     assert (done.code, found["warnings"], found["plausibility"]["passed"]) == (0, [], True)
-    (row,) = (one for one in found["plausibility"]["findings"] if one["name"] == "gradients")
+    (row,) = (one for one in found["plausibility"]["findings"] if one["name"] == "range")
     assert (row["verdict"], row["acknowledged"]) == ("unsure", "the floor is meant: a ReLU head")
-    told = "gradients: gradients seen (acknowledged: the floor is meant: a ReLU head)"
+    told = "range: range seen (acknowledged: the floor is meant: a ReLU head)"
     assert f"acknowledged {told}" in done.out
     assert f"- Acknowledged: {told}." in Path("vaeaudit-report/report.md").read_text(encoding="utf-8")
     assert "a ReLU head" in command("doctor").out
@@ -469,19 +471,30 @@ def test_an_unsure_finding_warns_and_is_silent_once_acknowledged(
 
 
 def test_a_finding_that_fails_cannot_be_acknowledged(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    found_by_doctor(monkeypatch, gradients=Verdict.FAIL)
+    found_by_doctor(monkeypatch, range=Verdict.FAIL)
     waiver = '[checks."noise.s0.5.degradation.median"]\nmax = 200\nwaive = { until = 2999-01-01, reason = "x" }\n'
     for more in (NOISY, waiver):  # nor waved through by a waiver
-        configured(base=NOISE, more=more + '[doctor.acknowledge]\ngradients = "meant"\n')
+        configured(base=NOISE, more=more + '[doctor.acknowledge]\nrange = "meant"\n')
         done = command("audit", "-q")
         found = report()
         assert (done.code, found["verdict"], found["metrics"]) == (5, "inconclusive", {})
-        assert found["warnings"] == ["gradients failed, and a failure cannot be acknowledged: gradients seen"]
-        assert found["decided"] == [{"kind": "plausibility", "name": "gradients", "why": "failed: gradients seen"}]
-        assert "verdict: inconclusive, decided by gradients: failed: gradients seen" in done.out
+        assert found["warnings"] == ["range failed, and a failure cannot be acknowledged: range seen"]
+        assert found["decided"] == [{"kind": "plausibility", "name": "range", "why": "failed: range seen"}]
+        assert "verdict: inconclusive, decided by range: failed: range seen" in done.out
     shown = command("doctor", "-q")
     assert shown.code == 5
-    assert "not plausible, since it failed gradients" in shown.out
+    assert "not plausible, since it failed range" in shown.out
+
+
+def test_an_acknowledgement_is_no_error_of_a_model_of_which_doctor_could_not_ask_that(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that takes batches of one size only is told of that, whatever else is acknowledged."""
+    refused = Plausibility((Finding("rows apart", Verdict.FAIL, "the model takes a batch of 2"),), {}, 60)
+    monkeypatch.setattr("vaeaudit.subject.examine", lambda *_, **__: refused)
+    configured(base=NOISE, more=NOISY + '[doctor.acknowledge]\nlog-variance = "the floor is meant"\n')
+    done = command("audit", "-q")
+    assert (done.code, report()["decided"][0]["name"]) == (5, "rows apart"), done.err
 
 
 def test_an_acknowledgement_that_is_not_needed_is_told_and_one_of_nothing_is_refused(

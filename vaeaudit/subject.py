@@ -142,6 +142,8 @@ def prepare(settings: Settings) -> Subject:
 
 def _check_acknowledged(settings: Settings, plausibility: Plausibility) -> None:
     """Raise :class:`ConfigError` for an acknowledgement of a finding that there is not."""
+    if not plausibility.losses:  # of a model that takes batches of some sizes only, not every question was asked
+        return
     names = [finding.name for finding in plausibility.findings]
     for name in settings.doctor.acknowledge:
         if name not in names:
