@@ -1,1 +1,1 @@
-"""One module per question that an audit asks."""
+"""The checks, a folder each, and what they share."""

@@ -1,0 +1,1 @@
+"""Audits: the checks in order, kept for resume, judged and written down."""

@@ -1,1 +1,0 @@
-"""Each check from settings to what it adds to a report."""

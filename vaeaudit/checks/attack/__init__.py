@@ -1,0 +1,1 @@
+"""The attack check: how little must change for another latent code or another reconstruction."""

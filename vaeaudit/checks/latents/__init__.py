@@ -1,0 +1,1 @@
+"""The latents check: what each unit carries, and how the ELBO divides."""

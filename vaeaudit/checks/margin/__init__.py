@@ -1,0 +1,1 @@
+"""The margin check: how far an input may move before its reconstruction leaves radius r."""

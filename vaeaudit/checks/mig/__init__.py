@@ -1,0 +1,1 @@
+"""The mig check: the mutual information gap between units and factors."""

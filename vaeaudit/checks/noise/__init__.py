@@ -1,0 +1,1 @@
+"""The noise check: how likelihood falls where the encoder sees noisy inputs."""

@@ -1,0 +1,1 @@
+"""The weights check: norms of the weights as stored."""

@@ -1,0 +1,1 @@
+"""Data: items, and the files that they are read from."""

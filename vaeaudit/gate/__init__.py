@@ -1,0 +1,1 @@
+"""Judgement: thresholds, comparison with a baseline, proposals of both."""

@@ -1,0 +1,1 @@
+"""The model: a VAE's parts as tensors and distributions, and how checkpoints and adapters become one."""

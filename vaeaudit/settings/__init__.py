@@ -1,0 +1,1 @@
+"""What an audit is asked to do, and who said it."""

@@ -1,0 +1,1 @@
+"""Estimates with their confidence, paired differences, keyed random draws."""
