@@ -17,14 +17,14 @@ from vaeaudit.attacks.objectives import Objective
 from vaeaudit.attacks.search import Effort
 from vaeaudit.attacks.sweep import Sweep, geometric_lambdas, sweep
 from vaeaudit.attacks.term import Term
-from vaeaudit.batches import RowBatches
-from vaeaudit.data import fit
-from vaeaudit.draws import noise_set
-from vaeaudit.formats import read
+from vaeaudit.checks.attack.pairs import at_random
+from vaeaudit.data.items import fit
+from vaeaudit.data.sources import read
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.registry import open_model
+from vaeaudit.model.vae import VAE
 from vaeaudit.optim.lbfgsb import Stopping
-from vaeaudit.pairs import at_random
-from vaeaudit.registry import open_model
-from vaeaudit.vae import VAE
+from vaeaudit.stats.draws import noise_set
 
 RATES = (0.003, 0.01, 0.03)
 OFF_ZERO = 1e-2  # of the way to the target, as the other benchmark's peers

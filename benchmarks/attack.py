@@ -38,13 +38,13 @@ from benchmarks import adam, capped
 from vaeaudit.attacks.objectives import Objective
 from vaeaudit.attacks.search import Effort
 from vaeaudit.attacks.sweep import Sweep, geometric_lambdas, sweep
-from vaeaudit.batches import RowBatches
-from vaeaudit.data import Data, fit
-from vaeaudit.formats import read
+from vaeaudit.checks.attack.pairs import at_random
+from vaeaudit.data.items import Data, fit
+from vaeaudit.data.sources import read
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.registry import open_model
+from vaeaudit.model.vae import VAE, Posterior
 from vaeaudit.optim.lbfgsb import Stopping
-from vaeaudit.pairs import at_random
-from vaeaudit.registry import open_model
-from vaeaudit.vae import VAE, Posterior
 
 MAXCOR, FTOL = 10, 2.2e-9
 OFF_ZERO = 1e-2  # where SciPy and BoTorch start, as a share of the way to the target: `l2` has no gradient at d = 0

@@ -22,13 +22,13 @@ from vaeaudit.attacks.capped import capped
 from vaeaudit.attacks.directions import pull_back, random_search
 from vaeaudit.attacks.objectives import damage
 from vaeaudit.attacks.term import DataTerm, Term
-from vaeaudit.batches import RowBatches
-from vaeaudit.data import fit
-from vaeaudit.draws import noise_set
-from vaeaudit.formats import read
-from vaeaudit.pairs import at_random
-from vaeaudit.registry import open_model
-from vaeaudit.vae import VAE
+from vaeaudit.checks.attack.pairs import at_random
+from vaeaudit.data.items import fit
+from vaeaudit.data.sources import read
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.registry import open_model
+from vaeaudit.model.vae import VAE
+from vaeaudit.stats.draws import noise_set
 
 CAPS, LATENT_CAPS = (0.5, 1.0), (1.0, 2.0, 4.0)
 ROWS = 505  # that an attack of equal cost may spend on an item and a cap

@@ -19,12 +19,12 @@ import scipy
 import torch
 from safetensors.torch import load_file, save_file
 
-from vaeaudit.audit import audit
-from vaeaudit.compare import Side, compare
-from vaeaudit.config import resolve
-from vaeaudit.stated import read_facts
-from vaeaudit.stats import clopper_pearson
-from vaeaudit.subject import prepare
+from vaeaudit.audit.run import audit
+from vaeaudit.gate.compare import Side, compare
+from vaeaudit.model.stated import read_facts
+from vaeaudit.settings.config import resolve
+from vaeaudit.stats.estimates import clopper_pearson
+from vaeaudit.subject.opened import prepare
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MODEL = EXAMPLES / "shapes-beta1.safetensors"

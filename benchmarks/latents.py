@@ -20,14 +20,14 @@ from tabulate import tabulate
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from vaeaudit.batches import RowBatches
-from vaeaudit.checks.decomposition import Decomposition, decompose
-from vaeaudit.checks.encodings import Encodings, units_of
-from vaeaudit.checks.latents import LatentsResult, latents
-from vaeaudit.data import fit
-from vaeaudit.formats import read
-from vaeaudit.registry import open_model
-from vaeaudit.vae import VAE
+from vaeaudit.checks.latents.decomposition import Decomposition, decompose
+from vaeaudit.checks.latents.measure import LatentsResult, latents
+from vaeaudit.data.items import fit
+from vaeaudit.data.sources import read
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.registry import open_model
+from vaeaudit.model.vae import VAE
+from vaeaudit.subject.encodings import Encodings, units_of
 
 TURNS = 3
 

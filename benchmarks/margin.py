@@ -22,19 +22,19 @@ from tabulate import tabulate
 from torch import Tensor
 
 from vaeaudit.attacks.margin import empirical_margin
-from vaeaudit.batches import RowBatches
 from vaeaudit.certify.graph import trace_encoder
 from vaeaudit.certify.lipschitz import LipschitzBounds
 from vaeaudit.certify.local import local_margin
 from vaeaudit.certify.theorem import global_margin
-from vaeaudit.checks.estimates import first_order, jacobian_norms
-from vaeaudit.checks.margin import usual_radius
-from vaeaudit.checks.radius import draw_distances, kept, min_radius
-from vaeaudit.data import fit
-from vaeaudit.draws import uniform
-from vaeaudit.formats import read
-from vaeaudit.registry import open_model
-from vaeaudit.vae import VAE, Likelihood, Posterior
+from vaeaudit.checks.margin.estimates import first_order, jacobian_norms
+from vaeaudit.checks.margin.measure import usual_radius
+from vaeaudit.checks.margin.radius import draw_distances, kept, min_radius
+from vaeaudit.data.items import fit
+from vaeaudit.data.sources import read
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.registry import open_model
+from vaeaudit.model.vae import VAE, Likelihood, Posterior
+from vaeaudit.stats.draws import uniform
 
 TURNS = 3
 DRAWS = 1000

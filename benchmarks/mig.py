@@ -16,13 +16,13 @@ from collections.abc import Callable
 import torch
 from tabulate import tabulate
 
-from vaeaudit.batches import RowBatches
-from vaeaudit.checks.encodings import encodings
-from vaeaudit.checks.mig import MigResult, mig
-from vaeaudit.data import Data, fit
-from vaeaudit.formats import read
-from vaeaudit.registry import open_model
-from vaeaudit.vae import VAE
+from vaeaudit.checks.mig.measure import MigResult, mig
+from vaeaudit.data.items import Data, fit
+from vaeaudit.data.sources import read
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.registry import open_model
+from vaeaudit.model.vae import VAE
+from vaeaudit.subject.encodings import encodings
 
 
 @torch.no_grad()

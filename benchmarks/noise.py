@@ -19,13 +19,13 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from vaeaudit.batches import RowBatches
-from vaeaudit.checks.noise import SIGMAS, NoiseResult, noise
-from vaeaudit.data import fit
-from vaeaudit.draws import noise_set
-from vaeaudit.formats import read
-from vaeaudit.registry import open_model
-from vaeaudit.vae import VAE
+from vaeaudit.checks.noise.measure import SIGMAS, NoiseResult, noise
+from vaeaudit.data.items import fit
+from vaeaudit.data.sources import read
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.registry import open_model
+from vaeaudit.model.vae import VAE
+from vaeaudit.stats.draws import noise_set
 
 TURNS = 3
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from vaeaudit.audit import audit
-from vaeaudit.config import resolve
-from vaeaudit.subject import prepare
+from vaeaudit.audit.run import audit
+from vaeaudit.settings.config import resolve
+from vaeaudit.subject.opened import prepare
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 BATCHES = {"batches of 7": {"run.batch_size": 7}, "batches of 64": {"run.batch_size": 64}}

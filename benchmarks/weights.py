@@ -23,7 +23,7 @@ WIDE = (400, 196_608)  # a first layer's on 3x256x256 images
 BEGIN = """
 import sys, time, torch
 from pathlib import Path
-import vaeaudit.weight_files as files
+import vaeaudit.checks.weights.stored as files
 from vaeaudit.checks.weights import weights
 torch.set_num_threads(int(sys.argv[2]))
 started = time.perf_counter()
@@ -36,7 +36,7 @@ WAYS = {
     "L2 norms": "weights(files.read_weights(sys.argv[1]), spectral=False)",
     "L2 and spectral norms": "weights(files.read_weights(sys.argv[1]))",
     "bytes alone": "with open(sys.argv[1], 'rb', buffering=0) as f:\n    while f.read(2**22): pass",
-    "read whole, then summed": "from vaeaudit.checkpoints import read_checkpoint\n"
+    "read whole, then summed": "from vaeaudit.model.checkpoints import read_checkpoint\n"
     "for t in read_checkpoint(sys.argv[1]).tensors.values(): t.double().norm()",
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from vaeaudit.cli.app import app
-from vaeaudit.config import json_schema
+from vaeaudit.settings.config import json_schema
 
 HERE = Path(__file__).parent
 PAGE = HERE / "configuration.md"

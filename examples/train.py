@@ -18,8 +18,8 @@ from shapes import SIZE, draw, grid, random_factors
 from torch import Tensor, nn
 
 from vaeaudit import Checkpoint
-from vaeaudit.registry import find_adapter
-from vaeaudit.vae import reconstruct
+from vaeaudit.model.registry import find_adapter
+from vaeaudit.model.vae import reconstruct
 
 WIDTH, LATENTS = 160, 10
 IMAGES, BATCH = 40_000, 200

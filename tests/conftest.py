@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from vaeaudit import BernoulliLogits, DiagonalGaussian, GaussianLikelihood
 from vaeaudit.cli.app import main
-from vaeaudit.data import fit
-from vaeaudit.formats import read
-from vaeaudit.registry import open_model
+from vaeaudit.data.items import fit
+from vaeaudit.data.sources import read
+from vaeaudit.model.registry import open_model
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"

@@ -10,62 +10,62 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from vaeaudit.chain import GaussianChain as GaussianChain
-    from vaeaudit.checkpoints import Checkpoint as Checkpoint
-    from vaeaudit.checkpoints import load_state as load_state
-    from vaeaudit.checks.attack import AttackResult as AttackResult
-    from vaeaudit.checks.attack import attack as attack
-    from vaeaudit.checks.capped import CappedResult as CappedResult
-    from vaeaudit.checks.capped import capped_attack as capped_attack
-    from vaeaudit.checks.latents import LatentsResult as LatentsResult
-    from vaeaudit.checks.latents import latents as latents
-    from vaeaudit.checks.margin import MarginResult as MarginResult
-    from vaeaudit.checks.margin import margin as margin
-    from vaeaudit.checks.mig import MigResult as MigResult
-    from vaeaudit.checks.mig import mig as mig
-    from vaeaudit.checks.noise import NoiseResult as NoiseResult
-    from vaeaudit.checks.noise import noise as noise
-    from vaeaudit.checks.weights import WeightsResult as WeightsResult
-    from vaeaudit.checks.weights import weights as weights
-    from vaeaudit.ranges import Range as Range
-    from vaeaudit.ranges import as_range as as_range
-    from vaeaudit.registry import load as load
-    from vaeaudit.vae import VAE as VAE
-    from vaeaudit.vae import BernoulliLogits as BernoulliLogits
-    from vaeaudit.vae import BernoulliProbabilities as BernoulliProbabilities
-    from vaeaudit.vae import DiagonalGaussian as DiagonalGaussian
-    from vaeaudit.vae import GaussianLikelihood as GaussianLikelihood
-    from vaeaudit.vae import Likelihood as Likelihood
-    from vaeaudit.vae import Posterior as Posterior
+    from vaeaudit.checks.attack.capped import CappedResult as CappedResult
+    from vaeaudit.checks.attack.capped import capped_attack as capped_attack
+    from vaeaudit.checks.attack.measure import AttackResult as AttackResult
+    from vaeaudit.checks.attack.measure import attack as attack
+    from vaeaudit.checks.latents.measure import LatentsResult as LatentsResult
+    from vaeaudit.checks.latents.measure import latents as latents
+    from vaeaudit.checks.margin.measure import MarginResult as MarginResult
+    from vaeaudit.checks.margin.measure import margin as margin
+    from vaeaudit.checks.mig.measure import MigResult as MigResult
+    from vaeaudit.checks.mig.measure import mig as mig
+    from vaeaudit.checks.noise.measure import NoiseResult as NoiseResult
+    from vaeaudit.checks.noise.measure import noise as noise
+    from vaeaudit.checks.weights.measure import WeightsResult as WeightsResult
+    from vaeaudit.checks.weights.measure import weights as weights
+    from vaeaudit.model.chain import GaussianChain as GaussianChain
+    from vaeaudit.model.checkpoints import Checkpoint as Checkpoint
+    from vaeaudit.model.checkpoints import load_state as load_state
+    from vaeaudit.model.ranges import Range as Range
+    from vaeaudit.model.ranges import as_range as as_range
+    from vaeaudit.model.registry import load as load
+    from vaeaudit.model.vae import VAE as VAE
+    from vaeaudit.model.vae import BernoulliLogits as BernoulliLogits
+    from vaeaudit.model.vae import BernoulliProbabilities as BernoulliProbabilities
+    from vaeaudit.model.vae import DiagonalGaussian as DiagonalGaussian
+    from vaeaudit.model.vae import GaussianLikelihood as GaussianLikelihood
+    from vaeaudit.model.vae import Likelihood as Likelihood
+    from vaeaudit.model.vae import Posterior as Posterior
 
 _HOME = {
-    "AttackResult": "checks.attack",
-    "attack": "checks.attack",
-    "CappedResult": "checks.capped",
-    "capped_attack": "checks.capped",
-    "MarginResult": "checks.margin",
-    "margin": "checks.margin",
-    "LatentsResult": "checks.latents",
-    "latents": "checks.latents",
-    "MigResult": "checks.mig",
-    "mig": "checks.mig",
-    "NoiseResult": "checks.noise",
-    "noise": "checks.noise",
-    "WeightsResult": "checks.weights",
-    "weights": "checks.weights",
-    "Checkpoint": "checkpoints",
-    "load_state": "checkpoints",
-    "load": "registry",
-    "Range": "ranges",
-    "as_range": "ranges",
-    "VAE": "vae",
-    "BernoulliLogits": "vae",
-    "BernoulliProbabilities": "vae",
-    "DiagonalGaussian": "vae",
-    "GaussianChain": "chain",
-    "GaussianLikelihood": "vae",
-    "Likelihood": "vae",
-    "Posterior": "vae",
+    "AttackResult": "checks.attack.measure",
+    "attack": "checks.attack.measure",
+    "CappedResult": "checks.attack.capped",
+    "capped_attack": "checks.attack.capped",
+    "MarginResult": "checks.margin.measure",
+    "margin": "checks.margin.measure",
+    "LatentsResult": "checks.latents.measure",
+    "latents": "checks.latents.measure",
+    "MigResult": "checks.mig.measure",
+    "mig": "checks.mig.measure",
+    "NoiseResult": "checks.noise.measure",
+    "noise": "checks.noise.measure",
+    "WeightsResult": "checks.weights.measure",
+    "weights": "checks.weights.measure",
+    "Checkpoint": "model.checkpoints",
+    "load_state": "model.checkpoints",
+    "load": "model.registry",
+    "Range": "model.ranges",
+    "as_range": "model.ranges",
+    "VAE": "model.vae",
+    "BernoulliLogits": "model.vae",
+    "BernoulliProbabilities": "model.vae",
+    "DiagonalGaussian": "model.vae",
+    "GaussianChain": "model.chain",
+    "GaussianLikelihood": "model.vae",
+    "Likelihood": "model.vae",
+    "Posterior": "model.vae",
 }
 __all__ = ["__version__", *_HOME]
 

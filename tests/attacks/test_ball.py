@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from vaeaudit.attacks.ball import settle
-from vaeaudit.box import flat_bounds
-from vaeaudit.checks.attack import attack
-from vaeaudit.checks.capped import CAPPED_MODES, capped_attack
+from vaeaudit.checks.attack.capped import CAPPED_MODES, capped_attack
+from vaeaudit.checks.attack.measure import attack
+from vaeaudit.model.box import flat_bounds
 
 BOTH_NORMS = pytest.mark.parametrize("norm", ["l2", "linf"])
 BUDGETS = {"linf": (2 / 255, 8 / 255, 0.3), "l2": (0.5, 1.0, 4.0)}

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from vaeaudit.attacks.objectives import MODES, ON, Objective, damage, latent, latent_side, output, untargeted
 from vaeaudit.attacks.similarity import SIMILARITIES
-from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, UnsupportedError
-from vaeaudit.vae import DiagonalGaussian, GaussianLikelihood
+from vaeaudit.model.vae import DiagonalGaussian, GaussianLikelihood
+from vaeaudit.stats.draws import noise_set
 
 ITEMS, DRAWS = 3, 4
 SIMILARITY = ("kl", "reverse-kl", "symmetric-kl", "mean", "sample", "wasserstein")

@@ -16,14 +16,14 @@ from vaeaudit.attacks.probes import Found
 from vaeaudit.attacks.search import Effort
 from vaeaudit.attacks.signs import DIRECTIONS, Sign, Signs, signs_of
 from vaeaudit.attacks.sweep import geometric_lambdas, sweep
-from vaeaudit.batches import RowBatches
-from vaeaudit.chain import GaussianChain
-from vaeaudit.data import fit
-from vaeaudit.draws import noise_set
-from vaeaudit.formats import read
+from vaeaudit.data.items import fit
+from vaeaudit.data.sources import read
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.chain import GaussianChain
+from vaeaudit.model.registry import open_model
+from vaeaudit.model.vae import DiagonalGaussian
 from vaeaudit.optim.lbfgsb import Status, Stopping
-from vaeaudit.registry import open_model
-from vaeaudit.vae import DiagonalGaussian
+from vaeaudit.stats.draws import noise_set
 
 Encode = Callable[[Tensor], Any]
 Term = Callable[[Tensor, Tensor], Tensor]
@@ -553,7 +553,7 @@ def test_double_precision_tells_the_same(bundled_model: Any, pairs: tuple[Tensor
 
 # Published models
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[3] / "shared"
 MNIST = SHARED / "data" / "mnist" / "train_first1000_32x32.npy"
 
 

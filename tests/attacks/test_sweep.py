@@ -16,12 +16,13 @@ from vaeaudit.attacks.left import MOST as FURTHEST
 from vaeaudit.attacks.objectives import Objective
 from vaeaudit.attacks.search import Effort, Search, penalise
 from vaeaudit.attacks.sweep import PENALTIES, Sweep, geometric_lambdas, sweep
-from vaeaudit.attacks.term import Progress, Term, always
-from vaeaudit.batches import RowBatches
-from vaeaudit.checks.attack import attack
-from vaeaudit.draws import noise_set
+from vaeaudit.attacks.term import Term
+from vaeaudit.checks.attack.measure import attack
 from vaeaudit.errors import NonFiniteError
+from vaeaudit.model.batches import RowBatches
 from vaeaudit.optim.lbfgsb import Descent, Status, Stopping, minimise
+from vaeaudit.progress import Progress, always
+from vaeaudit.stats.draws import noise_set
 
 DataTerm = Callable[[Tensor, Tensor], Tensor]
 UNIT = (0.0, 1.0)
@@ -213,7 +214,7 @@ def test_draws_are_the_same_for_every_batch_size(small_vae: Any, monkeypatch: py
             _to.append(noise_set(*shape, **more))
             return _to[-1]
 
-        monkeypatch.setattr("vaeaudit.checks.attack.noise_set", kept)
+        monkeypatch.setattr("vaeaudit.checks.attack.measure.noise_set", kept)
         attack(small_vae(), x, x_t, "output", lambdas=[1.0], max_evaluations=2, batch_size=size)
     assert drawn[1]
     for size in BATCHES[1:]:

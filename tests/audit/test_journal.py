@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from vaeaudit.artifacts import artifacts
-from vaeaudit.attacks.term import Progress
-from vaeaudit.audit import Audit, audit, journal_of
-from vaeaudit.audits.base import Record
-from vaeaudit.config import Resolved, resolve
+from vaeaudit.audit.artifacts import artifacts
+from vaeaudit.audit.journal import FOLDER, Journal
+from vaeaudit.audit.run import Audit, audit, journal_of
+from vaeaudit.checks.record import Record
 from vaeaudit.errors import OutputError
-from vaeaudit.journal import FOLDER, Journal
-from vaeaudit.policy import CHECK_NAMES
+from vaeaudit.gate.policy import CHECK_NAMES
+from vaeaudit.progress import Progress
 from vaeaudit.report.writer import to_json
-from vaeaudit.settings import NoiseSettings
-from vaeaudit.subject import Subject, prepare
+from vaeaudit.settings.config import Resolved, resolve
+from vaeaudit.settings.sections import NoiseSettings
+from vaeaudit.subject.opened import Subject, prepare
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def asked(**values: object) -> Resolved:

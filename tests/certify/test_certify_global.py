@@ -459,10 +459,10 @@ def test_pathwise_margins_exceed_the_truth_no_more_often_than_alpha() -> None:
 
 @pytest.mark.parametrize("name", ["VAE_mnist"])
 def test_a_real_encoder_has_a_global_bound_above_its_steepest_jacobian(name: str) -> None:
-    path = Path(__file__).parents[2] / "shared" / "checkpoints" / "disentangling-vae" / name
+    path = Path(__file__).parents[3] / "shared" / "checkpoints" / "disentangling-vae" / name
     if not path.exists():
         pytest.skip("needs the published checkpoints")
-    from vaeaudit.registry import open_model
+    from vaeaudit.model.registry import open_model
 
     vae = open_model(path, "burgess").vae
     bounds = LipschitzBounds(trace_encoder(vae, torch.zeros(1)))

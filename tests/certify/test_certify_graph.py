@@ -13,9 +13,9 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from vaeaudit.certify.graph import Graph, Kind, trace, trace_decoder, trace_encoder
 from vaeaudit.certify.lipschitz import LipschitzBounds
 from vaeaudit.certify.local import local_margin
-from vaeaudit.checks.margin import margin
+from vaeaudit.checks.margin.measure import margin
 from vaeaudit.errors import UnsupportedError
-from vaeaudit.vae import DiagonalGaussian, GaussianLikelihood
+from vaeaudit.model.vae import DiagonalGaussian, GaussianLikelihood
 
 Function = Callable[[Tensor], Tensor]
 DOUBLE = torch.zeros((), dtype=torch.float64)
@@ -283,7 +283,7 @@ def test_a_bound_that_torch_cannot_carry_is_a_sentence_too(monkeypatch: pytest.M
     def fails(*_: object) -> None:
         raise RuntimeError("derivative for aten::x is not implemented\n\nWhile executing %x\n" + "y" * 4000)
 
-    monkeypatch.setattr("vaeaudit.checks.certified.local_margin", fails)
+    monkeypatch.setattr("vaeaudit.checks.margin.certified.local_margin", fails)
     (at,) = margin(Model(), torch.tensor([[0.3, 0.2, 0.1]]), 3.0, draws=200).at
     assert at.certified is not None
     assert (at.certified.radius > 0).all()  # from Lipschitz constants

@@ -8,8 +8,8 @@ import torch
 from scipy.signal import convolve2d
 from torch import Tensor
 
+from vaeaudit.checks.likeness import ms_ssim
 from vaeaudit.errors import ConfigError, DataError, UnsupportedError
-from vaeaudit.likeness import ms_ssim
 
 INSTALLED = pytest.mark.skipif(
     importlib.util.find_spec("torchmetrics") is None, reason="torchmetrics is not installed (the extra 'images')"

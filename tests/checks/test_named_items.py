@@ -11,13 +11,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vaeaudit import DiagonalGaussian, GaussianLikelihood
-from vaeaudit.checks.attack import attack
-from vaeaudit.checks.capped import capped_attack
-from vaeaudit.checks.encodings import encodings
-from vaeaudit.checks.latents import latents
-from vaeaudit.checks.margin import margin
-from vaeaudit.checks.noise import noise
+from vaeaudit.checks.attack.capped import capped_attack
+from vaeaudit.checks.attack.measure import attack
+from vaeaudit.checks.latents.measure import latents
+from vaeaudit.checks.margin.measure import margin
+from vaeaudit.checks.noise.measure import noise
 from vaeaudit.errors import NonFiniteError
+from vaeaudit.subject.encodings import encodings
 
 SILENT, NUMBERS = 2, [1397, 1398, 1400, 1403]
 

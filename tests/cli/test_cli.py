@@ -141,8 +141,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def attack(cli: Cli, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cli:
     """A small attack; further arguments follow and win. Figures cost most of its time: only odd models draw them."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr("vaeaudit.audits.attack_record.attack_panel", lambda *_: b"png")
-        monkeypatch.setattr("vaeaudit.audits.attack_record.distortion_curves", lambda *_: b"png")
+        monkeypatch.setattr("vaeaudit.checks.attack.record.attack_panel", lambda *_: b"png")
+        monkeypatch.setattr("vaeaudit.checks.attack.record.distortion_curves", lambda *_: b"png")
     return lambda *more, model="vae.safetensors": cli("attack", model, "--data", "val.npy", *FAST, *more)
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from vaeaudit.checks import plausibility
-from vaeaudit.checks.plausibility import Finding, Plausibility, Verdict
-from vaeaudit.registry import Adapter
+from vaeaudit.model.registry import Adapter
+from vaeaudit.subject import plausibility
+from vaeaudit.subject.plausibility import Finding, Plausibility, Verdict
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = f"""
 [model]
 path = "{EXAMPLES / "shapes-beta1.safetensors"}"
@@ -108,8 +108,8 @@ def test_model_and_data_are_opened_once_and_mig_takes_the_encodings_of_latents(
 
     monkeypatch.setattr(Adapter, "__init__", counting)
     reads: list[object] = []
-    from vaeaudit import subject
-    from vaeaudit.checks import mig
+    from vaeaudit.checks.mig import measure as mig
+    from vaeaudit.subject import opened as subject
 
     read = subject.read
     monkeypatch.setattr(subject, "read", lambda source: (reads.append(source), read(source))[1])
@@ -436,8 +436,8 @@ def found_by_doctor(monkeypatch: pytest.MonkeyPatch, **verdicts: Verdict) -> Non
         ]
         return replace(found, findings=tuple(changed))
 
-    monkeypatch.setattr("vaeaudit.subject.examine", examine)
-    monkeypatch.setattr("vaeaudit.subject.explained", lambda found, *_, **__: found)
+    monkeypatch.setattr("vaeaudit.subject.opened.examine", examine)
+    monkeypatch.setattr("vaeaudit.subject.opened.explained", lambda found, *_, **__: found)
 
 
 NOISY = '[checks."noise.s0.5.degradation.median"]\nmax = 200\n'
@@ -491,7 +491,7 @@ def test_an_acknowledgement_is_no_error_of_a_model_of_which_doctor_could_not_ask
 ) -> None:
     """A model that takes batches of one size only is told of that, whatever else is acknowledged."""
     refused = Plausibility((Finding("rows apart", Verdict.FAIL, "the model takes a batch of 2"),), {}, 60)
-    monkeypatch.setattr("vaeaudit.subject.examine", lambda *_, **__: refused)
+    monkeypatch.setattr("vaeaudit.subject.opened.examine", lambda *_, **__: refused)
     configured(base=NOISE, more=NOISY + '[doctor.acknowledge]\nlog-variance = "the floor is meant"\n')
     done = command("audit", "-q")
     assert (done.code, report()["decided"][0]["name"]) == (5, "rows apart"), done.err

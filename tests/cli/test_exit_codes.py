@@ -34,7 +34,7 @@ MOST_SECONDS = 60  # after which a run counts as hanging
 # Answers every request, a line of JSON, with the id of a fork that becomes the command, and then with how it ended.
 LOADED = """
 import atexit, gc, json, os, resource, runpy, signal, sys
-import vaeaudit.artifacts, vaeaudit.cli.app, vaeaudit.cli.forms, vaeaudit.compare, vaeaudit.gate
+import vaeaudit.audit.artifacts, vaeaudit.audit.release, vaeaudit.cli.app, vaeaudit.cli.forms
 import matplotlib.figure, torch.fx.experimental.symbolic_shapes  # what is loaded on the way, and takes longest
 matplotlib.figure.Figure().savefig(os.devnull, format="png")
 command = sys.argv[1]
@@ -592,7 +592,7 @@ def test_weights_that_are_not_finite_end_with_3(command: Command) -> None:
     assert command("audit").said(3, "decoder.2.bias holds 1 NaN or infinite value")
 
 
-@pytest.mark.parametrize("where", ["vaeaudit.report.writer.render", "vaeaudit.gate.evaluate"])
+@pytest.mark.parametrize("where", ["vaeaudit.report.writer.render", "vaeaudit.audit.release.evaluate"])
 def test_an_accident_of_our_own_never_reads_as_a_failed_check(command: Command, where: str) -> None:
     configure(LATENTS + MET)
     adapter, (module, _, name) = own(), where.rpartition(".")
@@ -870,7 +870,7 @@ def test_a_check_whose_result_cannot_be_kept_is_never_passed_over(command: Comma
     adapter = own()
     before(
         "own.py",
-        "import vaeaudit.audit as a; w = a.works_of; a.works_of = lambda c, s: w(c, s) if c == 'noise' else {}",
+        "import vaeaudit.audit.run as a; w = a.works_of; a.works_of = lambda c, s: w(c, s) if c == 'noise' else {}",
     )
     done = command("audit", "--adapter", adapter, largest=80_000)
     assert done.said(2, "cannot be written: File too large; name another place")

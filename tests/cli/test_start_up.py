@@ -68,7 +68,7 @@ def test_all_commands_are_asked() -> None:
 
 
 def test_settings_are_shown_with_the_facts_of_a_model_and_without_torch() -> None:
-    model = Path(__file__).parents[1] / "examples" / "shapes-beta1.safetensors"
+    model = Path(__file__).parents[2] / "examples" / "shapes-beta1.safetensors"
     done = subprocess.run(
         [sys.executable, "-X", "importtime", COMMAND, "config", "show", model, "--isolated"],
         capture_output=True,

@@ -25,12 +25,12 @@ from PIL import Image
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
-from vaeaudit.data import RESIZE, Data, Factors, Stored, fit
+from vaeaudit.checks.attack.pairs import by_label
+from vaeaudit.data.items import RESIZE, Data, Factors, Stored, fit
+from vaeaudit.data.sources import read
 from vaeaudit.errors import DataError, TrustError, VaeauditError
-from vaeaudit.formats import read
-from vaeaudit.pairs import by_label
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared real data are not here")
 
 GREY = np.array([[[0, 51], [102, 255]], [[1, 2], [3, 254]]], dtype=np.uint8)  # (2, 2, 2)

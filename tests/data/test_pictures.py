@@ -12,12 +12,12 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vaeaudit.data import Stored, fit
-from vaeaudit.ranges import Range
-from vaeaudit.report import figures
-from vaeaudit.report.figures import as_images, scale
+from vaeaudit.data.items import Stored, fit
+from vaeaudit.layout import figures
+from vaeaudit.layout.figures import as_images, scale
+from vaeaudit.model.ranges import Range
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL, DATA = EXAMPLES / "shapes-beta1.safetensors", EXAMPLES / "shapes.npz"
 ATTACK = ("--pairs", "2", "--lambdas", "2", "--max-evaluations", "20", "--mode", "latent", "--mode", "damage", "-q")
 LATENTS = ("--items", "40", "--draws", "2", "-q")

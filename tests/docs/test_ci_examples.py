@@ -19,7 +19,7 @@ from typer.main import get_command
 
 from vaeaudit.cli.app import app
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CI = ROOT / "examples" / "ci"
 HOOK = CI / "pre-push"
 HOOK_TEXT = HOOK.read_text(encoding="utf-8")

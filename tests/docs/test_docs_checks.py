@@ -19,36 +19,37 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import vaeaudit
-from vaeaudit import DiagonalGaussian, GaussianChain, GaussianLikelihood, stats
+from vaeaudit import DiagonalGaussian, GaussianChain, GaussianLikelihood
 from vaeaudit.attacks.signs import Sign
-from vaeaudit.checks.attack import MODES, attack
-from vaeaudit.checks.capped import CAPPED_MODES, capped_attack
-from vaeaudit.checks.classifier import Judge, LogisticRegression
-from vaeaudit.checks.contract import check_contract
-from vaeaudit.checks.latents import latents
-from vaeaudit.checks.margin import margin
-from vaeaudit.checks.mig import mig
-from vaeaudit.checks.noise import noise
-from vaeaudit.checks.plausibility import Verdict, examine
-from vaeaudit.checks.success import ClassSuccess, FactorSuccess, summarise_classes, summarise_factor
-from vaeaudit.checks.summary import summarise, summarise_capped, summarise_likeness
-from vaeaudit.checks.summary_latents import summarise_latents
-from vaeaudit.checks.summary_margin import summarise_margin
-from vaeaudit.checks.summary_mig import summarise_mig
-from vaeaudit.checks.summary_noise import summarise_noise
-from vaeaudit.checks.summary_weights import summarise_weights
-from vaeaudit.checks.weights import assign, weights
-from vaeaudit.divergence import layers_to_prior
-from vaeaudit.registry import GROUP
-from vaeaudit.report import attack as attack_report
-from vaeaudit.report import latents as latents_report
-from vaeaudit.report.margin import MARGIN_LEGEND
-from vaeaudit.report.mig import MIG_LEGEND
-from vaeaudit.report.noise import NOISE_LEGEND
-from vaeaudit.stats import Measurement
-from vaeaudit.vae import VAE
+from vaeaudit.checks.attack import entry as attack_report
+from vaeaudit.checks.attack.capped import CAPPED_MODES, capped_attack
+from vaeaudit.checks.attack.classifier import Judge, LogisticRegression
+from vaeaudit.checks.attack.measure import MODES, attack
+from vaeaudit.checks.attack.metrics import summarise, summarise_capped, summarise_likeness
+from vaeaudit.checks.attack.success import ClassSuccess, FactorSuccess, summarise_classes, summarise_factor
+from vaeaudit.checks.latents import entry as latents_report
+from vaeaudit.checks.latents.measure import latents
+from vaeaudit.checks.latents.metrics import summarise_latents
+from vaeaudit.checks.margin.entry import MARGIN_LEGEND
+from vaeaudit.checks.margin.measure import margin
+from vaeaudit.checks.margin.metrics import summarise_margin
+from vaeaudit.checks.mig.entry import MIG_LEGEND
+from vaeaudit.checks.mig.measure import mig
+from vaeaudit.checks.mig.metrics import summarise_mig
+from vaeaudit.checks.noise.entry import NOISE_LEGEND
+from vaeaudit.checks.noise.measure import noise
+from vaeaudit.checks.noise.metrics import summarise_noise
+from vaeaudit.checks.weights.measure import assign, weights
+from vaeaudit.checks.weights.metrics import summarise_weights
+from vaeaudit.model.contract import check_contract
+from vaeaudit.model.divergence import layers_to_prior
+from vaeaudit.model.registry import GROUP
+from vaeaudit.model.vae import VAE
+from vaeaudit.stats import estimates
+from vaeaudit.stats.estimates import Measurement
+from vaeaudit.subject.plausibility import Verdict, examine
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 CHECKS = ("attack", "margin", "noise", "weights", "latents", "mig")
 PAGES = [*(DOCS / "checks" / f"{check}.md" for check in CHECKS), DOCS / "adapters.md", DOCS / "security.md"]
@@ -159,7 +160,7 @@ def of_success() -> Metrics:
     zero, one = torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.long)
     hits = torch.tensor([True, False, True, True])
     classifier = LogisticRegression(torch.zeros(1, 2), torch.zeros(2), torch.arange(2))
-    accuracy = stats.proportion(99, 100, unit="share", direction="none")
+    accuracy = estimates.proportion(99, 100, unit="share", direction="none")
     by_label = ClassSuccess(source=zero, target=one, clean=zero, adversarial=one)
     by_factor = FactorSuccess(hits, torch.rand(4), zero, ~hits, hits)
     return {

@@ -16,21 +16,21 @@ import pytest
 from typer.main import get_command
 
 from vaeaudit import errors
+from vaeaudit.audit.journal import FOLDER
 from vaeaudit.cli.app import app
-from vaeaudit.config import json_schema, resolve
-from vaeaudit.journal import FOLDER
-from vaeaudit.metric_names import check_names
-from vaeaudit.paired import least_p
-from vaeaudit.policy import EXIT_CODES
+from vaeaudit.gate.metric_names import check_names
+from vaeaudit.gate.policy import EXIT_CODES
+from vaeaudit.layout.entry import MetricEntry
 from vaeaudit.report.comparison import ComparisonEntry, DifferenceEntry
-from vaeaudit.report.entry import MetricEntry
 from vaeaudit.report.gates import CheckEntry
 from vaeaudit.report.model import Report, ReproductionEntry
 from vaeaudit.report.wording import VERDICTS
-from vaeaudit.settings import Settings
-from vaeaudit.stats import quantile
+from vaeaudit.settings.config import json_schema, resolve
+from vaeaudit.settings.sections import Settings
+from vaeaudit.stats.estimates import quantile
+from vaeaudit.stats.paired import least_p
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
@@ -293,7 +293,7 @@ def test_the_python_of_the_page_on_reports_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "vaeaudit-report").mkdir()
-    written = (ROOT / "tests" / "reports" / "report.json").read_bytes()
+    written = (ROOT / "tests" / "report" / "reports" / "report.json").read_bytes()
     (tmp_path / "vaeaudit-report" / "report.json").write_bytes(written)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])

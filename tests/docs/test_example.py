@@ -12,10 +12,10 @@ import torch
 from safetensors import safe_open
 
 import vaeaudit
-from vaeaudit.registry import open_model
-from vaeaudit.vae import reconstruct
+from vaeaudit.model.registry import open_model
+from vaeaudit.model.vae import reconstruct
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 DATA = EXAMPLES / "shapes.npz"
 # How many times smaller the mean squared error is than the mean image's, at least.
 MODELS = {"shapes-beta1.safetensors": 10.0, "shapes-beta8.safetensors": 3.0}

@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 
 import vaeaudit
 from vaeaudit import errors
-from vaeaudit.checks.attack import MODES
-from vaeaudit.checks.capped import CAPPED_MODES
+from vaeaudit.checks.attack.capped import CAPPED_MODES
+from vaeaudit.checks.attack.measure import MODES
 from vaeaudit.cli.app import main
-from vaeaudit.config import resolve
+from vaeaudit.settings.config import resolve
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 INTERFACE = ROOT.parent / "shared" / "INTERFACE.md"
 SHAPES = ROOT / "examples" / "shapes.npz"
@@ -113,7 +113,7 @@ def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
 
 
 def test_the_adapters_of_the_readme_are_the_installed_ones() -> None:
-    from vaeaudit.registry import adapter_names
+    from vaeaudit.model.registry import adapter_names
 
     listed = README[README.index("| adapter | family |") :].split("\n\n")[0]
     assert set(adapter_names()) == set(re.findall(r"^\| `(\w+)` \| ", listed, re.MULTILINE))

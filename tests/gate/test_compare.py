@@ -9,19 +9,19 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from vaeaudit.artifacts import artifacts
-from vaeaudit.audit import Audit, audit
-from vaeaudit.compare import Side, compare, side_of
-from vaeaudit.config import resolve
+from vaeaudit.audit.artifacts import artifacts
+from vaeaudit.audit.run import Audit, audit
 from vaeaudit.errors import IncomparableError
+from vaeaudit.gate.compare import Side, compare, side_of
 from vaeaudit.report.model import FindingEntry, Report
 from vaeaudit.report.reading import ReportError
+from vaeaudit.report.samples import SamplesError, pack, read_samples
 from vaeaudit.report.writer import write
-from vaeaudit.samples import SamplesError, pack, read_samples
-from vaeaudit.stats import Sample
-from vaeaudit.subject import prepare
+from vaeaudit.settings.config import resolve
+from vaeaudit.stats.estimates import Sample
+from vaeaudit.subject.opened import prepare
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 FAILED = FindingEntry(name="range", verdict="fail", message="is a sigmoid missing?")
 MEDIANS = {
     f"noise.s{sigma}.{figure}.median"

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from vaeaudit.config import resolve
 from vaeaudit.errors import ConfigError
-from vaeaudit.metric_names import check_names
-from vaeaudit.policy import CHECK_NAMES, EXIT_CODES, enabled, evaluate, remarks, verdict, waived
-from vaeaudit.report.entry import MetricEntry, belongs
+from vaeaudit.gate.metric_names import check_names
+from vaeaudit.gate.policy import CHECK_NAMES, EXIT_CODES, enabled, evaluate, remarks, verdict, waived
+from vaeaudit.layout.entry import MetricEntry, belongs
 from vaeaudit.report.gates import CheckEntry
-from vaeaudit.settings import GateSettings, Settings
+from vaeaudit.settings.config import resolve
+from vaeaudit.settings.sections import GateSettings, Settings
 
 TODAY = date(2026, 5, 1)
 

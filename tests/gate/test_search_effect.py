@@ -8,14 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaeaudit import attack, capped_attack, margin, stats
+from vaeaudit import attack, capped_attack, margin
 from vaeaudit.attacks.signs import Sign, Signs
-from vaeaudit.audits.base import metric_entry
-from vaeaudit.checks.attack import AttackResult
-from vaeaudit.checks.capped import CAPPED_MODES
-from vaeaudit.checks.summary import summarise, summarise_capped
-from vaeaudit.checks.summary_margin import summarise_margin
-from vaeaudit.stats import Measurement
+from vaeaudit.checks.attack.capped import CAPPED_MODES
+from vaeaudit.checks.attack.measure import AttackResult
+from vaeaudit.checks.attack.metrics import summarise, summarise_capped
+from vaeaudit.checks.margin.metrics import summarise_margin
+from vaeaudit.checks.record import metric_entry
+from vaeaudit.stats import estimates
+from vaeaudit.stats.estimates import Measurement
 
 
 def searched(metrics: dict[str, Measurement]) -> dict[str, str]:
@@ -82,7 +83,7 @@ def test_a_better_search_lowers_empirical_margins_unless_a_certified_one_exceeds
 
 def test_what_is_missing_may_be_anything_whatever_a_better_search_does_to_the_rest() -> None:
     whole, lacking = (
-        stats.median(values, unit="nats", direction="higher") for values in ([1, 2, 3], [1, 2, float("nan")])
+        estimates.median(values, unit="nats", direction="higher") for values in ([1, 2, 3], [1, 2, float("nan")])
     )
     assert metric_entry(replace(whole, search="lowers"), "a sign").search == "lowers"
     assert metric_entry(replace(lacking, search="lowers"), "a sign").search == "none"
@@ -96,7 +97,7 @@ def test_lower_values_lower_the_mean_every_quantile_and_the_ends_of_its_interval
 ) -> None:
     """Why what holds of each pair holds of their figure."""
     before, after = [value for value, _ in values], [value - less for value, less in values]
-    for statistic in (stats.mean, lambda of, **named: stats.quantile(of, q, **named)):
+    for statistic in (estimates.mean, lambda of, **named: estimates.quantile(of, q, **named)):
         old, new = (statistic(of, unit="nats", direction="higher") for of in (before, after))
         assert old.value is not None
         assert new.value is not None

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import vaeaudit
 from vaeaudit.errors import AdapterError, CheckpointError, ContractError
-from vaeaudit.registry import adapter_names, code_beside, open_model
+from vaeaudit.model.registry import adapter_names, code_beside, open_model
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[3] / "shared"
 TRAINED = SHARED / "checkpoints" / "disentangling-vae"
 MNIST = SHARED / "data" / "mnist" / "train_first1000_32x32.npy"
 needs_trained = pytest.mark.skipif(

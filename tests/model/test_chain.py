@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from vaeaudit.attacks.objectives import latent, output
 from vaeaudit.attacks.similarity import LAYERWISE, SIMILARITIES, layer_terms
-from vaeaudit.chain import GaussianChain
-from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, ContractError, UnsupportedError
-from vaeaudit.vae import VAE, Chain, DiagonalGaussian, GaussianLikelihood, Posterior, Recombinable
+from vaeaudit.model.chain import GaussianChain
+from vaeaudit.model.vae import VAE, Chain, DiagonalGaussian, GaussianLikelihood, Posterior, Recombinable
+from vaeaudit.stats.draws import noise_set
 
 
 class Linear:

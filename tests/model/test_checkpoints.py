@@ -18,9 +18,9 @@ from hypothesis.extra.numpy import array_shapes
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vaeaudit import checkpoints
-from vaeaudit.checkpoints import load_state, read_checkpoint, sha256_of
 from vaeaudit.errors import CheckpointError, NonFiniteError, TrustError, VaeauditError
+from vaeaudit.model import checkpoints
+from vaeaudit.model.checkpoints import load_state, read_checkpoint, sha256_of
 
 Tensors = dict[str, Tensor]
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, distributions, nn
 
 import vaeaudit
-from vaeaudit.checks.contract import PAGE, check_contract, fault_of
 from vaeaudit.errors import ContractError
-from vaeaudit.vae import DiagonalGaussian
+from vaeaudit.model.contract import PAGE, check_contract, fault_of
+from vaeaudit.model.vae import DiagonalGaussian
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STANDARD = DiagonalGaussian.standard((2,), like=torch.zeros(1, dtype=torch.float64))
 
 

@@ -14,12 +14,12 @@ from torch import Tensor, distributions
 
 import vaeaudit
 from vaeaudit.attacks.objectives import output
-from vaeaudit.checks.plausibility import Verdict, examine
-from vaeaudit.checks.summary_latents import summarise_latents
-from vaeaudit.divergence import closed_form, to_prior
-from vaeaudit.draws import noise_set
+from vaeaudit.checks.latents.metrics import summarise_latents
 from vaeaudit.errors import UnsupportedError
-from vaeaudit.vae import DiagonalGaussian
+from vaeaudit.model.divergence import closed_form, to_prior
+from vaeaudit.model.vae import DiagonalGaussian
+from vaeaudit.stats.draws import noise_set
+from vaeaudit.subject.plausibility import Verdict, examine
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,16 +19,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from vaeaudit import files
+from vaeaudit.checks.weights.stored import read_weights
+from vaeaudit.data.sources import read
 from vaeaudit.errors import CheckpointError, DataError, TrustError, VaeauditError
-from vaeaudit.files import amount, excess, named_part
-from vaeaudit.formats import read
-from vaeaudit.registry import open_model
+from vaeaudit.model import files
+from vaeaudit.model.files import amount, excess, named_part
+from vaeaudit.model.registry import open_model
 from vaeaudit.report.model import Report
-from vaeaudit.samples import SamplesError, read_samples
-from vaeaudit.weight_files import read_weights
+from vaeaudit.report.samples import SamplesError, read_samples
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL, DATA = EXAMPLES / "shapes-beta1.safetensors", EXAMPLES / "shapes.npz"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234567\n"
 
@@ -297,7 +297,7 @@ def test_refusing_what_claims_gigabytes_takes_little_memory(tmp_path: Path) -> N
         import resource, sys
         from pathlib import Path
         from vaeaudit.errors import VaeauditError
-        from vaeaudit.formats import read
+        from vaeaudit.data.sources import read
         from vaeaudit.registry import open_model
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for file in sorted(Path({str(tmp_path)!r}).iterdir()):

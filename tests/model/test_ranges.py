@@ -18,14 +18,14 @@ from torch import Tensor
 import vaeaudit
 from vaeaudit.attacks.directions import random_search
 from vaeaudit.attacks.margin import empirical_margin
-from vaeaudit.batches import RowBatches
-from vaeaudit.checks.capped import CAPPED_MODES
-from vaeaudit.checks.plausibility import examine
-from vaeaudit.data import Stored, fit
+from vaeaudit.checks.attack.capped import CAPPED_MODES
+from vaeaudit.checks.attack.figures import attack_panel
+from vaeaudit.data.items import Stored, fit
 from vaeaudit.errors import ConfigError, ContractError, DataError
-from vaeaudit.ranges import EXPECTED, Range, as_range, bounded, intervals, range_for, simplest, span_text, widths
-from vaeaudit.report.figures import attack_panel
-from vaeaudit.settings import DataSettings
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.ranges import EXPECTED, Range, as_range, bounded, intervals, range_for, simplest, span_text, widths
+from vaeaudit.settings.sections import DataSettings
+from vaeaudit.subject.plausibility import examine
 
 HALF = (0.0, math.inf)
 APART = ((0.0, 1.0), (-2.0, 0.5))  # of the two rows of SmallVAE

@@ -11,13 +11,11 @@ from scipy import linalg, stats
 from torch import Tensor, distributions, nn
 
 from vaeaudit.attacks.similarity import SIMILARITIES
-from vaeaudit.checks.attack import attack
-from vaeaudit.checks.inputs import route_of
-from vaeaudit.checks.latents import latents
-from vaeaudit.checks.noise import noise
-from vaeaudit.draws import noise_set
+from vaeaudit.checks.attack.measure import attack
+from vaeaudit.checks.latents.measure import latents
+from vaeaudit.checks.noise.measure import noise
 from vaeaudit.errors import ContractError, UnsupportedError
-from vaeaudit.vae import (
+from vaeaudit.model.vae import (
     VAE,
     BernoulliLogits,
     BernoulliProbabilities,
@@ -27,6 +25,8 @@ from vaeaudit.vae import (
     Posterior,
     reconstruct,
 )
+from vaeaudit.stats.draws import noise_set
+from vaeaudit.subject.inputs import route_of
 
 PRECISIONS = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import vaeaudit
-from vaeaudit.checkpoints import read_checkpoint
 from vaeaudit.errors import AdapterError, CheckpointError, NonFiniteError
-from vaeaudit.registry import LoadedModel, open_model
-from vaeaudit.weight_sets import twins, unwrapped
+from vaeaudit.model.checkpoints import read_checkpoint
+from vaeaudit.model.registry import LoadedModel, open_model
+from vaeaudit.model.weight_sets import twins, unwrapped
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL, DATA = EXAMPLES / "shapes-beta1.safetensors", EXAMPLES / "shapes.npz"
 SHAPE = {"input_shape": [1, 28, 28]}
 

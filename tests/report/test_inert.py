@@ -22,13 +22,13 @@ from safetensors.torch import save_file
 
 from vaeaudit.cli.common import line
 from vaeaudit.cli.render import comparison_lines, report_line, report_text
-from vaeaudit.inert import one_line, visible
-from vaeaudit.report import card, github, html, junit, literal, markdown
+from vaeaudit.layout.inert import one_line, visible
+from vaeaudit.report.forms import card, github, html, junit, literal, markdown
 from vaeaudit.report.model import SCHEMA_VERSION, Report
 from vaeaudit.report.reading import PNG, ReportError, read_report
 from vaeaudit.report.wording import NOT_ASKED
 from vaeaudit.report.writer import to_json
-from vaeaudit.settings import Range
+from vaeaudit.settings.sections import Range
 
 PIXEL = PNG + bytes.fromhex("0000000d4948445200000001000000010800000000")
 # What acts on a terminal, the log of GitHub, Azure or TeamCity, a viewer of Markdown, a page, XML, YAML, rich's markup.

@@ -11,28 +11,28 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from vaeaudit.artifacts import artifacts
 from vaeaudit.attacks.similarity import SIMILARITIES
-from vaeaudit.audit import audit
-from vaeaudit.config import Resolved, resolve
-from vaeaudit.data import fit
+from vaeaudit.audit.artifacts import artifacts
+from vaeaudit.audit.run import audit
+from vaeaudit.checks.attack import entry as attacks
+from vaeaudit.checks.attack.entry import LEGEND, attack_table, ends
+from vaeaudit.checks.margin import entry as margins
+from vaeaudit.data.items import fit
+from vaeaudit.data.sources import read
 from vaeaudit.errors import OutputError
-from vaeaudit.formats import read
-from vaeaudit.registry import open_model
-from vaeaudit.report import attack as attacks
-from vaeaudit.report import margin as margins
+from vaeaudit.layout.entry import MetricEntry
+from vaeaudit.layout.figures import PANEL_ROWS
+from vaeaudit.layout.section import interval, number
+from vaeaudit.model.registry import open_model
 from vaeaudit.report import model as entries
-from vaeaudit.report.attack import LEGEND, attack_table, ends
-from vaeaudit.report.entry import MetricEntry
-from vaeaudit.report.figures import PANEL_ROWS
-from vaeaudit.report.markdown import render
+from vaeaudit.report.forms.markdown import render
+from vaeaudit.report.forms.tables import metric_table
 from vaeaudit.report.model import Report, json_schema
-from vaeaudit.report.section import interval, number
-from vaeaudit.report.tables import metric_table
 from vaeaudit.report.writer import check_writable, to_json, write, write_file
-from vaeaudit.subject import Subject, prepare
+from vaeaudit.settings.config import Resolved, resolve
+from vaeaudit.subject.opened import Subject, prepare
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 SCHEMA = json.loads((ROOT / "vaeaudit" / "report" / "report.schema.json").read_text(encoding="utf-8"))
 
@@ -199,7 +199,7 @@ def test_a_panel_of_many_pairs_shows_the_first_ones(monkeypatch: pytest.MonkeyPa
         drawn.append(len(labels))
         return b""
 
-    monkeypatch.setattr("vaeaudit.audits.attack_record.attack_panel", panel)
+    monkeypatch.setattr("vaeaudit.checks.attack.record.attack_panel", panel)
     resolved = asked(attack__pairs=PANEL_ROWS + 5, attack__lambdas=1, attack__max_evaluations=1)
     artifacts(audit(prepare(resolved.settings), resolved, [], ["attack"], lambda _: True))
     assert drawn == [PANEL_ROWS]

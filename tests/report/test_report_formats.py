@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vaeaudit.errors import InputError
-from vaeaudit.inert import one_line, visible
-from vaeaudit.report import card, github, html, junit, markdown
-from vaeaudit.report.entry import MetricEntry
+from vaeaudit.layout.entry import MetricEntry
+from vaeaudit.layout.inert import one_line, visible
+from vaeaudit.report.forms import card, github, html, junit, markdown
 from vaeaudit.report.gates import WaiverEntry
 from vaeaudit.report.model import DecisionEntry, PlausibilityEntry, Report, ReproductionEntry
 from vaeaudit.report.outcomes import COUNTING, outcomes

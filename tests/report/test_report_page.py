@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vaeaudit.report import html
+from vaeaudit.report.forms import html
 from vaeaudit.report.reading import read_report
 
 CHROMIUM = shutil.which("chromium")

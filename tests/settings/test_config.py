@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from vaeaudit.config import find_config, read_config, resolve
 from vaeaudit.errors import ConfigError
-from vaeaudit.settings import Settings
+from vaeaudit.settings.config import find_config, read_config, resolve
+from vaeaudit.settings.sections import Settings
 
 SEED = "[run]\nseed = {}\n"
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 from scipy import stats
 
-from vaeaudit import draws
-from vaeaudit.draws import noise_set, uniform
+from vaeaudit.stats import draws
+from vaeaudit.stats.draws import noise_set, uniform
 
 LIKE = torch.zeros((), dtype=torch.float64)
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from vaeaudit.paired import Difference, difference, holm, least_p, signed_rank_p
-from vaeaudit.stats import Sample
+from vaeaudit.stats.estimates import Sample
+from vaeaudit.stats.paired import Difference, difference, holm, least_p, signed_rank_p
 
 LEVEL = 0.95
 

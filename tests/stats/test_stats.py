@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as reference
 
-from vaeaudit import stats
-from vaeaudit.stats import Measurement
+from vaeaudit.stats import estimates
+from vaeaudit.stats.estimates import Measurement
 
 
 def median(values: object, level: float = 0.95) -> Measurement:
-    return stats.median(values, unit="nats", direction="higher", level=level)  # type: ignore[arg-type]
+    return estimates.median(values, unit="nats", direction="higher", level=level)  # type: ignore[arg-type]
 
 
 def mean(values: object, level: float = 0.95) -> Measurement:
-    return stats.mean(values, unit="nats", direction="higher", level=level)  # type: ignore[arg-type]
+    return estimates.mean(values, unit="nats", direction="higher", level=level)  # type: ignore[arg-type]
 
 
 def largest_rank(n: int, level: Fraction) -> int:
@@ -124,32 +124,34 @@ def test_a_mean_leaves_out_what_is_not_finite_and_counts_it() -> None:
 
 def test_the_bootstrap_interval_of_a_mean_repeats_and_is_near_students_for_normal_values() -> None:
     values = np.random.default_rng(0).normal(3, 1, 200).tolist()
-    found, student = (measure(values, unit="nats", direction="none") for measure in (stats.bootstrap_mean, stats.mean))
-    assert found == stats.bootstrap_mean(values, unit="nats", direction="none")
+    found, student = (
+        measure(values, unit="nats", direction="none") for measure in (estimates.bootstrap_mean, estimates.mean)
+    )
+    assert found == estimates.bootstrap_mean(values, unit="nats", direction="none")
     assert found.value == student.value
     np.testing.assert_allclose(found.ci, student.ci, atol=0.02)
 
 
 def test_the_bootstrap_interval_of_a_mean_follows_the_skew_and_needs_two_values() -> None:
     skewed = np.random.default_rng(1).exponential(1, 40)
-    found = stats.bootstrap_mean(skewed.tolist(), unit="nats", direction="none")
+    found = estimates.bootstrap_mean(skewed.tolist(), unit="nats", direction="none")
     assert found.ci is not None
     assert found.ci[1] - skewed.mean() > skewed.mean() - found.ci[0]
-    assert stats.bootstrap_mean([2.0], unit="nats", direction="none").ci is None
-    assert stats.bootstrap_mean([2.0, 2.0, math.inf], unit="nats", direction="none").ci == (2.0, 2.0)
+    assert estimates.bootstrap_mean([2.0], unit="nats", direction="none").ci is None
+    assert estimates.bootstrap_mean([2.0, 2.0, math.inf], unit="nats", direction="none").ci == (2.0, 2.0)
 
 
 def test_the_rank_correlation_is_scipys_and_counts_infinity_as_the_largest() -> None:
     x = np.random.default_rng(2).normal(size=30)
     y = x + np.random.default_rng(3).normal(size=30)
-    found = stats.rank_correlation(x.tolist(), y.tolist())
+    found = estimates.rank_correlation(x.tolist(), y.tolist())
     assert found.value == pytest.approx(reference.spearmanr(x, y).statistic, rel=1e-12)
     assert found.ci is not None
     assert found.ci[0] < found.value < found.ci[1]
     y[y.argmax()] = math.inf
-    assert stats.rank_correlation(x.tolist(), y.tolist()).value == found.value
-    assert stats.rank_correlation([1, 1, 1], [1, 2, 3]).value is None
-    assert stats.rank_correlation([1, 2], [2, 1]).ci is None
+    assert estimates.rank_correlation(x.tolist(), y.tolist()).value == found.value
+    assert estimates.rank_correlation([1, 1, 1], [1, 2, 3]).value is None
+    assert estimates.rank_correlation([1, 2], [2, 1]).ci is None
 
 
 def test_the_interval_of_the_rank_correlation_covers_about_as_often_as_it_says() -> None:
@@ -158,7 +160,7 @@ def test_the_interval_of_the_rank_correlation_covers_about_as_often_as_it_says()
     covered = 0
     for _ in range(400):
         x = generator.normal(size=25)
-        found = stats.rank_correlation(x.tolist(), (0.6 * x + 0.8 * generator.normal(size=25)).tolist())
+        found = estimates.rank_correlation(x.tolist(), (0.6 * x + 0.8 * generator.normal(size=25)).tolist())
         assert found.ci is not None
         covered += found.ci[0] <= truth <= found.ci[1]
     assert covered >= 0.92 * 400
@@ -181,7 +183,7 @@ def test_nothing_but_bad_values_has_no_value_rather_than_nan(measure: object) ->
 
 
 def test_a_measurement_says_what_it_is_and_does_not_change() -> None:
-    measured = stats.median([1, 2, 3], unit="input units", direction="lower")
+    measured = estimates.median([1, 2, 3], unit="input units", direction="lower")
     assert (measured.unit, measured.direction, measured.level) == ("input units", "lower", 0.95)
     assert "median" in measured.estimator
     assert "t interval" in mean([1, 2]).estimator
@@ -193,13 +195,13 @@ def test_a_measurement_says_what_it_is_and_does_not_change() -> None:
 
 
 def proportion(successes: int, n: int, level: float = 0.95) -> Measurement:
-    return stats.proportion(successes, n, unit="share", direction="lower", level=level)
+    return estimates.proportion(successes, n, unit="share", direction="lower", level=level)
 
 
 def test_clopper_pearson_bounds_agree_with_the_oracle(oracle: dict[str, Any]) -> None:
     section = oracle["clopper_pearson"]
     for case in section["cases"]:
-        low, high = stats.clopper_pearson(case["k"], case["n"], case["alpha"])
+        low, high = estimates.clopper_pearson(case["k"], case["n"], case["alpha"])
         assert low == pytest.approx(case["lower"], abs=section["tol"])
         assert high == pytest.approx(case["upper"], abs=section["tol"])
 
@@ -227,7 +229,7 @@ def test_clopper_pearson_covers_every_probability_often_enough() -> None:
 @pytest.mark.parametrize(("k", "n"), [(-1, 3), (4, 3), (0, 0)])
 def test_counts_that_cannot_be_are_an_error(k: int, n: int) -> None:
     with pytest.raises(ValueError, match=rf"{k} of {n}"):
-        stats.clopper_pearson(k, n, 0.025)
+        estimates.clopper_pearson(k, n, 0.025)
 
 
 def test_no_trials_give_no_proportion_rather_than_0_or_1() -> None:
@@ -236,7 +238,7 @@ def test_no_trials_give_no_proportion_rather_than_0_or_1() -> None:
 
 
 def mean_proportion(successes: list[int], n: list[int], level: float = 0.95) -> Measurement:
-    return stats.mean_proportion(successes, n, unit="share", direction="lower", level=level)
+    return estimates.mean_proportion(successes, n, unit="share", direction="lower", level=level)
 
 
 def test_the_mean_of_proportions_weighs_each_group_alike() -> None:
@@ -276,8 +278,8 @@ def test_the_interval_of_the_mean_of_proportions_covers_often_enough(n: list[int
 @given(st.lists(st.floats(0, 1e6), min_size=2, max_size=9))
 def test_the_interval_of_a_mean_keeps_to_what_the_figure_can_be_and_loses_nothing_of_it(values: list[float]) -> None:
     """Two pairs of a figure that is never negative once had a mean within [-631, ...]."""
-    plain = stats.mean(values, unit="nats", direction="higher")
-    kept = stats.mean(values, unit="nats", direction="higher", support=stats.NOT_NEGATIVE)
+    plain = estimates.mean(values, unit="nats", direction="higher")
+    kept = estimates.mean(values, unit="nats", direction="higher", support=estimates.NOT_NEGATIVE)
     assert plain.ci is not None
     assert kept.ci == (max(plain.ci[0], 0.0), plain.ci[1])
     assert kept.value == plain.value
@@ -295,4 +297,4 @@ def test_the_interval_of_a_mean_keeps_to_what_the_figure_can_be_and_loses_nothin
 def test_an_interval_is_cut_to_the_support_and_never_off_its_estimate(
     value: float, support: tuple[float, float], interval: tuple[float, float]
 ) -> None:
-    assert stats.cut((-2.0, 2.0), value, support) == interval
+    assert estimates.cut((-2.0, 2.0), value, support) == interval

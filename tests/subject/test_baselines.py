@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaeaudit.checks.baselines import Baseline, unlike_scales
-from vaeaudit.checks.finding import Finding, Verdict
+from vaeaudit.subject.baselines import Baseline, unlike_scales
+from vaeaudit.subject.finding import Finding, Verdict
 
 REAL = None  # no common range
 

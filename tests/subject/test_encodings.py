@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.term import Progress
-from vaeaudit.chain import GaussianChain
-from vaeaudit.checks.encodings import encodings, units_of
-from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, DataError, NonFiniteError, UnsupportedError
-from vaeaudit.vae import DiagonalGaussian, Discrete, Joint
+from vaeaudit.model.chain import GaussianChain
+from vaeaudit.model.vae import DiagonalGaussian, Discrete, Joint
+from vaeaudit.progress import Progress
+from vaeaudit.stats.draws import noise_set
+from vaeaudit.subject.encodings import encodings, units_of
 
 
 class Classes:

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vaeaudit.checks import sensitivity
-from vaeaudit.checks.plausibility import Finding, Plausibility, Verdict, examine
-from vaeaudit.data import fit
+from vaeaudit.data.items import fit
+from vaeaudit.data.sources import read
 from vaeaudit.errors import ConfigError, ContractError, DataError, NonFiniteError, UnsupportedError
-from vaeaudit.formats import read
-from vaeaudit.registry import open_model
-from vaeaudit.vae import BernoulliLogits, BernoulliProbabilities, DiagonalGaussian, GaussianLikelihood
+from vaeaudit.model.registry import open_model
+from vaeaudit.model.vae import BernoulliLogits, BernoulliProbabilities, DiagonalGaussian, GaussianLikelihood
+from vaeaudit.subject import sensitivity
+from vaeaudit.subject.plausibility import Finding, Plausibility, Verdict, examine
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[3] / "shared"
 TRAINED = SHARED / "checkpoints" / "disentangling-vae"
 MNIST = SHARED / "data" / "mnist" / "train_first1000_32x32.npy"
 DSPRITES = SHARED / "data" / "dsprites" / "dsprites_subset.npz"

@@ -12,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vaeaudit.checks.plausibility import Plausibility, Verdict, examine
-from vaeaudit.checks.repair_catalogue import units
-from vaeaudit.checks.repairs import explained
-from vaeaudit.checks.spread import scatter
-from vaeaudit.checks.substitution import called, substitutions
-from vaeaudit.data import fit
-from vaeaudit.formats import read
-from vaeaudit.registry import open_model
-from vaeaudit.vae import BernoulliLogits, BernoulliProbabilities, DiagonalGaussian, GaussianLikelihood
+from vaeaudit.data.items import fit
+from vaeaudit.data.sources import read
+from vaeaudit.model.registry import open_model
+from vaeaudit.model.vae import BernoulliLogits, BernoulliProbabilities, DiagonalGaussian, GaussianLikelihood
+from vaeaudit.subject.plausibility import Plausibility, Verdict, examine
+from vaeaudit.subject.repair_catalogue import units
+from vaeaudit.subject.repairs import explained
+from vaeaudit.subject.spread import scatter
+from vaeaudit.subject.substitution import called, substitutions
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-SHARED = Path(__file__).parents[2] / "shared"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SHARED = Path(__file__).parents[3] / "shared"
 TRAINED = SHARED / "checkpoints" / "disentangling-vae"
 MNIST = SHARED / "data" / "mnist" / "train_first1000_32x32.npy"
 DSPRITES = SHARED / "data" / "dsprites" / "dsprites_subset.npz"

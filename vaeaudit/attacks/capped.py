@@ -15,12 +15,13 @@ from torch import Tensor
 from vaeaudit.attacks.ball import NORMS, exceeds, furthest, length, norm_of, settle
 from vaeaudit.attacks.left import FURTHER, unfinished
 from vaeaudit.attacks.probes import Found
-from vaeaudit.attacks.term import DataTerm, GoOn, Progress, Term, always
-from vaeaudit.batches import RowBatches
-from vaeaudit.box import flat_bounds
+from vaeaudit.attacks.term import DataTerm, Term
 from vaeaudit.errors import ConfigError, NonFiniteError, VaeauditError, nearest
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.box import flat_bounds
+from vaeaudit.model.ranges import Range
 from vaeaudit.optim.lbfgsb import Descent, Status, Stopping
-from vaeaudit.ranges import Range
+from vaeaudit.progress import GoOn, Progress, always
 
 # Radius of the ball in which a chain starts, as a multiple of the cap: measured; a cube grows faster than a ball.
 _WIDE = {"l2": 2.0, "linf": 1.3}
@@ -83,7 +84,7 @@ def capped(
         caps: in the units of x, in any order.
         norm: "l2" or "linf".
         directions: (R, I, *shape), where the chains start: each is lengthened to the cap. Keyed noise of
-            :func:`vaeaudit.draws.noise_set`, or what :mod:`vaeaudit.attacks.directions` makes of it, which is
+            :func:`vaeaudit.stats.draws.noise_set`, or what :mod:`vaeaudit.attacks.directions` makes of it, which is
             stronger; more than one per 27 evaluations are left out.
         max_evaluations: rows of the model for one item and one cap, forward and backward together counted as one;
             four times as many where it still gains at that limit.

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from vaeaudit.attacks.ball import furthest, settle
 from vaeaudit.attacks.term import DataTerm, Term
-from vaeaudit.batches import RowBatches
-from vaeaudit.box import flat_bounds
-from vaeaudit.ranges import Range
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.box import flat_bounds
+from vaeaudit.model.ranges import Range
 
 # encode_mean(x) -> z: (b, *shape) -> (b, *latent), differentiable, rows apart
 EncodeMean = Callable[[Tensor], Tensor]

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from vaeaudit.attacks.ball import furthest, settle
-from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.attacks.within import BLOCK, Within
-from vaeaudit.batches import RowBatches
-from vaeaudit.box import largest_norm
 from vaeaudit.errors import ConfigError, nearest
-from vaeaudit.ranges import Range
-from vaeaudit.stats import clopper_pearson
-from vaeaudit.vae import VAE
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.box import largest_norm
+from vaeaudit.model.ranges import Range
+from vaeaudit.model.vae import VAE
+from vaeaudit.progress import GoOn, Progress, always
+from vaeaudit.stats.estimates import clopper_pearson
 
 SIGMAS = ("frozen", "full")
 

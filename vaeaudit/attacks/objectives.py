@@ -13,10 +13,10 @@ from torch import Tensor
 
 from vaeaudit.attacks.similarity import DRAWING, LAYERWISE, SIMILARITIES, coupled_terms
 from vaeaudit.attacks.term import DataTerm
-from vaeaudit.batches import RowBatches
-from vaeaudit.divergence import to_prior
 from vaeaudit.errors import ConfigError, UnsupportedError, nearest
-from vaeaudit.vae import VAE, Chain, Posterior, Recombinable, reconstruct
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.divergence import to_prior
+from vaeaudit.model.vae import VAE, Chain, Posterior, Recombinable, reconstruct
 
 MODES = ("latent", "output", "damage", "untargeted", "latent-side")
 ON = ("both", "mean", "std")
@@ -109,9 +109,9 @@ def latent(
 ) -> DataTerm:
     """similarity(q(z|x*), q(z|x_t)): Willetts et al. eq. 13, with the target's posterior second.
 
-    On a :class:`vaeaudit.vae.Chain` the KL similarities are sums over ``layers``, counted from 1, each coupled by the
-    noise set: None for all of them (eq. 15), (1,) for what a decoder of z^1 alone needs (eq. 14), (i,) for a layerwise
-    attack (appendix G.4). The similarities that are no KL compare the latents of all layers as one posterior.
+    On a :class:`vaeaudit.model.vae.Chain` the KL similarities are sums over ``layers``, counted from 1, each coupled by
+    the noise set: None for all of them (eq. 15), (1,) for what a decoder of z^1 alone needs (eq. 14), (i,) for a
+    layerwise attack (appendix G.4). The similarities that are no KL compare the latents of all layers as one posterior.
 
     Raises:
         ConfigError: a layer that the posterior does not have, or "mean" with ``on="std"``, which nothing could change.

@@ -14,10 +14,10 @@ from scipy import stats as distributions
 from torch import Tensor
 
 from vaeaudit.attacks.term import DataTerm
-from vaeaudit.batches import RowBatches
-from vaeaudit.box import flat_bounds
-from vaeaudit.ranges import Range, intervals
-from vaeaudit.vae import Chain, DiagonalGaussian, Posterior
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.box import flat_bounds
+from vaeaudit.model.ranges import Range, intervals
+from vaeaudit.model.vae import Chain, DiagonalGaussian, Posterior
 
 # fresh(points, item) -> (b, draws): the data term of each of several draws that no search has seen
 DrawTerm = Callable[[Tensor, Tensor], Tensor]

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.term import GoOn, Progress, Term
-from vaeaudit.box import flat_bounds
+from vaeaudit.attacks.term import Term
 from vaeaudit.errors import NonFiniteError
+from vaeaudit.model.box import flat_bounds
+from vaeaudit.model.ranges import Range
 from vaeaudit.optim.lbfgsb import Descent, Status, Stopping
-from vaeaudit.ranges import Range
+from vaeaudit.progress import GoOn, Progress
 
 _OFF_ZERO = 1e-2  # length of the first step off d = 0, as a share of ||x_t - x||
 _EXPLORED = 2.0**-13  # least lambda that is explored, as a share of the least for which d = 0 could be optimal

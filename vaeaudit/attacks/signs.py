@@ -20,9 +20,9 @@ from torch import Tensor
 from vaeaudit.attacks.left import ENOUGH, MOST, left_share
 from vaeaudit.attacks.probes import DrawTerm, Found, Probes
 from vaeaudit.attacks.term import DataTerm
-from vaeaudit.batches import RowBatches
-from vaeaudit.ranges import Range
-from vaeaudit.vae import Posterior
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.ranges import Range
+from vaeaudit.model.vae import Posterior
 
 DIRECTIONS = 6  # random directions of an item, each tried both ways
 

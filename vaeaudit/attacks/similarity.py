@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vaeaudit.vae import Chain, Posterior
+from vaeaudit.model.vae import Chain, Posterior
 
 Similarity = Callable[[Posterior, Posterior, Tensor], Tensor]
 

@@ -9,11 +9,12 @@ from vaeaudit.attacks.ball import settle
 from vaeaudit.attacks.left import FURTHER, unfinished
 from vaeaudit.attacks.probes import Found
 from vaeaudit.attacks.search import Effort, Search, penalise
-from vaeaudit.attacks.term import DataTerm, GoOn, Term, always
-from vaeaudit.batches import RowBatches
-from vaeaudit.box import bounds
+from vaeaudit.attacks.term import DataTerm, Term
 from vaeaudit.errors import VaeauditError
-from vaeaudit.ranges import Range
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.box import bounds
+from vaeaudit.model.ranges import Range
+from vaeaudit.progress import GoOn, always
 
 PENALTIES = ("l2", "l2sq")
 _MEMORY = 2**33  # bytes that the state of the problems searched together may take

@@ -6,28 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaeaudit.batches import RowBatches
+from vaeaudit.model.batches import RowBatches
 
 # data_term(points, item) -> J: points (b, *shape), item (b,) integers -> (b,), differentiable in points, minimised
 DataTerm = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a search is: ``stage`` in words, problems still running and in all."""
-
-    stage: str
-    running: int
-    problems: int
-
-
-# Asked regularly; returning False ends the search with the best that it has.
-GoOn = Callable[[Progress], bool]
-
-
-def always(_: Progress) -> bool:
-    """Go on, whatever the progress."""
-    return True
 
 
 @dataclass(frozen=True, eq=False)

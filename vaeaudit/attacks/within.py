@@ -9,12 +9,12 @@ from torch import Tensor
 from vaeaudit.attacks.ball import furthest
 from vaeaudit.attacks.directions import pull_back
 from vaeaudit.attacks.term import Term
-from vaeaudit.batches import RowBatches
-from vaeaudit.box import flat_bounds
-from vaeaudit.draws import noise_set
 from vaeaudit.errors import NonFiniteError, UnsupportedError
-from vaeaudit.ranges import Range
-from vaeaudit.vae import VAE, Posterior, Recombinable
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.box import flat_bounds
+from vaeaudit.model.ranges import Range
+from vaeaudit.model.vae import VAE, Posterior, Recombinable
+from vaeaudit.stats.draws import noise_set
 
 _SPREAD = 0.5  # width of the smooth step, as a share of the distances' standard deviation
 _GAP = 0.25  # and of their quantile's distance from r, so that a far r still has a slope

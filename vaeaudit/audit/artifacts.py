@@ -4,8 +4,8 @@ import json
 
 from safetensors.torch import save
 
-from vaeaudit.audit import Audit
-from vaeaudit.samples import FILE, PURPOSE, pack
+from vaeaudit.audit.run import Audit
+from vaeaudit.report.samples import FILE, PURPOSE, pack
 
 Files = dict[str, tuple[str, bytes]]  # purpose -> file name, content
 

@@ -19,11 +19,11 @@ from pydantic import BaseModel, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from vaeaudit.attacks.term import GoOn
-from vaeaudit.audits.base import Drawing, Record
+from vaeaudit.checks.record import Drawing, Record
+from vaeaudit.progress import GoOn
 from vaeaudit.report.model import Report
 from vaeaudit.report.writer import write_file
-from vaeaudit.stats import Measurement, Sample
+from vaeaudit.stats.estimates import Measurement, Sample
 
 FOLDER = "vaeaudit-journal"
 

@@ -8,20 +8,20 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from vaeaudit.attacks.term import GoOn
-from vaeaudit.audit import Audit, audit, journal_of, weigh
-from vaeaudit.compare import Side, array_name, compare, side_of
-from vaeaudit.config import Resolved, auditing
+from vaeaudit.audit.run import Audit, audit, journal_of, weigh
+from vaeaudit.checks.weights.stored import open_weights
 from vaeaudit.errors import ConfigError, nearest
-from vaeaudit.metric_names import check_names
-from vaeaudit.paired import ROUNDING
-from vaeaudit.policy import CHECK_NAMES, EXIT_CODES, decisive, enabled, evaluate, remarks, verdict, waived
-from vaeaudit.report.entry import MetricEntry
+from vaeaudit.gate.compare import Side, array_name, compare, side_of
+from vaeaudit.gate.metric_names import check_names
+from vaeaudit.gate.policy import CHECK_NAMES, EXIT_CODES, decisive, enabled, evaluate, remarks, verdict, waived
+from vaeaudit.layout.entry import MetricEntry
+from vaeaudit.progress import GoOn
 from vaeaudit.report.model import Report, ReproductionEntry
 from vaeaudit.report.wording import NOT_ASKED
-from vaeaudit.settings import Settings
-from vaeaudit.subject import Subject, prepare
-from vaeaudit.weight_files import open_weights
+from vaeaudit.settings.config import Resolved, auditing
+from vaeaudit.settings.sections import Settings
+from vaeaudit.stats.paired import ROUNDING
+from vaeaudit.subject.opened import Subject, prepare
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ def release_audit(
 
     ``ready`` is called once model and data are open: from then on an interruption keeps what was found. ``earlier`` is
     the report, read from ``again``, whose audit this one does again. For errors see :func:`terms` and
-    :func:`vaeaudit.subject.prepare`.
+    :func:`vaeaudit.subject.opened.prepare`.
     """
     checks, optional = enabled(resolved.settings)
     held = terms(resolved.settings)
@@ -81,7 +81,7 @@ def terms(settings: Settings) -> Terms:
     Raises:
         ConfigError: a threshold or ``min_effect`` for a figure that these settings do not give.
         ReportError, SamplesError, IncomparableError: a baseline that cannot be compared with; see
-            :func:`vaeaudit.compare.side_of`.
+            :func:`vaeaudit.gate.compare.side_of`.
     """
     check_names(settings)
     path = settings.baseline.path

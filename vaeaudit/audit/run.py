@@ -14,20 +14,25 @@ import torch
 from pydantic import BaseModel
 
 import vaeaudit
-from vaeaudit.attacks.term import GoOn, Progress
-from vaeaudit.audits import attack, latents, margin, mig, noise, weights
-from vaeaudit.audits.base import Record
-from vaeaudit.checkpoints import sha256_of
-from vaeaudit.config import Resolved
+from vaeaudit.audit.journal import Journal
+from vaeaudit.audit.writing import Audited, device_name, file_alone, whole, write_down
+from vaeaudit.checks.attack import run as attack
+from vaeaudit.checks.latents import run as latents
+from vaeaudit.checks.margin import run as margin
+from vaeaudit.checks.mig import run as mig
+from vaeaudit.checks.noise import run as noise
+from vaeaudit.checks.record import Record
+from vaeaudit.checks.weights import run as weights
+from vaeaudit.checks.weights.stored import StoredModel, open_weights
 from vaeaudit.errors import InputError, OutputError
-from vaeaudit.journal import Journal
-from vaeaudit.record import Audited, device_name, file_alone, whole, write_down
-from vaeaudit.registry import code_beside
+from vaeaudit.model.checkpoints import sha256_of
+from vaeaudit.model.registry import code_beside
+from vaeaudit.model.stated import find_checkpoint
+from vaeaudit.progress import GoOn, Progress
 from vaeaudit.report.model import Report
-from vaeaudit.stated import find_checkpoint
-from vaeaudit.stats import Sample
-from vaeaudit.subject import Subject
-from vaeaudit.weight_files import StoredModel, open_weights
+from vaeaudit.settings.config import Resolved
+from vaeaudit.stats.estimates import Sample
+from vaeaudit.subject.opened import Subject
 
 Work = Callable[[GoOn], Record]
 

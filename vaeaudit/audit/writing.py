@@ -9,13 +9,12 @@ import torch
 from torch import nn
 
 import vaeaudit
-from vaeaudit.audits.base import Record, doubt_of, metric_entry
-from vaeaudit.box import range_of
-from vaeaudit.checks.plausibility import Plausibility
-from vaeaudit.config import Resolved
+from vaeaudit.checks.record import Record, doubt_of, metric_entry
+from vaeaudit.checks.weights.stored import StoredModel
 from vaeaudit.errors import VaeauditError
-from vaeaudit.policy import decisive
-from vaeaudit.registry import Adapter, told
+from vaeaudit.gate.policy import decisive
+from vaeaudit.model.box import range_of
+from vaeaudit.model.registry import Adapter, told
 from vaeaudit.report.model import (
     AdapterEntry,
     DataEntry,
@@ -26,8 +25,9 @@ from vaeaudit.report.model import (
     PlausibilityEntry,
     Report,
 )
-from vaeaudit.subject import Subject
-from vaeaudit.weight_files import StoredModel
+from vaeaudit.settings.config import Resolved
+from vaeaudit.subject.opened import Subject
+from vaeaudit.subject.plausibility import Plausibility
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 from vaeaudit.certify.activations import ACTIVATIONS
 from vaeaudit.certify.rewriting import CASTS, in_double, name_of, owner, writes
 from vaeaudit.errors import UnsupportedError, clipped
-from vaeaudit.vae import VAE, DiagonalGaussian
+from vaeaudit.model.vae import VAE, DiagonalGaussian
 
 
 class Kind(StrEnum):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vaeaudit.box import bounds
 from vaeaudit.errors import ConfigError, DataError, UnsupportedError
-from vaeaudit.ranges import Range, span_text
+from vaeaudit.model.box import bounds
+from vaeaudit.model.ranges import Range, span_text
 
 _WINDOW, _STDDEV = 11, 1.5  # of the Gaussian window, in pixels of each scale
 _WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # from the finest scale to the coarsest

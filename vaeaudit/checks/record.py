@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor
 
-from vaeaudit.data import Data, shape_text
-from vaeaudit.report.entry import MetricEntry, belongs
-from vaeaudit.stats import Measurement
+from vaeaudit.data.items import Data, shape_text
+from vaeaudit.layout.entry import MetricEntry, belongs
+from vaeaudit.stats.estimates import Measurement
 
 Row = dict[str, object]
 

@@ -15,7 +15,7 @@ def command(
 ) -> int:
     """List the installed adapters: what each opens, and the package that it comes from."""
     from vaeaudit.cli.render import adapters_text, stdout_is_terminal
-    from vaeaudit.registry import installed_adapters
+    from vaeaudit.model.registry import installed_adapters
     from vaeaudit.report.writer import dumps
 
     check_output(None, output)

@@ -29,7 +29,7 @@ from vaeaudit.cli import (
 )
 from vaeaudit.cli.common import complain, mute, speaker, trace
 from vaeaudit.errors import VaeauditError, clipped
-from vaeaudit.inert import one_line
+from vaeaudit.layout.inert import one_line
 
 app = typer.Typer(
     name="vaeaudit",
@@ -160,7 +160,7 @@ def _usage(error: TyperException) -> str:
     """What typer has to say, as one sentence."""
     from pydantic import ValidationError
 
-    from vaeaudit.config import told
+    from vaeaudit.settings.config import told
 
     context = getattr(error, "ctx", None)
     if isinstance(error, typer.BadParameter) and isinstance(error.__cause__, ValidationError) and error.param:

@@ -11,7 +11,7 @@ from vaeaudit.cli.checking import Delivery, show
 from vaeaudit.cli.common import AUDIT_KEYS, Reporter, settings_again, settings_of
 
 if TYPE_CHECKING:
-    from vaeaudit.audit import Audit
+    from vaeaudit.audit.run import Audit
 
 _KEYS = AUDIT_KEYS
 
@@ -58,7 +58,7 @@ def command(
         resolved, earlier = settings_again(context, _KEYS, option, again)
 
     def work(reporter: Reporter) -> "Audit":
-        from vaeaudit.gate import release_audit
+        from vaeaudit.audit.release import release_audit
 
         def ready() -> None:
             reporter.keeping = True

@@ -12,9 +12,9 @@ from vaeaudit.cli.options import Form
 from vaeaudit.errors import ConfigError, VaeauditError
 
 if TYPE_CHECKING:
-    from vaeaudit.audit import Audit
-    from vaeaudit.config import Resolved
+    from vaeaudit.audit.run import Audit
     from vaeaudit.report.model import Report
+    from vaeaudit.settings.config import Resolved
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Delivery:
 
 def carry_out(checks: Sequence[str], resolved: "Resolved", resume: bool, delivery: Delivery) -> int:
     """Run ``checks`` with their settings and no policy; the report's exit code."""
-    from vaeaudit.config import measuring
+    from vaeaudit.settings.config import measuring
 
     resolved = measuring(resolved, checks)
 
     def work(reporter: Reporter) -> "Audit":
-        from vaeaudit.audit import audit, journal_of
-        from vaeaudit.subject import prepare
+        from vaeaudit.audit.run import audit, journal_of
+        from vaeaudit.subject.opened import prepare
 
         subject = prepare(resolved.settings)
         reporter.keeping = True
@@ -64,8 +64,8 @@ def show(doing: str, work: Callable[[Reporter], "Audit"], resolved: "Resolved", 
 
 def written(doing: str, work: Callable[[Reporter], "Audit"], folder: Path, delivery: Delivery) -> "Report":
     """Do the ``work`` and write its report with the files beside it; the report as written."""
-    from vaeaudit.artifacts import artifacts
-    from vaeaudit.journal import Journal
+    from vaeaudit.audit.artifacts import artifacts
+    from vaeaudit.audit.journal import Journal
     from vaeaudit.report.writer import write
 
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:  # torchrun: each process would write the same report

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, TextIO
 import typer
 
 from vaeaudit.errors import ConfigError, OutputError, clipped
-from vaeaudit.inert import visible
+from vaeaudit.layout.inert import visible
 
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from vaeaudit.attacks.term import Progress
-    from vaeaudit.config import Resolved
+    from vaeaudit.progress import Progress
     from vaeaudit.report.model import Report
+    from vaeaudit.settings.config import Resolved
 
 # Parameters that every command on a model has, with the settings that they give.
 SHARED_KEYS = {
@@ -49,7 +49,7 @@ def settings_of(
     context: typer.Context, keys: Mapping[str, str], config: str | None, isolated: bool, options: list[str] | None
 ) -> "Resolved":
     """Settings from the command's parameters; ``keys`` tells which parameter is which "section.key"."""
-    from vaeaudit.config import find_config, resolve
+    from vaeaudit.settings.config import find_config, resolve
 
     given = _given(context, keys, options)
     if config is not None and isolated:
@@ -67,9 +67,9 @@ def settings_again(
 
     Raises :class:`ConfigError` where the new report would take the place of that one.
     """
-    from vaeaudit.config import resolve
-    from vaeaudit.files import named_part
+    from vaeaudit.model.files import named_part
     from vaeaudit.report.reading import read_report
+    from vaeaudit.settings.config import resolve
 
     if speaker(["--config"], "", context.get_parameter_source("config")) == "--config" and context.params.get("config"):
         raise ConfigError("--from takes the settings of a report and --config those of a file; give one of them")
@@ -120,7 +120,7 @@ def _option(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise ConfigError(f"--option takes NAME=VALUE, as in activation=tanh, but '{clipped(text)}' came")
-    from vaeaudit.config import strict_json
+    from vaeaudit.model.files import strict_json
 
     try:
         return name, strict_json(value)

@@ -50,8 +50,8 @@ def command(
     asked = settings_of(context, keys, config, isolated, None).settings.baseline
     check_output(None, output)
     from vaeaudit.cli.forms import comparison_text
-    from vaeaudit.compare import check_known, compare, side_of
-    from vaeaudit.policy import EXIT_CODES
+    from vaeaudit.gate.compare import check_known, compare, side_of
+    from vaeaudit.gate.policy import EXIT_CODES
 
     sides = side_of(old), side_of(new)
     for name in (*asked.metrics, *asked.min_effect):

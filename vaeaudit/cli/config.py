@@ -37,8 +37,8 @@ def show(
     """Show every value that `vaeaudit audit` takes, with its source: flag, variable, file, the model, or default."""
     resolved = settings_of(context, AUDIT_KEYS, config, isolated, option)
     from vaeaudit.cli.render import settings_text, stdout_is_terminal
-    from vaeaudit.facts import sourced
     from vaeaudit.report.writer import dumps
+    from vaeaudit.settings.facts import sourced
 
     check_output(None, output)
     values = sourced(resolved)
@@ -53,8 +53,8 @@ def show(
 @app.command("schema")
 def schema(output: options.Output = None, verbose: options.Verbose = False) -> int:
     """Print the JSON Schema of vaeaudit.toml, which editors use to complete and check it."""
-    from vaeaudit.config import json_schema
     from vaeaudit.report.writer import dumps
+    from vaeaudit.settings.config import json_schema
 
     check_output(None, output)
     deliver(dumps(json_schema()), output)

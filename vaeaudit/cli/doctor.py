@@ -31,11 +31,11 @@ def command(
 ) -> int:
     """Try the model on real data before any check: reconstruction, gradients, determinism, range, clamping."""
     resolved = settings_of(context, SHARED_KEYS, config, isolated, option)
+    from vaeaudit.audit.writing import data_entry, model_entry, plausibility_entry
     from vaeaudit.cli.render import doctor_line, doctor_text, stdout_is_terminal
-    from vaeaudit.ranges import span_text
-    from vaeaudit.record import data_entry, model_entry, plausibility_entry
+    from vaeaudit.model.ranges import span_text
     from vaeaudit.report.writer import dumps
-    from vaeaudit.subject import prepare
+    from vaeaudit.subject.opened import prepare
 
     reporter = Reporter(quiet)
     check_output(None, output)

@@ -21,19 +21,19 @@ def text_of(report: Report, folder: Path, form: str, output: str | None, quiet: 
 
             return to_json(report)
         case "markdown":
-            from vaeaudit.report import markdown
+            from vaeaudit.report.forms import markdown
 
             return markdown.render(report)
         case "junit":
-            from vaeaudit.report import junit
+            from vaeaudit.report.forms import junit
 
             return junit.render(report)
         case "card":
-            from vaeaudit.report import card
+            from vaeaudit.report.forms import card
 
             return card.render(report)
         case "html":
-            from vaeaudit.report import html
+            from vaeaudit.report.forms import html
             from vaeaudit.report.reading import figures_of
 
             return html.render(report, figures_of(report, folder))
@@ -48,7 +48,7 @@ def text_of(report: Report, folder: Path, form: str, output: str | None, quiet: 
 
 
 def _github(report: Report) -> str:
-    from vaeaudit.report import github
+    from vaeaudit.report.forms import github
 
     page = os.environ.get("GITHUB_STEP_SUMMARY")
     if page:
@@ -65,7 +65,7 @@ def comparison_text(compared: ComparisonEntry, form: str, output: str | None, qu
 
             return dumps(compared.model_dump(mode="json"))
         case "markdown":
-            from vaeaudit.report import markdown
+            from vaeaudit.report.forms import markdown
 
             return markdown.render_comparison(compared)
         case _:

@@ -12,7 +12,7 @@ from vaeaudit.cli.common import SHARED_KEYS, Reporter, complain, deliver, line, 
 from vaeaudit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vaeaudit.audit import Audit
+    from vaeaudit.audit.run import Audit
 
 _KEYS = SHARED_KEYS | {"out": "run.out"}
 
@@ -40,7 +40,7 @@ def command(
     verbose: options.Verbose = False,
 ) -> int:
     """Audit the model once and write a commented vaeaudit.toml here, with thresholds that its figures suggest."""
-    from vaeaudit.proposal import FILE, find_data, find_model, propose
+    from vaeaudit.gate.proposal import FILE, find_data, find_model, propose
     from vaeaudit.report.writer import write_file
 
     if Path(FILE).exists() and not force:
@@ -55,10 +55,10 @@ def command(
     settings = asked.model_copy(update=found)
 
     def work(reporter: Reporter) -> "Audit":
-        from vaeaudit.audit import audit, journal_of
-        from vaeaudit.config import Resolved, measuring
-        from vaeaudit.policy import CHECK_NAMES
-        from vaeaudit.subject import prepare
+        from vaeaudit.audit.run import audit, journal_of
+        from vaeaudit.gate.policy import CHECK_NAMES
+        from vaeaudit.settings.config import Resolved, measuring
+        from vaeaudit.subject.opened import prepare
 
         here_found = {f"{name}.{key}": "found here" for name, key in (("model", "path"), ("data", "source"))}
         resolved = measuring(Resolved(settings, here_found | dict(given.sources)), CHECK_NAMES)

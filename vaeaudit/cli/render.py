@@ -17,15 +17,15 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from vaeaudit.cli.common import line
+from vaeaudit.layout.section import Section, Table
 from vaeaudit.report.comparison import ComparisonEntry
+from vaeaudit.report.forms.tables import finding_table, metric_table
 from vaeaudit.report.model import PlausibilityEntry, Report
-from vaeaudit.report.section import Section, Table
-from vaeaudit.report.tables import finding_table, metric_table
 from vaeaudit.report.wording import acknowledged, decision, skipped
 
 if TYPE_CHECKING:
-    from vaeaudit.facts import Sourced
-    from vaeaudit.registry import InstalledAdapter
+    from vaeaudit.model.registry import InstalledAdapter
+    from vaeaudit.settings.facts import Sourced
 
 _PLAIN_WIDTH = 140  # where there is no terminal whose width would count
 _WORD = 16  # letters from which a column of a table on a terminal may break a word

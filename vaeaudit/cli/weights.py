@@ -11,7 +11,7 @@ from vaeaudit.cli.common import Reporter, settings_of
 from vaeaudit.errors import ConfigError, clipped
 
 if TYPE_CHECKING:
-    from vaeaudit.audit import Audit
+    from vaeaudit.audit.run import Audit
 
 _KEYS = {
     "model": "model.path",
@@ -66,13 +66,13 @@ def command(
 ) -> int:
     """Measure the L2 norms of encoder and decoder, from the file alone: no data, and the model is not run."""
     context.params["part"] = _parts(part) if part else None
-    from vaeaudit.config import measuring
+    from vaeaudit.settings.config import measuring
 
     resolved = measuring(settings_of(context, _KEYS, config, isolated, None), ["weights"])
 
     def work(reporter: Reporter) -> "Audit":
-        from vaeaudit.audit import weigh
-        from vaeaudit.weight_files import open_weights
+        from vaeaudit.audit.run import weigh
+        from vaeaudit.checks.weights.stored import open_weights
 
         stored = open_weights(resolved.settings)
         reporter.keeping = True

@@ -21,12 +21,12 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from vaeaudit.checkpoints import sha256_of
-from vaeaudit.data import Factors, Stored, shape_text
+from vaeaudit.data.items import Factors, Stored, shape_text
+from vaeaudit.data.labels import misshapen, read_labels
 from vaeaudit.errors import DataError, TrustError, VaeauditError, clipped, listed, nearest
-from vaeaudit.files import PACKED, excess
-from vaeaudit.labels import misshapen, read_labels
-from vaeaudit.stated import first_sentence
+from vaeaudit.model.checkpoints import sha256_of
+from vaeaudit.model.files import PACKED, excess
+from vaeaudit.model.stated import first_sentence
 
 _IMAGE_NAMES = ("imgs", "images", "data", "x", "x_train", "x_val", "x_test")
 _LABEL_NAMES = ("labels", "label", "targets", "target", "y")
@@ -51,7 +51,7 @@ _MOST_HEADER = 10_000  # bytes of the header of a .npy file, NumPy's own limit
 class _Array:
     """One array, known by its header until it is loaded; ``kind`` as in ``np.dtype.kind``, "O": pickled.
 
-    ``eps`` as in :class:`vaeaudit.data.Stored`.
+    ``eps`` as in :class:`vaeaudit.data.items.Stored`.
     """
 
     file: Path

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from vaeaudit.archives import decoding
-from vaeaudit.data import Stored, shape_text
+from vaeaudit.data.archives import decoding
+from vaeaudit.data.items import Stored, shape_text
 from vaeaudit.errors import DataError, listed
-from vaeaudit.files import FREE, PACKED, amount, excess, obstacle
-from vaeaudit.stated import first_sentence
+from vaeaudit.model.files import FREE, PACKED, amount, excess, obstacle
+from vaeaudit.model.stated import first_sentence
 
 # Nothing else is tried, whatever a name says: some readers of Pillow start other programs, as that of PostScript does.
 _FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from vaeaudit.errors import DataError, clipped, listed, nearest
-from vaeaudit.ranges import Range, bounded, intervals, range_for, simplest, span_text
+from vaeaudit.model.ranges import Range, bounded, intervals, range_for, simplest, span_text
 
 _ROUNDING = 4  # spacings of numbers by which floats may leave the range
 RESIZE = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")

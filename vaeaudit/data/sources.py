@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vaeaudit.archives import decoding, read_npy, read_npz, read_safetensors
-from vaeaudit.checkpoints import sha256_of
-from vaeaudit.data import Stored
+from vaeaudit.data.archives import decoding, read_npy, read_npz, read_safetensors
+from vaeaudit.data.image_folders import SUFFIXES as IMAGE_SUFFIXES
+from vaeaudit.data.image_folders import read_folder
+from vaeaudit.data.items import Stored
+from vaeaudit.data.labels import read_labels
 from vaeaudit.errors import DataError, clipped, nearest
-from vaeaudit.files import PACKED, excess, named_part, obstacle
-from vaeaudit.image_folders import SUFFIXES as IMAGE_SUFFIXES
-from vaeaudit.image_folders import read_folder
-from vaeaudit.labels import read_labels
+from vaeaudit.model.checkpoints import sha256_of
+from vaeaudit.model.files import PACKED, excess, named_part, obstacle
 
 SUFFIXES = (".npz", ".npy", ".safetensors", ".idx", ".idx.gz")
 READABLE = "a .npz, .npy, .safetensors or MNIST idx(.gz) file, or a folder of images"

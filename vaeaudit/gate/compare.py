@@ -8,14 +8,14 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from vaeaudit.errors import ConfigError, IncomparableError, clipped, listed, nearest
-from vaeaudit.paired import ROUNDING, Difference, difference, holm, least_p, signed_rank_p
-from vaeaudit.ranges import span_text
+from vaeaudit.layout.entry import MetricEntry
+from vaeaudit.model.ranges import span_text
 from vaeaudit.report.comparison import ComparisonEntry, DifferenceEntry, Result, SideEntry
-from vaeaudit.report.entry import MetricEntry
 from vaeaudit.report.model import Report
 from vaeaudit.report.reading import SchemaError, read_report
-from vaeaudit.samples import read_samples
-from vaeaudit.stats import Sample
+from vaeaudit.report.samples import read_samples
+from vaeaudit.stats.estimates import Sample
+from vaeaudit.stats.paired import ROUNDING, Difference, difference, holm, least_p, signed_rank_p
 
 # First-order estimates are no bounds, and quartiles repeat what medians say: neither regresses unless it is named.
 _ESTIMATES = ("frobenius", "spectral", "whitened")

@@ -4,8 +4,15 @@ import re
 from collections.abc import Iterator
 
 from vaeaudit.errors import ConfigError, clipped, nearest
-from vaeaudit.policy import CHECK_NAMES
-from vaeaudit.settings import AttackSettings, LatentsSettings, MarginSettings, NoiseSettings, Settings, WeightsSettings
+from vaeaudit.gate.policy import CHECK_NAMES
+from vaeaudit.settings.sections import (
+    AttackSettings,
+    LatentsSettings,
+    MarginSettings,
+    NoiseSettings,
+    Settings,
+    WeightsSettings,
+)
 
 _SWEPT = ("latent", "output")  # attack modes over all lambda; the others are under caps
 _QUARTILES = ("lower_quartile", "median", "upper_quartile")

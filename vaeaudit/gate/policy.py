@@ -11,11 +11,11 @@ from datetime import date
 from typing import Literal, get_args
 
 from vaeaudit.errors import nearest
-from vaeaudit.report.entry import MetricEntry, belongs
+from vaeaudit.layout.entry import MetricEntry, belongs
+from vaeaudit.layout.section import number
 from vaeaudit.report.gates import CheckEntry, WaiverEntry
 from vaeaudit.report.model import DecisionEntry, Report
-from vaeaudit.report.section import number
-from vaeaudit.settings import Check, GateSettings, Settings
+from vaeaudit.settings.sections import Check, GateSettings, Settings
 
 Outcome = Literal["passed", "failed", "inconclusive"]
 EXIT_CODES = {"passed": 0, "ungated": 0, "failed": 1, "inconclusive": 5}

@@ -9,12 +9,12 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from vaeaudit.errors import ConfigError, listed
-from vaeaudit.inert import one_line
-from vaeaudit.policy import CHECK_NAMES
-from vaeaudit.report.entry import MetricEntry
+from vaeaudit.gate.policy import CHECK_NAMES
+from vaeaudit.layout.entry import MetricEntry
+from vaeaudit.layout.inert import one_line
+from vaeaudit.layout.section import number, with_interval
 from vaeaudit.report.model import Report
-from vaeaudit.report.section import number, with_interval
-from vaeaudit.settings import Settings
+from vaeaudit.settings.sections import Settings
 
 FILE = "vaeaudit.toml"
 _MODELS = (".safetensors", ".pt", ".pth", ".ckpt")

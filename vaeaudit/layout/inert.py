@@ -1,7 +1,7 @@
 """Text from outside, such as a tensor's name in a file, as it may be shown: what it holds is seen and does nothing.
 
 Every form of a result or message passes its texts through :func:`visible` where they enter it, and then through what
-escapes the form's own marks (Jinja2 for HTML, :mod:`vaeaudit.report.literal` for Markdown, and so on).
+escapes the form's own marks (Jinja2 for HTML, :mod:`vaeaudit.report.forms.literal` for Markdown, and so on).
 """
 
 import re

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vaeaudit.report.entry import MetricEntry
+from vaeaudit.layout.entry import MetricEntry
 
 Headers = list[str]
 Table = tuple[Headers, list[list[str]]]  # headers, rows

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from vaeaudit.ranges import Range, as_range, diameter, intervals
-from vaeaudit.vae import VAE
+from vaeaudit.model.ranges import Range, as_range, diameter, intervals
+from vaeaudit.model.vae import VAE
 
 
 def range_of(vae: VAE) -> Range | None:

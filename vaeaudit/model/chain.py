@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.errors import ContractError, UnsupportedError
-from vaeaudit.vae import DiagonalGaussian
+from vaeaudit.model.vae import DiagonalGaussian
 
 # z^(i-1) (n, width) -> q(z^i|z^(i-1)) of n rows, (n, another width); it treats the rows apart
 Layer = Callable[[Tensor], DiagonalGaussian]
@@ -16,7 +16,7 @@ Layer = Callable[[Tensor], DiagonalGaussian]
 
 @dataclass(frozen=True, eq=False)
 class GaussianChain:
-    """q(z^1|x) q(z^2|z^1) ...: a :class:`vaeaudit.vae.Chain` of diagonal Gaussians.
+    """q(z^1|x) q(z^2|z^1) ...: a :class:`vaeaudit.model.vae.Chain` of diagonal Gaussians.
 
     ``first`` is q(z^1|x), (batch, width); ``upper`` are the layers above, from the second on. The decoder is given the
     latents of all layers, one after another along the last axis; one that reads z^1 alone takes the first columns.
@@ -56,7 +56,7 @@ class GaussianChain:
         return torch.cat([z for _, z in self._run(noise)], dim=-1)
 
     def conditionals(self, noise: Tensor) -> tuple[DiagonalGaussian, ...]:
-        """q(z^i|z^(i-1)) of each layer; see :meth:`vaeaudit.vae.Chain.conditionals`."""
+        """q(z^i|z^(i-1)) of each layer; see :meth:`vaeaudit.model.vae.Chain.conditionals`."""
         return tuple(q for q, _ in self._run(noise))
 
     def kl(self, other: Self) -> Tensor:

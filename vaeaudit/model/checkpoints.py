@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vaeaudit.errors import CheckpointError, NonFiniteError, VaeauditError, clipped, listed
-from vaeaudit.files import amount, named_part
-from vaeaudit.stated import config_facts, facts_in, find_checkpoint, not_whole
-from vaeaudit.torch_files import check_claims, read_torch
-from vaeaudit.weight_sets import select, under
+from vaeaudit.model.files import amount, named_part
+from vaeaudit.model.stated import config_facts, facts_in, find_checkpoint, not_whole
+from vaeaudit.model.torch_files import check_claims, read_torch
+from vaeaudit.model.weight_sets import select, under
 
 _BLOCK = 2**24  # numbers of a tensor that are looked at together
 

@@ -9,9 +9,9 @@ from inspect import isroutine
 import torch
 from torch import Tensor, nn
 
-from vaeaudit.divergence import Density, closed_form
 from vaeaudit.errors import ContractError, clipped, listed
-from vaeaudit.vae import VAE, Chain, DiagonalGaussian, Discrete, GaussianLikelihood, Joint, Likelihood, Posterior
+from vaeaudit.model.divergence import Density, closed_form
+from vaeaudit.model.vae import VAE, Chain, DiagonalGaussian, Discrete, GaussianLikelihood, Joint, Likelihood, Posterior
 
 PAGE = "docs/adapters.md"
 _POSTERIOR = ("mean", "noise_shape", "sample", "kl", "wasserstein2", "rows")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.errors import UnsupportedError, clipped
-from vaeaudit.vae import Chain, Hierarchical, Posterior
+from vaeaudit.model.vae import Chain, Hierarchical, Posterior
 
 
 @runtime_checkable

@@ -4,11 +4,16 @@ Reading a pipe or a device waits for whoever writes to it, perhaps for ever, so 
 bytes can claim terabytes, so what a header claims is held against the file's own size before anything is read.
 """
 
+import json
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from pydantic import JsonValue, TypeAdapter
+
 from vaeaudit.errors import clipped
+
+_JSON: TypeAdapter[object] = TypeAdapter(JsonValue)
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
@@ -66,3 +71,16 @@ def amount(size: int) -> str:
         if size >= scale:
             return f"{size / scale:.3g} {unit}"
     return f"{size} bytes"
+
+
+def strict_json(text: str) -> object:
+    """Parse JSON without NaN and Infinity, and not nested so deeply that it could not be shown. Raises ValueError."""
+
+    def refuse(constant: str) -> object:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        value: object = json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return _JSON.validate_python(value)

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from vaeaudit.checkpoints import Checkpoint, check_finite, open_checkpoint, sha256_of
-from vaeaudit.checks.contract import PAGE, fault_of
 from vaeaudit.errors import AdapterError, CheckpointError, ContractError, VaeauditError, clipped, listed, nearest
-from vaeaudit.files import obstacle
-from vaeaudit.ranges import range_for
-from vaeaudit.vae import VAE
-from vaeaudit.weight_sets import refuse_twins, renamed
+from vaeaudit.model.checkpoints import Checkpoint, check_finite, open_checkpoint, sha256_of
+from vaeaudit.model.contract import PAGE, fault_of
+from vaeaudit.model.files import obstacle
+from vaeaudit.model.ranges import range_for
+from vaeaudit.model.vae import VAE
+from vaeaudit.model.weight_sets import refuse_twins, renamed
 
 GROUP = "vaeaudit.adapters"
 Open = Callable[[Checkpoint, Mapping[str, object]], VAE]
@@ -201,7 +201,7 @@ def open_model(
     ``options``, which win.
 
     Raises:
-        CheckpointError, TrustError, NonFiniteError: see :func:`vaeaudit.checkpoints.read_checkpoint`.
+        CheckpointError, TrustError, NonFiniteError: see :func:`~vaeaudit.model.checkpoints.read_checkpoint`.
         AdapterError: unknown adapter, or it raised.
         ContractError: what it returned is no VAE.
     """

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from vaeaudit.config import strict_json
 from vaeaudit.errors import CheckpointError, clipped, listed
-from vaeaudit.files import amount, named_part, obstacle
+from vaeaudit.model.files import amount, named_part, obstacle, strict_json
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 FACT_PREFIX = "vaeaudit."

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vaeaudit.errors import CheckpointError, TrustError
-from vaeaudit.files import STORED, excess
-from vaeaudit.stated import first_sentence
+from vaeaudit.model.files import STORED, excess
+from vaeaudit.model.stated import first_sentence
 
 
 def read_torch(file: Path) -> object:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vaeaudit.errors import ContractError, UnsupportedError
-from vaeaudit.ranges import Range
+from vaeaudit.model.ranges import Range
 
 
 @runtime_checkable

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from vaeaudit.report.entry import Entry, Number
-from vaeaudit.report.section import Section, Shown, Table, number, with_interval
+from vaeaudit.layout.entry import Entry, Number
+from vaeaudit.layout.section import Section, Shown, Table, number, with_interval
 
 DIFFERENCE_LEGEND = {
     "metric": "the figure",

@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from vaeaudit.report.entry import Entry, Number
-from vaeaudit.report.section import Section, Shown, Table
+from vaeaudit.layout.entry import Entry, Number
+from vaeaudit.layout.section import Section, Shown, Table
 
 
 class WaiverEntry(Entry):

@@ -7,17 +7,17 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from vaeaudit.report.attack import AttackEntry, CappedEntry
+from vaeaudit.checks.attack.entry import AttackEntry, CappedEntry
+from vaeaudit.checks.latents.entry import LatentsEntry
+from vaeaudit.checks.margin.entry import MarginEntry
+from vaeaudit.checks.mig.entry import MigEntry
+from vaeaudit.checks.noise.entry import NoiseEntry
+from vaeaudit.checks.weights.entry import WeightsEntry
+from vaeaudit.layout.entry import Entry, MetricEntry, Number
+from vaeaudit.layout.section import Section
 from vaeaudit.report.comparison import ComparisonEntry
-from vaeaudit.report.entry import Entry, MetricEntry, Number
 from vaeaudit.report.gates import CheckEntry, gates_section
-from vaeaudit.report.latents import LatentsEntry
-from vaeaudit.report.margin import MarginEntry
-from vaeaudit.report.mig import MigEntry
-from vaeaudit.report.noise import NoiseEntry
-from vaeaudit.report.section import Section
-from vaeaudit.report.weights import WeightsEntry
-from vaeaudit.settings import Range
+from vaeaudit.settings.sections import Range
 
 SCHEMA_VERSION = "1.2"
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from vaeaudit.layout.section import number, with_interval
 from vaeaudit.report.comparison import ComparisonEntry, DifferenceEntry, Result
 from vaeaudit.report.gates import CheckEntry, check_table
 from vaeaudit.report.model import Report
-from vaeaudit.report.section import number, with_interval
 from vaeaudit.report.wording import VERDICTS
 
 Kind = Literal["error", "interrupted", "failed", "inconclusive", "warns", "waived", "ungated", "passed"]

@@ -12,7 +12,7 @@ from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
 from vaeaudit.errors import InputError, clipped, nearest
-from vaeaudit.files import obstacle
+from vaeaudit.model.files import obstacle
 from vaeaudit.report.model import SCHEMA_VERSION, Report
 from vaeaudit.report.wording import VERDICTS
 

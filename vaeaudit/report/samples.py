@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from vaeaudit.errors import InputError
-from vaeaudit.files import obstacle
+from vaeaudit.model.files import obstacle
 from vaeaudit.report.model import Report
-from vaeaudit.stats import Sample
+from vaeaudit.stats.estimates import Sample
 
 PURPOSE, FILE = "samples", "samples.safetensors"
 

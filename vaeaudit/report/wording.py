@@ -3,7 +3,7 @@
 import shlex
 from typing import NamedTuple
 
-from vaeaudit.ranges import span_text
+from vaeaudit.model.ranges import span_text
 from vaeaudit.report.model import Report
 
 VERDICTS = {

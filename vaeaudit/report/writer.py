@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vaeaudit.errors import OutputError
-from vaeaudit.report.markdown import render
+from vaeaudit.report.forms.markdown import render
 from vaeaudit.report.model import Report
 
 

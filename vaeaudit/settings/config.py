@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from vaeaudit.errors import ConfigError, clipped, nearest
-from vaeaudit.files import obstacle
-from vaeaudit.settings import BaselineSettings, GateSettings, Settings, WaiveSettings
+from vaeaudit.model.files import obstacle
+from vaeaudit.settings.sections import BaselineSettings, GateSettings, Settings, WaiveSettings
 
-_JSON: TypeAdapter[object] = TypeAdapter(JsonValue)
 _FILES = frozenset({"model.path", "data.source", "run.out", "weights.against", "baseline.path"})
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+]+:")  # hf:REPO is no path
 _POLICY = ("checks.", "baseline.")  # the settings that judge figures; all others say how they are measured
@@ -107,19 +106,6 @@ def json_schema() -> dict[str, object]:
     """The JSON Schema of a configuration file, for editors."""
     about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "vaeaudit.toml"}
     return {**Settings.model_json_schema(), **about}
-
-
-def strict_json(text: str) -> object:
-    """Parse JSON without NaN and Infinity, and not nested so deeply that it could not be shown. Raises ValueError."""
-
-    def refuse(constant: str) -> object:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        value: object = json.loads(text, parse_constant=refuse)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    return _JSON.validate_python(value)
 
 
 def resolve(given: Mapping[str, tuple[object, str]], file: Path | None) -> Resolved:

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vaeaudit.config import Resolved
 from vaeaudit.errors import VaeauditError
-from vaeaudit.stated import find_checkpoint, read_facts
+from vaeaudit.model.stated import find_checkpoint, read_facts
+from vaeaudit.settings.config import Resolved
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from vaeaudit import ranges
+from vaeaudit.model import ranges
 
 End = float | Literal["-inf", "inf"]  # JSON has no infinite number
 _Plain = tuple[End, End] | tuple[tuple[End, End], ...]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from vaeaudit.stats import Sample
+from vaeaudit.stats.estimates import Sample
 
 Array = NDArray[np.float64]
 

@@ -14,10 +14,10 @@ import torch
 from scipy import stats as distributions
 from torch import Tensor
 
-from vaeaudit.checks.finding import Finding, Verdict
-from vaeaudit.checks.inputs import numbered
-from vaeaudit.ranges import Range, widths
-from vaeaudit.stats import clopper_pearson
+from vaeaudit.model.ranges import Range, widths
+from vaeaudit.stats.estimates import clopper_pearson
+from vaeaudit.subject.finding import Finding, Verdict
+from vaeaudit.subject.inputs import numbered
 
 _LEVEL = 0.999  # of each test: a sound model must not fail one by chance
 _TAIL = (1 - _LEVEL) / 2

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.term import GoOn, Progress, always
-from vaeaudit.batches import RowBatches
-from vaeaudit.checks.inputs import check_items
-from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, NonFiniteError, UnsupportedError
-from vaeaudit.vae import VAE, Chain, DiagonalGaussian, Discrete, Joint, Posterior
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.vae import VAE, Chain, DiagonalGaussian, Discrete, Joint, Posterior
+from vaeaudit.progress import GoOn, Progress, always
+from vaeaudit.stats.draws import noise_set
+from vaeaudit.subject.inputs import check_items
 
 # The items of these numbers as the model takes them, (len, *input_shape); ``Subject.images`` is one.
 Images = Callable[[Sequence[int]], Tensor]
@@ -69,7 +69,7 @@ def units_of(posterior: Posterior) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         return torch.cat(means, 1), torch.cat(log_stddevs, 1), tuple(c for part in categoricals for c in part)
     raise UnsupportedError(
         f"the units of a posterior of type {type(posterior).__name__} are not known; diagonal Gaussians have them, "
-        "categorical ones (vaeaudit.vae.Discrete), and joint ones made of these (vaeaudit.vae.Joint)"
+        "categorical ones (vaeaudit.model.vae.Discrete), and joint ones made of these (vaeaudit.model.vae.Joint)"
     )
 
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vaeaudit.batches import RowBatches
-from vaeaudit.box import bounds
-from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError, ContractError, DataError, NonFiniteError, UnsupportedError, listed
-from vaeaudit.ranges import Range, intervals, range_for, span_text
-from vaeaudit.vae import VAE, DiagonalGaussian, Posterior
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.box import bounds
+from vaeaudit.model.ranges import Range, intervals, range_for, span_text
+from vaeaudit.model.vae import VAE, DiagonalGaussian, Posterior
+from vaeaudit.stats.draws import noise_set
 
 _MOST_BYTES = 2**34  # of the distortions of one attack
 

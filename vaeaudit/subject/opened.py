@@ -10,19 +10,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaeaudit.box import range_of
-from vaeaudit.checks.baselines import unlike_scales
-from vaeaudit.checks.encodings import Encodings
-from vaeaudit.checks.inputs import route_of
-from vaeaudit.checks.plausibility import Plausibility, examine
-from vaeaudit.checks.repairs import explained
-from vaeaudit.data import Data, fit
-from vaeaudit.draws import uniform
+from vaeaudit.data.items import Data, fit
+from vaeaudit.data.sources import read
 from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError, clipped, nearest
-from vaeaudit.formats import read
-from vaeaudit.registry import LoadedModel, open_model, told
-from vaeaudit.settings import Settings
-from vaeaudit.vae import VAE
+from vaeaudit.model.box import range_of
+from vaeaudit.model.registry import LoadedModel, open_model, told
+from vaeaudit.model.vae import VAE
+from vaeaudit.settings.sections import Settings
+from vaeaudit.stats.draws import uniform
+from vaeaudit.subject.baselines import unlike_scales
+from vaeaudit.subject.encodings import Encodings
+from vaeaudit.subject.inputs import route_of
+from vaeaudit.subject.plausibility import Plausibility, examine
+from vaeaudit.subject.repairs import explained
 
 _EXAMINED = 1000  # most items that the plausibility check looks at
 

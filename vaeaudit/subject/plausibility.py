@@ -13,20 +13,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from vaeaudit import stats
-from vaeaudit.batches import RowBatches
-from vaeaudit.box import range_of
-from vaeaudit.checks.baselines import Baseline
-from vaeaudit.checks.contract import check_contract
-from vaeaudit.checks.finding import Finding as Finding
-from vaeaudit.checks.finding import Verdict as Verdict
-from vaeaudit.checks.inputs import numbered, require_finite
-from vaeaudit.checks.sensitivity import gradients
-from vaeaudit.divergence import Density, closed_form, layers_to_prior, to_prior
-from vaeaudit.draws import noise_set
 from vaeaudit.errors import DataError, UnsupportedError, VaeauditError, clipped, listed
-from vaeaudit.stats import Measurement
-from vaeaudit.vae import VAE, Chain, DiagonalGaussian, Hierarchical, Likelihood, Posterior
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.box import range_of
+from vaeaudit.model.contract import check_contract
+from vaeaudit.model.divergence import Density, closed_form, layers_to_prior, to_prior
+from vaeaudit.model.vae import VAE, Chain, DiagonalGaussian, Hierarchical, Likelihood, Posterior
+from vaeaudit.stats import estimates
+from vaeaudit.stats.draws import noise_set
+from vaeaudit.stats.estimates import Measurement
+from vaeaudit.subject.baselines import Baseline
+from vaeaudit.subject.finding import Finding as Finding
+from vaeaudit.subject.finding import Verdict as Verdict
+from vaeaudit.subject.inputs import numbered, require_finite
+from vaeaudit.subject.sensitivity import gradients
 
 _PROBED = 8  # items for the checks that need a backward pass or a second run
 _SIZES = (1, 2, 3)  # of batches that every model must take
@@ -110,13 +110,17 @@ def examine(
         _log_variance(vae, x, rows, items),
     ]
     # One draw's log ratio of densities may be negative, where the KL itself is not.
-    of_kl = stats.mean(kl.tolist(), unit="nats", direction="none", support=stats.ANY if how else stats.NOT_NEGATIVE)
+    of_kl = estimates.mean(
+        kl.tolist(), unit="nats", direction="none", support=estimates.ANY if how else estimates.NOT_NEGATIVE
+    )
     losses = {
-        "reconstruction": stats.mean(nll.tolist(), unit="nats", direction="none"),
+        "reconstruction": estimates.mean(nll.tolist(), unit="nats", direction="none"),
         "kl": replace(of_kl, estimator=f"{of_kl.estimator}; {how}") if how else of_kl,
-        "error": stats.mean(raw.tolist(), unit="squared input units", direction="none", support=stats.NOT_NEGATIVE),
-        "mean_image_error": stats.mean(
-            baseline.raw.tolist(), unit="squared input units", direction="none", support=stats.NOT_NEGATIVE
+        "error": estimates.mean(
+            raw.tolist(), unit="squared input units", direction="none", support=estimates.NOT_NEGATIVE
+        ),
+        "mean_image_error": estimates.mean(
+            baseline.raw.tolist(), unit="squared input units", direction="none", support=estimates.NOT_NEGATIVE
         ),
     }
     return Plausibility(tuple(findings), losses, len(x))

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaeaudit.batches import RowBatches
-from vaeaudit.checks.plausibility import Plausibility, Verdict
-from vaeaudit.checks.repair_catalogue import Heads, Output, Units, layouts, outputs, spreads, units
-from vaeaudit.checks.spread import scatter
-from vaeaudit.checks.substitution import Substitution, called, substitutions
-from vaeaudit.draws import noise_set
-from vaeaudit.vae import VAE, DiagonalGaussian, Likelihood
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.vae import VAE, DiagonalGaussian, Likelihood
+from vaeaudit.stats.draws import noise_set
+from vaeaudit.subject.plausibility import Plausibility, Verdict
+from vaeaudit.subject.repair_catalogue import Heads, Output, Units, layouts, outputs, spreads, units
+from vaeaudit.subject.spread import scatter
+from vaeaudit.subject.substitution import Substitution, called, substitutions
 
 _MEAN, _DRAW = "reconstruction", "reconstruction of a draw"
 _EXPLAINED = (_MEAN, _DRAW, "range")  # findings that a repair may explain
@@ -163,7 +163,7 @@ class _Trial:
         return Errors(*self.rows.map(run, self.x, self.noise))
 
     def scatter(self, heads: Heads | None) -> float:
-        """Of the weights of the KL that the latents' spreads agree with: see :mod:`vaeaudit.checks.spread`."""
+        """Of the weights of the KL that the latents' spreads agree with: see :mod:`vaeaudit.subject.spread`."""
         items = self.few(_SINGLE)
         check = "plausibility.spread"
         noise = noise_set(self.noise_shape, draws=2, items=items.tolist(), seed=self.seed, check=check, like=self.x)

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from vaeaudit.checks.finding import Finding, Verdict
-from vaeaudit.checks.inputs import numbered
-from vaeaudit.draws import noise_set
-from vaeaudit.vae import VAE, DiagonalGaussian, Discrete, Joint, Posterior
+from vaeaudit.model.vae import VAE, DiagonalGaussian, Discrete, Joint, Posterior
+from vaeaudit.stats.draws import noise_set
+from vaeaudit.subject.finding import Finding, Verdict
+from vaeaudit.subject.inputs import numbered
 
 _PROJECTIONS = 4
 _UNSEEN = 0.1  # of the posterior's change, by elements without a gradient; the limit of the failure sign

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vaeaudit.vae import VAE
+from vaeaudit.model.vae import VAE
 
 _USED = 0.2  # least E[1 - s^2] of a latent that the model uses: one that repeats the prior tells nothing
 _LATENTS = 4  # fewest used latents that can be said to agree

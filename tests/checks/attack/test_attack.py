@@ -20,16 +20,16 @@ from vaeaudit.attacks.sweep import (
     just_better_than_mean,
     sweep,
 )
-from vaeaudit.attacks.term import Progress
-from vaeaudit.batches import RowBatches
-from vaeaudit.checks.attack import AttackResult, attack
-from vaeaudit.checks.capped import capped_attack
-from vaeaudit.checks.margin import margin
-from vaeaudit.checks.summary import summarise
-from vaeaudit.draws import noise_set
+from vaeaudit.checks.attack.capped import capped_attack
+from vaeaudit.checks.attack.measure import AttackResult, attack
+from vaeaudit.checks.attack.metrics import summarise
+from vaeaudit.checks.margin.measure import margin
 from vaeaudit.errors import ConfigError, DataError, VaeauditError
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.vae import DiagonalGaussian
 from vaeaudit.optim.lbfgsb import Status, Stopping
-from vaeaudit.vae import DiagonalGaussian
+from vaeaudit.progress import Progress
+from vaeaudit.stats.draws import noise_set
 
 Box = tuple[float, float] | None
 CASES = range(8)  # of the oracle's section `attacks`

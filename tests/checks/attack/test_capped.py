@@ -14,11 +14,12 @@ from vaeaudit.attacks.capped import Capped, capped
 from vaeaudit.attacks.directions import pull_back, pullback_directions, random_search
 from vaeaudit.attacks.left import ENOUGH, MOST
 from vaeaudit.attacks.objectives import damage
-from vaeaudit.attacks.term import DataTerm, Progress
-from vaeaudit.batches import RowBatches
-from vaeaudit.draws import noise_set
+from vaeaudit.attacks.term import DataTerm
 from vaeaudit.errors import ConfigError, NonFiniteError
+from vaeaudit.model.batches import RowBatches
 from vaeaudit.optim.lbfgsb import Status
+from vaeaudit.progress import Progress
+from vaeaudit.stats.draws import noise_set
 
 Box = tuple[float, float] | None
 UNIT = (0.0, 1.0)

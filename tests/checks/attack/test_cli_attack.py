@@ -14,7 +14,7 @@ import pytest
 from vaeaudit.attacks.signs import Sign
 from vaeaudit.cli.app import main
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 MODEL, DATA = EXAMPLES / "shapes-beta1.safetensors", EXAMPLES / "shapes.npz"
 FAST = ("--pairs", "2", "--lambdas", "3", "--max-evaluations", "60")
 
@@ -79,8 +79,8 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder outside any repository with labelled data; figures, which cost most of the time, are not drawn."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr("vaeaudit.audits.attack_record.attack_panel", lambda *_: b"png")
-    monkeypatch.setattr("vaeaudit.audits.attack_record.distortion_curves", lambda *_: b"png")
+    monkeypatch.setattr("vaeaudit.checks.attack.record.attack_panel", lambda *_: b"png")
+    monkeypatch.setattr("vaeaudit.checks.attack.record.distortion_curves", lambda *_: b"png")
     with np.load(DATA) as shapes:
         # What a linear classifier tells from blurred reconstructions: where the shape lies.
         np.savez("labelled.npz", imgs=shapes["imgs"], labels=shapes["latents_classes"][:, 3] // 2)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from vaeaudit import pairs
-from vaeaudit.data import Data, Factors, Stored, fit
+from vaeaudit.checks.attack import pairs
+from vaeaudit.checks.attack.pairs import Pairs
+from vaeaudit.data.items import Data, Factors, Stored, fit
+from vaeaudit.data.sources import read
 from vaeaudit.errors import ConfigError, DataError
-from vaeaudit.formats import read
-from vaeaudit.pairs import Pairs
 
-DSPRITES = Path(__file__).parents[2] / "shared" / "data" / "dsprites" / "dsprites_downsampled.npz"
+DSPRITES = Path(__file__).parents[4] / "shared" / "data" / "dsprites" / "dsprites_downsampled.npz"
 
 
 def data_of(values: Any, labels: Any = None, factors: Factors | None = None) -> Data:

@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaeaudit import stats
-from vaeaudit.checks import classifier, success
-from vaeaudit.checks.classifier import Classifier, Judge, LogisticRegression, classes_of, judge
-from vaeaudit.checks.success import (
+from vaeaudit.checks.attack import classifier, success
+from vaeaudit.checks.attack.classifier import Classifier, Judge, LogisticRegression, classes_of, judge
+from vaeaudit.checks.attack.success import (
     ClassSuccess,
     FactorSuccess,
     class_success,
@@ -24,12 +23,13 @@ from vaeaudit.checks.success import (
     summarise_classes,
     summarise_factor,
 )
-from vaeaudit.data import fit
+from vaeaudit.data.items import fit
+from vaeaudit.data.sources import read
 from vaeaudit.errors import ConfigError, ContractError, DataError, NonFiniteError
-from vaeaudit.formats import read
-from vaeaudit.registry import open_model
+from vaeaudit.model.registry import open_model
+from vaeaudit.stats import estimates
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[4] / "shared"
 Pick = Callable[[Sequence[int]], Tensor]
 
 
@@ -143,7 +143,7 @@ def test_single_factor_metrics_have_exact_intervals_and_what_stands_without_atta
     progress = torch.arange(10) / 10
     found = FactorSuccess(hits, progress, torch.arange(10), at_source=none, at_target=every)
     metrics = summarise_factor(found, prefix="attack.latent")
-    assert metrics["attack.latent.success.factor"] == stats.proportion(7, 10, unit="share", direction="lower")
+    assert metrics["attack.latent.success.factor"] == estimates.proportion(7, 10, unit="share", direction="lower")
     assert metrics["attack.latent.success.factor_at_source"].value == 0
     assert metrics["attack.latent.success.factor_at_target"].value == 1
     median = metrics["attack.latent.progress.median"]
@@ -172,7 +172,7 @@ def class_success_of(numbers: dict[str, list[int]]) -> ClassSuccess:
 
 
 def knowing() -> Judge:
-    accuracy = stats.proportion(980, 1000, unit="share", direction="none")
+    accuracy = estimates.proportion(980, 1000, unit="share", direction="none")
     return Judge(AsLabelled(), accuracy, commonest=0.2, how="a perfect one")
 
 
@@ -208,7 +208,7 @@ def test_attack_success_rates_agree_with_the_oracle(named: Classifier, oracle: d
     assert ignore.value == toy["AS_ignore_target"]
     assert target.value == toy["AS_target"]
     assert ignore.n == target.n == toy["n_valid"]
-    assert ignore.ci == stats.proportion(5, 9, unit="share", direction="lower").ci
+    assert ignore.ci == estimates.proportion(5, 9, unit="share", direction="lower").ci
     assert metrics["attack.latent.success.classifier_accuracy"].n == 1000
 
 
@@ -267,7 +267,7 @@ def test_without_a_valid_pair_the_rates_are_neither_0_nor_1() -> None:
 @pytest.mark.parametrize(("right", "n"), [(310, 1000), (595, 1000), (3, 3), (0, 0)])
 def test_a_classifier_that_cannot_tell_makes_the_rates_inconclusive_and_says_why(right: int, n: int) -> None:
     # 0.6 is halfway from a commonest class of 0.2 to 1; three right answers of three are no proof of it.
-    unsure = Judge(AsLabelled(), stats.proportion(right, n, unit="share", direction="none"), 0.2, "one")
+    unsure = Judge(AsLabelled(), estimates.proportion(right, n, unit="share", direction="none"), 0.2, "one")
     found = class_success_of({"src": [0, 1], "tgt": [1, 0], "clean_recon_class": [0, 1], "adv_recon_class": [1, 0]})
     rate = summarise_classes(found, unsure, prefix="attack.latent")["attack.latent.success.target"]
     assert (rate.value, rate.ci, rate.n) == (None, None, 2)
@@ -314,7 +314,7 @@ def test_each_pair_needs_its_labels() -> None:
 @pytest.fixture(scope="module")
 def sprites() -> tuple[Any, Pick, NDArray[np.int64], NDArray[np.int64]]:
     """The bundled model, its images, and two labels of theirs: whether they lie left or right, and nothing at all."""
-    examples = Path(__file__).parents[1] / "examples"
+    examples = Path(__file__).parents[3] / "examples"
     vae = open_model(examples / "shapes-beta1.safetensors").vae
     data = fit(read(examples / "shapes.npz"), input_shape=tuple(vae.input_shape), data_range=vae.range)
     assert data.factors is not None

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 
 import vaeaudit
-from vaeaudit.report.latents import ActiveEntry, FigureEntry, LatentsEntry, UnitEntry
+from vaeaudit.checks.latents.entry import ActiveEntry, FigureEntry, LatentsEntry, UnitEntry
 from vaeaudit.report.model import json_schema
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 MODEL, DATA = EXAMPLES / "shapes-beta1.safetensors", EXAMPLES / "shapes.npz"
 # Linear models of 4x4 images: of 90 units, a chain of two layers, and continuous units beside a class of three.
 ADAPTER = """

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from vaeaudit.checks import decomposition
-from vaeaudit.checks.decomposition import Decomposition, decompose, log_density, log_mixture, unit_kl
-from vaeaudit.checks.encodings import Encodings
+from vaeaudit.checks.latents import decomposition
+from vaeaudit.checks.latents.decomposition import Decomposition, decompose, log_density, log_mixture, unit_kl
 from vaeaudit.errors import ConfigError, ContractError, NonFiniteError
+from vaeaudit.subject.encodings import Encodings
 
 ALL = torch.arange
 

@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from vaeaudit import DiagonalGaussian, GaussianChain, GaussianLikelihood
-from vaeaudit.checks.encodings import Encodings
-from vaeaudit.checks.latents import LatentsResult, latents
-from vaeaudit.checks.summary_latents import summarise_latents
-from vaeaudit.checks.traversal import aggregate_quantiles, traverse
+from vaeaudit.checks.latents.measure import LatentsResult, latents
+from vaeaudit.checks.latents.metrics import summarise_latents
+from vaeaudit.checks.latents.traversal import aggregate_quantiles, traverse
 from vaeaudit.errors import ConfigError, DataError, NonFiniteError, UnsupportedError
-from vaeaudit.registry import open_model
-from vaeaudit.vae import Hierarchical, Posterior
+from vaeaudit.model.registry import open_model
+from vaeaudit.model.vae import Hierarchical, Posterior
+from vaeaudit.subject.encodings import Encodings
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[4] / "shared"
 BATCHES = {"VAE_mnist": 60, "btcvae_mnist": 60}  # that the recorded values were divided by
 
 

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from vaeaudit.certify.local import LocalMargin
 from vaeaudit.report.model import json_schema
-from vaeaudit.subject import _sample
+from vaeaudit.subject.opened import _sample
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 MODEL, DATA = EXAMPLES / "shapes-beta1.safetensors", EXAMPLES / "shapes.npz"
 FAST = ("--items", "2", "--draws", "100")
 
@@ -194,7 +194,7 @@ def test_margins_that_contradict_each_other_support_no_verdict(margin: Margin, m
     def overstated(*_: object) -> LocalMargin:
         return LocalMargin(*(torch.full((2,), value, dtype=torch.float64) for value in (1e3, 0.0, 0.0)))
 
-    monkeypatch.setattr("vaeaudit.checks.certified.local_margin", overstated)
+    monkeypatch.setattr("vaeaudit.checks.margin.certified.local_margin", overstated)
     done = margin("--r", "4")
     assert done.code == 5
     written = report()

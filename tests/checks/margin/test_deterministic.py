@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vaeaudit.audits.margin_record import Margins, margin_entries, margin_warnings
-from vaeaudit.checks.margin import margin, usual_radius
-from vaeaudit.checks.summary_margin import summarise_margin
+from vaeaudit.checks.margin.measure import margin, usual_radius
+from vaeaudit.checks.margin.metrics import summarise_margin
+from vaeaudit.checks.margin.record import Margins, margin_entries, margin_warnings
 from vaeaudit.errors import ConfigError, DataError, UnsupportedError
-from vaeaudit.vae import DiagonalGaussian, GaussianLikelihood
+from vaeaudit.model.vae import DiagonalGaussian, GaussianLikelihood
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +145,7 @@ def test_the_distortion_keeps_to_the_box_and_an_unbroken_item_is_censored() -> N
 
 
 def test_where_a_map_is_too_large_to_propagate_its_global_bound_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vaeaudit.checks.deterministic._MOST_NEURONS", 10)
+    monkeypatch.setattr("vaeaudit.checks.margin.deterministic._MOST_NEURONS", 10)
     (at,) = margin(Autoencoder(activation=nn.ReLU()), images(1), 0.5, parts=("certified",)).at
     assert at.certified is not None
     assert at.certified.around.isnan().all()

@@ -12,16 +12,16 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from vaeaudit.attacks.term import Progress
-from vaeaudit.audits.margin_record import Margins, margin_refusals, margin_warnings
 from vaeaudit.certify.graph import trace_encoder
 from vaeaudit.certify.theorem import pathwise_margin
-from vaeaudit.checks.certified import Certificates
-from vaeaudit.checks.margin import MarginResult, margin, usual_radius
-from vaeaudit.checks.summary_margin import summarise_margin
-from vaeaudit.draws import noise_set
+from vaeaudit.checks.margin.certified import Certificates
+from vaeaudit.checks.margin.measure import MarginResult, margin, usual_radius
+from vaeaudit.checks.margin.metrics import summarise_margin
+from vaeaudit.checks.margin.record import Margins, margin_refusals, margin_warnings
 from vaeaudit.errors import ConfigError, DataError, UnsupportedError
-from vaeaudit.vae import DiagonalGaussian, GaussianLikelihood
+from vaeaudit.model.vae import DiagonalGaussian, GaussianLikelihood
+from vaeaudit.progress import Progress
+from vaeaudit.stats.draws import noise_set
 
 CERTIFIED = ("certified",)
 

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from vaeaudit import DiagonalGaussian, GaussianLikelihood
 from vaeaudit.attacks.margin import Empirical, empirical_margin
-from vaeaudit.attacks.term import Progress
-from vaeaudit.batches import RowBatches
 from vaeaudit.errors import ConfigError, NonFiniteError
-from vaeaudit.stats import clopper_pearson
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.progress import Progress
+from vaeaudit.stats.estimates import clopper_pearson
 
 
 class Curve:

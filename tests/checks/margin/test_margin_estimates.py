@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from vaeaudit import DiagonalGaussian, GaussianLikelihood
-from vaeaudit.batches import RowBatches
-from vaeaudit.checks import estimates
-from vaeaudit.checks.estimates import FirstOrder, JacobianNorms, first_order, jacobian_norms
-from vaeaudit.checks.radius import distances, draw_distances, kept, min_radius
-from vaeaudit.data import fit
-from vaeaudit.draws import noise_set
+from vaeaudit.checks.margin import estimates
+from vaeaudit.checks.margin.estimates import FirstOrder, JacobianNorms, first_order, jacobian_norms
+from vaeaudit.checks.margin.radius import distances, draw_distances, kept, min_radius
+from vaeaudit.data.items import fit
+from vaeaudit.data.sources import read
 from vaeaudit.errors import ConfigError, ContractError, NonFiniteError, UnsupportedError
-from vaeaudit.formats import read
-from vaeaudit.registry import open_model
-from vaeaudit.vae import VAE
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.registry import open_model
+from vaeaudit.model.vae import VAE
+from vaeaudit.stats.draws import noise_set
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[4] / "shared"
 ROWS = RowBatches(512)
 
 
@@ -140,7 +140,7 @@ def test_draws_are_an_items_own_and_little_noise_is_held_at_once(
 ) -> None:
     vae = Convolutional()
     everything = draw_distances(vae, images, ROWS, draws=6, items=range(5), seed=1, check="t")
-    monkeypatch.setattr("vaeaudit.checks.radius._MOST_NUMBERS", 2 * 6 * 256)
+    monkeypatch.setattr("vaeaudit.checks.margin.radius._MOST_NUMBERS", 2 * 6 * 256)
     in_parts = draw_distances(vae, images[[4, 1, 2]], ROWS, draws=6, items=[4, 1, 2], seed=1, check="t")
     torch.testing.assert_close(in_parts, everything[:, [4, 1, 2]], rtol=1e-12, atol=0)
 

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 import vaeaudit
-from vaeaudit.report.mig import GapsEntry, HeldEntry, MigEntry, mig_table
+from vaeaudit.checks.mig.entry import GapsEntry, HeldEntry, MigEntry, mig_table
 from vaeaudit.report.model import json_schema
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 MODEL, DATA = EXAMPLES / "shapes-beta1.safetensors", EXAMPLES / "shapes.npz"
 ADAPTER = """
 import torch

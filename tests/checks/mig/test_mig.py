@@ -10,19 +10,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaeaudit.attacks.term import Progress
-from vaeaudit.chain import GaussianChain
-from vaeaudit.checks.encodings import Encodings, encodings
-from vaeaudit.checks.information import Membership, categorical_shares, code_shares, gaussian_shares
-from vaeaudit.checks.mig import ESTIMATORS, MigResult, mig
-from vaeaudit.checks.summary_mig import summarise_mig
-from vaeaudit.data import Data, fit
+from vaeaudit.checks.mig.information import Membership, categorical_shares, code_shares, gaussian_shares
+from vaeaudit.checks.mig.measure import ESTIMATORS, MigResult, mig
+from vaeaudit.checks.mig.metrics import summarise_mig
+from vaeaudit.data.items import Data, fit
+from vaeaudit.data.sources import read
 from vaeaudit.errors import ConfigError, DataError, UnsupportedError
-from vaeaudit.formats import read
-from vaeaudit.registry import open_model
-from vaeaudit.vae import DiagonalGaussian
+from vaeaudit.model.chain import GaussianChain
+from vaeaudit.model.registry import open_model
+from vaeaudit.model.vae import DiagonalGaussian
+from vaeaudit.progress import Progress
+from vaeaudit.subject.encodings import Encodings, encodings
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[4] / "shared"
 
 
 class Direct:

@@ -13,13 +13,13 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
+from vaeaudit.checks.noise import figures as figures_noise
+from vaeaudit.checks.noise.entry import NoiseEntry, NoiseLevelEntry
 from vaeaudit.cli.common import Reporter
-from vaeaudit.report import figures_noise
-from vaeaudit.report.entry import MetricEntry
+from vaeaudit.layout.entry import MetricEntry
 from vaeaudit.report.model import json_schema
-from vaeaudit.report.noise import NoiseEntry, NoiseLevelEntry
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 MODEL, DATA = EXAMPLES / "shapes-beta1.safetensors", EXAMPLES / "shapes.npz"
 
 

@@ -11,22 +11,22 @@ import torch
 from torch import Tensor
 
 from vaeaudit import BernoulliLogits, BernoulliProbabilities, DiagonalGaussian, GaussianLikelihood
-from vaeaudit.attacks.term import Progress
-from vaeaudit.audits.base import metric_entry
-from vaeaudit.audits.noise import _doubts
-from vaeaudit.checks import noise as module
-from vaeaudit.checks.noise import SIGMAS, NoiseResult, noise, over_draws
+from vaeaudit.checks.noise import measure as module
+from vaeaudit.checks.noise.entry import NOISE_LEGEND
+from vaeaudit.checks.noise.measure import SIGMAS, NoiseResult, noise, over_draws
+from vaeaudit.checks.noise.metrics import summarise_noise
+from vaeaudit.checks.noise.run import _doubts
+from vaeaudit.checks.record import metric_entry
 from vaeaudit.checks.relative import near_zero, remark, share_of
-from vaeaudit.checks.summary_noise import summarise_noise
-from vaeaudit.data import fit
-from vaeaudit.draws import noise_set
+from vaeaudit.data.items import fit
+from vaeaudit.data.sources import read
 from vaeaudit.errors import ConfigError, DataError, InputError
-from vaeaudit.formats import read
-from vaeaudit.registry import open_model
-from vaeaudit.report.noise import NOISE_LEGEND
-from vaeaudit.vae import VAE
+from vaeaudit.model.registry import open_model
+from vaeaudit.model.vae import VAE
+from vaeaudit.progress import Progress
+from vaeaudit.stats.draws import noise_set
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[4] / "shared"
 
 
 class Scaled:

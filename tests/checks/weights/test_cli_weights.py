@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from vaeaudit.checks.weights.entry import PartEntry, TensorEntry, WeightsEntry
 from vaeaudit.cli.common import Reporter
 from vaeaudit.report.model import json_schema
-from vaeaudit.report.weights import PartEntry, TensorEntry, WeightsEntry
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 MODEL, OTHER = EXAMPLES / "shapes-beta8.safetensors", EXAMPLES / "shapes-beta1.safetensors"
 
 

@@ -16,18 +16,18 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
-from vaeaudit.attacks.term import Progress
-from vaeaudit.checks import spectral
-from vaeaudit.checks.spectral import GRAM, LANCZOS, measured_norms, row_blocks
-from vaeaudit.checks.summary_weights import summarise_weights
-from vaeaudit.checks.ties import Weight
-from vaeaudit.checks.weights import PARTS, WeightsResult, assign, weights
+from vaeaudit.checks.weights import spectral
+from vaeaudit.checks.weights.measure import PARTS, WeightsResult, assign, weights
+from vaeaudit.checks.weights.metrics import summarise_weights
+from vaeaudit.checks.weights.spectral import GRAM, LANCZOS, measured_norms, row_blocks
+from vaeaudit.checks.weights.stored import read_weights, weight_parts
+from vaeaudit.checks.weights.ties import Weight
 from vaeaudit.errors import AdapterError, CheckpointError, ConfigError, NonFiniteError, TrustError
-from vaeaudit.registry import Adapter, find_adapter, open_model
-from vaeaudit.weight_files import read_weights, weight_parts
+from vaeaudit.model.registry import Adapter, find_adapter, open_model
+from vaeaudit.progress import Progress
 
-ROOT = Path(__file__).parents[1]
-SHARED = Path(__file__).parents[2] / "shared"
+ROOT = Path(__file__).parents[3]
+SHARED = Path(__file__).parents[4] / "shared"
 Tensors = dict[str, Tensor]
 
 
@@ -215,7 +215,7 @@ BIG = """
 import sys
 from pathlib import Path
 from vaeaudit.checks.weights import weights
-from vaeaudit.weight_files import read_weights
+from vaeaudit.checks.weights.stored import read_weights
 
 def peak():  # of this program alone: getrusage counts the one that started it as well
     return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])

@@ -16,13 +16,14 @@ from vaeaudit.attacks.directions import pull_back, pullback_directions, random_s
 from vaeaudit.attacks.objectives import Objective
 from vaeaudit.attacks.probes import Found
 from vaeaudit.attacks.signs import DIRECTIONS, Signs, signs_of
-from vaeaudit.attacks.term import DataTerm, GoOn, Progress, Term, always
-from vaeaudit.batches import RowBatches
-from vaeaudit.checks.inputs import box_of, check_items, check_pairs, check_size, require_finite_outputs
-from vaeaudit.draws import noise_set
+from vaeaudit.attacks.term import DataTerm, Term
 from vaeaudit.errors import ConfigError, nearest
-from vaeaudit.ranges import Range
-from vaeaudit.vae import VAE
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.ranges import Range
+from vaeaudit.model.vae import VAE
+from vaeaudit.progress import GoOn, Progress, always
+from vaeaudit.stats.draws import noise_set
+from vaeaudit.subject.inputs import box_of, check_items, check_pairs, check_size, require_finite_outputs
 
 CAPPED_MODES = ("damage", "untargeted", "latent-side", "worst")
 # What "worst" takes the worst of, besides the damage attack itself and two that follow no gradient.

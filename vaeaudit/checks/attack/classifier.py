@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaeaudit import stats
-from vaeaudit.batches import RowBatches
-from vaeaudit.checks.inputs import require_finite
-from vaeaudit.draws import uniform
 from vaeaudit.errors import ConfigError, ContractError, DataError, NonFiniteError
-from vaeaudit.stats import Measurement
-from vaeaudit.vae import VAE, reconstruct
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.vae import VAE, reconstruct
+from vaeaudit.stats import estimates
+from vaeaudit.stats.draws import uniform
+from vaeaudit.stats.estimates import Measurement
+from vaeaudit.subject.inputs import require_finite
 
 # images(items) -> (len(items), *input_shape), in the dtype and on the device of the model
 Images = Callable[[Sequence[int]], Tensor]
@@ -189,7 +189,7 @@ def _tried(
         found = classes_of(classifier, x, batch_size=rows.size if rows else None).cpu().numpy()
         right = int((found == labels[held_out]).sum())
         commonest = float(np.unique(labels[held_out], return_counts=True)[1].max()) / len(held_out)
-    accuracy = stats.proportion(right, len(held_out), unit="share", direction="none")
+    accuracy = estimates.proportion(right, len(held_out), unit="share", direction="none")
     return Judge(classifier, accuracy, commonest, how, warned)
 
 

@@ -4,10 +4,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from vaeaudit.ranges import span_text
-from vaeaudit.report.entry import Entry, Number
-from vaeaudit.report.section import Section, Shown, Table, number
-from vaeaudit.settings import Range
+from vaeaudit.layout.entry import Entry, Number
+from vaeaudit.layout.section import Section, Shown, Table, number
+from vaeaudit.model.ranges import span_text
+from vaeaudit.settings.sections import Range
 
 _CLASSES = (
     "reached, left / valid: of the attacks whose clean reconstruction has the source's class, how many end in the "

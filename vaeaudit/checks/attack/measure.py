@@ -15,14 +15,15 @@ from vaeaudit.attacks.search import Effort
 from vaeaudit.attacks.signs import DIRECTIONS, Signs, signs_of
 from vaeaudit.attacks.similarity import DRAWING
 from vaeaudit.attacks.sweep import PENALTIES, Sweep, geometric_lambdas, sweep
-from vaeaudit.attacks.term import DataTerm, GoOn, Term, always
-from vaeaudit.batches import RowBatches
-from vaeaudit.checks.inputs import box_of, check_pairs, check_size, require_finite_outputs
-from vaeaudit.draws import noise_set
+from vaeaudit.attacks.term import DataTerm, Term
 from vaeaudit.errors import ConfigError, DataError, nearest
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.ranges import Range
+from vaeaudit.model.vae import VAE, Chain
 from vaeaudit.optim.lbfgsb import Stopping
-from vaeaudit.ranges import Range
-from vaeaudit.vae import VAE, Chain
+from vaeaudit.progress import GoOn, always
+from vaeaudit.stats.draws import noise_set
+from vaeaudit.subject.inputs import box_of, check_pairs, check_size, require_finite_outputs
 
 MODES = ("latent", "output")
 _MOST_LAMBDAS = 10_000  # more would not tell anything about the curve

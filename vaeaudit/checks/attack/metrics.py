@@ -7,14 +7,14 @@ beside the objective, or at the chosen lambda, may move either way.
 
 from dataclasses import replace
 
-from vaeaudit import stats
 from vaeaudit.attacks.signs import Sign, Signs
-from vaeaudit.checks.attack import AttackResult
-from vaeaudit.checks.capped import CappedResult
+from vaeaudit.checks.attack.capped import CappedResult
+from vaeaudit.checks.attack.measure import AttackResult
+from vaeaudit.checks.likeness import ms_ssim
 from vaeaudit.checks.relative import share_of
-from vaeaudit.likeness import ms_ssim
-from vaeaudit.ranges import Range
-from vaeaudit.stats import Measurement
+from vaeaudit.model.ranges import Range
+from vaeaudit.stats import estimates
+from vaeaudit.stats.estimates import Measurement
 
 # Signs that the values themselves are amiss: not finite, other when computed again, or fitted to the search's noise.
 _DISTRUSTED = (Sign.NOT_FINITE, Sign.NOT_REPEATABLE, Sign.ABOVE_ZERO)
@@ -41,11 +41,13 @@ def summarise(result: AttackResult) -> dict[str, Measurement]:
     }
     prefix = f"attack.{result.mode}"
     metrics = {
-        f"{prefix}.{name}.median": stats.median(values.tolist(), unit=of, direction=direction)
+        f"{prefix}.{name}.median": estimates.median(values.tolist(), unit=of, direction=direction)
         for name, (values, of, direction) in summaries.items()
     }
-    support = stats.NOT_NEGATIVE if result.objective.nonnegative else stats.ANY  # penalties are never negative
-    metrics[f"{prefix}.delta.mean"] = stats.mean(result.delta.tolist(), unit=unit, direction="higher", support=support)
+    support = estimates.NOT_NEGATIVE if result.objective.nonnegative else estimates.ANY  # penalties are never negative
+    metrics[f"{prefix}.delta.mean"] = estimates.mean(
+        result.delta.tolist(), unit=unit, direction="higher", support=support
+    )
     if _trusted(result.signs):
         for name in (f"{prefix}.delta.median", f"{prefix}.delta.mean"):
             metrics[name] = replace(metrics[name], search="lowers")
@@ -74,9 +76,9 @@ def summarise_capped(result: CappedResult) -> dict[str, Measurement]:
             "relative_degradation": (share_of(lost, result.zero_nll), "share"),
         }
         for figure, (values, unit) in columns.items():
-            metrics[f"{name}.{figure}.median"] = stats.median(values.tolist(), unit=unit, direction="lower")
-        metrics[f"{name}.damage.mean"] = stats.mean(
-            result.damage[:, place].tolist(), unit="input units", direction="lower", support=stats.NOT_NEGATIVE
+            metrics[f"{name}.{figure}.median"] = estimates.median(values.tolist(), unit=unit, direction="lower")
+        metrics[f"{name}.damage.mean"] = estimates.mean(
+            result.damage[:, place].tolist(), unit="input units", direction="lower", support=estimates.NOT_NEGATIVE
         )
         if result.mode in _DAMAGING and _trusted(result.signs):
             for key in (f"{name}.damage.median", f"{name}.damage.mean"):
@@ -88,7 +90,7 @@ def summarise_likeness(result: CappedResult, data_range: Range) -> dict[str, Mea
     """MS-SSIM of inputs with adversarial inputs, and of their reconstructions (Kuzina et al. 2022), for each cap.
 
     An attack that is not seen leaves the first near 1; one that changes nothing leaves the second there. Raises what
-    :func:`vaeaudit.likeness.ms_ssim` does.
+    :func:`vaeaudit.checks.likeness.ms_ssim` does.
     """
     metrics: dict[str, Measurement] = {}
     for place, cap in enumerate(result.found.caps.tolist()):
@@ -98,7 +100,7 @@ def summarise_likeness(result: CappedResult, data_range: Range) -> dict[str, Mea
         }
         for side, (clean, attacked, direction) in sides.items():
             likeness = ms_ssim(clean, attacked, data_range)
-            measured = stats.median(likeness.value.tolist(), unit="share", direction=direction)
+            measured = estimates.median(likeness.value.tolist(), unit="share", direction=direction)
             name = f"attack.{result.mode}.{result.found.norm}-{cap:.4g}.ms_ssim_{side}.median"
             metrics[name] = replace(measured, estimator=f"{likeness.estimator}; {measured.estimator}")
     return metrics

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vaeaudit.data import Data, Factors
-from vaeaudit.draws import uniform
+from vaeaudit.data.items import Data, Factors
 from vaeaudit.errors import ConfigError, DataError, clipped, listed, nearest
+from vaeaudit.stats.draws import uniform
 
 _ATTEMPTS = 1000  # draws, or sources, that are tried for one pair
 _CELL_ATTEMPTS = 10_000  # pairs of items that are tried for one pair of labels

@@ -8,17 +8,18 @@ from torch import Tensor
 
 from vaeaudit.attacks.left import MOST
 from vaeaudit.attacks.signs import Sign
-from vaeaudit.audits.base import Drawing, Row, array, number
-from vaeaudit.checks.attack import AttackResult
-from vaeaudit.checks.capped import CappedResult
-from vaeaudit.checks.success import ClassTable
+from vaeaudit.checks.attack.capped import CappedResult
+from vaeaudit.checks.attack.entry import AttackEntry, CapEntry, CappedEntry, CappedItemEntry, ClassTableEntry, PairEntry
+from vaeaudit.checks.attack.figures import attack_panel, damage_curves, distortion_curves
+from vaeaudit.checks.attack.measure import AttackResult
+from vaeaudit.checks.attack.pairs import Pairs
+from vaeaudit.checks.attack.success import ClassTable
+from vaeaudit.checks.record import Drawing, Row, array, number
+from vaeaudit.layout.figures import PANEL_ROWS, as_images
+from vaeaudit.model.ranges import Range
 from vaeaudit.optim.lbfgsb import Status
-from vaeaudit.pairs import Pairs
-from vaeaudit.ranges import Range
-from vaeaudit.report.attack import AttackEntry, CapEntry, CappedEntry, CappedItemEntry, ClassTableEntry, PairEntry
-from vaeaudit.report.figures import PANEL_ROWS, as_images, attack_panel, damage_curves, distortion_curves
-from vaeaudit.stats import Measurement
-from vaeaudit.subject import Subject
+from vaeaudit.stats.estimates import Measurement
+from vaeaudit.subject.opened import Subject
 
 _CLAMP = "log-variance"  # the finding of doctor that tells of a clamp
 

@@ -9,10 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaeaudit import pairs as choice
 from vaeaudit.attacks.objectives import Objective
-from vaeaudit.attacks.term import GoOn
-from vaeaudit.audits.attack_record import (
+from vaeaudit.checks.attack import pairs as choice
+from vaeaudit.checks.attack.capped import CAPPED_MODES, CappedResult, capped_attack
+from vaeaudit.checks.attack.classifier import Judge, judge
+from vaeaudit.checks.attack.measure import AttackResult, attack
+from vaeaudit.checks.attack.metrics import summarise, summarise_capped, summarise_likeness
+from vaeaudit.checks.attack.pairs import Pairs
+from vaeaudit.checks.attack.record import (
     Outcome,
     attack_drawings,
     attack_entry,
@@ -24,20 +28,16 @@ from vaeaudit.audits.attack_record import (
     doubts,
     sign_warnings,
 )
-from vaeaudit.audits.base import Record, without_pictures
-from vaeaudit.batches import RowBatches
-from vaeaudit.checks.attack import AttackResult, attack
-from vaeaudit.checks.capped import CAPPED_MODES, CappedResult, capped_attack
-from vaeaudit.checks.classifier import Judge, judge
-from vaeaudit.checks.inputs import require_finite_outputs
+from vaeaudit.checks.attack.success import class_success, factor_success, summarise_classes, summarise_factor
+from vaeaudit.checks.record import Record, without_pictures
 from vaeaudit.checks.relative import remark
-from vaeaudit.checks.success import class_success, factor_success, summarise_classes, summarise_factor
-from vaeaudit.checks.summary import summarise, summarise_capped, summarise_likeness
 from vaeaudit.errors import UnsupportedError, VaeauditError
-from vaeaudit.pairs import Pairs
-from vaeaudit.ranges import widths
-from vaeaudit.stats import Measurement
-from vaeaudit.subject import Subject
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.ranges import widths
+from vaeaudit.progress import GoOn
+from vaeaudit.stats.estimates import Measurement
+from vaeaudit.subject.inputs import require_finite_outputs
+from vaeaudit.subject.opened import Subject
 
 _L2_CAPS = (0.5, 1.0, 2.0)
 _LINF_CAPS = (2 / 255, 8 / 255, 16 / 255)  # of the range; the budgets of attacks on latent-diffusion encoders

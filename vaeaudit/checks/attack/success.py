@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaeaudit import stats
-from vaeaudit.batches import RowBatches
-from vaeaudit.checks.classifier import Classifier, Images, Judge, classes_of
+from vaeaudit.checks.attack.classifier import Classifier, Images, Judge, classes_of
 from vaeaudit.errors import DataError, NonFiniteError
-from vaeaudit.stats import Measurement
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.stats import estimates
+from vaeaudit.stats.estimates import Measurement
 
 _MOST_NUMBERS = 2**22  # of grid images, and of distances, held at once
 _MOST_ROWS = 1024
@@ -186,7 +186,9 @@ class ClassTable:
 
     def _per_source(self, counts: NDArray[np.int64]) -> tuple[Measurement, ...]:
         return tuple(
-            stats.mean_proportion(np.delete(k, i).tolist(), np.delete(n, i).tolist(), unit="share", direction="lower")
+            estimates.mean_proportion(
+                np.delete(k, i).tolist(), np.delete(n, i).tolist(), unit="share", direction="lower"
+            )
             for i, (k, n) in enumerate(zip(counts, self.valid, strict=True))
         )
 
@@ -245,7 +247,7 @@ class ClassSuccess:
         return ClassTable(tuple(classes.tolist()), *counted)
 
     def _rate(self, which: Tensor) -> Measurement:
-        return stats.proportion(int(which.sum()), int(self.valid.sum()), unit="share", direction="lower")
+        return estimates.proportion(int(which.sum()), int(self.valid.sum()), unit="share", direction="lower")
 
 
 def class_success(
@@ -309,13 +311,13 @@ def summarise_factor(success: FactorSuccess, *, prefix: str) -> dict[str, Measur
         )
 
     def rate(hits: Tensor, direction: str) -> Measurement:
-        return stats.proportion(int(hits.sum()), len(hits), unit="share", direction=direction)
+        return estimates.proportion(int(hits.sum()), len(hits), unit="share", direction=direction)
 
     return {
         f"{prefix}.success.factor": _unless(success.fault, rate(success.success, "lower")),
         f"{prefix}.success.factor_at_source": rate(success.at_source, "none"),
         f"{prefix}.success.factor_at_target": rate(success.at_target, "none"),
-        f"{prefix}.progress.median": stats.median(success.progress.tolist(), unit="share", direction="lower"),
+        f"{prefix}.progress.median": estimates.median(success.progress.tolist(), unit="share", direction="lower"),
     }
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.term import GoOn, Progress, always
-from vaeaudit.checks.encodings import Encodings
-from vaeaudit.draws import noise_set, uniform
 from vaeaudit.errors import ConfigError, ContractError, NonFiniteError, nearest
+from vaeaudit.progress import GoOn, Progress, always
+from vaeaudit.stats.draws import noise_set, uniform
+from vaeaudit.subject.encodings import Encodings
 
 ESTIMATORS = ("exact", "stratified")
 _PAIRS = 3 * 10**8  # densities of one unit of one item that are evaluated by default: a few seconds on a CPU
@@ -40,7 +40,7 @@ class Decomposition:
     """The parts of the mean KL of ``n`` items, estimated at ``points`` draws z ~ q(z|x).
 
     ``kl`` is the closed form, in nats. ``units`` are the terms of the dimension-wise KL, (units,) float64 in the order
-    of :class:`vaeaudit.checks.encodings.Encodings`, and ``units_error`` their standard errors. With the estimator
+    of :class:`vaeaudit.subject.encodings.Encodings`, and ``units_error`` their standard errors. With the estimator
     "exact" the parts sum to ``kl`` but for rounding; ``estimator`` tells it in words, and ``biased`` whether log q(z)
     is too small on average, as with minibatches.
     """

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from vaeaudit.ranges import Range
-from vaeaudit.report.figures import Array, draw_image, scale, to_png
+from vaeaudit.layout.figures import Array, draw_image, scale, to_png
+from vaeaudit.model.ranges import Range
 
 _LABELLED = 64  # most bars with a label of their own
 _LINEAR = 100.0  # largest ratio of bars for which a linear scale shows all of them

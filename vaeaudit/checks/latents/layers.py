@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaeaudit.checks.decomposition import log_density, require_alike, unit_kl
-from vaeaudit.checks.encodings import Encodings
+from vaeaudit.checks.latents.decomposition import log_density, require_alike, unit_kl
 from vaeaudit.errors import ContractError, UnsupportedError
-from vaeaudit.vae import VAE, Chain, DiagonalGaussian, Hierarchical, Posterior
+from vaeaudit.model.vae import VAE, Chain, DiagonalGaussian, Hierarchical, Posterior
+from vaeaudit.subject.encodings import Encodings
 
 _COLUMNS = 64  # units whose moments over all items are computed at once
 
@@ -131,7 +131,7 @@ def hierarchy(vae: VAE, q: Chain) -> Hierarchy:
     if not isinstance(vae, Hierarchical):
         raise UnsupportedError(
             "the KL of a chain of stochastic layers needs p(z^i|z^(i+1)) of each layer, which this model lacks; "
-            "give it the method conditional_priors of vaeaudit.vae.Hierarchical"
+            "give it the method conditional_priors of vaeaudit.model.vae.Hierarchical"
         )
     eta = torch.zeros(1, 1, *q.noise_shape, dtype=q.mean.dtype, device=q.mean.device)
     posteriors, priors = q.conditionals(eta), vae.conditional_priors(q.sample(eta[0]))

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.term import GoOn, Progress, always
-from vaeaudit.batches import RowBatches
-from vaeaudit.checks.decomposition import Decomposition, decompose, unit_kl
-from vaeaudit.checks.encodings import Encodings, Images, count_of, numbers_of, units_of
-from vaeaudit.checks.inputs import box_of, check_items, route_of
-from vaeaudit.checks.layers import Layer, hierarchy, layers_of_chain, of_chain, only_layer
-from vaeaudit.divergence import to_prior
-from vaeaudit.draws import noise_set
+from vaeaudit.checks.latents.decomposition import Decomposition, decompose, unit_kl
+from vaeaudit.checks.latents.layers import Layer, hierarchy, layers_of_chain, of_chain, only_layer
 from vaeaudit.errors import ConfigError, NonFiniteError, UnsupportedError
-from vaeaudit.ranges import Range
-from vaeaudit.vae import VAE, Chain, Posterior
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.divergence import to_prior
+from vaeaudit.model.ranges import Range
+from vaeaudit.model.vae import VAE, Chain, Posterior
+from vaeaudit.progress import GoOn, Progress, always
+from vaeaudit.stats.draws import noise_set
+from vaeaudit.subject.encodings import Encodings, Images, count_of, numbers_of, units_of
+from vaeaudit.subject.inputs import box_of, check_items, route_of
 
 _KL_DRAWS = 64  # of z for each item, at least, where a KL without a closed form is estimated: no decoder is run
 
@@ -113,12 +113,12 @@ def latents(
     """ELBO, KL by unit and layer, and mutual information + total correlation + dimension-wise KL.
 
     Args:
-        vae: the model; a chain must be :class:`vaeaudit.vae.Hierarchical`.
+        vae: the model; a chain must be :class:`vaeaudit.model.vae.Hierarchical`.
         x: the items, (n, *input_shape), or what gives those of any numbers out of ``items``; each is asked for once.
         n: how many; all of a tensor where None.
         items: their numbers, by which draws are keyed; 0 to n - 1 where None.
         draws: of z for each item, keyed by its number; 0 leaves the decoder, and with it the ELBO, out.
-        estimator: of q(z), "exact" or "stratified"; see :func:`vaeaudit.checks.decomposition.decompose`.
+        estimator: of q(z), "exact" or "stratified"; see :func:`vaeaudit.checks.latents.decomposition.decompose`.
         points: at how many draws of z the mixture is evaluated; by size where None.
         batch: items of a minibatch, for "stratified".
         data_range: range of the items; the model's own where None.

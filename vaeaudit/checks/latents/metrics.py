@@ -6,11 +6,11 @@ from dataclasses import replace
 from scipy import stats as distributions
 from torch import Tensor
 
-from vaeaudit import stats
-from vaeaudit.checks.decomposition import Estimate
-from vaeaudit.checks.latents import LatentsResult
-from vaeaudit.checks.layers import Layer
-from vaeaudit.stats import Measurement
+from vaeaudit.checks.latents.decomposition import Estimate
+from vaeaudit.checks.latents.layers import Layer
+from vaeaudit.checks.latents.measure import LatentsResult
+from vaeaudit.stats import estimates
+from vaeaudit.stats.estimates import Measurement
 
 ACTIVE = 0.01  # the threshold of both criteria: nats, and squared latent units
 _NAMED = 64  # most units of a layer that have metrics of their own
@@ -33,11 +33,13 @@ def summarise_latents(
     columns = {name: values for name, values in every.items() if values is not None}
     metrics: dict[str, Measurement] = {}
     for name, values in columns.items():
-        support = stats.NOT_NEGATIVE if name == "kl" else stats.ANY
-        metrics[f"latents.{name}.mean"] = stats.mean(
+        support = estimates.NOT_NEGATIVE if name == "kl" else estimates.ANY
+        metrics[f"latents.{name}.mean"] = estimates.mean(
             values.tolist(), unit="nats", direction="none", level=level, support=support
         )
-        metrics[f"latents.{name}.median"] = stats.median(values.tolist(), unit="nats", direction="none", level=level)
+        metrics[f"latents.{name}.median"] = estimates.median(
+            values.tolist(), unit="nats", direction="none", level=level
+        )
         if name != "log_likelihood" and result.kl_estimator is not None:
             for which in (f"latents.{name}.mean", f"latents.{name}.median"):
                 metrics[which] = replace(metrics[which], estimator=f"{metrics[which].estimator}; {result.kl_estimator}")
@@ -45,15 +47,15 @@ def summarise_latents(
         prefix = "latents"
         if len(result.layers) > 1:
             prefix = f"latents.layer{layer.number}"
-            metrics[f"{prefix}.kl.mean"] = stats.mean(
-                layer.item_kl.tolist(), unit="nats", direction="none", level=level, support=stats.NOT_NEGATIVE
+            metrics[f"{prefix}.kl.mean"] = estimates.mean(
+                layer.item_kl.tolist(), unit="nats", direction="none", level=level, support=estimates.NOT_NEGATIVE
             )
         metrics |= _units(prefix, layer, result.n, threshold, level)
     if (parts := result.decomposition) is not None:
         for name, estimate, support in (
             ("mutual_information", parts.mutual_information, (0.0, math.log(parts.n))),
-            ("total_correlation", parts.total_correlation, stats.NOT_NEGATIVE),
-            ("dimension_wise_kl", parts.dimension_wise, stats.NOT_NEGATIVE),
+            ("total_correlation", parts.total_correlation, estimates.NOT_NEGATIVE),
+            ("dimension_wise_kl", parts.dimension_wise, estimates.NOT_NEGATIVE),
         ):
             metrics[f"latents.{name}"] = replace(
                 estimated(estimate, parts.n, level, support), estimator=f"{parts.estimator}; n counts items"
@@ -100,7 +102,9 @@ def _active(values: Tensor, errors: Tensor, words: str, n: int, threshold: float
     )
 
 
-def estimated(estimate: Estimate, n: int, level: float, support: stats.Support = stats.NOT_NEGATIVE) -> Measurement:
+def estimated(
+    estimate: Estimate, n: int, level: float, support: estimates.Support = estimates.NOT_NEGATIVE
+) -> Measurement:
     """A mean in nats over ``n`` items with its Student t interval, where there are degrees of freedom for one.
 
     What the figure can be is its ``support``; no KL is below 0.
@@ -110,7 +114,7 @@ def estimated(estimate: Estimate, n: int, level: float, support: stats.Support =
     finite = math.isfinite(estimate.value)
     return Measurement(
         value=estimate.value if finite else None,
-        ci=stats.cut((estimate.value - half, estimate.value + half), estimate.value, support)
+        ci=estimates.cut((estimate.value - half, estimate.value + half), estimate.value, support)
         if known and finite
         else None,
         level=level,

@@ -8,20 +8,20 @@ from functools import partial
 import numpy as np
 from scipy import stats as distributions
 
-from vaeaudit import stats
-from vaeaudit.audits.base import Drawing, Row, array, number
-from vaeaudit.checks.decomposition import Estimate, unit_kl
-from vaeaudit.checks.encodings import Encodings, units_of
-from vaeaudit.checks.latents import LatentsResult
-from vaeaudit.checks.layers import Layer
-from vaeaudit.checks.summary_latents import ACTIVE, estimated, summarise_latents
-from vaeaudit.checks.traversal import Traversal
-from vaeaudit.ranges import Range
-from vaeaudit.report.figures import as_images
-from vaeaudit.report.figures_latents import Bars, kl_bars, traversal_panel
-from vaeaudit.report.latents import SHOWN, ActiveEntry, FigureEntry, LatentsEntry, UnitEntry
-from vaeaudit.stats import Measurement
-from vaeaudit.vae import Posterior
+from vaeaudit.checks.latents.decomposition import Estimate, unit_kl
+from vaeaudit.checks.latents.entry import SHOWN, ActiveEntry, FigureEntry, LatentsEntry, UnitEntry
+from vaeaudit.checks.latents.figures import Bars, kl_bars, traversal_panel
+from vaeaudit.checks.latents.layers import Layer
+from vaeaudit.checks.latents.measure import LatentsResult
+from vaeaudit.checks.latents.metrics import ACTIVE, estimated, summarise_latents
+from vaeaudit.checks.latents.traversal import Traversal
+from vaeaudit.checks.record import Drawing, Row, array, number
+from vaeaudit.layout.figures import as_images
+from vaeaudit.model.ranges import Range
+from vaeaudit.model.vae import Posterior
+from vaeaudit.stats import estimates
+from vaeaudit.stats.estimates import Measurement
+from vaeaudit.subject.encodings import Encodings, units_of
 
 _LEVEL = 0.95
 
@@ -114,7 +114,7 @@ def _evidence(found: Latents) -> Iterator[FigureEntry]:
     for name, values in columns.items():
         exact = values.double()
         error = float(exact.std()) / math.sqrt(result.n)
-        support = stats.NOT_NEGATIVE if name.startswith("KL") else stats.ANY
+        support = estimates.NOT_NEGATIVE if name.startswith("KL") else estimates.ANY
         mean = estimated(Estimate(float(exact.mean()), error, result.n - 1), result.n, _LEVEL, support)
         yield _shown(name, mean, error)
 

@@ -4,20 +4,14 @@ from collections.abc import Iterator
 
 import torch
 
-from vaeaudit.attacks.term import GoOn
-from vaeaudit.audits.base import Record, without_pictures
-from vaeaudit.audits.latents_record import (
-    Latents,
-    latents_drawings,
-    latents_entry,
-    latents_rows,
-    most_informative,
-)
-from vaeaudit.checks.latents import LatentsResult, latents
-from vaeaudit.checks.summary_latents import summarise_latents
-from vaeaudit.checks.traversal import Traversal, traverse
-from vaeaudit.draws import uniform
-from vaeaudit.subject import Subject
+from vaeaudit.checks.latents.measure import LatentsResult, latents
+from vaeaudit.checks.latents.metrics import summarise_latents
+from vaeaudit.checks.latents.record import Latents, latents_drawings, latents_entry, latents_rows, most_informative
+from vaeaudit.checks.latents.traversal import Traversal, traverse
+from vaeaudit.checks.record import Record, without_pictures
+from vaeaudit.progress import GoOn
+from vaeaudit.stats.draws import uniform
+from vaeaudit.subject.opened import Subject
 
 _QUANTILES = 4096  # items whose mixture gives the quantiles: of all there are, it would take far longer than it adds
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaeaudit.batches import RowBatches
-from vaeaudit.checks.encodings import Encodings, units_of
-from vaeaudit.checks.inputs import check_items
 from vaeaudit.errors import ConfigError, UnsupportedError
-from vaeaudit.vae import VAE, Chain, DiagonalGaussian, Discrete, Hierarchical, Joint, Posterior
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.vae import VAE, Chain, DiagonalGaussian, Discrete, Hierarchical, Joint, Posterior
+from vaeaudit.subject.encodings import Encodings, units_of
+from vaeaudit.subject.inputs import check_items
 
 _REACH = 3.0  # standard deviations of the prior, or of a normal distribution whose quantiles are taken
 _HALVINGS = 40  # of the bracket of a quantile: to 1e-12 of its width
@@ -22,8 +22,8 @@ class Traversal:
     """Reconstructions along ``units``.
 
     Attributes:
-        units: numbers of the units, as in :class:`vaeaudit.checks.encodings.Encodings`; in a chain those of all layers,
-            one after another.
+        units: numbers of the units, as in :class:`vaeaudit.subject.encodings.Encodings`; in a chain those of all
+            layers, one after another.
         values: what each unit was set to, (units, steps); the number of the class of a categorical unit.
         images: the decoder's mean, (units, steps, *shape), in input units.
         span: what the values are, in words.
@@ -54,7 +54,7 @@ def traverse(
     standard deviations, in a chain those of p(z^i|z^(i+1)) at the start. A categorical unit takes its classes in turn.
 
     Args:
-        vae: the model; a chain must be :class:`vaeaudit.vae.Hierarchical`.
+        vae: the model; a chain must be :class:`vaeaudit.model.vae.Hierarchical`.
         units: numbers of the units, all continuous or all categorical with equally many classes.
         item: where to start, (*input_shape); the prior's mean where None.
         encoded: the posteriors of a data set; not of a chain, of which they are one layer.
@@ -178,7 +178,7 @@ def _prior_units(vae: VAE, origin: Tensor) -> tuple[Tensor, Tensor]:
     elif isinstance(vae.prior, Chain):
         raise UnsupportedError(
             "the prior of a chain's layers is not known; give the model the method conditional_priors of "
-            "vaeaudit.vae.Hierarchical"
+            "vaeaudit.model.vae.Hierarchical"
         )
     else:
         layers = (vae.prior,)

@@ -10,16 +10,16 @@ from functools import partial
 import torch
 from torch import Tensor, fx
 
-from vaeaudit.attacks.term import GoOn, Progress
 from vaeaudit.certify.graph import Graph, Kind, reason, trace_decoder
 from vaeaudit.certify.lipschitz import LipschitzBounds
 from vaeaudit.certify.local import Sigma, local_margin
 from vaeaudit.certify.propagation import first_norms
 from vaeaudit.certify.rewriting import name_of
 from vaeaudit.certify.theorem import global_margin
-from vaeaudit.draws import noise_set
 from vaeaudit.errors import UnsupportedError, VaeauditError
-from vaeaudit.vae import VAE
+from vaeaudit.model.vae import VAE
+from vaeaudit.progress import GoOn, Progress
+from vaeaudit.stats.draws import noise_set
 
 _TOGETHER = 4  # items certified between two questions whether to go on
 _MOST_NUMBERS = 2**22  # of noise held at once

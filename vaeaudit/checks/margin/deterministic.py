@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from vaeaudit.attacks.margin import Empirical, empirical_margin
-from vaeaudit.attacks.term import GoOn
-from vaeaudit.batches import RowBatches
 from vaeaudit.certify.graph import Graph, trace
-from vaeaudit.checks.certified import Certificates, Certified
-from vaeaudit.checks.estimates import Bars, FirstOrder, jacobian_norms
-from vaeaudit.ranges import Range
-from vaeaudit.vae import VAE, DiagonalGaussian, GaussianLikelihood
+from vaeaudit.checks.margin.certified import Certificates, Certified
+from vaeaudit.checks.margin.estimates import Bars, FirstOrder, jacobian_norms
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.ranges import Range
+from vaeaudit.model.vae import VAE, DiagonalGaussian, GaussianLikelihood
+from vaeaudit.progress import GoOn
 
 _MOST_NEURONS = 4096  # of both networks, and outputs, each of which linear bounds follow back for every item
 _ONE_UNIT = 0.5 * math.erfc(-1 / math.sqrt(2))  # Phi(1): theorem (i) with m = 1/2 then allows a move of one unit

@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
-from vaeaudit.ranges import span_text
-from vaeaudit.report.entry import Entry, Number
-from vaeaudit.report.section import Section, Shown, Table, number
-from vaeaudit.settings import Range
+from vaeaudit.layout.entry import Entry, Number
+from vaeaudit.layout.section import Section, Shown, Table, number
+from vaeaudit.model.ranges import span_text
+from vaeaudit.settings.sections import Range
 
 # What the columns of the margin table mean.
 MARGIN_LEGEND = {

@@ -18,13 +18,13 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from vaeaudit.attacks.term import GoOn, Progress, always
-from vaeaudit.batches import RowBatches
-from vaeaudit.checks.inputs import require_finite
-from vaeaudit.checks.radius import check_probability
-from vaeaudit.draws import noise_set
+from vaeaudit.checks.margin.radius import check_probability
 from vaeaudit.errors import ContractError, UnsupportedError
-from vaeaudit.vae import VAE, DiagonalGaussian
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.vae import VAE, DiagonalGaussian
+from vaeaudit.progress import GoOn, Progress, always
+from vaeaudit.stats.draws import noise_set
+from vaeaudit.subject.inputs import require_finite
 
 Three = tuple[Tensor, Tensor, Tensor]
 

@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from vaeaudit.attacks.margin import SIGMAS, Empirical, empirical_margin
-from vaeaudit.attacks.term import GoOn, Progress, always
 from vaeaudit.attacks.within import kept_along
-from vaeaudit.batches import RowBatches
 from vaeaudit.certify.graph import trace_encoder
 from vaeaudit.certify.local import Sigma
 from vaeaudit.certify.theorem import pathwise_margin
-from vaeaudit.checks.certified import Certificates, Certified
-from vaeaudit.checks.deterministic import Deterministic
-from vaeaudit.checks.estimates import FirstOrder, JacobianNorms, first_order, jacobian_norms
-from vaeaudit.checks.inputs import box_of, check_items, without_spread
-from vaeaudit.checks.radius import Kept, MinRadius, check_probability, draw_distances, kept, min_radius
+from vaeaudit.checks.margin.certified import Certificates, Certified
+from vaeaudit.checks.margin.deterministic import Deterministic
+from vaeaudit.checks.margin.estimates import FirstOrder, JacobianNorms, first_order, jacobian_norms
+from vaeaudit.checks.margin.radius import Kept, MinRadius, check_probability, draw_distances, kept, min_radius
 from vaeaudit.errors import ConfigError, DataError, nearest
-from vaeaudit.ranges import Range
-from vaeaudit.vae import VAE
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.ranges import Range
+from vaeaudit.model.vae import VAE
+from vaeaudit.progress import GoOn, Progress, always
+from vaeaudit.subject.inputs import box_of, check_items, without_spread
 
 PARTS = ("certified", "empirical")
 _DRAWS = 1000

@@ -3,9 +3,9 @@
 import math
 from dataclasses import replace
 
-from vaeaudit import stats
-from vaeaudit.checks.margin import MarginAt, MarginResult
-from vaeaudit.stats import Measurement
+from vaeaudit.checks.margin.measure import MarginAt, MarginResult
+from vaeaudit.stats import estimates
+from vaeaudit.stats.estimates import Measurement
 
 _UNIT = "input units"
 _SEARCHED = (
@@ -28,7 +28,7 @@ def summarise_margin(result: MarginResult) -> dict[str, Measurement]:
     that one of both is wrong.
     """
     metrics = {
-        "margin.min_r.median": stats.median(
+        "margin.min_r.median": estimates.median(
             result.min_radius.estimate.tolist(), unit="output units", direction="lower", level=result.level
         )
     }
@@ -47,17 +47,17 @@ def _bounds(at: MarginAt, level: float) -> dict[str, Measurement]:
     certified = [] if at.certified is None else at.certified.radius.tolist()
     known = not all(map(math.isnan, certified))
     if known:
-        metrics["certified.mean"] = stats.bootstrap_mean(certified, unit=_UNIT, direction="higher", level=level)
+        metrics["certified.mean"] = estimates.bootstrap_mean(certified, unit=_UNIT, direction="higher", level=level)
     if at.empirical is None:
         return metrics
     empirical = at.empirical.margin.tolist()
     if not bool(at.empirical.censored.any()):
-        metrics["empirical.mean"] = stats.bootstrap_mean(empirical, unit=_UNIT, direction="higher", level=level)
-    metrics["correlation"] = stats.rank_correlation(at.estimates.whitened.tolist(), empirical, level=level)
+        metrics["empirical.mean"] = estimates.bootstrap_mean(empirical, unit=_UNIT, direction="higher", level=level)
+    metrics["correlation"] = estimates.rank_correlation(at.estimates.whitened.tolist(), empirical, level=level)
     if at.certified is not None:
-        high = stats.median(empirical, unit=_UNIT, direction="higher", level=level)
+        high = estimates.median(empirical, unit=_UNIT, direction="higher", level=level)
         # R is at least 0, whatever was refused.
-        low = stats.median(certified, unit=_UNIT, direction="higher", level=level).ci if known else (0.0, 0.0)
+        low = estimates.median(certified, unit=_UNIT, direction="higher", level=level).ci if known else (0.0, 0.0)
         metrics["median"] = Measurement(
             value=high.value,
             ci=None if low is None or high.ci is None else (low[0], high.ci[1]),
@@ -87,7 +87,7 @@ def _columns(at: MarginAt, level: float) -> dict[str, Measurement]:
     if at.empirical is not None:
         columns["empirical"] = at.empirical.margin
     return {
-        f"{name}.{part}": stats.quantile(values.tolist(), q, unit=_UNIT, direction="higher", level=level)
+        f"{name}.{part}": estimates.quantile(values.tolist(), q, unit=_UNIT, direction="higher", level=level)
         for name, values in columns.items()
         for part, q in (("lower_quartile", 0.25), ("median", 0.5), ("upper_quartile", 0.75))
     }
@@ -101,7 +101,7 @@ def _shares(at: MarginAt, level: float) -> dict[str, Measurement]:
     if at.empirical is not None:
         shares["censored"] = (at.empirical.censored, "higher")
     return {
-        f"{name}.share": stats.proportion(
+        f"{name}.share": estimates.proportion(
             int(there.sum()), len(there), unit="share of items", direction=direction, level=level
         )
         for name, (there, direction) in shares.items()

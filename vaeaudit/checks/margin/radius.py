@@ -12,12 +12,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from vaeaudit.attacks.term import GoOn, Progress, always
-from vaeaudit.batches import RowBatches
-from vaeaudit.checks.inputs import require_finite
-from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError
-from vaeaudit.vae import VAE
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.vae import VAE
+from vaeaudit.progress import GoOn, Progress, always
+from vaeaudit.stats.draws import noise_set
+from vaeaudit.subject.inputs import require_finite
 
 _MOST_NUMBERS = 2**22  # of noise held at once, as long as one item needs no more
 _MOST_ROWS = 2**16  # drawn between two questions whether to go on

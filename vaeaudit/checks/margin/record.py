@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from vaeaudit.audits.base import Drawing, array, number
-from vaeaudit.checks.certified import Certified
-from vaeaudit.checks.margin import MarginAt, MarginResult
-from vaeaudit.report.figures import fall_curves, margin_panel
-from vaeaudit.report.margin import MarginEntry, MarginItemEntry
-from vaeaudit.stats import rank_correlation
+from vaeaudit.checks.margin.certified import Certified
+from vaeaudit.checks.margin.entry import MarginEntry, MarginItemEntry
+from vaeaudit.checks.margin.figures import fall_curves, margin_panel
+from vaeaudit.checks.margin.measure import MarginAt, MarginResult
+from vaeaudit.checks.record import Drawing, array, number
+from vaeaudit.stats.estimates import rank_correlation
 
 _AUTO = "; r is twice the median of their least r, from other draws"
 

@@ -1,11 +1,11 @@
 """The margin check from settings to record: randomly drawn items at every radius."""
 
-from vaeaudit.attacks.term import GoOn
-from vaeaudit.audits.base import Record
-from vaeaudit.audits.margin_record import Margins, margin_drawings, margin_entries, margin_refusals, margin_warnings
-from vaeaudit.checks.margin import margin, usual_radius
-from vaeaudit.checks.summary_margin import summarise_margin
-from vaeaudit.subject import Subject
+from vaeaudit.checks.margin.measure import margin, usual_radius
+from vaeaudit.checks.margin.metrics import summarise_margin
+from vaeaudit.checks.margin.record import Margins, margin_drawings, margin_entries, margin_refusals, margin_warnings
+from vaeaudit.checks.record import Record
+from vaeaudit.progress import GoOn
+from vaeaudit.subject.opened import Subject
 
 _TIMES = 2.0  # of the median of the items' least radii: what "auto" stands for
 

@@ -5,8 +5,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from vaeaudit.errors import listed
-from vaeaudit.report.entry import Entry, Number
-from vaeaudit.report.section import Section, Shown, Table, number
+from vaeaudit.layout.entry import Entry, Number
+from vaeaudit.layout.section import Section, Shown, Table, number
 
 # What the columns of the table mean; those of the gaps come once for each estimator.
 MIG_LEGEND = {

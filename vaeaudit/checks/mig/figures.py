@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from vaeaudit.report.figures import Array, label, to_png
+from vaeaudit.layout.figures import Array, label, to_png
 
 _UNITS = 64  # most rows that can be read
 

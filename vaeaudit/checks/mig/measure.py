@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaeaudit.attacks.term import GoOn, Progress, always
-from vaeaudit.checks.encodings import Encodings, Images, encodings
-from vaeaudit.checks.information import Membership, categorical_shares, code_shares, gaussian_shares, resolved
-from vaeaudit.draws import noise_set
+from vaeaudit.checks.mig.information import Membership, categorical_shares, code_shares, gaussian_shares, resolved
 from vaeaudit.errors import ConfigError, DataError, UnsupportedError, listed, nearest
-from vaeaudit.vae import VAE
+from vaeaudit.model.vae import VAE
+from vaeaudit.progress import GoOn, Progress, always
+from vaeaudit.stats.draws import noise_set
+from vaeaudit.subject.encodings import Encodings, Images, encodings
 
 ESTIMATORS = ("chen", "hist20")
 _BINS = 20
@@ -112,7 +112,7 @@ def mig(
         layer: of a chain, counted from 1; the top one where None. Lower ones are run once an item.
         level: confidence of the intervals.
         items: the numbers of the items, by which draws are keyed; 0 to n - 1 where None.
-        encoded: what :func:`vaeaudit.checks.encodings.encodings` gave for these items; encoded here where None.
+        encoded: what :func:`vaeaudit.subject.encodings.encodings` gave for these items; encoded here where None.
         seed: of every random draw.
         batch_size: most rows given to the model at once; by size where None.
         go_on: asked regularly; on False there is no gap, and the result says so.
@@ -236,7 +236,7 @@ class _Code:
         self._encoded, self._continuous = encoded, encoded.mean.shape[1]
 
     def shares(self, estimator: str, unit: int, members: Membership) -> Tensor:
-        """(n, 1 + K): see :mod:`vaeaudit.checks.information`."""
+        """(n, 1 + K): see :mod:`vaeaudit.checks.mig.information`."""
         if unit >= self._continuous:
             log_probabilities = self._exact(self._encoded.log_probabilities[unit - self._continuous])
             if estimator == "chen":

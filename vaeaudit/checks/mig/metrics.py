@@ -1,7 +1,7 @@
 """The metrics of the mutual information gap, by name."""
 
-from vaeaudit.checks.mig import MigResult
-from vaeaudit.stats import Measurement
+from vaeaudit.checks.mig.measure import MigResult
+from vaeaudit.stats.estimates import Measurement
 
 _CODES = {
     "chen": "mixtures over all items, one-dimensional quadrature",

@@ -6,15 +6,15 @@ from pathlib import PurePath
 import numpy as np
 from torch import Tensor
 
-from vaeaudit.attacks.term import GoOn
-from vaeaudit.audits.base import Drawing, Record, array, number
-from vaeaudit.checks.mig import Gaps, MigResult, mig
-from vaeaudit.checks.summary_mig import summarise_mig
-from vaeaudit.data import Factors
+from vaeaudit.checks.mig.entry import GapsEntry, HeldEntry, MigEntry
+from vaeaudit.checks.mig.figures import information_panel
+from vaeaudit.checks.mig.measure import Gaps, MigResult, mig
+from vaeaudit.checks.mig.metrics import summarise_mig
+from vaeaudit.checks.record import Drawing, Record, array, number
+from vaeaudit.data.items import Factors
 from vaeaudit.errors import DataError
-from vaeaudit.report.figures_mig import information_panel
-from vaeaudit.report.mig import GapsEntry, HeldEntry, MigEntry
-from vaeaudit.subject import Subject
+from vaeaudit.progress import GoOn
+from vaeaudit.subject.opened import Subject
 
 _KEY = "latents_classes"
 

@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
-from vaeaudit.ranges import span_text
-from vaeaudit.report.entry import Entry, MetricEntry
-from vaeaudit.report.section import Section, Shown, Table, number, with_interval
-from vaeaudit.settings import Range
+from vaeaudit.layout.entry import Entry, MetricEntry
+from vaeaudit.layout.section import Section, Shown, Table, number, with_interval
+from vaeaudit.model.ranges import span_text
+from vaeaudit.settings.sections import Range
 
 # What the columns of the noise table mean.
 NOISE_LEGEND = {

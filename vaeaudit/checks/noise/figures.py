@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.ndimage import gaussian_filter1d
 
-from vaeaudit.report.figures import Array, to_png
+from vaeaudit.layout.figures import Array, to_png
 
 _BINS = 400
 _SMOOTH = 5  # bins: the standard deviation of the smoothing, 1.25% of the axis

@@ -14,16 +14,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.term import GoOn, Progress, always
-from vaeaudit.batches import RowBatches
-from vaeaudit.box import bounds
-from vaeaudit.checks.encodings import Images, count_of, numbers_of
-from vaeaudit.checks.inputs import box_of, check_items, numbered, route_of
 from vaeaudit.checks.relative import near_zero, share_of
-from vaeaudit.draws import noise_set
 from vaeaudit.errors import ConfigError
-from vaeaudit.ranges import Range
-from vaeaudit.vae import VAE
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.box import bounds
+from vaeaudit.model.ranges import Range
+from vaeaudit.model.vae import VAE
+from vaeaudit.progress import GoOn, Progress, always
+from vaeaudit.stats.draws import noise_set
+from vaeaudit.subject.encodings import Images, count_of, numbers_of
+from vaeaudit.subject.inputs import box_of, check_items, numbered, route_of
 
 Over = Literal["mean", "median"]
 SIGMAS = (0.1, 0.25, 0.5, 1.0)

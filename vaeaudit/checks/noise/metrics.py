@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from vaeaudit import stats
-from vaeaudit.checks.noise import NoiseResult, over_draws
-from vaeaudit.stats import Measurement
+from vaeaudit.checks.noise.measure import NoiseResult, over_draws
+from vaeaudit.stats import estimates
+from vaeaudit.stats.estimates import Measurement
 
 _QUANTILES = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}
 
@@ -38,7 +38,7 @@ def summarise_noise(result: NoiseResult, level: float = 0.95) -> dict[str, Measu
             "share",
             "lower",
             level,
-            support=stats.NOT_NEGATIVE,
+            support=estimates.NOT_NEGATIVE,
         )
         metrics |= _lengths(f"{name}.denoising_error", result.error[place], "lower", level)
         metrics |= _lengths(f"{name}.noise_norm", result.length[place], "none", level)
@@ -62,14 +62,14 @@ def _over_items(
     unit: str,
     direction: str,
     level: float,
-    support: stats.Support = stats.ANY,
+    support: estimates.Support = estimates.ANY,
 ) -> dict[str, Measurement]:
     """Mean of ``means`` (I,) and quantiles of ``medians`` (I,), each item's over its draws."""
-    mean = stats.mean(means.tolist(), unit=unit, direction=direction, level=level, support=support)
+    mean = estimates.mean(means.tolist(), unit=unit, direction=direction, level=level, support=support)
     of = "{}; of each item's {} over " + f"{result.draws} draw{'s' * (result.draws > 1)}"
     metrics = {f"{name}.mean": replace(mean, estimator=of.format(mean.estimator, "mean"))}
     for statistic, q in _QUANTILES.items():
-        measured = stats.quantile(medians.tolist(), q, unit=unit, direction=direction, level=level)
+        measured = estimates.quantile(medians.tolist(), q, unit=unit, direction=direction, level=level)
         metrics[f"{name}.{statistic}"] = replace(measured, estimator=of.format(measured.estimator, "median"))
     return metrics
 
@@ -81,7 +81,9 @@ def _lengths(
     of_items = values.cpu().double().nan_to_num(math.inf, math.inf, math.inf).tolist()
     unit = "input units"
     both = {
-        f"{name}.mean": stats.mean(of_items, unit=unit, direction=direction, level=level, support=stats.NOT_NEGATIVE),
-        f"{name}.median": stats.median(of_items, unit=unit, direction=direction, level=level),
+        f"{name}.mean": estimates.mean(
+            of_items, unit=unit, direction=direction, level=level, support=estimates.NOT_NEGATIVE
+        ),
+        f"{name}.median": estimates.median(of_items, unit=unit, direction=direction, level=level),
     }
     return {key: replace(value, estimator=f"{value.estimator}{of}") for key, value in both.items()}

@@ -7,18 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.term import GoOn
-from vaeaudit.audits.base import Drawing, Record, Row, array, metric_entry, number
-from vaeaudit.checks.inputs import not_finite, numbered
-from vaeaudit.checks.noise import NoiseResult, noise, over_draws
+from vaeaudit.checks.noise.entry import NoiseEntry, NoiseLevelEntry
+from vaeaudit.checks.noise.figures import likelihood_histograms, noise_curves
+from vaeaudit.checks.noise.measure import NoiseResult, noise, over_draws
+from vaeaudit.checks.noise.metrics import summarise_noise
+from vaeaudit.checks.record import Drawing, Record, Row, array, metric_entry, number
 from vaeaudit.checks.relative import remark
-from vaeaudit.checks.summary_noise import summarise_noise
-from vaeaudit.report.entry import MetricEntry
-from vaeaudit.report.figures import Array
-from vaeaudit.report.figures_noise import likelihood_histograms, noise_curves
-from vaeaudit.report.noise import NoiseEntry, NoiseLevelEntry
-from vaeaudit.stats import Measurement
-from vaeaudit.subject import Subject
+from vaeaudit.layout.entry import MetricEntry
+from vaeaudit.layout.figures import Array
+from vaeaudit.progress import GoOn
+from vaeaudit.stats.estimates import Measurement
+from vaeaudit.subject.inputs import not_finite, numbered
+from vaeaudit.subject.opened import Subject
 
 Metrics = Mapping[str, Measurement]
 

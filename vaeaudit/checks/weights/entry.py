@@ -3,8 +3,8 @@
 from pydantic import Field
 
 from vaeaudit.errors import listed
-from vaeaudit.report.entry import Entry, Number
-from vaeaudit.report.section import Section, Shown, Table, number
+from vaeaudit.layout.entry import Entry, Number
+from vaeaudit.layout.section import Section, Shown, Table, number
 
 # What the columns of the tables mean.
 _PARTS = {

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from vaeaudit.report.figures import label, to_png
+from vaeaudit.layout.figures import label, to_png
 
 
 def norm_bars(names: Sequence[str], parts: Sequence[str], l2: Sequence[float], others: Sequence[float | None]) -> bytes:

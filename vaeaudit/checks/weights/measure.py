@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.term import GoOn, Progress, always
-from vaeaudit.checks.reparametrised import at_work
-from vaeaudit.checks.spectral import Measured, matrix_shape, measured_norms
-from vaeaudit.checks.ties import Weight, shared, tied
+from vaeaudit.checks.weights.reparametrised import at_work
+from vaeaudit.checks.weights.spectral import Measured, matrix_shape, measured_norms
+from vaeaudit.checks.weights.ties import Weight, shared, tied
 from vaeaudit.errors import ConfigError, NonFiniteError, listed
+from vaeaudit.progress import GoOn, Progress, always
 
 # Name prefixes of each part's tensors, where an adapter says nothing else; the longest that fits a name decides.
 PARTS: Mapping[str, Sequence[str]] = {"encoder": ("encoder.",), "decoder": ("decoder.",)}
@@ -74,8 +74,8 @@ class WeightsResult:
 
     ``vectors``: whether tensors of fewer than two dimensions (biases, normalisation) are counted. ``left_out`` are the
     tensors that are not, by name. ``warnings`` are sentences on what makes a norm mean less than it seems to.
-    ``computed`` are weights that are stored in several tensors, see :mod:`vaeaudit.checks.reparametrised`. ``doubts``
-    tell, by part, of stored tensors of which it is not known what the model works with.
+    ``computed`` are weights that are stored in several tensors, see :mod:`vaeaudit.checks.weights.reparametrised`.
+    ``doubts`` tell, by part, of stored tensors of which it is not known what the model works with.
     """
 
     parts: tuple[PartNorm, ...]

@@ -2,8 +2,8 @@
 
 import math
 
-from vaeaudit.checks.weights import WeightsResult
-from vaeaudit.stats import Measurement
+from vaeaudit.checks.weights.measure import WeightsResult
+from vaeaudit.stats.estimates import Measurement
 
 
 def summarise_weights(result: WeightsResult, level: float = 0.95) -> dict[str, Measurement]:

@@ -16,8 +16,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vaeaudit.checks.spectral import matrix_shape, row_blocks
-from vaeaudit.checks.ties import Weight
+from vaeaudit.checks.weights.spectral import matrix_shape, row_blocks
+from vaeaudit.checks.weights.ties import Weight
 
 _NEW = re.compile(r"((?:.*\.)?)parametrizations\.([^.]+)\.(.+)")
 _OLD = re.compile(r"(?:.*[._])?weight(?:_\w+)?_(?:g|v|orig)")  # what is left of the older form, of a weight

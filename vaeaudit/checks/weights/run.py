@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from vaeaudit.attacks.term import GoOn
-from vaeaudit.audits.base import Drawing, Record, number
-from vaeaudit.checkpoints import sha256_of
-from vaeaudit.checks.summary_weights import summarise_weights
-from vaeaudit.checks.weights import PartNorm, TensorNorm, weights
-from vaeaudit.report.figures_weights import norm_bars
-from vaeaudit.report.weights import OtherEntry, PartEntry, TensorEntry, WeightsEntry
-from vaeaudit.stated import find_checkpoint
-from vaeaudit.weight_files import StoredModel, fitting, held_weights
+from vaeaudit.checks.record import Drawing, Record, number
+from vaeaudit.checks.weights.entry import OtherEntry, PartEntry, TensorEntry, WeightsEntry
+from vaeaudit.checks.weights.figures import norm_bars
+from vaeaudit.checks.weights.measure import PartNorm, TensorNorm, weights
+from vaeaudit.checks.weights.metrics import summarise_weights
+from vaeaudit.checks.weights.stored import StoredModel, fitting, held_weights
+from vaeaudit.model.checkpoints import sha256_of
+from vaeaudit.model.stated import find_checkpoint
+from vaeaudit.progress import GoOn
 
 _SHOWN = 30  # most tensors in the report; all are in items.json
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
-from vaeaudit.draws import uniform
+from vaeaudit.stats.draws import uniform
 
 # Rows and columns of a matrix, as they are stored.
 Block = Callable[[slice, slice], Tensor]

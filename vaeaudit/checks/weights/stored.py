@@ -1,7 +1,7 @@
 """Weights read from files piece by piece, and which of them an adapter calls encoder and decoder.
 
 No model is built: a safetensors file of any size is read through its header. PyTorch files are read whole, as
-:func:`vaeaudit.checkpoints.read_checkpoint` reads them.
+:func:`vaeaudit.model.checkpoints.read_checkpoint` reads them.
 """
 
 import json
@@ -15,16 +15,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vaeaudit.checkpoints import read_checkpoint, sha256_of
-from vaeaudit.checks.spectral import matrix_shape
-from vaeaudit.checks.ties import Weight
-from vaeaudit.checks.weights import NEITHER, PARTS
+from vaeaudit.checks.weights.measure import NEITHER, PARTS
+from vaeaudit.checks.weights.spectral import matrix_shape
+from vaeaudit.checks.weights.ties import Weight
 from vaeaudit.errors import AdapterError, CheckpointError, ConfigError, clipped
-from vaeaudit.files import named_part
-from vaeaudit.registry import Adapter, adapter_names, code_of, find_adapter
-from vaeaudit.settings import Settings
-from vaeaudit.stated import find_checkpoint, not_whole, read_facts
-from vaeaudit.weight_sets import refuse_twins, renamed, under
+from vaeaudit.model.checkpoints import read_checkpoint, sha256_of
+from vaeaudit.model.files import named_part
+from vaeaudit.model.registry import Adapter, adapter_names, code_of, find_adapter
+from vaeaudit.model.stated import find_checkpoint, not_whole, read_facts
+from vaeaudit.model.weight_sets import refuse_twins, renamed, under
+from vaeaudit.settings.sections import Settings
 
 # NumPy knows no bfloat16: its bits are read as integers.
 _TYPES: Mapping[str, tuple[str, torch.dtype]] = {
@@ -109,7 +109,7 @@ def held_weights(path: str | Path) -> tuple[str, dict[str, Weight]]:
 
     Raises:
         CheckpointError: missing, truncated, or not a file of dense real numbers.
-        TrustError, NonFiniteError: as :func:`vaeaudit.checkpoints.read_checkpoint` does, of PyTorch files.
+        TrustError, NonFiniteError: as :func:`vaeaudit.model.checkpoints.read_checkpoint` does, of PyTorch files.
     """
     file, key = find_checkpoint(Path(path)), named_part(path)[1]
     if file.suffix.lower() != ".safetensors":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaeaudit.checks.spectral import matrix_shape, row_blocks
+from vaeaudit.checks.weights.spectral import matrix_shape, row_blocks
 
 _START = 64  # numbers by which tensors of one shape are told apart at first
 

@@ -6,10 +6,10 @@ from pathlib import PurePath
 
 import yaml
 
-from vaeaudit.inert import one_line
-from vaeaudit.report.entry import MetricEntry
+from vaeaudit.layout.entry import MetricEntry
+from vaeaudit.layout.inert import one_line
+from vaeaudit.layout.section import interval
 from vaeaudit.report.model import DataEntry, Report
-from vaeaudit.report.section import interval
 
 # The hub knows no task of auditing; of those that it knows, this one is about the latent code.
 _TASK = {"type": "feature-extraction", "name": "Robustness audit of a variational autoencoder"}

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from vaeaudit.errors import clipped
-from vaeaudit.inert import one_line, visible
-from vaeaudit.report import literal
+from vaeaudit.layout.inert import one_line, visible
+from vaeaudit.layout.section import Section, Table
+from vaeaudit.report.forms import literal
+from vaeaudit.report.forms.tables import doubts, metric_table
 from vaeaudit.report.gates import check_table, gates_section
 from vaeaudit.report.model import Report
 from vaeaudit.report.outcomes import KINDS, Kind, outcomes, together
-from vaeaudit.report.section import Section, Table
-from vaeaudit.report.tables import doubts, metric_table
 from vaeaudit.report.wording import NOT_ASKED, VERDICTS, decision, sentence, skipped
 
 _MOST_ANNOTATIONS = 10  # GitHub shows no more of a step

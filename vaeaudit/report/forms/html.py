@@ -17,13 +17,13 @@ from pathlib import PurePath
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from vaeaudit.inert import visible
-from vaeaudit.report.entry import MetricEntry
+from vaeaudit.layout.entry import MetricEntry
+from vaeaudit.layout.inert import visible
+from vaeaudit.layout.section import Section, Shown, Table
+from vaeaudit.report.forms.tables import doubts, finding_table, metric_table
 from vaeaudit.report.model import PlausibilityEntry, Report
 from vaeaudit.report.outcomes import COUNTING, Outcome, outcomes, together
 from vaeaudit.report.reading import PNG
-from vaeaudit.report.section import Section, Shown, Table
-from vaeaudit.report.tables import doubts, finding_table, metric_table
 from vaeaudit.report.wording import METRIC_NOTES, VERDICTS, asides, meanings, provenance
 
 _MOST_ROWS = 20  # of a table of items that is open from the start
@@ -145,7 +145,7 @@ def _reason(one: Outcome, others: int) -> Reason:
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("vaeaudit", "report"),
+        loader=PackageLoader("vaeaudit.report", "forms"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

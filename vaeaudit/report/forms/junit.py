@@ -7,7 +7,7 @@ case, since an empty suite, or none, would read as a success.
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
-from vaeaudit.inert import visible
+from vaeaudit.layout.inert import visible
 from vaeaudit.report.model import Report
 from vaeaudit.report.outcomes import Kind, Outcome, outcomes
 from vaeaudit.report.wording import decision

@@ -5,7 +5,7 @@ A report's texts are plain: what in them looks like Markdown came from outside. 
 
 import re
 
-from vaeaudit.inert import one_line
+from vaeaudit.layout.inert import one_line
 
 _MOST = 2_000  # characters of one text
 # Backslashes where they would escape something; what opens emphasis, strikes out, marks code; ends of links' texts;

@@ -5,12 +5,12 @@ from urllib.parse import quote
 
 from tabulate import tabulate
 
-from vaeaudit.report import literal
+from vaeaudit.layout.section import Section, Table
 from vaeaudit.report.comparison import ComparisonEntry
+from vaeaudit.report.forms import literal
+from vaeaudit.report.forms.tables import doubts, finding_table, metric_table
 from vaeaudit.report.model import PlausibilityEntry, Report
 from vaeaudit.report.reading import lies_beside
-from vaeaudit.report.section import Section, Table
-from vaeaudit.report.tables import doubts, finding_table, metric_table
 from vaeaudit.report.wording import METRIC_NOTES, VERDICTS, Fact, asides, decision, meanings, provenance, sentence
 
 

@@ -1,8 +1,8 @@
 """Tables that every report has, whatever was checked."""
 
-from vaeaudit.report.entry import MetricEntry
+from vaeaudit.layout.entry import MetricEntry
+from vaeaudit.layout.section import Table, interval, number
 from vaeaudit.report.model import PlausibilityEntry
-from vaeaudit.report.section import Table, interval, number
 
 
 def metric_table(metrics: dict[str, MetricEntry], digits: int = 4) -> Table:
