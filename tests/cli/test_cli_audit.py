@@ -57,12 +57,12 @@ Command = Callable[..., Any]
 def _plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures cost most of the time of small audits, and other tests look at them."""
     for module, names in {
-        "attack_record": ("attack_panel", "distortion_curves", "damage_curves"),
-        "margin_record": ("margin_panel",),
-        "noise": ("likelihood_histograms", "noise_curves"),
+        "attack.record": ("attack_panel", "distortion_curves", "damage_curves"),
+        "margin.record": ("margin_panel",),
+        "noise.run": ("likelihood_histograms", "noise_curves"),
     }.items():
         for name in names:
-            monkeypatch.setattr(f"vaeaudit.audits.{module}.{name}", lambda *_: b"png")
+            monkeypatch.setattr(f"vaeaudit.checks.{module}.{name}", lambda *_: b"png")
 
 
 def configured(more: str = POLICY, base: str = SMALL) -> None:
@@ -251,7 +251,7 @@ def test_checks_that_nobody_named_are_left_out_where_the_data_cannot_answer_them
     assert "holds no factors" in asked.err
     configured(base=model, more="")
     shutil.rmtree("vaeaudit-report", ignore_errors=True)
-    for place in ("policy", "gate"):  # two that are quick
+    for place in ("gate.policy", "audit.release"):  # two that are quick
         monkeypatch.setattr(f"vaeaudit.{place}.CHECK_NAMES", ("noise", "mig"))
     done = command("audit", "-q", "--out", "all")
     assert done.code == 0, done.err
