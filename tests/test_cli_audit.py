@@ -446,11 +446,15 @@ def test_a_result_takes_the_place_of_no_report_model_or_data(command: Command, n
 
 
 def test_whatever_an_adapter_raises_is_no_failed_check(command: Command) -> None:
-    Path("panicking.py").write_text("def open(checkpoint, config):\n    raise GeneratorExit('a panic')\n")
+    """An exception of its own that is no Exception is a fault of the adapter too, and is told with its place."""
+    Path("panicking.py").write_text(
+        "class Panic(BaseException):\n    pass\n\n\ndef open(checkpoint, config):\n    raise Panic('a panic')\n"
+    )
     configured(more="", base=NOISE)
     done = command("audit", "-q", "--adapter", "panicking.py:open")
-    assert done.code == 3
-    assert done.err.startswith("error: unexpected GeneratorExit: a panic")
+    assert done.code == 2
+    assert done.err.startswith("error: adapter 'panicking.py:open' could not open ")
+    assert "Panic: a panic (panicking.py, line 6)" in done.err
 
 
 def test_what_cannot_be_seen_in_a_reason_is_written_as_an_escape(command: Command) -> None:
