@@ -276,6 +276,17 @@ def test_weights_that_are_not_finite_have_no_norm(tmp_path: Path, model: Tensors
             weights(tensors)
 
 
+@pytest.mark.parametrize("file", ["vae.safetensors", "vae.pt"])
+def test_a_model_with_a_bias_that_is_not_finite_has_no_norms_in_any_form(
+    file: str, tmp_path: Path, model: Tensors
+) -> None:
+    bias = next(name for name in model if name.endswith("bias"))
+    model[bias][0] = torch.nan
+    (save_file if file.endswith("safetensors") else torch.save)(model, tmp_path / file)
+    with pytest.raises(NonFiniteError, match=rf"{bias} holds 1 NaN or infinite value of "):
+        weights(read_weights(tmp_path / file))
+
+
 # Which tensors are encoder and decoder
 
 
