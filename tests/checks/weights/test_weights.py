@@ -214,7 +214,7 @@ def test_a_file_has_the_norms_of_its_tensors(model: Tensors, tmp_path: Path, dty
 BIG = """
 import sys
 from pathlib import Path
-from vaeaudit.checks.weights import weights
+from vaeaudit.checks.weights.measure import weights
 from vaeaudit.checks.weights.stored import read_weights
 
 def peak():  # of this program alone: getrusage counts the one that started it as well
