@@ -154,6 +154,8 @@ PRECISE: dict[str, Function] = {
     "a step in double": lambda h: (h.double() * 0.5).float(),
     "type of another": lambda h: h.type_as(torch.zeros(1)),
     "a coarse constant": lambda h: h * torch.tensor(1 / 3).half().float(),
+    "added up in its own precision": lambda h: h - 0.5 * h.mean(1, keepdim=True, dtype=torch.float32),
+    "added up in double": lambda h: h - 0.5 * h.sum(1, keepdim=True, dtype=torch.float64).float(),
     "of an index": lambda h: h * torch.arange(h.shape[1]).float(),
 }
 
@@ -177,9 +179,29 @@ def test_what_a_model_does_with_constants_and_precision_is_followed(name: str) -
 
 
 def test_a_cast_to_less_than_the_models_own_precision_is_refused() -> None:
-    for cast in (lambda h: h.half().float(), lambda h: h.bfloat16() * 1.0):
+    for cast in (
+        lambda h: h.half().float(),
+        lambda h: h.bfloat16() * 1.0,
+        lambda h: h + h.sum(1, keepdim=True, dtype=torch.float16),
+        lambda h: h + h.mean(1, keepdim=True, dtype=torch.bfloat16),
+    ):
         with pytest.raises(UnsupportedError, match="a change of the dtype"):
             trace_encoder(Model(mean=cast), torch.zeros(1, 3), "frozen")
+
+
+def test_a_sum_is_bounded_in_double_whatever_precision_it_is_told() -> None:
+    graph = traced(lambda x: (x.sum(1, keepdim=True, dtype=torch.float32),), like=torch.zeros(()))
+    assert float(LipschitzBounds(graph).of_output(0)) >= 3**0.5
+    with pytest.raises(UnsupportedError, match="a change of the dtype"):  # where the model itself is in double
+        traced(lambda x: (x.sum(1, keepdim=True, dtype=torch.float32),))
+    with pytest.raises(UnsupportedError, match="a change of the dtype"):  # bits taken for numbers
+        traced(lambda x: ((x.view(torch.int64) + 2**50).view(torch.float64),))
+
+
+def test_a_normalisation_whose_factors_move_too_is_not_affine() -> None:
+    still = torch.zeros(3, dtype=torch.float64)
+    with pytest.raises(UnsupportedError, match="'batch_norm'"):
+        traced(lambda x: (F.batch_norm(x, still, still + 1, weight=x[0]),))
 
 
 @pytest.mark.parametrize("norm", [weight_norm, spectral_norm, torch.nn.utils.spectral_norm])

@@ -7,7 +7,6 @@ beside the objective, or at the chosen lambda, may move either way.
 
 from dataclasses import replace
 
-from vaeaudit.attacks.signs import Sign, Signs
 from vaeaudit.checks.attack.capped import CappedResult
 from vaeaudit.checks.attack.measure import AttackResult
 from vaeaudit.checks.likeness import ms_ssim
@@ -15,9 +14,6 @@ from vaeaudit.checks.relative import share_of
 from vaeaudit.model.ranges import Range
 from vaeaudit.stats import estimates
 from vaeaudit.stats.estimates import Measurement
-
-# Signs that the values themselves are amiss: not finite, other when computed again, or fitted to the search's noise.
-_DISTRUSTED = (Sign.NOT_FINITE, Sign.NOT_REPEATABLE, Sign.ABOVE_ZERO)
 
 # Capped attacks that search for damage itself; "untargeted" searches for a change of the posterior.
 _DAMAGING = ("damage", "latent-side", "worst")
@@ -48,15 +44,10 @@ def summarise(result: AttackResult) -> dict[str, Measurement]:
     metrics[f"{prefix}.delta.mean"] = estimates.mean(
         result.delta.tolist(), unit=unit, direction="higher", support=support
     )
-    if _trusted(result.signs):
+    if result.signs.trusted:
         for name in (f"{prefix}.delta.median", f"{prefix}.delta.mean"):
             metrics[name] = replace(metrics[name], search="lowers")
     return metrics
-
-
-def _trusted(signs: Signs) -> bool:
-    """Whether every pair's values are what its points give, however weak the search."""
-    return not any(sign in _DISTRUSTED for item in range(signs.measured.shape[1]) for sign in signs.of(item))
 
 
 def summarise_capped(result: CappedResult) -> dict[str, Measurement]:
@@ -80,7 +71,7 @@ def summarise_capped(result: CappedResult) -> dict[str, Measurement]:
         metrics[f"{name}.damage.mean"] = estimates.mean(
             result.damage[:, place].tolist(), unit="input units", direction="lower", support=estimates.NOT_NEGATIVE
         )
-        if result.mode in _DAMAGING and _trusted(result.signs):
+        if result.mode in _DAMAGING and result.signs.trusted:
             for key in (f"{name}.damage.median", f"{name}.damage.mean"):
                 metrics[key] = replace(metrics[key], search="raises")
     return metrics

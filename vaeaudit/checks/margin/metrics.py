@@ -14,6 +14,8 @@ _SEARCHED = (
     *(f"empirical.{statistic}" for statistic in ("mean", "lower_quartile", "median", "upper_quartile")),
 )
 
+_CERTAIN = ("certified", "pathwise", "not_robust_unperturbed")
+
 
 def summarise_margin(result: MarginResult) -> dict[str, Measurement]:
     """The metrics of the margins, over items, by name: ``margin.r{r}.{quantity}.{statistic}``.
@@ -24,8 +26,8 @@ def summarise_margin(result: MarginResult) -> dict[str, Measurement]:
     are certified at all, that nothing broke, and that are not r-robust even unperturbed. ``margin.r{r}.median`` is
     that of R itself, as far as it is known. What is refused is not 0: an item without a certificate is left out of
     the certified figures, of which there are none where no item has one. A better search breaks an item sooner, or at
-    all: it lowers empirical margins and the share that nothing broke; not so where a certified one exceeds them, so
-    that one of both is wrong.
+    all: it lowers empirical margins and the share that nothing broke, unless their values are not to be trusted, and
+    keeps what was certified; not so where a certified margin exceeds the empirical one, so that one of both is wrong.
     """
     metrics = {
         "margin.min_r.median": estimates.median(
@@ -34,9 +36,12 @@ def summarise_margin(result: MarginResult) -> dict[str, Measurement]:
     }
     for at in result.at:
         of_radius = _bounds(at, result.level) | _columns(at, result.level) | _shares(at, result.level)
-        for name in _SEARCHED if not bool(at.crossed.any()) else ():
-            if name in of_radius:
-                of_radius[name] = replace(of_radius[name], search="lowers")
+        wrong = bool(at.crossed.any())
+        for name, measured in of_radius.items() if not wrong else ():
+            if name.startswith(_CERTAIN):
+                of_radius[name] = replace(measured, search="keeps")
+            elif name in _SEARCHED and (at.empirical is None or at.empirical.signs.trusted):
+                of_radius[name] = replace(measured, search="lowers")
         metrics |= {f"margin.r{at.r:.6g}.{name}": value for name, value in of_radius.items()}
     return metrics
 
