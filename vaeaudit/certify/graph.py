@@ -254,7 +254,7 @@ class _Function(nn.Module):
     def __init__(self, function: Callable[[Tensor], tuple[Tensor, ...]], of: nn.Module | None) -> None:
         super().__init__()
         self.function, self.of = function, of
-        self.train(of.training if of is not None else False)
+        self.training = of.training if of is not None else False  # not train(), which would change all of its layers
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.function(x)
