@@ -161,7 +161,7 @@ def signs_of(
     ``encode`` gives the posterior of points (b, *shape), None where they are no inputs. ``directions`` (R, P, *shape),
     R >= 2, is standard normal noise keyed by item; ``norm`` is "l2" or "linf", of the radius. ``fresh`` is for data
     terms that depend on draws. With R = DIRECTIONS it costs about a hundred rows of the model an item, of which 8 with
-    their gradient; draws that the data term decodes multiply that.
+    their gradient, and some dozens more where that disagrees; draws that the data term decodes multiply that.
     """
     look = Probes(data_term, x, x_t, found, directions, box, norm, rows)
     measured = {
