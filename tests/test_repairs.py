@@ -232,10 +232,10 @@ def test_the_whole_message_of_swapped_heads(images: Tensor) -> None:
     error = (Exact().decode(Exact().encode(images).mean).mean - images).square().mean()
     opened = (vae.decode(vae.encode(images).mean).mean - images).square().mean()
     assert messages["reconstruction"].split("? With ")[1] == (
-        f"mean and log-variance swapped the error would be {error:.4g} instead of {opened:.4g}: "
+        f"mean and log-variance swapped the model passes (error {error:.4g} instead of {opened:.4g}): "
         "see which of the two encode takes first"
     )
-    assert "? With mean and log-variance swapped the error would be " in messages["reconstruction of a draw"]
+    assert "? With mean and log-variance swapped the model passes (error " in messages["reconstruction of a draw"]
 
 
 # What the spread is read as
@@ -254,7 +254,7 @@ def test_a_spread_misread_is_named_by_the_reading_that_training_left(name: str, 
 
     found, added = tried(Misread(bundled_model, misread), bundled_images)
     assert {f.name for f in found.findings if f.verdict is not Verdict.PASS} == {"reconstruction of a draw"}
-    assert added[0].startswith(f" With {words} the error would be ")
+    assert added[0].startswith(f" With {words} the model passes (error ")
 
 
 def test_the_latents_of_a_trained_model_agree_on_the_weight_of_the_kl(
@@ -395,5 +395,5 @@ def test_doctor_names_the_activation_that_mends_the_model_and_still_ends_without
     assert done.code == 5
     (row,) = (f for f in json.loads(done.out)["plausibility"]["findings"] if f["name"] == "reconstruction")
     assert row["verdict"] == "fail"
-    assert "With ReLU for tanh as activation the error would be 0.0028" in row["message"]
+    assert "With ReLU for tanh as activation the model passes (error 0.0028" in row["message"]
     assert "--option activation=NAME" in row["message"]
