@@ -159,12 +159,17 @@ def _guesses(trial: Trial, about: str) -> list[Guess]:
         if not ranked or (pairs and pairs[0][1].mean.mean() < _PAIR * ranked[0][1].mean.mean()):
             ranked = pairs
     kept = [
-        Guess(repair, errors, trial.mended(repair))
+        Guess(repair, errors, _likely(trial, repair, errors) and trial.mended(repair))
         for repair, errors in trial.confirmed(repair for repair, _ in ranked[:4])
         if _mends(errors, trial.opened, trial.baseline, about)
     ]
     kept.sort(key=lambda one: (not one.mended, one.error(about) if about != _DRAW else 0))
     return kept[:1] + [one for one in kept[1:] if _another(one, kept[0], about)][:1]
+
+
+def _likely(trial: Trial, repair: Repair, errors: Errors) -> bool:
+    """Whether a repair leaves so little error that it is no accident of the many pairs that were tried."""
+    return len(repair.changes) == 1 or float(errors.mean.mean()) <= _GOOD * float(trial.baseline.mean())
 
 
 def _another(guess: Guess, best: Guess, about: str) -> bool:
