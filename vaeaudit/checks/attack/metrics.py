@@ -5,6 +5,8 @@ minimises, or raise the damage that it maximises: of each pair, and so of their 
 beside the objective, or at the chosen lambda, may move either way.
 """
 
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 from vaeaudit.attacks.signs import Sign, Signs
@@ -13,11 +15,15 @@ from vaeaudit.checks.attack.measure import AttackResult
 from vaeaudit.checks.likeness import ms_ssim
 from vaeaudit.checks.relative import share_of
 from vaeaudit.model.ranges import Range
+from vaeaudit.settings.sections import AttackSettings
 from vaeaudit.stats import estimates
 from vaeaudit.stats.estimates import Measurement
+from vaeaudit.stats.metric import ANY_NUMBER
 
 # Signs that the values themselves are amiss: not finite, other when computed again, or fitted to the search's noise.
 _DISTRUSTED = (Sign.NOT_FINITE, Sign.NOT_REPEATABLE, Sign.ABOVE_ZERO)
+
+_SWEPT = ("latent", "output")  # modes over all lambda; the others are under caps
 
 # Capped attacks that search for damage itself; "untargeted" searches for a change of the posterior.
 _DAMAGING = ("damage", "latent-side", "worst")
@@ -104,3 +110,27 @@ def summarise_likeness(result: CappedResult, data_range: Range) -> dict[str, Mea
             name = f"attack.{result.mode}.{result.found.norm}-{cap:.4g}.ms_ssim_{side}.median"
             metrics[name] = replace(measured, estimator=f"{likeness.estimator}; {measured.estimator}")
     return metrics
+
+
+def possible(asked: AttackSettings) -> Iterator[str]:
+    """The names of all metrics that these settings may give, as regular expressions."""
+    for mode in asked.modes:
+        if mode in _SWEPT:
+            figures = ["delta.mean"]
+            figures += [
+                f"{name}.median"
+                for name in ("delta", "curve_area", "data_term", "distortion", "target_nll", "target_error")
+            ]
+            if asked.pairing == "label":
+                figures += [f"success.{name}" for name in ("target", "ignore_target", "classifier_accuracy")]
+            if asked.vary is not None:
+                figures += [f"success.{name}" for name in ("factor", "factor_at_source", "factor_at_target")]
+                figures.append("progress.median")
+            yield from (re.escape(f"attack.{mode}.{figure}") for figure in figures)
+            continue
+        figures = ["damage.mean", *(f"{name}.median" for name in ("damage", "degradation", "relative_degradation"))]
+        if mode == "untargeted":
+            figures += ["ms_ssim_input.median", "ms_ssim_reconstruction.median"]
+        usual = ["0.5", "1", "2"] if asked.norm == "l2" else [ANY_NUMBER]
+        caps = [re.escape(f"{cap:.4g}") for cap in asked.caps] or usual
+        yield from (rf"attack\.{mode}\.{asked.norm}-{cap}\.{re.escape(name)}" for cap in caps for name in figures)

@@ -1,6 +1,8 @@
 """The metrics of the latents check, by name."""
 
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 from scipy import stats as distributions
@@ -9,6 +11,7 @@ from torch import Tensor
 from vaeaudit.checks.latents.decomposition import Estimate
 from vaeaudit.checks.latents.layers import Layer
 from vaeaudit.checks.latents.measure import LatentsResult
+from vaeaudit.settings.sections import LatentsSettings
 from vaeaudit.stats import estimates
 from vaeaudit.stats.estimates import Measurement
 
@@ -124,3 +127,15 @@ def estimated(
         direction="none",
         estimator="mean, Student t interval over items",
     )
+
+
+def possible(asked: LatentsSettings) -> Iterator[str]:
+    """The names of all metrics that these settings may give, as regular expressions."""
+    whole = ["kl", *(["elbo", "log_likelihood"] if asked.draws else [])]
+    names = [f"{figure}.{part}" for figure in whole for part in ("mean", "median")]
+    names += ["mutual_information", "total_correlation", "dimension_wise_kl"]
+    yield from (re.escape(f"latents.{name}") for name in names)
+    for layer in ("", r"layer\d+\."):
+        yield rf"latents\.{layer}active_units\.(kl|variance)"
+        yield rf"latents\.{layer}unit\d+\.kl\.mean"
+    yield r"latents\.layer\d+\.kl\.mean"

@@ -1,11 +1,15 @@
 """The metrics of margins: figures over items, by name."""
 
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 from vaeaudit.checks.margin.measure import MarginAt, MarginResult
+from vaeaudit.settings.sections import MarginSettings
 from vaeaudit.stats import estimates
 from vaeaudit.stats.estimates import Measurement
+from vaeaudit.stats.metric import ANY_NUMBER, QUARTILES
 
 _UNIT = "input units"
 _SEARCHED = (
@@ -106,3 +110,23 @@ def _shares(at: MarginAt, level: float) -> dict[str, Measurement]:
         )
         for name, (there, direction) in shares.items()
     }
+
+
+def possible(asked: MarginSettings) -> Iterator[str]:
+    """The names of all metrics that these settings may give, as regular expressions."""
+    figures = {"frobenius", "spectral", "whitened", *asked.parts} | (
+        {"pathwise"} if "certified" in asked.parts else set()
+    )
+    names = [f"{figure}.{part}" for figure in sorted(figures) for part in QUARTILES]
+    names += [f"{part}.mean" for part in asked.parts]
+    names += ["not_robust_unperturbed.share"]
+    if "certified" in asked.parts:
+        names.append("certified.share")
+    if "empirical" in asked.parts:
+        names += ["censored.share", "correlation"]
+    if len(asked.parts) == 2:
+        names.append("median")
+    yield re.escape("margin.min_r.median")
+    for r in asked.r:
+        radius = ANY_NUMBER if isinstance(r, str) else re.escape(f"{r:.6g}")
+        yield from (rf"margin\.r{radius}\.{re.escape(name)}" for name in names)

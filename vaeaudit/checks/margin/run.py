@@ -1,13 +1,20 @@
 """The margin check from settings to record: randomly drawn items at every radius."""
 
+from functools import partial
+
 from vaeaudit.checks.margin.measure import margin, usual_radius
 from vaeaudit.checks.margin.metrics import summarise_margin
 from vaeaudit.checks.margin.record import Margins, margin_drawings, margin_entries, margin_refusals, margin_warnings
-from vaeaudit.checks.record import Record
+from vaeaudit.checks.record import Record, Work
 from vaeaudit.progress import GoOn
 from vaeaudit.subject.opened import Subject
 
 _TIMES = 2.0  # of the median of the items' least radii: what "auto" stands for
+
+
+def works(subject: Subject) -> dict[str, Work]:
+    """What there is to do, in one piece."""
+    return {"margin": partial(run, subject)}
 
 
 def run(subject: Subject, go_on: GoOn) -> Record:
@@ -40,7 +47,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
     margins = Margins(result, tuple(items), how, auto)
     entries = margin_entries(margins)
     return Record(
-        {"margins": entries},
+        entries,
         summarise_margin(result),
         tuple(margin_warnings(margins)),
         margin_refusals(margins),

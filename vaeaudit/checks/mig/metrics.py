@@ -1,8 +1,12 @@
 """The metrics of the mutual information gap, by name."""
 
+from collections.abc import Iterator
+
 from vaeaudit.checks.mig.measure import MigResult
+from vaeaudit.settings.sections import MigSettings
 from vaeaudit.stats.estimates import Measurement
 
+_ANY = r"[^.]+(\.[^.]+)*"  # a factor's name
 _CODES = {
     "chen": "mixtures over all items, one-dimensional quadrature",
     "hist20": "histogram of the mean, 20 bins",
@@ -33,3 +37,8 @@ def summarise_mig(result: MigResult) -> dict[str, Measurement]:
                 "of n items lie too high, compare at equal n; basic multiplier-bootstrap interval over items",
             )
     return metrics
+
+
+def possible(_: MigSettings) -> Iterator[str]:
+    """The names of all metrics that these settings may give, as regular expressions."""
+    yield from (rf"mig\.{estimator}{factor}" for estimator in _CODES for factor in ("", rf"\.{_ANY}"))

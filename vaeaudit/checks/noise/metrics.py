@@ -1,13 +1,17 @@
 """The metrics of the noise check, by name."""
 
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import Tensor
 
 from vaeaudit.checks.noise.measure import NoiseResult, over_draws
+from vaeaudit.settings.sections import NoiseSettings
 from vaeaudit.stats import estimates
 from vaeaudit.stats.estimates import Measurement
+from vaeaudit.stats.metric import QUARTILES
 
 _QUANTILES = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}
 
@@ -87,3 +91,17 @@ def _lengths(
         f"{name}.median": estimates.median(of_items, unit=unit, direction=direction, level=level),
     }
     return {key: replace(value, estimator=f"{value.estimator}{of}") for key, value in both.items()}
+
+
+def possible(asked: NoiseSettings) -> Iterator[str]:
+    """The names of all metrics that these settings may give, as regular expressions."""
+    levels: dict[str, tuple[str, ...]] = {"0": ("log_likelihood",)}
+    levels |= {f"{sigma:.6g}": ("log_likelihood", "degradation", "relative_degradation") for sigma in asked.sigmas}
+    for sigma, figures in levels.items():
+        names = [f"{figure}.{part}" for figure in figures for part in ("mean", *QUARTILES)]
+        names += [
+            f"{length}.{part}"
+            for length in ("denoising_error", "noise_norm")[: len(figures)]
+            for part in ("mean", "median")
+        ]
+        yield from (re.escape(f"noise.s{sigma}.{name}") for name in names)

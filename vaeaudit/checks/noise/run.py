@@ -11,7 +11,7 @@ from vaeaudit.checks.noise.entry import NoiseEntry, NoiseLevelEntry
 from vaeaudit.checks.noise.figures import likelihood_histograms, noise_curves
 from vaeaudit.checks.noise.measure import NoiseResult, noise, over_draws
 from vaeaudit.checks.noise.metrics import summarise_noise
-from vaeaudit.checks.record import Drawing, Record, Row, array, metric_entry, number
+from vaeaudit.checks.record import Drawing, Record, Row, Work, array, metric_entry, number
 from vaeaudit.checks.relative import remark
 from vaeaudit.layout.entry import MetricEntry
 from vaeaudit.layout.figures import Array
@@ -24,6 +24,11 @@ Metrics = Mapping[str, Measurement]
 
 _RELATIVE = ("relative degradation under noise", "degradation")
 _LOSSES = ("degradation", "relative_degradation")
+
+
+def works(subject: Subject) -> dict[str, Work]:
+    """What there is to do, in one piece."""
+    return {"noise": partial(run, subject)}
 
 
 def run(subject: Subject, go_on: GoOn) -> Record:
@@ -45,7 +50,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
     )
     metrics = summarise_noise(result)
     return Record(
-        {"noise": [_entry(result, metrics, how)]},
+        [_entry(result, metrics, how)],
         metrics,
         (*filter(None, result.signs), *remark(over_draws(result.clean), result.clean_spread, *_RELATIVE)),
         interrupted=result.interrupted,

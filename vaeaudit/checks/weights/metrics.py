@@ -1,8 +1,10 @@
 """The metrics of the weights check, by name."""
 
 import math
+from collections.abc import Iterator
 
 from vaeaudit.checks.weights.measure import WeightsResult
+from vaeaudit.settings.sections import WeightsSettings
 from vaeaudit.stats.estimates import Measurement
 
 
@@ -33,3 +35,11 @@ def summarise_weights(result: WeightsResult, level: float = 0.95) -> dict[str, M
                 exact=True,
             )
     return metrics
+
+
+def possible(asked: WeightsSettings) -> Iterator[str]:
+    """The names of all metrics that these settings may give, as regular expressions."""
+    for part in ("encoder", "decoder"):
+        yield rf"weights\.{part}\.l2"
+        if asked.against is not None:
+            yield rf"weights\.{part}\.l2\.change"
