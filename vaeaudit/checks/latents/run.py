@@ -6,8 +6,8 @@ from functools import partial
 import torch
 
 from vaeaudit.checks.latents.measure import LatentsResult, latents
-from vaeaudit.checks.latents.metrics import summarise_latents
 from vaeaudit.checks.latents.record import Latents, latents_drawings, latents_entry, latents_rows, most_informative
+from vaeaudit.checks.latents.summarise import summarise_latents
 from vaeaudit.checks.latents.traversal import Traversal, traverse
 from vaeaudit.checks.record import Record, Work, without_pictures
 from vaeaudit.progress import GoOn

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from vaeaudit.checks.margin.certified import Certified
-from vaeaudit.checks.margin.entry import MarginEntry, MarginItemEntry
+from vaeaudit.checks.margin.entry import FALLS, PANEL, MarginEntry, MarginItemEntry
 from vaeaudit.checks.margin.figures import fall_curves, margin_panel
 from vaeaudit.checks.margin.measure import MarginAt, MarginResult
+from vaeaudit.checks.margin.metrics import beginning
 from vaeaudit.checks.record import Drawing, array, number
 from vaeaudit.stats.estimates import rank_correlation
 
@@ -32,7 +33,7 @@ class Margins:
     def doubts(self) -> dict[str, str]:
         """The radii at which a certified margin exceeds its empirical one, so that one of the two is wrong."""
         return {
-            f"margin.r{at.r:.6g}": f"a certified margin exceeds the empirical one in {int(crossed.sum())} items"
+            beginning(at.r): f"a certified margin exceeds the empirical one in {int(crossed.sum())} items"
             for at in self.result.at
             if bool((crossed := at.crossed).any())
         }
@@ -98,7 +99,7 @@ def margin_refusals(margins: Margins) -> dict[str, str]:
     for at in margins.result.at:
         if at.certified is None:
             continue
-        name, paths, others = f"margin.r{at.r:.6g}", *_reasons(at.certified)
+        name, paths, others = beginning(at.r), *_reasons(at.certified)
         if bool(at.certified.radius.isnan().all()):
             refused[f"{name}.certified"] = "; ".join(others) or "it was stopped before"
         if bool(at.certified.pathwise.isnan().all()) and not margins.result.deterministic:
@@ -167,7 +168,7 @@ def margin_drawings(margins: Margins) -> dict[str, Drawing]:
     drawings = {}
     for at in margins.result.at:
         name = f"{at.r:.6g}"
-        drawings[f"margins at r = {name}"] = Drawing(f"margin-r{name}.png", partial(_margin_panel, at))
+        drawings[PANEL.format(at.r)] = Drawing(f"margin-r{name}.png", partial(_margin_panel, at))
         if at.fall is not None and len(at.fall.place) and at.empirical is not None:
             falls = partial(
                 fall_curves,
@@ -177,7 +178,7 @@ def margin_drawings(margins: Margins) -> dict[str, Drawing]:
                 [str(margins.items[place]) for place in at.fall.place.tolist()],
                 margins.result.m,
             )
-            drawings[f"falls at r = {name}"] = Drawing(f"margin-r{name}-falls.png", falls)
+            drawings[FALLS.format(at.r)] = Drawing(f"margin-r{name}-falls.png", falls)
     return drawings
 
 

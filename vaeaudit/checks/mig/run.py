@@ -6,10 +6,10 @@ from pathlib import PurePath
 import numpy as np
 from torch import Tensor
 
-from vaeaudit.checks.mig.entry import GapsEntry, HeldEntry, MigEntry
+from vaeaudit.checks.mig.entry import INFORMATION, GapsEntry, HeldEntry, MigEntry
 from vaeaudit.checks.mig.figures import information_panel
 from vaeaudit.checks.mig.measure import Gaps, MigResult, mig
-from vaeaudit.checks.mig.metrics import summarise_mig
+from vaeaudit.checks.mig.summarise import summarise_mig
 from vaeaudit.checks.record import Drawing, Record, Work, array, number
 from vaeaudit.data.items import Factors
 from vaeaudit.errors import DataError
@@ -124,4 +124,4 @@ def _drawings(result: MigResult) -> dict[str, Drawing]:
     if result.interrupted:
         return {}
     shares = {gaps.estimator: array(gaps.information / result.entropy) for gaps in result.by}
-    return {"mutual informations": Drawing("mig.png", partial(information_panel, shares, list(result.names)))}
+    return {INFORMATION: Drawing("mig.png", partial(information_panel, shares, list(result.names)))}

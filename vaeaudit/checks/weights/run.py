@@ -5,11 +5,11 @@ from functools import partial
 from pathlib import Path
 
 from vaeaudit.checks.record import Drawing, Record, Work, number
-from vaeaudit.checks.weights.entry import OtherEntry, PartEntry, TensorEntry, WeightsEntry
+from vaeaudit.checks.weights.entry import NORMS, OtherEntry, PartEntry, TensorEntry, WeightsEntry
 from vaeaudit.checks.weights.figures import norm_bars
 from vaeaudit.checks.weights.measure import PartNorm, TensorNorm, weights
-from vaeaudit.checks.weights.metrics import summarise_weights
 from vaeaudit.checks.weights.stored import StoredModel, fitting, held_weights
+from vaeaudit.checks.weights.summarise import summarise_weights
 from vaeaudit.model.checkpoints import sha256_of
 from vaeaudit.model.stated import find_checkpoint
 from vaeaudit.progress import GoOn
@@ -56,7 +56,7 @@ def run(stored: StoredModel, go_on: GoOn) -> Record:
         interrupted=result.interrupted,
         doubts={f"weights.{part}": why for part, why in result.doubts.items()},
         rows={"weights": [tensor.model_dump(mode="json") for tensor in tensors]},
-        drawings={} if result.interrupted else {"weights": Drawing("weights.png", partial(_bars, entry.tensors))},
+        drawings={} if result.interrupted else {NORMS: Drawing("weights.png", partial(_bars, entry.tensors))},
     )
 
 
