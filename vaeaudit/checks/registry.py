@@ -65,7 +65,9 @@ class Check:
         module, _, name = path.partition(":")
         try:
             return getattr(import_module(module), name)
-        except (Exception, SystemExit) as error:  # a third party's code
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a third party's code
             raise CheckError(_unusable(self.name, f"{path} cannot be imported: {told(error)}")) from error
 
 
@@ -142,7 +144,9 @@ def _row(point: EntryPoint) -> tuple[str, Check | None]:
     """What is wrong with the row of an entry point, or the row."""
     try:
         row = point.load()
-    except (Exception, SystemExit) as error:  # importing runs a third party's code
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # importing runs a third party's code
         return f"{clipped(point.value)} cannot be imported: {told(error)}", None
     if not isinstance(row, Check):
         return f"{clipped(point.value)} is a {type(row).__name__}, where a vaeaudit.Check was expected", None
