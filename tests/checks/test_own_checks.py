@@ -95,7 +95,7 @@ def test_it_has_its_command_and_help_needs_none_of_its_libraries(site: Path, aud
     assert "calibration.gap.median" in told
 
 
-@pytest.mark.parametrize("form", ["markdown", "html", "junit", "github", "table"])
+@pytest.mark.parametrize("form", ["markdown", "html", "junit", "github", "card"])
 def test_every_form_of_a_report_shows_it(site: Path, audited: Path, form: str) -> None:
     shown = run(site, "report", "first", "--format", form, cwd=audited).replace("<wbr>", "")
     assert "calibration.gap.median" in shown

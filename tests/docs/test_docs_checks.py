@@ -25,8 +25,8 @@ from vaeaudit.checks.attack import entry as attack_report
 from vaeaudit.checks.attack.capped import CAPPED_MODES, capped_attack
 from vaeaudit.checks.attack.classifier import Judge, LogisticRegression
 from vaeaudit.checks.attack.measure import MODES, attack
-from vaeaudit.checks.attack.metrics import summarise, summarise_capped, summarise_likeness
 from vaeaudit.checks.attack.success import ClassSuccess, FactorSuccess, summarise_classes, summarise_factor
+from vaeaudit.checks.attack.summarise import summarise, summarise_capped, summarise_likeness
 from vaeaudit.checks.latents import entry as latents_report
 from vaeaudit.checks.latents.measure import latents
 from vaeaudit.checks.latents.summarise import summarise_latents

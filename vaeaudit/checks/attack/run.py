@@ -14,7 +14,6 @@ from vaeaudit.checks.attack import pairs as choice
 from vaeaudit.checks.attack.capped import CAPPED_MODES, CappedResult, capped_attack
 from vaeaudit.checks.attack.classifier import Judge, judge
 from vaeaudit.checks.attack.measure import AttackResult, attack
-from vaeaudit.checks.attack.metrics import summarise, summarise_capped, summarise_likeness
 from vaeaudit.checks.attack.pairs import Pairs
 from vaeaudit.checks.attack.record import (
     Outcome,
@@ -29,6 +28,7 @@ from vaeaudit.checks.attack.record import (
     sign_warnings,
 )
 from vaeaudit.checks.attack.success import class_success, factor_success, summarise_classes, summarise_factor
+from vaeaudit.checks.attack.summarise import summarise, summarise_capped, summarise_likeness
 from vaeaudit.checks.record import Record, Work, without_pictures
 from vaeaudit.checks.relative import remark
 from vaeaudit.errors import UnsupportedError, VaeauditError
