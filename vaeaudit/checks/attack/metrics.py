@@ -39,11 +39,7 @@ TARGET = Metric(
     (),
 )
 IGNORE_TARGET = Metric(
-    "success.ignore_target",
-    "share",
-    "lower",
-    "share of those whose rec(x*) has any other class than the source's",
-    (),
+    "success.ignore_target", "share", "lower", "share of those whose rec(x*) has any other class than the source's", ()
 )
 ACCURACY = Metric(
     "success.classifier_accuracy",

@@ -30,13 +30,10 @@ def summarise_latents(
 ) -> dict[str, Measurement]:
     """The metrics of the latents over items, by name; no direction is more robust.
 
-    ``latents.elbo``, ``latents.log_likelihood`` (both only with draws) and ``latents.kl``, each ``.mean`` and
-    ``.median``; ``latents.unit{j}.kl.mean``, of layers of at most 64 units; ``latents.active_units.kl`` and
-    ``.variance``, the numbers of units whose mean KL, or whose variance of the mean (Burda et al. 2016), exceeds
-    ``threshold``; ``latents.mutual_information``, ``latents.total_correlation``, ``latents.dimension_wise_kl``. In a
-    chain the units' metrics begin with ``latents.layer{i}.``, ``latents.layer{i}.kl.mean`` is that layer's share, and
-    the last three are of the top layer. Without units of the prior there are none of their KL, and none of the last
-    three.
+    Units are active whose mean KL, or whose variance of the mean (Burda et al. 2016), exceeds ``threshold``. Units have
+    metrics of their own in layers of at most 64. In a chain the units' metrics begin with ``latents.layer{i}.``,
+    ``latents.layer{i}.kl.mean`` is that layer's share, and the parts of the KL are of the top layer. Without units of
+    the prior there are neither metrics of their KL nor of these parts.
     """
     metrics: dict[str, Measurement] = {}
     for metric, values in ((ELBO, result.elbo), (LOG_LIKELIHOOD, result.log_likelihood), (KL, result.kl)):

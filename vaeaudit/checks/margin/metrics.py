@@ -42,11 +42,7 @@ MEDIAN = Metric(
     (),
 )
 CORRELATION = Metric(
-    "correlation",
-    "rank correlation",
-    "none",
-    "rank correlation of the empirical margin with the whitened estimate",
-    (),
+    "correlation", "rank correlation", "none", "rank correlation of the empirical margin with the whitened estimate", ()
 )
 NOT_ROBUST = Metric(
     "not_robust_unperturbed",

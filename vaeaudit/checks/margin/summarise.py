@@ -27,13 +27,10 @@ _SEARCHED = (MEDIAN.name, *CENSORED.names, *EMPIRICAL.names)  # what a better se
 
 
 def summarise_margin(result: MarginResult) -> dict[str, Measurement]:
-    """The metrics of the margins, over items, by name: ``margin.r{r}.{quantity}.{statistic}``.
+    """The metrics of the margins, over items, by name.
 
-    Medians and quartiles of the certified margin, of the pathwise one where there is any, of the three estimates and of
-    the empirical margin, in which an item that nothing broke keeps its place at the top; the means of the first and the
-    last, between which E R lies; how the empirical margin goes with the whitened estimate; and the shares of items that
-    are certified at all, that nothing broke, and that are not r-robust even unperturbed. ``margin.r{r}.median`` is
-    that of R itself, as far as it is known. What is refused is not 0: an item without a certificate is left out of
+    In quantiles of the empirical margin an item that nothing broke keeps its place at the top. Between the means of the
+    certified and the empirical margin lies E R. What is refused is not 0: an item without a certificate is left out of
     the certified figures, of which there are none where no item has one. A better search breaks an item sooner, or at
     all: it lowers empirical margins and the share that nothing broke; not so where a certified one exceeds them, so
     that one of both is wrong.

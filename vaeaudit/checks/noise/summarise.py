@@ -13,14 +13,11 @@ from vaeaudit.stats.metric import Metric
 
 
 def summarise_noise(result: NoiseResult, level: float = 0.95) -> dict[str, Measurement]:
-    """The metrics of noise, over items, by name: ``noise.s{sigma}.{figure}.{statistic}``.
+    """The metrics of noise, over items, by name.
 
-    ``log_likelihood`` (also at s = 0), ``degradation`` in nats and ``relative_degradation``, the absolute value of an
-    item's degradation as a share of its |log p(x|z)|: the mean over items of means over draws, and quantiles over items
-    of medians over draws, which heavy tails do not carry off. In quantiles what is NaN or infinite keeps its place as
-    the worst; means leave it out. Relative degradation counts gains as losses; its direction is "lower" all the same: a
-    model that noise changes less. ``denoising_error``,
-    ||rec(x + eps) - x||, beside ``noise_norm``, ||eps||, of one draw an item.
+    Of likelihoods the mean over items of means over draws, and quantiles over items of medians over draws, which heavy
+    tails do not carry off. In quantiles what is NaN or infinite keeps its place as the worst; means leave it out.
+    Relative degradation counts gains as losses; its direction is "lower" all the same: a model that noise changes less.
     """
     metrics = _over_draws(result, 0.0, LOG_LIKELIHOOD, result.clean, level)
     metrics |= _of_one_draw(0.0, ERROR, result.clean_error, level, "")
