@@ -122,11 +122,17 @@ first, again = (
     for resume, told in zip((False, True), asked)
 )
 assert asked[0] and not asked[1]
+code = Path(__import__("calibration.run").__file__).with_name("run.py")
+before = code.read_text()
+code.write_text(before + "# of another version")
+audit(subject, resolved, [], ["calibration"], lambda _: asked[1].append(1) or True, journal_of(subject, True))
+code.write_text(before)
+assert asked[1]
 assert first.report.calibrations == again.report.calibrations and first.report.metrics == again.report.metrics
 """
 
 
-def test_an_audit_goes_on_from_it(site: Path, audited: Path) -> None:
+def test_an_audit_goes_on_from_it_unless_its_code_is_another(site: Path, audited: Path) -> None:
     called([sys.executable, "-c", RESUMED.format(model=str(ON[0]), data=str(ON[2]))], site, audited)
 
 

@@ -3,6 +3,7 @@
 Nothing here prints; the command line renders what this returns. Only a journal, where one is given, writes files.
 """
 
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import vaeaudit
 from vaeaudit.audit.journal import Journal
 from vaeaudit.audit.writing import Audited, device_name, file_alone, whole, write_down
 from vaeaudit.checks.record import Record, Work
-from vaeaudit.checks.registry import Check, checks
+from vaeaudit.checks.registry import OURS, Check, checks
 from vaeaudit.checks.weights.stored import StoredModel, open_weights
 from vaeaudit.errors import CheckError, InputError, OutputError, listed
 from vaeaudit.model.checkpoints import sha256_of
@@ -54,11 +55,22 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _code(check: Check) -> list[str]:
+    """Hashes of the loaded files of the package that brings a check."""
+    check.load(check.works)
+    package = check.works.partition(":")[0].partition(".")[0]
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == package]
+    files = {file for module in modules if (file := getattr(module, "__file__", None))}
+    return [sha256_of(Path(file)) for file in sorted(files)]
+
+
 def _asked(check: Check, subject: Subject) -> dict[str, object]:
-    """The settings of a check that its records depend on, with the hashes of the files that they name."""
+    """What of a check its records depend on: settings, hashes of the files that they name, code that is not ours."""
     settings: BaseModel = getattr(subject.settings, check.name)
     asked: dict[str, object] = settings.model_dump(mode="json", exclude={check.pieces} if check.pieces else None)
     named = {key: path for key in check.files if isinstance(path := asked[key], str)}
+    if check not in OURS:
+        asked["code"] = _code(check)
     return asked | {f"{key}_sha256": sha256_of(find_checkpoint(Path(path))) for key, path in named.items()}
 
 
