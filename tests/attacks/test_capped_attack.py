@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.checks.attack.capped import CAPPED_MODES, CappedResult, capped_attack
-from vaeaudit.checks.attack.metrics import summarise_capped, summarise_likeness
+from vaeaudit.checks.attack.summarise import summarise_capped, summarise_likeness
 from vaeaudit.errors import ConfigError, DataError, VaeauditError
 
 CAPS = [0.3, 0.1]  # in any order

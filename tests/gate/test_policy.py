@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from vaeaudit.checks.naming import check_names
+from vaeaudit.checks.registry import checks
 from vaeaudit.errors import ConfigError
-from vaeaudit.gate.metric_names import check_names
-from vaeaudit.gate.policy import CHECK_NAMES, EXIT_CODES, enabled, evaluate, remarks, verdict, waived
+from vaeaudit.gate.policy import EXIT_CODES, enabled, evaluate, remarks, verdict, waived
 from vaeaudit.layout.entry import MetricEntry, belongs
 from vaeaudit.report.gates import CheckEntry
 from vaeaudit.settings.config import resolve
@@ -219,7 +220,7 @@ def settings(**values: object) -> Settings:
 
 
 def test_the_checks_of_an_audit_are_those_named_then_those_whose_section_or_threshold_stands_then_all() -> None:
-    assert enabled(settings()) == (CHECK_NAMES, frozenset(CHECK_NAMES))
+    assert enabled(settings()) == (tuple(checks()), frozenset(checks()))
     named = settings(run__checks=["weights", "attack"], margin__items=3)
     assert enabled(named) == (("attack", "weights"), frozenset())
     assert enabled(settings(margin__items=3, mig__items=9)) == (("margin", "mig"), frozenset())

@@ -12,8 +12,8 @@ from vaeaudit import attack, capped_attack, margin
 from vaeaudit.attacks.signs import Sign, Signs
 from vaeaudit.checks.attack.capped import CAPPED_MODES
 from vaeaudit.checks.attack.measure import AttackResult
-from vaeaudit.checks.attack.metrics import summarise, summarise_capped
-from vaeaudit.checks.margin.metrics import summarise_margin
+from vaeaudit.checks.attack.summarise import summarise, summarise_capped
+from vaeaudit.checks.margin.summarise import summarise_margin
 from vaeaudit.checks.record import metric_entry
 from vaeaudit.stats import estimates
 from vaeaudit.stats.estimates import Measurement

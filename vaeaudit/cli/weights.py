@@ -76,7 +76,7 @@ def command(
 
         stored = open_weights(resolved.settings)
         reporter.keeping = True
-        return weigh(stored, resolved, sys.argv, reporter.go_on)
+        return weigh(stored, resolved, sys.argv, ["weights"], reporter.go_on)
 
     delivery = Delivery(output_format, output, quiet, verbose)
     return show("reading the weights", work, resolved, delivery)

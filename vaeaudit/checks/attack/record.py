@@ -9,7 +9,16 @@ from torch import Tensor
 from vaeaudit.attacks.left import MOST
 from vaeaudit.checks import sign_record
 from vaeaudit.checks.attack.capped import CappedResult
-from vaeaudit.checks.attack.entry import AttackEntry, CapEntry, CappedEntry, CappedItemEntry, ClassTableEntry, PairEntry
+from vaeaudit.checks.attack.entry import (
+    CURVE,
+    PANEL,
+    AttackEntry,
+    CapEntry,
+    CappedEntry,
+    CappedItemEntry,
+    ClassTableEntry,
+    PairEntry,
+)
 from vaeaudit.checks.attack.figures import attack_panel, damage_curves, distortion_curves
 from vaeaudit.checks.attack.measure import AttackResult
 from vaeaudit.checks.attack.pairs import Pairs
@@ -238,9 +247,9 @@ def attack_drawings(entry: AttackEntry, result: AttackResult, picture: tuple[int
             array(result.gap),
         )
 
-    drawings = {f"{result.mode} curve": Drawing(f"attack-{result.mode}-curve.png", curve)}
+    drawings = {CURVE.format(result.mode): Drawing(f"attack-{result.mode}-curve.png", curve)}
     if picture is not None:
-        drawings[f"{result.mode} panel"] = Drawing(f"attack-{result.mode}-panel.png", partial(panel, picture))
+        drawings[PANEL.format(result.mode)] = Drawing(f"attack-{result.mode}-panel.png", partial(panel, picture))
     return drawings
 
 
@@ -251,10 +260,10 @@ def capped_drawings(entry: CappedEntry, result: CappedResult, picture: tuple[int
         labels = [str(item.item) for item in entry.items]
         return damage_curves(result.found.caps.tolist(), array(result.damage), array(result.zero_damage), labels)
 
-    drawings = {f"{result.mode} curve": Drawing(f"attack-{result.mode}-curve.png", curve)}
+    drawings = {CURVE.format(result.mode): Drawing(f"attack-{result.mode}-curve.png", curve)}
     if picture is not None:
         panel = partial(_capped_panel, entry, result, picture)
-        drawings[f"{result.mode} panel"] = Drawing(f"attack-{result.mode}-panel.png", panel)
+        drawings[PANEL.format(result.mode)] = Drawing(f"attack-{result.mode}-panel.png", panel)
     return drawings
 
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from vaeaudit.checks import sign_record
 from vaeaudit.checks.margin.certified import Certified
-from vaeaudit.checks.margin.entry import MarginEntry, MarginItemEntry
+from vaeaudit.checks.margin.entry import FALLS, PANEL, MarginEntry, MarginItemEntry
 from vaeaudit.checks.margin.figures import fall_curves, margin_panel
 from vaeaudit.checks.margin.measure import MarginAt, MarginResult
+from vaeaudit.checks.margin.metrics import beginning
 from vaeaudit.checks.record import Drawing, array, number
 from vaeaudit.stats.estimates import rank_correlation
 
@@ -43,7 +44,7 @@ class Margins:
             if at.empirical is not None and (counted := sign_record.counted(at.empirical.signs, self.acknowledged)):
                 why.append(f"failure signs of the empirical margin's search: {counted}")
             if why:
-                found[f"margin.r{at.r:.6g}"] = "; ".join(why)
+                found[beginning(at.r)] = "; ".join(why)
         return found
 
 
@@ -109,7 +110,7 @@ def margin_refusals(margins: Margins) -> dict[str, str]:
     for at in margins.result.at:
         if at.certified is None:
             continue
-        name, paths, others = f"margin.r{at.r:.6g}", *_reasons(at.certified)
+        name, paths, others = beginning(at.r), *_reasons(at.certified)
         if bool(at.certified.radius.isnan().all()):
             refused[f"{name}.certified"] = "; ".join(others) or "it was stopped before"
         if bool(at.certified.pathwise.isnan().all()) and not margins.result.deterministic:
@@ -180,7 +181,7 @@ def margin_drawings(margins: Margins) -> dict[str, Drawing]:
     drawings = {}
     for at in margins.result.at:
         name = f"{at.r:.6g}"
-        drawings[f"margins at r = {name}"] = Drawing(f"margin-r{name}.png", partial(_margin_panel, at))
+        drawings[PANEL.format(at.r)] = Drawing(f"margin-r{name}.png", partial(_margin_panel, at))
         if at.fall is not None and len(at.fall.place) and at.empirical is not None:
             falls = partial(
                 fall_curves,
@@ -190,7 +191,7 @@ def margin_drawings(margins: Margins) -> dict[str, Drawing]:
                 [str(margins.items[place]) for place in at.fall.place.tolist()],
                 margins.result.m,
             )
-            drawings[f"falls at r = {name}"] = Drawing(f"margin-r{name}-falls.png", falls)
+            drawings[FALLS.format(at.r)] = Drawing(f"margin-r{name}-falls.png", falls)
     return drawings
 
 
