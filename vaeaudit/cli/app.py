@@ -27,7 +27,8 @@ from vaeaudit.cli import (
     report,
     weights,
 )
-from vaeaudit.cli.common import complain, mute, speaker, trace
+from vaeaudit.cli.command import Command, spelled
+from vaeaudit.cli.common import complain, mute, trace
 from vaeaudit.errors import VaeauditError, clipped
 from vaeaudit.layout.inert import one_line
 
@@ -39,18 +40,18 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("audit")(audit.command)
-app.command("compare")(compare.command)
-app.command("report")(report.command)
-app.command("attack")(attack.command)
-app.command("margin")(margin.command)
-app.command("noise")(noise.command)
-app.command("mig")(mig.command)
-app.command("latents")(latents.command)
-app.command("weights")(weights.command)
-app.command("doctor")(doctor.command)
-app.command("init")(init.command)
-app.command("adapters")(adapters.command)
+app.command("audit", cls=Command)(audit.command)
+app.command("compare", cls=Command)(compare.command)
+app.command("report", cls=Command)(report.command)
+app.command("attack", cls=Command)(attack.command)
+app.command("margin", cls=Command)(margin.command)
+app.command("noise", cls=Command)(noise.command)
+app.command("mig", cls=Command)(mig.command)
+app.command("latents", cls=Command)(latents.command)
+app.command("weights", cls=Command)(weights.command)
+app.command("doctor", cls=Command)(doctor.command)
+app.command("init", cls=Command)(init.command)
+app.command("adapters", cls=Command)(adapters.command)
 app.add_typer(config.app, name="config")
 
 
@@ -164,7 +165,6 @@ def _usage(error: TyperException) -> str:
 
     context = getattr(error, "ctx", None)
     if isinstance(error, typer.BadParameter) and isinstance(error.__cause__, ValidationError) and error.param:
-        source = context.get_parameter_source(error.param.name or "") if context is not None else None
-        return told(speaker(error.param.opts, error.param.envvar, source), error.__cause__.errors()[:1])
+        return told(spelled(error.param), error.__cause__.errors()[:1])
     where = f"; see {context.command_path} --help" if context is not None else ""
     return " ".join(error.format_message().split()).rstrip(".") + where
