@@ -7,7 +7,10 @@ from vaeaudit.cli.options import Output, TableOrJson, Verbose
 
 @takes(TableOrJson, Output, Verbose)
 def command(asked: Asked) -> int:
-    """List the installed adapters: what each opens, and the package that it comes from."""
+    """List the installed adapters.
+
+    Each with what it opens, and the package that it comes from.
+    """
     from vaeaudit.cli.render import adapters_text, stdout_is_terminal
     from vaeaudit.model.registry import installed_adapters
     from vaeaudit.report.writer import dumps

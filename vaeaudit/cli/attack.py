@@ -120,5 +120,8 @@ def command(
         ),
     ] = None,
 ) -> int:
-    """Attack every pair for all lambda, or every item under caps, and report what it took and what it did."""
+    """Search small input changes that mislead the model.
+
+    Every pair is attacked for all lambda, or every item under caps; the report says what it took and what it did.
+    """
     return carry_out(["attack"], asked)

@@ -39,7 +39,10 @@ def command(
         ),
     ] = None,
 ) -> int:
-    """Carry out every check that the configuration enables, hold the figures against its thresholds, give a verdict."""
+    """Carry out the checks and give one verdict.
+
+    Which checks, and the thresholds that decide, stand in the configuration.
+    """
     earlier = None
     if again is None:
         resolved = asked.settings()

@@ -58,7 +58,10 @@ def command(
     ] = None,
     form: Annotated[Form, form_of(Form)] = "table",
 ) -> int:
-    """Compare the reports of two audits of the same items, metric by metric, paired by item."""
+    """Tell whether a later audit is worse than an earlier one.
+
+    The two reports, of audits of the same items, are compared metric by metric, paired by item.
+    """
     baseline = asked.settings().settings.baseline
     check_output(None, asked.output)
     from vaeaudit.cli.forms import comparison_text

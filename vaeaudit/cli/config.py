@@ -12,7 +12,10 @@ app = typer.Typer(help="Show what an audit is configured to do.", no_args_is_hel
 @app.command("show", cls=Command)
 @takes(Model, OnData, Policy, Out, TableOrJson, Output, Verbose, Configured)
 def show(asked: Asked) -> int:
-    """Show every value that `vaeaudit audit` takes, with its source: flag, variable, file, the model, or default."""
+    """Show every setting with its source.
+
+    These are the values that `vaeaudit audit` takes; a source is a flag, a variable, a file, the model, or the default.
+    """
     resolved = asked.settings()
     from vaeaudit.cli.render import settings_text, stdout_is_terminal
     from vaeaudit.report.writer import dumps
@@ -31,7 +34,10 @@ def show(asked: Asked) -> int:
 @app.command("schema", cls=Command)
 @takes(Output, Verbose)
 def schema(asked: Asked) -> int:
-    """Print the JSON Schema of vaeaudit.toml, which editors use to complete and check it."""
+    """Print the JSON Schema of vaeaudit.toml.
+
+    Editors complete and check the file by it.
+    """
     from vaeaudit.report.writer import dumps
     from vaeaudit.settings.config import json_schema
 

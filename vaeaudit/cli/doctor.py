@@ -7,7 +7,10 @@ from vaeaudit.cli.options import Configured, Model, OnData, Output, Quiet, Table
 
 @takes(Model, OnData, TableOrJson, Output, Quiet, Verbose, Configured)
 def command(asked: Asked) -> int:
-    """Try the model on real data before any check: reconstruction, gradients, determinism, range, clamping."""
+    """Try on real data whether the model is what it claims.
+
+    Reconstruction, gradients, determinism, range and clamping, as they are tried before any check.
+    """
     resolved = asked.settings()
     from vaeaudit.audit.writing import data_entry, model_entry, plausibility_entry
     from vaeaudit.cli.render import doctor_line, doctor_text, stdout_is_terminal

@@ -21,7 +21,10 @@ def command(
     asked: Asked,
     force: Annotated[bool, typer.Option("--force", help="Replace the vaeaudit.toml that is here.")] = False,
 ) -> int:
-    """Audit the model once and write a commented vaeaudit.toml here, with thresholds that its figures suggest."""
+    """Audit once and write a vaeaudit.toml with thresholds.
+
+    The file is commented and lies here; its thresholds are those that the figures of the audit suggest.
+    """
     from vaeaudit.gate.proposal import FILE, find_data, find_model, propose
     from vaeaudit.report.writer import write_file
 

@@ -42,5 +42,8 @@ def command(
         ),
     ] = None,
 ) -> int:
-    """Measure ELBO, KL of each unit, active units and how the units depend on each other."""
+    """Measure what each unit of the latent code holds.
+
+    ELBO, KL of each unit, active units, and how the units depend on each other.
+    """
     return carry_out(["latents"], asked)

@@ -83,5 +83,8 @@ def command(
         typer.Option(metavar="NAME", help="Bound to compute, certified or empirical; repeatable. [default: both]"),
     ] = None,
 ) -> int:
-    """Bound how far each item may move and stay within r: certified from below, attacked from above."""
+    """Bound how far each item may move and stay within r.
+
+    The bound from below is certified; the one from above is an attack that succeeded.
+    """
     return carry_out(["margin"], asked)

@@ -18,5 +18,8 @@ def command(
         typer.Option(metavar="N", help="Items, drawn at random. [default: all of them]"),
     ] = None,
 ) -> int:
-    """Measure the mutual information gap of the factors that the data name, by both estimators."""
+    """Measure whether single units hold the data's factors.
+
+    The mutual information gap of the factors that the data name, by both estimators.
+    """
     return carry_out(["mig"], asked)

@@ -41,5 +41,8 @@ def command(
         ),
     ] = None,
 ) -> int:
-    """Measure how log p(x|z) of clean inputs falls where the encoder sees them under Gaussian noise."""
+    """Measure how noise on the inputs lowers the likelihood.
+
+    The likelihood is log p(x|z) of clean inputs x, where the encoder sees them under Gaussian noise.
+    """
     return carry_out(["noise"], asked)

@@ -23,7 +23,10 @@ def command(
         ),
     ] = "markdown",
 ) -> int:
-    """Show the report of an audit in another form; nothing is computed again, and the verdict is no exit code."""
+    """Show a report in another form.
+
+    Nothing is computed again, and the verdict is no exit code.
+    """
     check_output(None, asked.output)
     from vaeaudit.cli.forms import text_of
     from vaeaudit.report.reading import read_report

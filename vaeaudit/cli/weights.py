@@ -64,7 +64,10 @@ def command(
         ),
     ] = None,
 ) -> int:
-    """Measure the L2 norms of encoder and decoder, from the file alone: no data, and the model is not run."""
+    """Measure the norms of the weights, from the file alone.
+
+    L2 norms of encoder and decoder: no data are needed, and the model is not run.
+    """
     from vaeaudit.settings.config import measuring
 
     resolved = measuring(asked.settings(), ["weights"])
