@@ -2,10 +2,8 @@
 
 from typing import Annotated
 
-import typer
-
 from vaeaudit.cli.checking import carry_out
-from vaeaudit.cli.command import Asked, Key, takes
+from vaeaudit.cli.command import Asked, Setting, takes
 from vaeaudit.cli.options import CHECK
 
 
@@ -14,109 +12,81 @@ def command(
     asked: Asked,
     mode: Annotated[
         list[str] | None,
-        Key("attack.modes"),
-        typer.Option(
-            metavar="NAME",
-            help="What is attacked: latent, output, damage, untargeted, latent-side or worst; repeatable. "
-            "[default: latent]",
+        Setting(
+            "attack.modes",
+            "NAME",
+            "What is attacked: latent, output, damage, untargeted, latent-side or worst; repeatable. [default: latent]",
         ),
     ] = None,
-    pairs: Annotated[
-        int | None,
-        Key("attack.pairs"),
-        typer.Option(metavar="N", help="Source and target pairs. [default: 10]"),
-    ] = None,
+    pairs: Annotated[int | None, Setting("attack.pairs", "N", "Source and target pairs. [default: 10]")] = None,
     pairing: Annotated[
         str | None,
-        Key("attack.pairing"),
-        typer.Option(
-            metavar="NAME",
-            help="Pairs at random, or of different label, with success rates. [default: random]",
+        Setting(
+            "attack.pairing", "NAME", "Pairs at random, or of different label, with success rates. [default: random]"
         ),
     ] = None,
     vary: Annotated[
         str | None,
-        Key("attack.vary"),
-        typer.Option(
-            metavar="FACTOR",
-            help="Pairs that differ in this one factor of the data, with success and progress.",
+        Setting(
+            "attack.vary", "FACTOR", "Pairs that differ in this one factor of the data, with success and progress."
         ),
     ] = None,
     pair: Annotated[
-        list[str] | None,
-        Key("attack.pair"),
-        typer.Option(metavar="SOURCE:TARGET", help="A pair itself, by item numbers; repeatable."),
+        list[str] | None, Setting("attack.pair", "SOURCE:TARGET", "A pair itself, by item numbers; repeatable.")
     ] = None,
     lambdas: Annotated[
-        int | None,
-        Key("attack.lambdas"),
-        typer.Option(metavar="N", help="Values of lambda from 2^-20 to 2^20. [default: 50]"),
+        int | None, Setting("attack.lambdas", "N", "Values of lambda from 2^-20 to 2^20. [default: 50]")
     ] = None,
     similarity: Annotated[
         str | None,
-        Key("attack.similarity"),
-        typer.Option(
-            metavar="NAME",
-            help="kl, reverse-kl, symmetric-kl, mean, sample or wasserstein. [default: kl]",
+        Setting(
+            "attack.similarity", "NAME", "kl, reverse-kl, symmetric-kl, mean, sample or wasserstein. [default: kl]"
         ),
     ] = None,
     on: Annotated[
         str | None,
-        Key("attack.on"),
-        typer.Option(
-            metavar="NAME",
-            help="What of the posterior the perturbation reaches: mean, std or both. [default: both]",
+        Setting(
+            "attack.on", "NAME", "What of the posterior the perturbation reaches: mean, std or both. [default: both]"
         ),
     ] = None,
     layers: Annotated[
         list[int] | None,
-        Key("attack.layers"),
-        typer.Option(
-            metavar="N", help="Layer of a hierarchical posterior to compare, from 1; repeatable. [default: all]"
+        Setting(
+            "attack.layers", "N", "Layer of a hierarchical posterior to compare, from 1; repeatable. [default: all]"
         ),
     ] = None,
     penalty: Annotated[
-        str | None,
-        Key("attack.penalty"),
-        typer.Option(metavar="NAME", help="l2 (the norm) or l2sq (its square). [default: l2]"),
+        str | None, Setting("attack.penalty", "NAME", "l2 (the norm) or l2sq (its square). [default: l2]")
     ] = None,
     cap: Annotated[
         list[float] | None,
-        Key("attack.caps"),
-        typer.Option(
-            metavar="C",
-            help="Largest norm of the distortion in damage, untargeted, latent-side and worst; repeatable. "
+        Setting(
+            "attack.caps",
+            "C",
+            "Largest norm of the distortion in damage, untargeted, latent-side and worst; repeatable. "
             "[default: 0.5 1 2; for linf 2/255, 8/255, 16/255 of the range]",
         ),
     ] = None,
-    norm: Annotated[
-        str | None,
-        Key("attack.norm"),
-        typer.Option(metavar="NAME", help="Norm of the cap: l2 or linf. [default: l2]"),
-    ] = None,
+    norm: Annotated[str | None, Setting("attack.norm", "NAME", "Norm of the cap: l2 or linf. [default: l2]")] = None,
     ref: Annotated[
         str | None,
-        Key("attack.ref"),
-        typer.Option(
-            metavar="NAME",
-            help="What damage is measured from: reconstruction or input. [default: reconstruction]",
+        Setting(
+            "attack.ref", "NAME", "What damage is measured from: reconstruction or input. [default: reconstruction]"
         ),
     ] = None,
     restarts: Annotated[
         int | None,
-        Key("attack.restarts"),
-        typer.Option(
-            metavar="N",
-            help="Points between source and target to search from besides the source. [default: 1]",
+        Setting(
+            "attack.restarts", "N", "Points between source and target to search from besides the source. [default: 1]"
         ),
     ] = None,
     max_evaluations: Annotated[
         int | None,
-        Key("attack.max_evaluations"),
-        typer.Option(
-            metavar="N",
-            help="Model evaluations for one problem, refining one lambda or one item and cap; up to four times as many "
-            "where it still gains. [default: 600]",
+        Setting(
+            "attack.max_evaluations",
+            "N",
+            "Model evaluations for one problem, refining one lambda or one item and cap; up to four times as "
+            "many where it still gains. [default: 600]",
         ),
     ] = None,
 ) -> int:

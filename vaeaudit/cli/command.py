@@ -4,23 +4,21 @@ A command, ours or that of a check which another package brings, states its own 
 shares. A group is a class of annotated options, and its docstring heads them in the help::
 
     from vaeaudit.cli.checking import carry_out
-    from vaeaudit.cli.command import Asked, Key, takes
+    from vaeaudit.cli.command import Asked, Setting, takes
     from vaeaudit.cli.options import CHECK
 
     @takes(*CHECK)
     def command(
         asked: Asked,
-        bins: Annotated[
-            int | None, Key("calibration.bins"), typer.Option(metavar="N", help="Bins. [default: 10]")
-        ] = None,
+        bins: Annotated[int | None, Setting("calibration.bins", "N", "Bins. [default: 10]")] = None,
     ) -> int:
         \"\"\"Say whether the likelihood is calibrated.\"\"\"
         return carry_out(["calibration"], asked)
 
-``Key`` says which setting an option is, and in which way its text is read where typer's own is not enough. Such an
+``Setting`` says which setting an option is, and how its text is read where typer's own way is not enough. Such an
 option has None for its default, since another source may give the setting; its help names the variable of the
-environment. The first sentence of the docstring is the line of the command in ``vaeaudit --help``. Nothing is imported
-for the help but this: the settings are resolved when the command asks for them.
+environment. Options that are no settings are typer's own. The first sentence of the docstring is the command's line in
+``vaeaudit --help``, which imports nothing but this: settings are resolved when the command asks for them.
 """
 
 import inspect
@@ -52,6 +50,24 @@ class Key:
 
     name: str
     read: Callable[[Any], object] = lambda value: value
+
+
+class Setting(OptionInfo):
+    """The option of a setting: "section.key", what stands for its value in the help (None of a flag), and its help.
+
+    ``spellings`` are its own where it is not called as its parameter.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        metavar: str | None,
+        text: str,
+        *spellings: str,
+        read: Callable[[Any], object] = lambda value: value,
+    ) -> None:
+        super().__init__(default=..., param_decls=spellings, metavar=metavar, help=text, show_default=False)
+        self.key = Key(key, read)
 
 
 @dataclass(frozen=True)
@@ -131,7 +147,7 @@ def takes(*groups: type) -> Callable[[Callable[..., int]], Callable[..., int]]:
         ]
         headings = {name: (group.__doc__ or "").partition(".")[0] for group in groups for name in group.__annotations__}
         parameters = [_in_help(one, headings.get(one.name)) for one in (*own, *shared)]
-        keys = {one.name: key for one in parameters for key in get_args(one.annotation) if isinstance(key, Key)}
+        keys = {one.name: key for one in parameters if (key := _key(one))}
         plain = {field.name for field in fields(Asked)}
 
         @wraps(body)
@@ -150,15 +166,22 @@ def takes(*groups: type) -> Callable[[Callable[..., int]], Callable[..., int]]:
     return merged
 
 
+def _key(parameter: inspect.Parameter) -> Key | None:
+    """The setting that a parameter gives, if it is one."""
+    notes = (note.key if isinstance(note, Setting) else note for note in get_args(parameter.annotation))
+    return next((note for note in notes if isinstance(note, Key)), None)
+
+
 def _in_help(parameter: inspect.Parameter, heading: str | None) -> inspect.Parameter:
     """The parameter under its heading, and with the variable that its help names."""
     kind, *notes = get_args(parameter.annotation)
-    name = next((variable(note.name) for note in notes if isinstance(note, Key)), None)
+    key = _key(parameter)
     for place, note in enumerate(notes):
         if isinstance(note, OptionInfo | ArgumentInfo):
             notes[place] = note = copy(note)
             note.rich_help_panel = None if isinstance(note, ArgumentInfo) else heading
-            note.help = f"{note.help} [env:{name or note.envvar}]" if name or note.envvar else note.help
+            if name := variable(key.name) if key else note.envvar:
+                note.help = f"{note.help} [env:{name}]"
             note.show_envvar = False
     return parameter.replace(annotation=Annotated[(kind, *notes)])
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vaeaudit.cli.command import Asked, Key, takes
+from vaeaudit.cli.command import Asked, Setting, takes
 from vaeaudit.cli.common import check_output, complain, deliver
 from vaeaudit.cli.options import Configured, ExitZero, Output, Quiet, Verbose, form_of
 from vaeaudit.errors import ConfigError, clipped
@@ -33,28 +33,25 @@ def command(
     new: Annotated[str, typer.Argument(metavar="NEW", help="Report of the later audit, or its folder.")],
     metric: Annotated[
         list[str] | None,
-        Key("baseline.metrics"),
-        typer.Option(
-            metavar="NAME",
-            help="Metric that may regress; repeatable. [default: those of baseline.metrics, else the medians]",
+        Setting(
+            "baseline.metrics",
+            "NAME",
+            "Metric that may regress; repeatable. [default: those of baseline.metrics, else the medians]",
         ),
     ] = None,
     min_effect: Annotated[
         list[str] | None,
-        Key("baseline.min_effect", _effects),
-        typer.Option(
-            metavar="METRIC=DIFFERENCE",
-            help="Metric that may regress, with the difference that it takes; repeatable. [default: those of "
+        Setting(
+            "baseline.min_effect",
+            "METRIC=DIFFERENCE",
+            "Metric that may regress, with the difference that it takes; repeatable. [default: those of "
             "baseline.min_effect, else the medians, by any difference]",
+            read=_effects,
         ),
     ] = None,
     level: Annotated[
         float | None,
-        Key("baseline.level"),
-        typer.Option(
-            metavar="P",
-            help="Confidence; one minus it is the chance of any false alarm. [default: 0.95]",
-        ),
+        Setting("baseline.level", "P", "Confidence; one minus it is the chance of any false alarm. [default: 0.95]"),
     ] = None,
     form: Annotated[Form, form_of(Form)] = "table",
 ) -> int:

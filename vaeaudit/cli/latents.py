@@ -2,10 +2,8 @@
 
 from typing import Annotated
 
-import typer
-
 from vaeaudit.cli.checking import carry_out
-from vaeaudit.cli.command import Asked, Key, takes
+from vaeaudit.cli.command import Asked, Setting, takes
 from vaeaudit.cli.options import CHECK
 
 
@@ -13,33 +11,22 @@ from vaeaudit.cli.options import CHECK
 def command(
     asked: Asked,
     items: Annotated[
-        int | None,
-        Key("latents.items"),
-        typer.Option(metavar="N", help="Items, drawn at random. [default: all of them]"),
+        int | None, Setting("latents.items", "N", "Items, drawn at random. [default: all of them]")
     ] = None,
     draws: Annotated[
-        int | None,
-        Key("latents.draws"),
-        typer.Option(
-            metavar="N",
-            help="Draws of z an item, for the ELBO; 0 leaves it out. [default: 1]",
-        ),
+        int | None, Setting("latents.draws", "N", "Draws of z an item, for the ELBO; 0 leaves it out. [default: 1]")
     ] = None,
     estimator: Annotated[
         str | None,
-        Key("latents.estimator"),
-        typer.Option(
-            metavar="NAME",
-            help="Of q(z): exact, the mixture over all items, or stratified, over minibatches. [default: exact]",
+        Setting(
+            "latents.estimator",
+            "NAME",
+            "Of q(z): exact, the mixture over all items, or stratified, over minibatches. [default: exact]",
         ),
     ] = None,
     traverse: Annotated[
         int | None,
-        Key("latents.traverse"),
-        typer.Option(
-            metavar="N",
-            help="Units, those of largest KL, to traverse in a figure, up to 20. [default: 8]",
-        ),
+        Setting("latents.traverse", "N", "Units, those of largest KL, to traverse in a figure, up to 20. [default: 8]"),
     ] = None,
 ) -> int:
     """Measure what each unit of the latent code holds.

@@ -2,21 +2,15 @@
 
 from typing import Annotated
 
-import typer
-
 from vaeaudit.cli.checking import carry_out
-from vaeaudit.cli.command import Asked, Key, takes
+from vaeaudit.cli.command import Asked, Setting, takes
 from vaeaudit.cli.options import CHECK
 
 
 @takes(*CHECK)
 def command(
     asked: Asked,
-    items: Annotated[
-        int | None,
-        Key("mig.items"),
-        typer.Option(metavar="N", help="Items, drawn at random. [default: all of them]"),
-    ] = None,
+    items: Annotated[int | None, Setting("mig.items", "N", "Items, drawn at random. [default: all of them]")] = None,
 ) -> int:
     """Measure whether single units hold the data's factors.
 

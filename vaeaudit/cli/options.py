@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-from vaeaudit.cli.command import Key
+from vaeaudit.cli.command import Key, Setting
 from vaeaudit.errors import ConfigError, clipped
 
 Form = Literal["table", "json", "markdown", "junit", "github"]
@@ -57,9 +57,8 @@ class Model:
     ] = None
     adapter: Annotated[
         str | None,
-        Key("model.adapter"),
-        typer.Option(
-            metavar="NAME", help="How to open the model: an installed adapter, package.module:open or file.py:open."
+        Setting(
+            "model.adapter", "NAME", "How to open the model: an installed adapter, package.module:open or file.py:open."
         ),
     ] = None
 
@@ -69,61 +68,45 @@ class OnData:
 
     option: Annotated[
         list[str] | None,
-        Key("model.options", _table),
-        typer.Option(
-            "--option", metavar="NAME=VALUE", help="Option of the adapter, as in activation=tanh; repeatable."
+        Setting(
+            "model.options",
+            "NAME=VALUE",
+            "Option of the adapter, as in activation=tanh; repeatable.",
+            "--option",
+            read=_table,
         ),
     ] = None
     data: Annotated[
-        str | None,
-        Key("data.source"),
-        typer.Option(metavar="PATH", help="npz, npy, safetensors, MNIST idx(.gz), or a folder of images."),
+        str | None, Setting("data.source", "PATH", "npz, npy, safetensors, MNIST idx(.gz), or a folder of images.")
     ] = None
     data_range: Annotated[
         tuple[float, float] | None,
-        Key("data.range"),
-        typer.Option(
-            "--range",
-            metavar="LO HI",
-            help="Range of the model's inputs, if not the model's own; inf for no bound.",
-            show_default=False,
+        Setting(
+            "data.range", "LO HI", "Range of the model's inputs, if not the model's own; inf for no bound.", "--range"
         ),
     ] = None
     resize: Annotated[
         str | None,
-        Key("data.resize"),
-        typer.Option(
-            metavar="FILTER",
-            help="Resize images to the model's size: nearest, box, bilinear, hamming, bicubic or lanczos.",
+        Setting(
+            "data.resize",
+            "FILTER",
+            "Resize images to the model's size: nearest, box, bilinear, hamming, bicubic or lanczos.",
         ),
     ] = None
-    limit: Annotated[
-        int | None,
-        Key("run.limit"),
-        typer.Option(metavar="N", help="Use only the first N items; marks the report partial."),
-    ] = None
+    limit: Annotated[int | None, Setting("run.limit", "N", "Use only the first N items; marks the report partial.")] = (
+        None
+    )
     sample: Annotated[
-        int | None,
-        Key("run.sample"),
-        typer.Option(metavar="N", help="Use only N items, drawn at random; marks the report partial."),
+        int | None, Setting("run.sample", "N", "Use only N items, drawn at random; marks the report partial.")
     ] = None
-    device: Annotated[
-        str | None,
-        Key("run.device"),
-        typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps. [default: auto]"),
-    ] = None
-    dtype: Annotated[
-        str | None,
-        Key("run.dtype"),
-        typer.Option(metavar="NAME", help="float32 or float64. [default: float32]"),
-    ] = None
-    seed: Annotated[
-        int | None, Key("run.seed"), typer.Option(metavar="N", help="Of every random draw. [default: 0]")
-    ] = None
+    device: Annotated[str | None, Setting("run.device", "NAME", "auto, cpu, cuda, cuda:N or mps. [default: auto]")] = (
+        None
+    )
+    dtype: Annotated[str | None, Setting("run.dtype", "NAME", "float32 or float64. [default: float32]")] = None
+    seed: Annotated[int | None, Setting("run.seed", "N", "Of every random draw. [default: 0]")] = None
     batch_size: Annotated[
         str | None,
-        Key("run.batch_size", _rows),
-        typer.Option(metavar="auto|N", help="Most rows given to the model at once. [default: auto]"),
+        Setting("run.batch_size", "auto|N", "Most rows given to the model at once. [default: auto]", read=_rows),
     ] = None
 
 
@@ -132,30 +115,23 @@ class Policy:
 
     check: Annotated[
         list[str] | None,
-        Key("run.checks"),
-        typer.Option(
-            metavar="NAME",
-            help="Check to carry out: attack, margin, noise, latents, mig or weights; repeatable. [default: those that "
-            "the configuration names, else all]",
+        Setting(
+            "run.checks",
+            "NAME",
+            "Check to carry out: attack, margin, noise, latents, mig or weights; repeatable. [default: those "
+            "that the configuration names, else all]",
         ),
     ] = None
     baseline: Annotated[
         str | None,
-        Key("baseline.path"),
-        typer.Option(
-            metavar="PATH", help="Report of an earlier audit, or its folder, with which this one is compared."
-        ),
+        Setting("baseline.path", "PATH", "Report of an earlier audit, or its folder, with which this one is compared."),
     ] = None
 
 
 class Out:
     """Report and result."""
 
-    out: Annotated[
-        str | None,
-        Key("run.out"),
-        typer.Option(metavar="DIR", help="Folder of the report. [default: vaeaudit-report]"),
-    ] = None
+    out: Annotated[str | None, Setting("run.out", "DIR", "Folder of the report. [default: vaeaudit-report]")] = None
 
 
 class Resume:

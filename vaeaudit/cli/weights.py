@@ -3,10 +3,8 @@
 import sys
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from vaeaudit.cli.checking import show
-from vaeaudit.cli.command import Asked, Key, takes
+from vaeaudit.cli.command import Asked, Setting, takes
 from vaeaudit.cli.common import Reporter
 from vaeaudit.cli.options import Configured, Formed, Model, Out, Output, Quiet, Verbose
 from vaeaudit.errors import ConfigError, clipped
@@ -34,33 +32,38 @@ def command(
     asked: Asked,
     against: Annotated[
         str | None,
-        Key("weights.against"),
-        typer.Option(
-            metavar="OTHER",
-            help="Checkpoint of the same architecture, from which the change of each norm is counted.",
+        Setting(
+            "weights.against",
+            "OTHER",
+            "Checkpoint of the same architecture, from which the change of each norm is counted.",
         ),
     ] = None,
     part: Annotated[
         list[str] | None,
-        Key("weights.parts", _parts),
-        typer.Option(
-            metavar="NAME=PREFIX",
-            help="How names of a part's tensors begin, as in encoder=enc.; parts: encoder, decoder, neither; "
+        Setting(
+            "weights.parts",
+            "NAME=PREFIX",
+            "How names of a part's tensors begin, as in encoder=enc.; parts: encoder, decoder, neither; "
             "repeatable. [default: as the adapter says, else encoder. and decoder.]",
+            read=_parts,
         ),
     ] = None,
     vectors: Annotated[
         bool | None,
-        Key("weights.vectors"),
-        typer.Option("--vectors", help="Count biases and normalisation as well. [default: matrices and kernels alone]"),
+        Setting(
+            "weights.vectors",
+            None,
+            "Count biases and normalisation as well. [default: matrices and kernels alone]",
+            "--vectors",
+        ),
     ] = None,
     spectral: Annotated[
         bool | None,
-        Key("weights.spectral"),
-        typer.Option(
+        Setting(
+            "weights.spectral",
+            None,
+            "Whether each tensor's 2-norm is computed, which takes most of the time. [default: spectral]",
             "--spectral/--no-spectral",
-            help="Whether each tensor's 2-norm is computed, which takes most of the time. [default: spectral]",
-            show_default=False,
         ),
     ] = None,
 ) -> int:
