@@ -223,16 +223,19 @@ def test_the_checks_of_an_audit_are_those_named_then_those_whose_section_or_thre
     assert enabled(settings()) == (tuple(checks()), frozenset(checks()))
     named = settings(run__checks=["weights", "attack"], margin__items=3)
     assert enabled(named) == (("attack", "weights"), frozenset())
-    assert enabled(settings(margin__items=3, mig__items=9)) == (("margin", "mig"), frozenset())
+    assert enabled(settings(margin__items=3, mig__items=9)) == enabled(settings())  # a value alone names no check
     read = resolve({"checks.noise.s0.1.degradation.median": ({"max": 1}, "test")}, None).settings
     assert enabled(read)[0] == ("noise",)
     assert enabled(settings(baseline__min_effect={"margin.r4.median": 0.1}))[0] == ("margin",)
 
 
-def test_an_empty_section_of_a_file_enables_its_check(tmp_path: Any) -> None:
+def test_a_section_of_a_file_enables_its_check_even_if_it_is_empty(tmp_path: Any) -> None:
     file = tmp_path / "vaeaudit.toml"
-    file.write_text("[latents]\n[model]\npath = 'x.safetensors'\n")
-    assert enabled(resolve({}, file).settings) == (("latents",), frozenset())
+    file.write_text("[latents]\n[mig]\nitems = 9\n[model]\npath = 'x.safetensors'\n")
+    assert enabled(resolve({"noise.draws": (3, "VAEAUDIT_NOISE_DRAWS")}, file).settings) == (
+        ("latents", "mig"),
+        frozenset(),
+    )
 
 
 def asking(name: str, **values: object) -> Settings:

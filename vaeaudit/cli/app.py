@@ -24,7 +24,8 @@ from vaeaudit.cli import (
     init,
     report,
 )
-from vaeaudit.cli.common import complain, mute, speaker, trace
+from vaeaudit.cli.command import Command, spelled
+from vaeaudit.cli.common import complain, mute, trace
 from vaeaudit.errors import CheckError, VaeauditError, clipped
 from vaeaudit.layout.inert import one_line
 
@@ -36,9 +37,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("audit")(audit.command)
-app.command("compare")(compare.command)
-app.command("report")(report.command)
+app.command("audit", cls=Command)(audit.command)
+app.command("compare", cls=Command)(compare.command)
+app.command("report", cls=Command)(report.command)
 
 
 def _unusable(fault: str) -> Callable[[], None]:
@@ -59,7 +60,7 @@ def _add_checks() -> None:
         except CheckError as error:
             faults = {check.name: str(error), **faults}
             continue
-        app.command(check.name, short_help=check.help)(function)
+        app.command(check.name, cls=Command, short_help=check.help)(function)
     for name, fault in faults.items():
         if name not in TAKEN | {check.name for check in OURS}:
             anything = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -67,9 +68,9 @@ def _add_checks() -> None:
 
 
 _add_checks()
-app.command("doctor")(doctor.command)
-app.command("init")(init.command)
-app.command("adapters")(adapters.command)
+app.command("doctor", cls=Command)(doctor.command)
+app.command("init", cls=Command)(init.command)
+app.command("adapters", cls=Command)(adapters.command)
 app.add_typer(config.app, name="config")
 
 
@@ -187,7 +188,6 @@ def _usage(error: TyperException) -> str:
 
     context = getattr(error, "ctx", None)
     if isinstance(error, typer.BadParameter) and isinstance(error.__cause__, ValidationError) and error.param:
-        source = context.get_parameter_source(error.param.name or "") if context is not None else None
-        return told(speaker(error.param.opts, error.param.envvar, source), error.__cause__.errors()[:1])
+        return told(spelled(error.param), error.__cause__.errors()[:1])
     where = f"; see {context.command_path} --help" if context is not None else ""
     return " ".join(error.format_message().split()).rstrip(".") + where

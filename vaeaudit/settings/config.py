@@ -134,15 +134,18 @@ def resolve(given: Mapping[str, tuple[object, str]], file: Path | None) -> Resol
         for section, values in read_config(file).items():
             nested[section] = {}  # a section without keys counts as said: it names its check
             said.update({f"{section}.{key}": (value, str(file)) for key, value in values.items()})
+    in_file = set(nested)
     said.update(given)
     for key, (value, _) in said.items():
         section, _, name = key.partition(".")
         nested.setdefault(section, {})[name] = value
     sources = {key: source for key, (_, source) in said.items()}
     try:
-        return Resolved(WHOLE.model_validate(nested), sources)
+        settings = WHOLE.model_validate(nested)
     except ValidationError as error:
         raise _explained(error, sources) from error
+    # A section of the file names its check; a flag or a variable changes a value, and chooses none.
+    return Resolved(WHOLE.model_construct(in_file, **dict(settings)), sources)
 
 
 def _own_table(file: Path) -> object:
