@@ -26,7 +26,7 @@ LATENTS = ("--items", "40", "--draws", "2", "-q")
 FLAT = """
 import torch
 from vaeaudit import BernoulliLogits
-from vaeaudit.registry import open_model
+from vaeaudit.model.registry import open_model
 
 
 class Flat(torch.nn.Module):
