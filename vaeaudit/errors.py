@@ -78,7 +78,7 @@ class IncomparableError(VaeauditError):
 
 
 class ContractError(VaeauditError):
-    """An adapter's model does not keep the contract of :mod:`vaeaudit.vae`."""
+    """An adapter's model does not keep the contract of :mod:`vaeaudit.model.vae`."""
 
     exit_code = 3
 

@@ -110,6 +110,10 @@ FAILED, OPEN = "failed", "inconclusive"
         ("raises", {"max": 0.3}, {}, FAILED),
         ("raises", {"max": 0.4}, {}, OPEN),
         ("raises", {"min": 0.7}, {}, OPEN),
+        ("keeps", {"min": 0.7}, {}, FAILED),
+        ("keeps", {"max": 0.3}, {}, FAILED),
+        ("keeps", {"min": 0.3}, {}, OPEN),  # it does not pass beside a failure sign
+        ("keeps", {"min": 0.7}, {"value": None, "ci": None}, OPEN),
         ("none", {"min": 0.7}, {}, OPEN),
         ("lowers", {"min": 0.51, "bound": "value"}, {}, FAILED),
         ("lowers", {"min": 0.5, "bound": "value"}, {}, OPEN),
@@ -129,7 +133,8 @@ def test_a_threshold_that_no_better_search_could_save_fails_and_one_that_it_coul
     check = held(gate(**asked), metric(doubt="a failure sign", search=search, **changes))
     assert check.verdict == outcome, check.why
     if outcome == FAILED:
-        assert check.why.endswith(f", and a better search only {search} it (in doubt: a failure sign)")
+        told = f"and a better search only {search} it (in doubt: a failure sign)"
+        assert check.why.endswith(", which rests on no search" if search == "keeps" else f", {told}")
     else:
         assert check.why == "a failure sign"
     assert held(gate(**asked), metric(search=search)).verdict == held(gate(**asked), metric()).verdict

@@ -180,6 +180,9 @@ def _lost(metric: MetricEntry, gate: GateSettings) -> tuple[Outcome, float, str]
     may narrow or widen as its values move, so that the mean itself must lie on the wrong side as well.
     """
     low, high = _read(metric, gate)
+    if metric.search == "keeps":
+        found = _held(metric, gate)
+        return (*found[:2], f"{found[2]}, which rests on no search") if found[0] == "failed" else None
     above = metric.search == "lowers"
     threshold = gate.min if above else gate.max
     if metric.search == "none" or threshold is None or metric.value is None:

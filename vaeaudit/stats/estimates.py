@@ -32,8 +32,9 @@ class Measurement:
     there where the figure is a statistic of one value an item, so that those of two models can be paired. Nothing is
     estimated in an ``exact`` figure, which needs no interval; one that ``keeps_infinite`` is an order statistic, in
     which infinite values keep their place, where others leave them out. ``search`` tells what a better search for a
-    distortion does to the figure: "lowers" or "raises" it, so that it bounds the true one; "none" where there is no
-    search, where it may do either, or where the values found are not to be trusted.
+    distortion does to the figure: "lowers" or "raises" it, so that it bounds the true one; "keeps" it, which rests on
+    no search though others beside it do; "none" where there is no search, where it may do either, or where the values
+    found are not to be trusted.
     """
 
     value: float | None

@@ -43,9 +43,9 @@ class CappedResult:
     the same draws too. (I,): ``zero_damage`` and ``zero_nll``, both at d = 0. The worst of several is taken on the
     draws that are reported, so that it is never less than a member alone; of M figures it is a little above its own
     expectation.
-    ``found`` is the search that ``signs`` judge, with what is handed out put in its place: ``adversarial`` are inputs
-    (I, C, *shape), for "latent-side" latents (I, C, *latent). ``source`` and ``source_reconstruction`` are
-    (I, *shape), ``reconstruction`` (I, C, *shape) at z = the mean.
+    ``found`` is the search that ``signs`` judge, that of damage for "worst", with what is handed out in its place:
+    ``adversarial`` are inputs (I, C, *shape), for "latent-side" latents (I, C, *latent). ``source`` and
+    ``source_reconstruction`` are (I, *shape), ``reconstruction`` (I, C, *shape) at z = the mean.
     """
 
     mode: str
@@ -206,8 +206,11 @@ class _Attack:
         item = self.item[:, None]
         damage, distortion = damages[member, item, place], d[member, item, place]
         adversarial = self.point[:, None] + distortion
-        if self.mode == "worst":  # it is judged by what it was chosen by
-            found, search = replace(found, value=-damage, zero_value=-zero_damage), judged
+        # The worst contains the damage attack, does no less than that, and is judged as it: on the draws of its search.
+        # On others a search of few draws can lose to chance where draws matter more than a small cap.
+        signs = self.signs(objective, search, found)
+        if self.mode == "worst":
+            found = replace(found, value=-damage, zero_value=-zero_damage)
         size = length(self.point[:, None].flatten(2), distortion.flatten(2), self.norm)
         found = replace(found, distortion=distortion, adversarial=adversarial, norm_of=size, interrupted=interrupted)
         reconstruction, nll = self.look(adversarial)
@@ -218,7 +221,7 @@ class _Attack:
             members=tuple(members),
             seed=self.seed,
             found=found,
-            signs=self.signs(objective, search, found),
+            signs=signs,
             source=self.x,
             source_reconstruction=source_reconstruction[:, 0],
             reconstruction=reconstruction,

@@ -8,7 +8,6 @@ beside the objective, or at the chosen lambda, may move either way.
 import math
 from dataclasses import replace
 
-from vaeaudit.attacks.signs import Sign, Signs
 from vaeaudit.checks.attack.capped import CappedResult
 from vaeaudit.checks.attack.measure import AttackResult
 from vaeaudit.checks.attack.metrics import (
@@ -30,9 +29,6 @@ from vaeaudit.checks.relative import share_of
 from vaeaudit.model.ranges import Range
 from vaeaudit.stats import estimates
 from vaeaudit.stats.estimates import Measurement
-
-# Signs that the values themselves are amiss: not finite, other when computed again, or fitted to the search's noise.
-_DISTRUSTED = (Sign.NOT_FINITE, Sign.NOT_REPEATABLE, Sign.ABOVE_ZERO)
 
 # Capped attacks that search for damage itself; "untargeted" searches for a change of the posterior.
 _DAMAGING = ("damage", "latent-side", "worst")
@@ -58,7 +54,7 @@ def summarise(result: AttackResult) -> dict[str, Measurement]:
         for metric, values in columns.items()
         for name, measured in estimates.statistics(metric, values.tolist()).items()
     }
-    if _trusted(result.signs):
+    if result.signs.trusted:
         for name in (f"attack.{result.mode}.{name}" for name in DELTA.names):
             metrics[name] = replace(metrics[name], search="lowers")
     return metrics
@@ -67,11 +63,6 @@ def summarise(result: AttackResult) -> dict[str, Measurement]:
 def _least(result: AttackResult) -> float:
     """From which value on an objective lies; penalties are never negative."""
     return 0.0 if result.objective.nonnegative else -math.inf
-
-
-def _trusted(signs: Signs) -> bool:
-    """Whether every pair's values are what its points give, however weak the search."""
-    return not any(sign in _DISTRUSTED for item in range(signs.measured.shape[1]) for sign in signs.of(item))
 
 
 def summarise_capped(result: CappedResult) -> dict[str, Measurement]:
@@ -88,7 +79,7 @@ def summarise_capped(result: CappedResult) -> dict[str, Measurement]:
         columns = {DAMAGE: result.damage[:, place], DEGRADATION: lost, RELATIVE: share_of(lost, result.zero_nll)}
         for metric, values in columns.items():
             found = estimates.statistics(metric, values.tolist())
-            if metric is DAMAGE and result.mode in _DAMAGING and _trusted(result.signs):
+            if metric is DAMAGE and result.mode in _DAMAGING and result.signs.trusted:
                 found = {key: replace(value, search="raises") for key, value in found.items()}
             metrics |= {f"{name}.{key}": value for key, value in found.items()}
     return metrics

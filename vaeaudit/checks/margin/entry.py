@@ -22,6 +22,7 @@ MARGIN_LEGEND = {
     "Frobenius, spectral, whitened": "first-order estimates: what the margin would be if the encoder were linear; they "
     "are no bounds and may lie outside the two that are; in brackets the last's interval, where norms are estimated",
     "empirical": "upper bound of the margin: a distortion of this length was seen to take the item out of r",
+    "signs": "failure signs of the search for the empirical margin: with one, the item's figures support no verdict",
 }
 
 
@@ -48,6 +49,9 @@ class MarginItemEntry(Entry):
     p_at_empirical: Number
     censored: bool = Field(description="Nothing broke the item up to the largest norm tried.")
     largest: Number
+    failure_signs: list[str] = Field(
+        [], description="Of the search for the empirical margin, in words; with one, its figures support no verdict."
+    )
 
 
 class MarginEntry(Entry):
@@ -64,6 +68,9 @@ class MarginEntry(Entry):
     chosen: str = Field(description="How the items and the radius were chosen.")
     estimator: str = Field(description="How the Jacobian's norms were found.")
     items: list[MarginItemEntry]
+    failure_signs: dict[str, int] = Field(
+        {}, description="Of the search for the empirical margins: sign -> items that show it."
+    )
     missing: list[str] = Field(description="Certificates that there are none of, and why.")
     deterministic: bool = Field(
         False, description="The encoder has no spread: margins of g(mu(x)) alone, whose bounds are sure (alpha is 0)."
@@ -98,6 +105,7 @@ def margin_table(margins: MarginEntry) -> Table:
             ", ".join(number(value) for value in (item.frobenius, item.spectral, item.whitened))
             + (" [{}, {}]".format(*map(number, item.whitened_interval)) if item.whitened_interval else ""),
             f"> {number(item.largest)} tried" if item.censored else number(item.empirical),
+            "; ".join(sign.split(":")[0] for sign in item.failure_signs) or "none",
         ]
         for item in margins.items
     ]

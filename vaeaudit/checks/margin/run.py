@@ -45,7 +45,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         go_on=go_on,
     )
     items = items[: result.n]  # all, unless the audit was stopped
-    margins = Margins(result, tuple(items), how, auto)
+    margins = Margins(result, tuple(items), how, auto, subject.settings.doctor.acknowledge)
     entries = margin_entries(margins)
     return Record(
         entries,

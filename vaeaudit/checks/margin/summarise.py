@@ -24,6 +24,7 @@ from vaeaudit.stats.estimates import Measurement
 from vaeaudit.stats.metric import QUARTILES
 
 _SEARCHED = (MEDIAN.name, *CENSORED.names, *EMPIRICAL.names)  # what a better search can only lower
+_CERTAIN = (*CERTIFIED.names, *CERTIFIED_AT_ALL.names, *PATHWISE.names, *NOT_ROBUST.names)  # and what rests on none
 
 
 def summarise_margin(result: MarginResult) -> dict[str, Measurement]:
@@ -32,8 +33,8 @@ def summarise_margin(result: MarginResult) -> dict[str, Measurement]:
     In quantiles of the empirical margin an item that nothing broke keeps its place at the top. Between the means of the
     certified and the empirical margin lies E R. What is refused is not 0: an item without a certificate is left out of
     the certified figures, of which there are none where no item has one. A better search breaks an item sooner, or at
-    all: it lowers empirical margins and the share that nothing broke; not so where a certified one exceeds them, so
-    that one of both is wrong.
+    all: it lowers empirical margins and the share that nothing broke, unless their values are not to be trusted, and
+    keeps what was certified; not so where a certified margin exceeds the empirical one, so that one of both is wrong.
     """
     metrics = {
         f"margin.{name}": value
@@ -41,9 +42,12 @@ def summarise_margin(result: MarginResult) -> dict[str, Measurement]:
     }
     for at in result.at:
         of_radius = _bounds(at, result.level) | _columns(at, result.level) | _shares(at, result.level)
-        for name in _SEARCHED if not bool(at.crossed.any()) else ():
-            if name in of_radius:
-                of_radius[name] = replace(of_radius[name], search="lowers")
+        wrong = bool(at.crossed.any())
+        for name, measured in of_radius.items() if not wrong else ():
+            if name in _CERTAIN:
+                of_radius[name] = replace(measured, search="keeps")
+            elif name in _SEARCHED and (at.empirical is None or at.empirical.signs.trusted):
+                of_radius[name] = replace(measured, search="lowers")
         metrics |= {f"{beginning(at.r)}.{name}": value for name, value in of_radius.items()}
     return metrics
 
