@@ -164,7 +164,7 @@ def _validated(content: dict[str, JsonValue], newer: str | None, file: Path) -> 
         unknown = [one["loc"] for one in errors if one["type"] == "extra_forbidden"]
         if newer is not None and unknown and all(_leave_out(content, place) for place in unknown):
             return _validated(content, newer, file)
-        if others := _not_installed(content):
+        if any(len(place) == 1 for place in unknown) and (others := _not_installed(content)):
             raise ReportError(
                 f"{file} holds what {listed(others)} found, of which no check is installed here; install the package "
                 "that gives it"
