@@ -138,7 +138,7 @@ def test_an_audit_goes_on_from_it_unless_its_code_is_another(site: Path, audited
 
 def test_the_page_on_configuration_has_its_rows(site: Path) -> None:
     page = called(
-        [sys.executable, "-c", "import runpy; print(runpy.run_path('docs/generate.py')['page']())"], site, ROOT
+        [sys.executable, "-c", "import runpy; print(runpy.run_path('docs/generate.py')['configuration']())"], site, ROOT
     )
     assert (
         "| [`calibration`](https://example.org/calibration) | Whether the decoder's mean is right on average |" in page
