@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vaeaudit.attacks.ball import settle
-from vaeaudit.checks.attack.capped import CAPPED_MODES, capped_attack
+from vaeaudit.attacks.modes import names
+from vaeaudit.checks.attack.capped import capped_attack
 from vaeaudit.checks.attack.measure import attack
 from vaeaudit.model.box import flat_bounds
 
@@ -69,7 +70,7 @@ def images(bundled_images: Tensor) -> tuple[Tensor, Tensor]:
     return (0.7 * bundled_images[:3] + 0.3 * noise).clamp(0, 1), bundled_images[40:43]
 
 
-@pytest.mark.parametrize("mode", CAPPED_MODES)
+@pytest.mark.parametrize("mode", names(swept=False))
 @BOTH_NORMS
 def test_every_attack_under_a_cap_keeps_to_it_as_the_model_sees_it(
     mode: str, norm: str, bundled_model: Any, images: tuple[Tensor, Tensor]

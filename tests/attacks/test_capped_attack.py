@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaeaudit.checks.attack.capped import CAPPED_MODES, CappedResult, capped_attack
+from vaeaudit.attacks.modes import names
+from vaeaudit.checks.attack.capped import CappedResult, capped_attack
 from vaeaudit.checks.attack.metrics import summarise_capped, summarise_likeness
 from vaeaudit.errors import ConfigError, DataError, VaeauditError
 
 CAPS = [0.3, 0.1]  # in any order
 BOTH_NORMS = pytest.mark.parametrize("norm", ["l2", "linf"])
-EVERY = pytest.mark.parametrize("mode", CAPPED_MODES)
+EVERY = pytest.mark.parametrize("mode", names(swept=False))
 
 
 def items_of(count: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -141,7 +142,7 @@ def test_an_attack_on_images_tells_how_alike_they_look(bundled_model: Any, bundl
 
 def test_a_healthy_model_shows_no_sign(bundled_model: Any, bundled_images: Tensor) -> None:
     x, x_t = bundled_images[:2], bundled_images[2:4]
-    for mode in CAPPED_MODES:
+    for mode in names(swept=False):
         result = capped_attack(bundled_model, x, mode, x_t if mode == "worst" else None, caps=[1.0])
         assert not result.signs.any.any(), (mode, result.signs.of(0), result.signs.of(1))
 

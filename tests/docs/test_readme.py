@@ -15,8 +15,7 @@ from safetensors.torch import save_file
 
 import vaeaudit
 from vaeaudit import errors
-from vaeaudit.checks.attack.capped import CAPPED_MODES
-from vaeaudit.checks.attack.measure import MODES
+from vaeaudit.attacks.modes import names
 from vaeaudit.cli.app import main
 from vaeaudit.settings.config import resolve
 
@@ -121,7 +120,7 @@ def test_the_adapters_of_the_readme_are_the_installed_ones() -> None:
 
 def test_the_modes_of_the_readme_are_those_there_are() -> None:
     listed = README[README.index("| `--mode` | asks |") :].split("\n\n")[0]
-    assert re.findall(r"^\| `(\w[\w-]*)` \| ", listed, re.MULTILINE) == [*MODES, *CAPPED_MODES]
+    assert re.findall(r"^\| `(\w[\w-]*)` \| ", listed, re.MULTILINE) == [*names()]
 
 
 def test_the_configuration_of_the_readme_is_valid(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+from vaeaudit.attacks.modes import MODES
 from vaeaudit.errors import ConfigError, clipped, nearest
 from vaeaudit.gate.policy import CHECK_NAMES
 from vaeaudit.settings.sections import (
@@ -14,7 +15,6 @@ from vaeaudit.settings.sections import (
     WeightsSettings,
 )
 
-_SWEPT = ("latent", "output")  # attack modes over all lambda; the others are under caps
 _QUARTILES = ("lower_quartile", "median", "upper_quartile")
 _ANY_NUMBER = r"\d[\d.e+-]*"  # of what is known only once the model or the data are open
 _ANY = r"[^.]+(\.[^.]+)*"
@@ -53,7 +53,7 @@ def possible(settings: Settings) -> Iterator[str]:
 
 def _attack(asked: AttackSettings) -> Iterator[str]:
     for mode in asked.modes:
-        if mode in _SWEPT:
+        if MODES[mode].swept:
             figures = ["delta.mean"]
             figures += [
                 f"{name}.median"
@@ -67,7 +67,7 @@ def _attack(asked: AttackSettings) -> Iterator[str]:
             yield from (re.escape(f"attack.{mode}.{figure}") for figure in figures)
             continue
         figures = ["damage.mean", *(f"{name}.median" for name in ("damage", "degradation", "relative_degradation"))]
-        if mode == "untargeted":
+        if MODES[mode].likeness:
             figures += ["ms_ssim_input.median", "ms_ssim_reconstruction.median"]
         usual = ["0.5", "1", "2"] if asked.norm == "l2" else [_ANY_NUMBER]
         caps = [re.escape(f"{cap:.4g}") for cap in asked.caps] or usual

@@ -19,9 +19,6 @@ from vaeaudit.stats.estimates import Measurement
 # Signs that the values themselves are amiss: not finite, other when computed again, or fitted to the search's noise.
 _DISTRUSTED = (Sign.NOT_FINITE, Sign.NOT_REPEATABLE, Sign.ABOVE_ZERO)
 
-# Capped attacks that search for damage itself; "untargeted" searches for a change of the posterior.
-_DAMAGING = ("damage", "latent-side", "worst")
-
 
 def summarise(result: AttackResult) -> dict[str, Measurement]:
     """The metrics of an attack, over its pairs, by name.
@@ -44,13 +41,15 @@ def summarise(result: AttackResult) -> dict[str, Measurement]:
         f"{prefix}.{name}.median": estimates.median(values.tolist(), unit=of, direction=direction)
         for name, (values, of, direction) in summaries.items()
     }
-    support = estimates.NOT_NEGATIVE if result.objective.nonnegative else estimates.ANY  # penalties are never negative
+    support = (
+        estimates.NOT_NEGATIVE if result.objective.row.floor == 0 else estimates.ANY
+    )  # penalties are never negative
     metrics[f"{prefix}.delta.mean"] = estimates.mean(
         result.delta.tolist(), unit=unit, direction="higher", support=support
     )
     if _trusted(result.signs):
         for name in (f"{prefix}.delta.median", f"{prefix}.delta.mean"):
-            metrics[name] = replace(metrics[name], search="lowers")
+            metrics[name] = replace(metrics[name], search=result.objective.row.search)
     return metrics
 
 
@@ -80,9 +79,9 @@ def summarise_capped(result: CappedResult) -> dict[str, Measurement]:
         metrics[f"{name}.damage.mean"] = estimates.mean(
             result.damage[:, place].tolist(), unit="input units", direction="lower", support=estimates.NOT_NEGATIVE
         )
-        if result.mode in _DAMAGING and _trusted(result.signs):
+        if _trusted(result.signs):
             for key in (f"{name}.damage.median", f"{name}.damage.mean"):
-                metrics[key] = replace(metrics[key], search="raises")
+                metrics[key] = replace(metrics[key], search=result.objective.row.search)
     return metrics
 
 

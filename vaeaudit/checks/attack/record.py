@@ -86,9 +86,9 @@ def attack_entry(subject: Subject, outcome: Outcome, pairs: Pairs) -> AttackEntr
     chosen = found.chosen.tolist()
     return AttackEntry(
         mode=result.mode,
-        similarity=objective.similarity if result.mode == "latent" else None,
+        similarity=objective.similarity if "similarity" in objective.row.takes else None,
         on=objective.on,
-        layers=list(objective.layers) if objective.layers and result.mode == "latent" else None,
+        layers=list(objective.layers) if objective.layers and "layers" in objective.row.takes else None,
         unit=result.unit,
         penalty=found.penalty,
         box=subject.data.range,
@@ -132,15 +132,15 @@ def capped_entry(subject: Subject, result: CappedResult, pairs: Pairs) -> Capped
     return CappedEntry(
         mode=result.mode,
         members=list(result.members),
-        similarity=objective.similarity if result.mode == "untargeted" else None,
+        similarity=objective.similarity if "similarity" in objective.row.takes else None,
         on=objective.on,
         ref=objective.ref,
         norm=found.norm,
-        box=None if result.mode == "latent-side" else subject.data.range,
+        box=None if objective.row.latents else subject.data.range,
         items=[
             CappedItemEntry(
                 item=source,
-                target=target if result.mode == "worst" else None,
+                target=target if objective.row.targeted else None,
                 damage_unattacked=number(result.zero_damage[p]),
                 nll_unattacked=number(result.zero_nll[p]),
                 caps=[
@@ -279,7 +279,7 @@ def _capped_panel(entry: CappedEntry, result: CappedResult, picture: tuple[int, 
     """Items under their largest cap; what is perturbed is drawn where it is an image."""
     largest = int(result.found.caps.argmax())
     columns = {"input": result.source, "reconstruction": result.source_reconstruction}
-    if result.mode != "latent-side":
+    if not result.objective.row.latents:
         columns["adversarial"] = result.found.adversarial[:, largest]
         columns["distortion"] = result.found.distortion[:, largest]
     columns["its reconstruction"] = result.reconstruction[:, largest]

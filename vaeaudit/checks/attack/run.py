@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaeaudit.attacks.modes import MODES
 from vaeaudit.attacks.objectives import Objective
 from vaeaudit.checks.attack import pairs as choice
-from vaeaudit.checks.attack.capped import CAPPED_MODES, CappedResult, capped_attack
+from vaeaudit.checks.attack.capped import CappedResult, capped_attack
 from vaeaudit.checks.attack.classifier import Judge, judge
 from vaeaudit.checks.attack.measure import AttackResult, attack
 from vaeaudit.checks.attack.metrics import summarise, summarise_capped, summarise_likeness
@@ -74,7 +75,7 @@ def _choose(subject: Subject) -> _Chosen:
 def _run(subject: Subject, mode: str, choose: Callable[[], _Chosen], go_on: GoOn) -> Record:
     chosen = choose()
     pairs, x, x_t = chosen.pairs, chosen.x, chosen.x_t
-    if mode in CAPPED_MODES:
+    if not MODES[mode].swept:
         return _of_caps(subject, pairs, _capped(subject, mode, x, x_t, pairs, go_on))
     result = _attack(subject, mode, x, x_t, pairs, go_on)
     return _of_sweep(subject, pairs, _outcome(subject, pairs, result, chosen.judged))
@@ -125,10 +126,8 @@ def _try(subject: Subject, x: Tensor, x_t: Tensor) -> None:
     with torch.no_grad():
         noise = x.new_zeros((1, 1, *vae.encode(x[:1]).noise_shape))
     for mode in chosen.modes:
-        objective = Objective(
-            "damage" if mode == "worst" else mode, chosen.similarity, chosen.on, chosen.ref, chosen.layers or None
-        )
-        if mode == "latent-side":
+        objective = Objective(mode, chosen.similarity, chosen.on, chosen.ref, chosen.layers or None)
+        if objective.row.latents:
             continue
         try:
             with torch.no_grad():
@@ -138,7 +137,8 @@ def _try(subject: Subject, x: Tensor, x_t: Tensor) -> None:
         except UnsupportedError as error:  # raised by the posterior, which knows no options
             if chosen.on != "both" or chosen.layers:
                 raise
-            needs = "--mode damage needs no KL" if mode == "output" else "--similarity mean needs the means alone"
+            means = "similarity" in objective.row.takes
+            needs = "--similarity mean needs the means alone" if means else "--mode damage needs no KL"
             raise UnsupportedError(f"no {mode} attack by {chosen.similarity}: {error}; {needs}") from error
 
 
@@ -173,7 +173,7 @@ def _capped(subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: Pairs, g
         subject.model.vae,
         x,
         mode,
-        x_t if mode == "worst" else None,
+        x_t if MODES[mode].targeted else None,
         caps=chosen.caps or usual,
         norm=chosen.norm,
         similarity=chosen.similarity,
@@ -249,10 +249,10 @@ def _outcome(subject: Subject, pairs: Pairs, result: AttackResult, judged: Judge
 
 
 def _likeness(subject: Subject, result: CappedResult) -> tuple[dict[str, Measurement], dict[str, str]]:
-    """MS-SSIM of an untargeted attack on images, or why there is none."""
-    if result.mode != "untargeted" or len(subject.model.vae.input_shape) != 3 or subject.data.range is None:
+    """MS-SSIM where the mode tells it of images, or why there is none."""
+    if not result.objective.row.likeness or len(subject.model.vae.input_shape) != 3 or subject.data.range is None:
         return {}, {}
     try:
         return summarise_likeness(result, subject.data.range), {}
     except VaeauditError as error:
-        return {}, {"attack.untargeted.ms_ssim": str(error)}
+        return {}, {f"attack.{result.mode}.ms_ssim": str(error)}
