@@ -608,3 +608,50 @@ def test_units_far_apart_are_no_wrong_gradient_and_hide_no_detached_part(cut: sl
         assert sum(item >= meant for item in told) >= 4
     else:
         assert not any(told)
+
+
+# Data on the kinks of an encoder
+
+
+def counting(see: Callable[[Tensor], Tensor]) -> Encode:
+    """An encoder of counts, of which ``see`` shows it what it takes for their logarithms."""
+    weights = torch.randn((30, 6), generator=torch.Generator().manual_seed(5)) / 3
+
+    def encode(points: Tensor) -> DiagonalGaussian:
+        mean, log_stddev = torch.tanh(see(points) @ weights).chunk(2, 1)
+        return DiagonalGaussian(2 * mean, log_stddev)
+
+    return encode
+
+
+def log1p(points: Tensor) -> Tensor:
+    return torch.log1p(points.clamp(min=0))
+
+
+def half_gradient(points: Tensor) -> Tensor:
+    return log1p(points) / 2 + log1p(points).detach() / 2
+
+
+@pytest.mark.parametrize(
+    ("see", "lies"),
+    [
+        (log1p, False),
+        (lambda points: log1p(points.abs()), False),
+        (half_gradient, True),
+        (lambda points: log1p(points - points.detach() + points.round()), True),
+        (lambda points: log1p(2 * points.detach() - points), True),
+        (lambda points: torch.cat([log1p(points[:, :20]).detach(), log1p(points[:, 20:])], 1), True),
+    ],
+)
+def test_counts_on_the_kink_of_a_clamp_are_no_wrong_gradient_and_hide_none(
+    see: Callable[[Tensor], Tensor], lies: bool
+) -> None:
+    generator = torch.Generator().manual_seed(6)
+    x, x_t = torch.poisson(torch.full((2, 10, 30), 0.6), generator=generator)
+    encode = counting(see)
+    term = kl_to(encode, x_t)
+    points = torch.stack([x + share * (x_t - x) for share in (0.3, 0.6)], 1)
+    found = of_points(term, x, points, distance(points - x[:, None]))
+    told = [bool({W, Z} & item) for item in shown(look(term, encode, x, x_t, found, box=None))]
+    assert any(told) is lies
+    assert all(told) or see is half_gradient or not lies  # half of a gradient is near what differences see at a kink

@@ -535,6 +535,7 @@ def test_a_report_that_is_cut_off_cannot_be_compared(command: Command, earlier: 
     [
         ("raise RuntimeError('late')", "the model raised RuntimeError: late (own.py, line "),
         ("raise SystemExit(1)", "the model raised SystemExit: 1 (own.py, line "),
+        ("raise type('Panic', (BaseException,), {})('late')", "the model raised Panic: late (own.py, line "),
         ("raise MemoryError", "the model raised MemoryError (own.py, line "),
         ("raise torch.OutOfMemoryError('simulated')", "the model raised OutOfMemoryError: simulated"),
         ("x.new_empty(2**60)", "the model raised RuntimeError: "),
@@ -826,6 +827,12 @@ def test_a_full_stdout_ends_with_2_and_the_report_is_kept(command: Command) -> N
     done = command("audit", out="/dev/full")
     assert done.said(2, "stdout cannot be written: No space left on device; give --output FILE")
     assert ended() == ("complete", "failed", 2)
+
+
+@needs_full
+@pytest.mark.parametrize("arguments", [["--help"], ["noise", "--help"], ["--version"]])
+def test_help_that_cannot_be_printed_ends_with_2(command: Command, arguments: list[str]) -> None:
+    assert command(*arguments, out="/dev/full").said(2, "stdout cannot be written: No space left on device")
 
 
 @needs_full

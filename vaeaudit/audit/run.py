@@ -156,7 +156,9 @@ def _carried_out(
                     raise
                 else:
                     fault = error
-            except (Exception, SystemExit) as error:  # the adapter is the user's code: it must not read as a finding
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # the adapter is the user's code: it must not read as a finding
                 fault = error
         seconds[check] += time.monotonic() - started
     return Audit(write_down(audited, resolved, argv, records, skipped, fault, seconds), tuple(records), fault)

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import os
 import signal
 import sys
@@ -87,6 +88,7 @@ def main() -> None:
         for number in before:
             signal.signal(number, stop)
         sys.unraisablehook, warnings.formatwarning = _unraisable, _warned
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its fonts concerns nobody
         _prepare_streams()
         code = app(standalone_mode=False, prog_name="vaeaudit")
         if code == 1 and {"--show-completion", "--install-completion"} & set(sys.argv):
@@ -120,6 +122,9 @@ def _told(error: BaseException) -> int:
             message, code = str(error), error.exit_code
         case OSError(errno=errno.ENAMETOOLONG):
             message, code = f"{clipped(str(error.filename))}: the name is too long for a file; give another", 2
+        case OSError(errno=errno.ENOSPC, filename=None):  # help or a version, which no command delivers
+            mute(sys.stdout)
+            message, code = f"stdout cannot be written: {error.strerror}; let it go elsewhere", 2
         case OSError():
             place = f"{clipped(str(error.filename))}: " if error.filename else ""
             message, code = f"{place}{error.strerror or error}; -v shows where", 3

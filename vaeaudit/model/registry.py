@@ -291,9 +291,9 @@ def _opened(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, obje
         vae, taken = _fitted(adapter, checkpoint, options)
         fault = fault_of(vae)
         of_range = "" if fault else _range_fault(vae.range, tuple(vae.input_shape))
-    except VaeauditError:
+    except (VaeauditError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # an adapter is the user's code: whatever it raises is its failure
+    except BaseException as error:  # an adapter is the user's code: whatever it raises is its failure
         raise AdapterError(
             f"adapter '{clipped(adapter.name)}' could not open {checkpoint.path}: {told(error)}; see {PAGE}"
         ) from error
@@ -321,9 +321,9 @@ def _range_fault(span: object, shape: tuple[int, ...]) -> str:
 def _imported(name: str, load_module: Callable[[], ModuleType]) -> ModuleType:
     try:
         return load_module()
-    except VaeauditError:
+    except (VaeauditError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # likewise: importing runs the user's code
+    except BaseException as error:  # likewise: importing runs the user's code
         place, _, attribute = name.rpartition(":")
         meant = f" (did you mean '{place}.py:{attribute}'?)" if _is_file(f"{place}.py") else ""
         raise AdapterError(f"adapter '{clipped(name)}' cannot be imported{meant}: {told(error)}") from error

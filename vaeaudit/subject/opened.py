@@ -132,9 +132,9 @@ def prepare(settings: Settings) -> Subject:
         plausibility = examine(model.vae, sample, seed=seed, batch_size=size, items=tried)
         plausibility = explained(plausibility, model.vae, sample, seed=seed, batch_size=size)
         likelihood = _route(model.vae, sample)
-    except VaeauditError:
+    except (VaeauditError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # the adapter is the user's code
+    except BaseException as error:  # the adapter is the user's code
         raise ContractError(f"the model raised {told(error)} when it was tried on the data; see its adapter") from error
     _check_acknowledged(settings, plausibility)
     return Subject(settings, device, dtype, model, data, items, plausibility, likelihood)
