@@ -13,9 +13,10 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
+from vaeaudit.attacks.attacked import Sweep
 from vaeaudit.attacks.objectives import Objective
 from vaeaudit.attacks.search import Effort
-from vaeaudit.attacks.sweep import Sweep, geometric_lambdas, sweep
+from vaeaudit.attacks.sweep import geometric_lambdas, sweep
 from vaeaudit.attacks.term import Term
 from vaeaudit.checks.attack.pairs import at_random
 from vaeaudit.data.items import fit

@@ -79,7 +79,7 @@ def test_every_attack_under_a_cap_keeps_to_it_as_the_model_sees_it(
     caps = BUDGETS[norm]
     target = x_t if mode == "worst" else None
     result = capped_attack(bundled_model, x, mode, target, caps=caps, norm=norm, max_evaluations=20, draws=1)
-    found = result.found
+    found = result.capped
     if mode == "latent-side":
         with torch.no_grad():
             x = bundled_model.encode(x).mean
@@ -88,7 +88,7 @@ def test_every_attack_under_a_cap_keeps_to_it_as_the_model_sees_it(
     assert torch.equal(x[:, None] + found.distortion, found.adversarial)
     size = exact(x[:, None].flatten(2), found.adversarial.flatten(2), norm)
     assert (size <= torch.tensor(caps, dtype=torch.float64)).all()
-    assert torch.equal(size, found.norm_of)
+    assert torch.equal(size, found.norm)
     assert found.caps.tolist() == list(caps)  # as they were asked for, not as float32 has them
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vaeaudit.attacks.attacked import Capped
 from vaeaudit.attacks.ball import NORMS, length
-from vaeaudit.attacks.capped import Capped, capped
+from vaeaudit.attacks.capped import capped
 from vaeaudit.attacks.directions import pull_back, pullback_directions, random_search
 from vaeaudit.attacks.modes import names
 from vaeaudit.attacks.objectives import Objective
-from vaeaudit.attacks.probes import Found
 from vaeaudit.attacks.signs import DIRECTIONS, Signs, signs_of
 from vaeaudit.attacks.term import DataTerm, Term
 from vaeaudit.errors import ConfigError, nearest
@@ -41,7 +41,7 @@ class CappedResult:
     the same draws too. (I,): ``zero_damage`` and ``zero_nll``, both at d = 0. The worst of several is taken on the
     draws that are reported, so that it is never less than a member alone; of M figures it is a little above its own
     expectation.
-    ``found`` is the search that ``signs`` judge, with what is handed out put in its place: ``adversarial`` are inputs
+    ``capped`` is the search that ``signs`` judge, with what is handed out put in its place: ``adversarial`` are inputs
     (I, C, *shape), for "latent-side" latents (I, C, *latent). ``source`` and ``source_reconstruction`` are
     (I, *shape), ``reconstruction`` (I, C, *shape) at z = the mean.
     """
@@ -49,7 +49,7 @@ class CappedResult:
     objective: Objective
     members: tuple[str, ...]
     seed: int
-    found: Capped
+    capped: Capped
     signs: Signs
     source: Tensor
     source_reconstruction: Tensor
@@ -69,7 +69,7 @@ class CappedResult:
     @property
     def interrupted(self) -> bool:
         """Whether a search was told to stop before it ended."""
-        return self.found.interrupted
+        return self.capped.interrupted
 
 
 def capped_attack(
@@ -210,16 +210,16 @@ class _Attack:
         damage, distortion = damages[member, item, place], d[member, item, place]
         adversarial = self.point[:, None] + distortion
         if self.row.members:  # it is judged by what it was chosen by
-            found, search = replace(found, value=-damage, zero_value=-zero_damage), judged
+            found, search = replace(found, data_term=-damage, zero_data_term=-zero_damage), judged
         size = length(self.point[:, None].flatten(2), distortion.flatten(2), self.norm)
-        found = replace(found, distortion=distortion, adversarial=adversarial, norm_of=size, interrupted=interrupted)
+        found = replace(found, distortion=distortion, adversarial=adversarial, norm=size, interrupted=interrupted)
         reconstruction, nll = self.look(adversarial)
         source_reconstruction, zero_nll = self.look(self.point[:, None])
         return CappedResult(
             objective=self.objective,
             members=tuple(members),
             seed=self.seed,
-            found=found,
+            capped=found,
             signs=self.signs(search, found),
             source=self.x,
             source_reconstruction=source_reconstruction[:, 0],
@@ -332,15 +332,7 @@ class _Attack:
             None if self.row.latents else self.vae.encode,
             self.point,
             self.x_t if "x_t" in self.row.takes else None,
-            Found(
-                adversarial=found.adversarial,
-                value=found.value,
-                penalty=torch.zeros_like(found.value),
-                radius=found.caps.to(found.value).expand_as(found.value),
-                status=found.status,
-                zero_value=found.zero_value,
-                recent=found.recent,
-            ),
+            found,
             self.noise("directions", tuple(self.point.shape[1:]), DIRECTIONS),
             box=self.box,
             norm=self.norm,

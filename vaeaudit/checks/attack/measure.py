@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vaeaudit.attacks.attacked import PENALTIES, Sweep
 from vaeaudit.attacks.modes import names
 from vaeaudit.attacks.objectives import Objective
 from vaeaudit.attacks.probes import DrawTerm
 from vaeaudit.attacks.search import Effort
 from vaeaudit.attacks.signs import DIRECTIONS, Signs, signs_of
 from vaeaudit.attacks.similarity import DRAWING
-from vaeaudit.attacks.sweep import PENALTIES, Sweep, geometric_lambdas, sweep
+from vaeaudit.attacks.sweep import geometric_lambdas, sweep
 from vaeaudit.attacks.term import DataTerm, Term
 from vaeaudit.errors import ConfigError, DataError, nearest
 from vaeaudit.model.batches import RowBatches
@@ -202,7 +203,7 @@ def attack(
         vae.encode,
         x,
         x_t,
-        found.judged(objective.row.floor),
+        found,
         noise(".directions", tuple(x.shape[1:]), DIRECTIONS),
         box=box,
         norm="l2",

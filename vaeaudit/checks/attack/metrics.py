@@ -66,8 +66,8 @@ def summarise_capped(result: CappedResult) -> dict[str, Measurement]:
     and leaves out items whose log p is near 0.
     """
     metrics: dict[str, Measurement] = {}
-    for place, cap in enumerate(result.found.caps.tolist()):
-        name = f"attack.{result.mode}.{result.found.norm}-{cap:.4g}"
+    for place, cap in enumerate(result.capped.caps.tolist()):
+        name = f"attack.{result.mode}.{result.capped.norm_name}-{cap:.4g}"
         lost = result.nll[:, place] - result.zero_nll
         columns = {
             "damage": (result.damage[:, place], "input units"),
@@ -92,14 +92,14 @@ def summarise_likeness(result: CappedResult, data_range: Range) -> dict[str, Mea
     :func:`vaeaudit.checks.likeness.ms_ssim` does.
     """
     metrics: dict[str, Measurement] = {}
-    for place, cap in enumerate(result.found.caps.tolist()):
+    for place, cap in enumerate(result.capped.caps.tolist()):
         sides = {
-            "input": (result.source, result.found.adversarial[:, place], "none"),
+            "input": (result.source, result.capped.adversarial[:, place], "none"),
             "reconstruction": (result.source_reconstruction, result.reconstruction[:, place], "higher"),
         }
         for side, (clean, attacked, direction) in sides.items():
             likeness = ms_ssim(clean, attacked, data_range)
             measured = estimates.median(likeness.value.tolist(), unit="share", direction=direction)
-            name = f"attack.{result.mode}.{result.found.norm}-{cap:.4g}.ms_ssim_{side}.median"
+            name = f"attack.{result.mode}.{result.capped.norm_name}-{cap:.4g}.ms_ssim_{side}.median"
             metrics[name] = replace(measured, estimator=f"{likeness.estimator}; {measured.estimator}")
     return metrics
