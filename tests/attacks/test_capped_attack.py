@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vaeaudit.attacks.modes import names
 from vaeaudit.checks.attack.capped import CappedResult, capped_attack
-from vaeaudit.checks.attack.metrics import summarise_capped, summarise_likeness
+from vaeaudit.checks.attack.summarise import summarise_capped, summarise_likeness
 from vaeaudit.errors import ConfigError, DataError, VaeauditError
 
 CAPS = [0.3, 0.1]  # in any order
@@ -103,6 +103,23 @@ def test_worst_is_never_less_than_a_member_alone_with_the_same_keys_and_effort(
     assert (rising.diff(dim=1) >= 0).all()
     if norm == "l2" and not options:
         assert (worst.damage > alone.damage).any()
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("seed", [5, 7])
+def test_worst_shows_the_signs_of_the_damage_attack_that_it_contains(norm: str, seed: int, small_vae: Any) -> None:
+    x, x_t = torch.rand(2, 4, 2, 3, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    for lying in (False, True):
+        vae = small_vae(seed=seed)
+        if lying:
+            of = vae.encode
+            vae.encode = lambda points, of=of: of(2 * points.detach() - points)
+        worst, damage = (
+            capped_attack(vae, x, mode, x_t, caps=(0.1, 0.5), norm=norm, max_evaluations=100)
+            for mode in ("worst", "damage")
+        )
+        assert torch.equal(worst.signs.measured, damage.signs.measured)
+        assert worst.signs.any.all() if lying else not worst.signs.any.any()
 
 
 def test_damage_meets_the_oracle(oracle: dict[str, Any], linear_gaussian: Any) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vaeaudit.attacks.attacked import Attacked, Sweep
+from vaeaudit.attacks.attacked import Attacked, Searched, Sweep
 from vaeaudit.attacks.left import left_to_gain
 from vaeaudit.attacks.search import Effort
 from vaeaudit.attacks.signs import DIRECTIONS, Sign, Signs, signs_of
@@ -49,20 +49,21 @@ def look(term: Term, encode: Encode | None, x: Tensor, x_t: Tensor | None, found
     return signs_of(term, encode, x, x_t, found, directions, **settings)
 
 
+def as_sweep(found: Attacked, **of_sweep: Any) -> Sweep:
+    nothing = torch.zeros_like(found.status)
+    searched = {"distortion": found.adversarial, "evaluations": nothing, "further": nothing > 0, "interrupted": False}
+    return Sweep(**vars(found), **searched, penalty="l2", **of_sweep)
+
+
 def handed_out(points: Tensor, data_term: Tensor, radius: Tensor, status: Tensor, zero: Tensor) -> Attacked:
-    """What an attack hands out, without what no sign reads."""
-    nothing = torch.zeros_like(status)
+    """What signs judge of an attack that has told nothing of its last gains."""
     return Attacked(
-        distortion=points,
         adversarial=points,
         data_term=data_term,
         norm=radius,
         status=status,
-        evaluations=nothing,
-        further=nothing > 0,
         recent=torch.full_like(data_term, torch.inf),
         zero_data_term=zero,
-        interrupted=False,
     )
 
 
@@ -282,7 +283,7 @@ def problem(objective: Tensor, status: Tensor, recent: Tensor | None = None, **o
     nothing = torch.zeros_like(objective)
     found = handed_out(nothing[..., None], objective, nothing, status, objective[:, 0])
     found = found if recent is None else replace(found, recent=recent)
-    return Sweep(**vars(found), penalty="l2", **of_sweep) if of_sweep else found
+    return as_sweep(found, **of_sweep) if of_sweep else found
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -405,7 +406,7 @@ def test_a_point_above_d_0_is_told(bundled_model: Any, pairs: tuple[Tensor, Tens
     items = shown(look(term, bundled_model.encode, x, x_t, of_points(term, x, worse, good.radius)))
     assert all(Sign.ABOVE_ZERO in item for item in items)
     dear = 2 * good.zero_data_term.max() / good.norm.amin(0)
-    paid = Sweep(**vars(good), lambdas=dear, penalty="l2")
+    paid = as_sweep(good, lambdas=dear)
     assert all(Sign.ABOVE_ZERO in item for item in shown(look(term, bundled_model.encode, x, x_t, paid)))
 
 
@@ -538,7 +539,7 @@ def test_signs_do_not_depend_on_the_batch_or_on_the_items_beside(small: tuple[An
     whole = look(kl_to(vae.encode, x_t), vae.encode, x, x_t, found).measured
     rows = look(kl_to(vae.encode, x_t), vae.encode, x, x_t, found, rows=RowBatches(1)).measured
     with torch.no_grad():
-        kept = [field.name for field in fields(Attacked) if field.name != "interrupted"]
+        kept = [field.name for field in fields(Searched) if field.name != "interrupted"]
         first = replace(found, **{name: getattr(found, name)[:2] for name in kept})
         part = look(kl_to(vae.encode, x_t[:2]), vae.encode, x[:2], x_t[:2], first).measured
     torch.testing.assert_close(rows, whole, rtol=1e-6, atol=1e-9)

@@ -16,25 +16,19 @@ def penalise(norm: Tensor, penalty: str) -> Tensor:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Attacked:
-    """The best distortion of each of P items in each of its K problems, which are values of lambda, or caps.
+    """The best of each of P items in each of its K problems, as failure signs judge it.
 
-    ``distortion`` and ``adversarial`` are (P, K, *shape), and ``adversarial`` is x + d to the bit, inside the box.
-    (P, K): ``data_term`` there; ``norm`` of the distortion; ``status`` (:class:`Status`); ``evaluations``, rows of the
-    model; ``further``, whether it was searched on, because it could still gain at its first limit; ``recent``, what it
-    has gained in the last half of its evaluations, infinite where nothing tells. ``zero_data_term`` (P,) is the data
-    term at d = 0. ``interrupted`` tells that the search was told to stop.
+    ``adversarial`` (P, K, *shape), inside the box. (P, K): ``data_term`` there; ``norm`` of the distortion; ``status``
+    (:class:`Status`); ``recent``, what the search has gained in the last half of its evaluations, infinite where
+    nothing tells. ``zero_data_term`` (P,) is the data term at d = 0.
     """
 
-    distortion: Tensor
     adversarial: Tensor
     data_term: Tensor
     norm: Tensor
     status: Tensor
-    evaluations: Tensor
-    further: Tensor
     recent: Tensor
     zero_data_term: Tensor
-    interrupted: bool
 
     @property
     def penalty_term(self) -> Tensor:
@@ -53,7 +47,22 @@ class Attacked:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Sweep(Attacked):
+class Searched(Attacked):
+    """What a search hands out; its problems are values of lambda, or caps.
+
+    ``distortion`` (P, K, *shape): ``adversarial`` is x + d to the bit. (P, K): ``evaluations``, rows of the model;
+    ``further``, whether it was searched on, because it could still gain at its first limit. ``interrupted`` tells that
+    the search was told to stop.
+    """
+
+    distortion: Tensor
+    evaluations: Tensor
+    further: Tensor
+    interrupted: bool
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sweep(Searched):
     """Best distortion of each pair (P) and lambda (L); ``norm`` is ||d||_2.
 
     ``penalty`` names pen(d); ``floor`` is a lower bound of the data term, None where there is none.
@@ -75,7 +84,7 @@ class Sweep(Attacked):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Capped(Attacked):
+class Capped(Searched):
     """Best distortion of each item (I) under each of the ``caps`` (C,), float64, on the norm ``norm_name``.
 
     ``adversarial`` is nowhere further from x than the cap (see :func:`vaeaudit.attacks.ball.settle`), ``norm``,
@@ -91,12 +100,12 @@ class Capped(Attacked):
         return self.caps.to(self.data_term).expand_as(self.data_term)
 
 
-_Kind = TypeVar("_Kind", bound=Attacked)
+_Kind = TypeVar("_Kind", bound=Searched)
 
 
 def joined(parts: list[_Kind]) -> _Kind:
     """What was found for groups of items as one."""
-    of_items = [field.name for field in fields(Attacked) if field.name != "interrupted"]
+    of_items = [field.name for field in fields(Searched) if field.name != "interrupted"]
     whole: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in of_items}
     return replace(parts[0], interrupted=any(part.interrupted for part in parts), **whole)
 

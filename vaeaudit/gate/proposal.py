@@ -9,8 +9,9 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from vaeaudit.attacks import modes
+from vaeaudit.checks.margin.entry import MarginEntry
+from vaeaudit.checks.registry import checks
 from vaeaudit.errors import ConfigError, listed
-from vaeaudit.gate.policy import CHECK_NAMES
 from vaeaudit.layout.entry import MetricEntry
 from vaeaudit.layout.inert import one_line
 from vaeaudit.layout.section import number, with_interval
@@ -138,7 +139,7 @@ def _checks(report: Report, settings: Settings) -> Iterator[str]:
         "r": "in output units; twice the median least radius that holds an unperturbed item's own draws",
         "sigmas": "on the scale of the inputs",
     }
-    for check in CHECK_NAMES:
+    for check in checks():
         section: BaseModel = getattr(settings, check)
         keys = dict.fromkeys(
             [*shown.get(check, ()), *section.model_dump(exclude_defaults=True)]
@@ -157,7 +158,7 @@ def _checks(report: Report, settings: Settings) -> Iterator[str]:
 
 def _radii(report: Report, settings: Settings) -> list[float | str]:
     """The radii that were measured, so that later audits measure the same ones whatever their model."""
-    return [entry.r for entry in report.margins] or list(settings.margin.r)
+    return [entry.r for entry in report.entries(MarginEntry)] or list(settings.margin.r)
 
 
 def _policy(report: Report) -> Iterator[str]:

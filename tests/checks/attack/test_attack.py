@@ -17,7 +17,7 @@ from vaeaudit.attacks.similarity import SIMILARITIES
 from vaeaudit.attacks.sweep import geometric_lambdas, sweep
 from vaeaudit.checks.attack.capped import capped_attack
 from vaeaudit.checks.attack.measure import AttackResult, attack
-from vaeaudit.checks.attack.metrics import summarise
+from vaeaudit.checks.attack.summarise import summarise
 from vaeaudit.checks.margin.measure import margin
 from vaeaudit.errors import ConfigError, DataError, VaeauditError
 from vaeaudit.model.batches import RowBatches

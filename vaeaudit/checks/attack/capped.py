@@ -41,9 +41,9 @@ class CappedResult:
     the same draws too. (I,): ``zero_damage`` and ``zero_nll``, both at d = 0. The worst of several is taken on the
     draws that are reported, so that it is never less than a member alone; of M figures it is a little above its own
     expectation.
-    ``capped`` is the search that ``signs`` judge, with what is handed out put in its place: ``adversarial`` are inputs
-    (I, C, *shape), for "latent-side" latents (I, C, *latent). ``source`` and ``source_reconstruction`` are
-    (I, *shape), ``reconstruction`` (I, C, *shape) at z = the mean.
+    ``capped`` is the search that ``signs`` judge, that of the first of several members, with what is handed out in its
+    place: ``adversarial`` are inputs (I, C, *shape), or latents (I, C, *latent) where those are moved. ``source`` and
+    ``source_reconstruction`` are (I, *shape), ``reconstruction`` (I, C, *shape) at z = the mean.
     """
 
     objective: Objective
@@ -209,8 +209,11 @@ class _Attack:
         item = self.item[:, None]
         damage, distortion = damages[member, item, place], d[member, item, place]
         adversarial = self.point[:, None] + distortion
-        if self.row.members:  # it is judged by what it was chosen by
-            found, search = replace(found, data_term=-damage, zero_data_term=-zero_damage), judged
+        # The worst contains the first of its members, does no less than that, and is judged as it: on the draws of its
+        # search. On others a search of few draws can lose to chance where draws matter more than a small cap.
+        signs = self.signs(search, found)
+        if self.row.members:
+            found = replace(found, data_term=-damage, zero_data_term=-zero_damage)
         size = length(self.point[:, None].flatten(2), distortion.flatten(2), self.norm)
         found = replace(found, distortion=distortion, adversarial=adversarial, norm=size, interrupted=interrupted)
         reconstruction, nll = self.look(adversarial)
@@ -220,7 +223,7 @@ class _Attack:
             members=tuple(members),
             seed=self.seed,
             capped=found,
-            signs=self.signs(search, found),
+            signs=signs,
             source=self.x,
             source_reconstruction=source_reconstruction[:, 0],
             reconstruction=reconstruction,

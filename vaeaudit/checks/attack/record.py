@@ -6,9 +6,18 @@ from functools import partial
 from torch import Tensor
 
 from vaeaudit.attacks.left import MOST
-from vaeaudit.attacks.signs import Sign
+from vaeaudit.checks import sign_record
 from vaeaudit.checks.attack.capped import CappedResult
-from vaeaudit.checks.attack.entry import AttackEntry, CapEntry, CappedEntry, CappedItemEntry, ClassTableEntry, PairEntry
+from vaeaudit.checks.attack.entry import (
+    CURVE,
+    PANEL,
+    AttackEntry,
+    CapEntry,
+    CappedEntry,
+    CappedItemEntry,
+    ClassTableEntry,
+    PairEntry,
+)
 from vaeaudit.checks.attack.figures import attack_panel, damage_curves, distortion_curves
 from vaeaudit.checks.attack.measure import AttackResult
 from vaeaudit.checks.attack.pairs import Pairs
@@ -19,35 +28,18 @@ from vaeaudit.model.ranges import Range
 from vaeaudit.optim.lbfgsb import Status
 from vaeaudit.subject.opened import Subject
 
-_CLAMP = "log-variance"  # the finding of doctor that tells of a clamp
-
 
 def sign_warnings(result: AttackResult | CappedResult, pairs: Pairs, acknowledged: Mapping[str, str]) -> list[str]:
-    """The failure signs of an attack, and what the first of each kind is.
-
-    ``acknowledged`` are findings of doctor that are meant, with the reason: a clamp that is meant is no failure.
-    """
-    items, what = len(result.source), "pairs" if isinstance(result, AttackResult) else "items"
-    warnings = []
-    for sign, count in _signs(result).items():
-        first = int(result.signs.fired[list(Sign).index(Sign(sign))].nonzero()[0])
-        reason = acknowledged.get(_CLAMP) if sign == Sign.CLAMPED else None
-        effect = f"which is acknowledged ({reason})" if reason else "so that they support no verdict"
-        warnings.append(
-            f"failure sign '{sign}' in {count} of {items} {result.mode} {what}, {effect}; of source "
-            f"{pairs.sources[first]}: {result.signs.message(Sign(sign), first)}"
-        )
-    return warnings
+    """The failure signs of an attack, and what the first of each kind is."""
+    what = "pairs" if isinstance(result, AttackResult) else "items"
+    sources = [f"source {source}" for source in pairs.sources]
+    return sign_record.warnings(result.signs, f"{result.mode} {what}", sources, acknowledged)
 
 
 def doubts(result: AttackResult | CappedResult, acknowledged: Container[str]) -> dict[str, str]:
-    """Why the metrics of an attack support no verdict, where a pair or item shows a failure sign.
-
-    A clamp of log-variances is none where that finding of doctor is ``acknowledged``.
-    """
-    meant = {Sign.CLAMPED} if _CLAMP in acknowledged else set()
-    counted = [f"'{s}' ({n} of {len(result.source)})" for s, n in _signs(result).items() if Sign(s) not in meant]
-    return {f"attack.{result.mode}": f"failure signs of the attack: {', '.join(counted)}"} if counted else {}
+    """Why the metrics of an attack support no verdict, where a pair or item shows a failure sign."""
+    counted = sign_record.counted(result.signs, acknowledged)
+    return {f"attack.{result.mode}": f"failure signs of the attack: {counted}"} if counted else {}
 
 
 def limit_warnings(result: AttackResult) -> list[str]:
@@ -94,11 +86,11 @@ def attack_entry(subject: Subject, result: AttackResult, pairs: Pairs, classes: 
                 own_error=number(result.own_error[p, k]),
                 fresh_data_term=None if result.fresh_data_term is None else number(result.fresh_data_term[p, k]),
                 status=Status(int(found.status[p, k])).message,
-                signs=[f"{sign}: {signs.message(sign, p)}" for sign in signs.of(p)],
+                signs=sign_record.of_item(signs, p),
             )
             for p, (k, (source, target)) in enumerate(zip(chosen, pairs, strict=True))
         ],
-        signs=_signs(result),
+        signs=sign_record.seen(result.signs),
         classes=classes,
         statuses={s.message: count for s in Status if (count := int((found.status == int(s)).sum()))},
         evaluations=int(found.evaluations.sum()),
@@ -136,11 +128,11 @@ def capped_entry(subject: Subject, result: CappedResult, pairs: Pairs) -> Capped
                     )
                     for k, cap in enumerate(found.caps.tolist())
                 ],
-                signs=[f"{sign}: {signs.message(sign, p)}" for sign in signs.of(p)],
+                signs=sign_record.of_item(signs, p),
             )
             for p, (source, target) in enumerate(pairs)
         ],
-        signs=_signs(result),
+        signs=sign_record.seen(result.signs),
         evaluations=int(found.evaluations.sum()),
         searched_on=int(found.further.sum()),
         budget=MOST * subject.settings.attack.max_evaluations,
@@ -235,9 +227,9 @@ def attack_drawings(entry: AttackEntry, result: AttackResult, picture: tuple[int
             array(result.gap),
         )
 
-    drawings = {f"{result.mode} curve": Drawing(f"attack-{result.mode}-curve.png", curve)}
+    drawings = {CURVE.format(result.mode): Drawing(f"attack-{result.mode}-curve.png", curve)}
     if picture is not None:
-        drawings[f"{result.mode} panel"] = Drawing(f"attack-{result.mode}-panel.png", partial(panel, picture))
+        drawings[PANEL.format(result.mode)] = Drawing(f"attack-{result.mode}-panel.png", partial(panel, picture))
     return drawings
 
 
@@ -248,10 +240,10 @@ def capped_drawings(entry: CappedEntry, result: CappedResult, picture: tuple[int
         labels = [str(item.item) for item in entry.items]
         return damage_curves(result.capped.caps.tolist(), array(result.damage), array(result.zero_damage), labels)
 
-    drawings = {f"{result.mode} curve": Drawing(f"attack-{result.mode}-curve.png", curve)}
+    drawings = {CURVE.format(result.mode): Drawing(f"attack-{result.mode}-curve.png", curve)}
     if picture is not None:
         panel = partial(_capped_panel, entry, result, picture)
-        drawings[f"{result.mode} panel"] = Drawing(f"attack-{result.mode}-panel.png", panel)
+        drawings[PANEL.format(result.mode)] = Drawing(f"attack-{result.mode}-panel.png", panel)
     return drawings
 
 
@@ -271,9 +263,3 @@ def _panel(columns: dict[str, Tensor], labels: list[str], box: Range | None, pic
     """The first rows of ``columns`` (items, *input_shape), drawn in the shape ``picture``."""
     arrays = {name: as_images(array(column[:PANEL_ROWS]), picture) for name, column in columns.items()}
     return attack_panel(arrays, labels[:PANEL_ROWS], box)
-
-
-def _signs(result: AttackResult | CappedResult) -> dict[str, int]:
-    """The failure signs of an attack: sign -> pairs or items that show it."""
-    counts = result.signs.fired.sum(1).tolist()
-    return {str(sign): count for sign, count in zip(Sign, counts, strict=True) if count}

@@ -16,7 +16,6 @@ from vaeaudit.checks.attack.capped import CappedResult, capped_attack
 from vaeaudit.checks.attack.classifier import Judge, judge
 from vaeaudit.checks.attack.entry import ClassTableEntry
 from vaeaudit.checks.attack.measure import AttackResult, attack
-from vaeaudit.checks.attack.metrics import summarise, summarise_capped, summarise_likeness
 from vaeaudit.checks.attack.pairs import Pairs
 from vaeaudit.checks.attack.record import (
     attack_drawings,
@@ -31,7 +30,8 @@ from vaeaudit.checks.attack.record import (
     sign_warnings,
 )
 from vaeaudit.checks.attack.success import class_success, factor_success, summarise_classes, summarise_factor
-from vaeaudit.checks.record import Record, without_pictures
+from vaeaudit.checks.attack.summarise import summarise, summarise_capped, summarise_likeness
+from vaeaudit.checks.record import Record, Work, without_pictures
 from vaeaudit.checks.relative import remark
 from vaeaudit.errors import UnsupportedError, VaeauditError
 from vaeaudit.model.batches import RowBatches
@@ -45,7 +45,7 @@ _L2_CAPS = (0.5, 1.0, 2.0)
 _LINF_CAPS = (2 / 255, 8 / 255, 16 / 255)  # of the range; the budgets of attacks on latent-diffusion encoders
 
 
-def units(subject: Subject) -> dict[str, Callable[[GoOn], Record]]:
+def works(subject: Subject) -> dict[str, Work]:
     """The attack in each mode that the settings name, by name; all of the same pairs."""
     chosen = cache(partial(_choose, subject))
     return {f"attack.{mode}": partial(_run, subject, mode, chosen) for mode in subject.settings.attack.modes}
@@ -87,7 +87,7 @@ def _of_sweep(subject: Subject, pairs: Pairs, result: AttackResult, judged: Judg
     success, faults, classes = _success(subject, pairs, result, judged)
     entry = attack_entry(subject, result, pairs, classes)
     return Record(
-        {"attacks": [entry]},
+        [entry],
         summarise(result) | success,
         (*sign_warnings(result, pairs, acknowledged), *faults, *limit_warnings(result)),
         without_pictures("attack", subject.data),
@@ -106,7 +106,7 @@ def _of_caps(subject: Subject, pairs: Pairs, result: CappedResult) -> Record:
     acknowledged = subject.settings.doctor.acknowledge
     near = remark(result.zero_nll, None, name, "degradation")
     return Record(
-        {"capped": [entry]},
+        [entry],
         summarise_capped(result) | likeness,
         (*sign_warnings(result, pairs, acknowledged), *near),
         {**skipped, **without_pictures("attack", subject.data)},
