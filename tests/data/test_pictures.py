@@ -12,8 +12,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vaeaudit.checks.margin import figures
 from vaeaudit.data.items import Stored, fit
-from vaeaudit.layout import figures
 from vaeaudit.layout.figures import as_images, scale
 from vaeaudit.model.ranges import Range
 

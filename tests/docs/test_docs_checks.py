@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 import vaeaudit
 from vaeaudit import DiagonalGaussian, GaussianChain, GaussianLikelihood
+from vaeaudit.attacks.modes import names
 from vaeaudit.attacks.signs import Sign
 from vaeaudit.checks.attack import entry as attack_report
-from vaeaudit.checks.attack.capped import CAPPED_MODES, capped_attack
+from vaeaudit.checks.attack.capped import capped_attack
 from vaeaudit.checks.attack.classifier import Judge, LogisticRegression
-from vaeaudit.checks.attack.measure import MODES, attack
+from vaeaudit.checks.attack.measure import attack
 from vaeaudit.checks.attack.success import ClassSuccess, FactorSuccess, summarise_classes, summarise_factor
 from vaeaudit.checks.attack.summarise import summarise, summarise_capped, summarise_likeness
 from vaeaudit.checks.latents import entry as latents_report
@@ -78,7 +79,7 @@ LEGENDS: dict[str, list[str]] = {
 NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
 # What the braces of a metric's name stand for; those with commas are alternatives.
 BRACES = {
-    "mode": "|".join(map(re.escape, (*MODES, *CAPPED_MODES))),
+    "mode": "|".join(map(re.escape, names())),
     "norm": "l2|linf",
     "estimator": "chen|hist20",
     "factor": ".+",
@@ -225,7 +226,7 @@ def test_the_page_on_attacks_tells_every_failure_sign_with_its_limit() -> None:
 
 def test_the_page_on_attacks_tells_every_mode() -> None:
     told = [row[0].strip("`") for row in rows(section(page("attack"), "The formula"))]
-    assert told == [*MODES, *CAPPED_MODES]
+    assert told == [*names()]
 
 
 @pytest.mark.parametrize("check", CHECKS)

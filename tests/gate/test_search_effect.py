@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vaeaudit import attack, capped_attack, margin
+from vaeaudit.attacks.modes import names
 from vaeaudit.attacks.signs import Sign, Signs
-from vaeaudit.checks.attack.capped import CAPPED_MODES
 from vaeaudit.checks.attack.measure import AttackResult
 from vaeaudit.checks.attack.summarise import summarise, summarise_capped
 from vaeaudit.checks.margin.summarise import summarise_margin
@@ -48,7 +48,7 @@ def test_a_better_search_lowers_the_objective_and_nothing_else_of_an_attack_over
     assert searched(summarise(showing(swept(pairs, mode), *weak))) == expected
 
 
-@pytest.mark.parametrize("mode", CAPPED_MODES)
+@pytest.mark.parametrize("mode", names(swept=False))
 def test_a_better_search_raises_damage_where_damage_is_searched_for(mode: str, pairs: Any) -> None:
     vae, x, x_t = pairs
     result = capped_attack(vae, x, mode, x_t if mode == "worst" else None, caps=[0.1], max_evaluations=30)

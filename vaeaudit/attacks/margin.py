@@ -15,8 +15,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from vaeaudit.attacks.attacked import Attacked
 from vaeaudit.attacks.ball import furthest, settle
-from vaeaudit.attacks.probes import Found
 from vaeaudit.attacks.signs import DIRECTIONS, Signs, signs_of
 from vaeaudit.attacks.term import Term
 from vaeaudit.attacks.within import BLOCK, Within
@@ -216,13 +216,13 @@ class _Search(Within):
         nearness, rows = self.nearness(self.m, noise), RowBatches(max(1, self.rows.size // len(noise)))
         value, zero = (Term(nearness, self.shape, rows).value(at, self.every) for at in (points, self.x))
         ended = torch.where(searched, int(Status.CONVERGED), int(Status.STOPPED))
-        found = Found(
+        found = Attacked(
             adversarial=points.reshape(-1, 1, *self.shape),
-            value=value[:, None],
-            penalty=torch.zeros_like(value[:, None]),
-            radius=radius[:, None] * (1 - self.tolerance),
+            data_term=value[:, None],
+            norm=radius[:, None] * (1 - self.tolerance),
             status=ended[:, None],
-            zero_value=zero,
+            recent=torch.full_like(value[:, None], torch.inf),
+            zero_data_term=zero,
         )
         ways = noise_set(
             self.shape, draws=DIRECTIONS, items=self.keys, seed=self.seed, check="margin.directions", like=self.x

@@ -17,8 +17,9 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from vaeaudit.attacks.attacked import Attacked
 from vaeaudit.attacks.left import ENOUGH, MOST, left_share
-from vaeaudit.attacks.probes import DrawTerm, Found, Probes
+from vaeaudit.attacks.probes import DrawTerm, Probes
 from vaeaudit.attacks.term import DataTerm
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.ranges import Range
@@ -148,7 +149,7 @@ def signs_of(
     encode: Callable[[Tensor], Posterior] | None,
     x: Tensor,
     x_t: Tensor | None,
-    found: Found,
+    found: Attacked,
     directions: Tensor,
     *,
     box: Range | None,
@@ -169,7 +170,7 @@ def signs_of(
         Sign.NOT_FINITE: look.not_finite(),
         Sign.ZERO_GRADIENT: look.zero_gradient(),
         Sign.WRONG_GRADIENT: look.wrong_gradient(),
-        Sign.CLAMPED: look.clamped(encode) if encode else torch.zeros_like(found.zero_value),
+        Sign.CLAMPED: look.clamped(encode) if encode else torch.zeros_like(found.zero_data_term),
         Sign.RANDOM: look.random_search(),
         Sign.ABOVE_ZERO: look.above_zero(fresh),
         Sign.NOT_REPEATABLE: look.change(),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from vaeaudit.attacks import modes
 from vaeaudit.checks.margin.entry import MarginEntry
 from vaeaudit.checks.registry import checks
 from vaeaudit.errors import ConfigError, listed
@@ -23,8 +24,8 @@ _DATA = re.compile(r"\.np[yz]$|[.-]idx\d?(-\w+)?(\.gz)?$")
 _MANY = 10_000  # items above which a draw of so many is proposed
 # Of the many figures of a check, those that say most of robustness, with an interval from ten or twenty items.
 _GATED = (
-    r"attack\.(latent|output)\.delta\.median",
-    r"attack\.(damage|worst|untargeted|latent-side)\..*\.damage\.median",
+    rf"attack\.({'|'.join(modes.names(swept=True))})\.delta\.median",
+    rf"attack\.({'|'.join(modes.names(swept=False))})\..*\.damage\.median",
     r"margin\.r[\d.e+-]+\.(certified|empirical)\.median",
     r"noise\.s[\d.e+-]+\.degradation\.median",
 )
@@ -133,7 +134,7 @@ def _checks(report: Report, settings: Settings) -> Iterator[str]:
     """The sections of the checks that could be done; a section, even an empty one, enables its check."""
     shown = {"attack": ("modes", "pairs"), "margin": ("r", "items"), "noise": ("sigmas", "items")}
     comments = {
-        "modes": "latent, output, damage, untargeted, latent-side, worst",
+        "modes": ", ".join(modes.names()),
         "pairs": "more give narrower intervals",
         "r": "in output units; twice the median least radius that holds an unperturbed item's own draws",
         "sigmas": "on the scale of the inputs",

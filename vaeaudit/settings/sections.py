@@ -1,8 +1,11 @@
 """The settings of an audit, section by section: names, types, defaults, and what each is for."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from functools import partial
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -10,6 +13,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     JsonValue,
     PlainSerializer,
     PlainValidator,
@@ -17,7 +22,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import CoreSchema, core_schema
 
+from vaeaudit.attacks import modes
 from vaeaudit.checks.registry import checks
 from vaeaudit.model import ranges
 
@@ -52,6 +59,25 @@ def _listed(value: object) -> object:
     return tuple(values)
 
 
+@dataclass(frozen=True)
+class _OneOf:
+    """A text that is one of some names, as they are when it is checked: a Literal of what stands in rows elsewhere."""
+
+    names: Callable[[], tuple[str, ...]]
+
+    def __get_pydantic_core_schema__(self, _source: object, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._checked)
+
+    def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> dict[str, object]:
+        return {"enum": list(self.names()), "type": "string"}
+
+    def _checked(self, value: object) -> str:
+        names = self.names()
+        if not isinstance(value, str) or value not in names:
+            raise ValueError(" or ".join(filter(None, (", ".join(map(repr, names[:-1])), repr(names[-1])))))
+        return value
+
+
 def _some(what: str) -> AfterValidator:
     """Values of which at least one is needed, each once; None is left."""
 
@@ -63,10 +89,6 @@ def _some(what: str) -> AfterValidator:
     return AfterValidator(some)
 
 
-if TYPE_CHECKING:
-    Check = str
-else:
-    Check = Literal[tuple(checks())]
 Whole = Annotated[int, Field(strict=True)]
 Truth = Annotated[bool, Field(strict=True)]
 Positive = Annotated[int, Field(strict=True, ge=1)]
@@ -77,7 +99,10 @@ Length = Annotated[float, Field(gt=0)]
 Radius = Length | Literal["auto"]
 NotNegative = Annotated[float, Field(strict=True, ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-Mode = Literal["latent", "output", "damage", "untargeted", "latent-side", "worst"]
+Check = Annotated[str, _OneOf(lambda: tuple(checks()))]
+Mode = Annotated[str, _OneOf(modes.names)]
+SweptMode = Annotated[str, _OneOf(partial(modes.names, swept=True))]
+CappedMode = Annotated[str, _OneOf(partial(modes.names, swept=False))]
 Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 Reason = Annotated[Name, Field(pattern=r"\S")]
 Key = Annotated[str, Field(min_length=1)]

@@ -4,11 +4,12 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from vaeaudit.attacks.modes import MODES
 from vaeaudit.checks.attack.metrics import METRICS
 from vaeaudit.layout.entry import Entry, Number
 from vaeaudit.layout.section import Section, Shown, Table, number
 from vaeaudit.model.ranges import span_text
-from vaeaudit.settings.sections import Range
+from vaeaudit.settings.sections import CappedMode, Range, SweptMode
 from vaeaudit.stats.metric import meanings
 
 _CLASSES = (
@@ -85,7 +86,7 @@ class ClassTableEntry(Entry):
 class AttackEntry(Entry):
     """One attack mode over all pairs and lambda."""
 
-    mode: Literal["latent", "output"]
+    mode: SweptMode
     similarity: str | None = Field(description="What the latent attack compares posteriors by.")
     on: Reached = Field(description="What of the posterior the perturbation reaches: mean, std or both.")
     layers: list[int] | None = Field(description="Layers of a chain that are compared; null for all.")
@@ -154,7 +155,7 @@ class CappedItemEntry(Entry):
 class CappedEntry(Entry):
     """One attack mode under caps."""
 
-    mode: Literal["damage", "untargeted", "latent-side", "worst"]
+    mode: CappedMode
     members: list[str] = Field(description="The attacks of which the worst was taken.")
     similarity: str | None
     on: Reached
@@ -226,14 +227,12 @@ def capped_table(attack: CappedEntry) -> Table:
 def maximised(attack: CappedEntry) -> str:
     """What an attack under a cap makes as large as it can, as a formula."""
     reached = {"both": "", "mean": " (through its mean alone)", "std": " (through its standard deviation alone)"}
-    ref = "g(mu(x))" if attack.ref == "reconstruction" else "x"
-    damage = f"E ‖g(z) - {ref}‖, z ~ q(z|x + d){reached[attack.on]}"
-    return {
-        "damage": damage,
-        "untargeted": f"{attack.similarity}(q(z|x + d), q(z|x)){reached[attack.on]}",
-        "latent-side": "‖g(mu(x) + d) - g(mu(x))‖",
-        "worst": f"{damage}, the worst of {', '.join(attack.members)}",
-    }[attack.mode]
+    return MODES[attack.mode].formula.format(
+        similarity=attack.similarity,
+        ref="g(mu(x))" if attack.ref == "reconstruction" else "x",
+        reached=reached[attack.on],
+        members=", ".join(attack.members),
+    )
 
 
 def class_table(classes: ClassTableEntry) -> Table:
@@ -257,11 +256,8 @@ def minimised(attack: AttackEntry) -> str:
     pen = "‖d‖" if attack.penalty == "l2" else "‖d‖²"
     reached = {"both": "", "mean": " (its mean alone)", "std": " (its standard deviation alone)"}[attack.on]
     layers = f", layers {', '.join(map(str, attack.layers))}" if attack.layers else ""
-    terms = {
-        "latent": f"{attack.similarity}(q(z|x + d){reached}, q(z|x_t)){layers}",
-        "output": f"KL(q(z|x + d) || p(z)) - E log p(x_t|z) over z ~ q(z|x + d){reached}",
-    }
-    return f"{terms[attack.mode]} + λ {pen}"
+    term = MODES[attack.mode].formula.format(similarity=attack.similarity, reached=reached, layers=layers)
+    return f"{term} + λ {pen}"
 
 
 def ends(attack: AttackEntry) -> str:

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterator
 
+from vaeaudit.attacks.modes import MODES
 from vaeaudit.settings.sections import AttackSettings
 from vaeaudit.stats.metric import ANY_NUMBER, Metric
 
 _MEDIAN = ("median",)
-_SWEPT_MODES = ("latent", "output")  # over all lambda; the others are under caps
 
 # Of attacks over all lambda; where posteriors are compared by another similarity than a KL, in its unit.
 DELTA = Metric(
@@ -116,10 +116,10 @@ def possible(asked: AttackSettings) -> Iterator[str]:
     usual = ["0.5", "1", "2"] if asked.norm == "l2" else [ANY_NUMBER]
     caps = [re.escape(f"{cap:.4g}") for cap in asked.caps] or usual
     for mode in asked.modes:
-        if mode in _SWEPT_MODES:
+        if MODES[mode].swept:
             yield from (re.escape(f"attack.{mode}.{name}") for metric in SWEPT + by for name in metric.names)
             continue
-        metrics = CAPPED + (LIKENESS if mode == "untargeted" else ())
+        metrics = CAPPED + (LIKENESS if MODES[mode].likeness else ())
         yield from (
             rf"{under(re.escape(mode), asked.norm, cap)}\.{re.escape(name)}"
             for cap in caps

@@ -30,9 +30,6 @@ from vaeaudit.model.ranges import Range
 from vaeaudit.stats import estimates
 from vaeaudit.stats.estimates import Measurement
 
-# Capped attacks that search for damage itself; "untargeted" searches for a change of the posterior.
-_DAMAGING = ("damage", "latent-side", "worst")
-
 
 def summarise(result: AttackResult) -> dict[str, Measurement]:
     """The metrics of an attack, over its pairs, by name.
@@ -40,9 +37,10 @@ def summarise(result: AttackResult) -> dict[str, Measurement]:
     Higher is more robust for ``delta`` and ``curve_area``. The others are read at the chosen lambda, where a longer
     d and a smaller data term stand for each other, so that neither way is more robust.
     """
-    chosen = result.at_chosen
+    chosen, floor = result.at_chosen, result.objective.row.floor
+    least = -math.inf if floor is None else floor  # penalties are never negative
     columns = {
-        replace(DELTA, unit=result.unit, least=_least(result)): result.delta,
+        replace(DELTA, unit=result.unit, least=least): result.delta,
         CURVE_AREA: result.curve_area,
         replace(DATA_TERM, unit=result.unit): chosen(result.sweep.data_term),
         DISTORTION: chosen(result.sweep.norm),
@@ -56,13 +54,8 @@ def summarise(result: AttackResult) -> dict[str, Measurement]:
     }
     if result.signs.trusted:
         for name in (f"attack.{result.mode}.{name}" for name in DELTA.names):
-            metrics[name] = replace(metrics[name], search="lowers")
+            metrics[name] = replace(metrics[name], search=result.objective.row.search)
     return metrics
-
-
-def _least(result: AttackResult) -> float:
-    """From which value on an objective lies; penalties are never negative."""
-    return 0.0 if result.objective.nonnegative else -math.inf
 
 
 def summarise_capped(result: CappedResult) -> dict[str, Measurement]:
@@ -73,14 +66,14 @@ def summarise_capped(result: CappedResult) -> dict[str, Measurement]:
     and leaves out items whose log p is near 0.
     """
     metrics: dict[str, Measurement] = {}
-    for place, cap in enumerate(result.found.caps.tolist()):
-        name = under(result.mode, result.found.norm, f"{cap:.4g}")
+    for place, cap in enumerate(result.capped.caps.tolist()):
+        name = under(result.mode, result.capped.norm_name, f"{cap:.4g}")
         lost = result.nll[:, place] - result.zero_nll
         columns = {DAMAGE: result.damage[:, place], DEGRADATION: lost, RELATIVE: share_of(lost, result.zero_nll)}
         for metric, values in columns.items():
             found = estimates.statistics(metric, values.tolist())
-            if metric is DAMAGE and result.mode in _DAMAGING and result.signs.trusted:
-                found = {key: replace(value, search="raises") for key, value in found.items()}
+            if metric is DAMAGE and result.signs.trusted:
+                found = {key: replace(value, search=result.objective.row.search) for key, value in found.items()}
             metrics |= {f"{name}.{key}": value for key, value in found.items()}
     return metrics
 
@@ -92,14 +85,14 @@ def summarise_likeness(result: CappedResult, data_range: Range) -> dict[str, Mea
     :func:`vaeaudit.checks.likeness.ms_ssim` does.
     """
     metrics: dict[str, Measurement] = {}
-    for place, cap in enumerate(result.found.caps.tolist()):
+    for place, cap in enumerate(result.capped.caps.tolist()):
         sides = {
-            MS_SSIM_INPUT: (result.source, result.found.adversarial[:, place]),
+            MS_SSIM_INPUT: (result.source, result.capped.adversarial[:, place]),
             MS_SSIM_RECONSTRUCTION: (result.source_reconstruction, result.reconstruction[:, place]),
         }
         for metric, (clean, attacked) in sides.items():
             likeness = ms_ssim(clean, attacked, data_range)
             for name, measured in estimates.statistics(metric, likeness.value.tolist()).items():
                 told = replace(measured, estimator=f"{likeness.estimator}; {measured.estimator}")
-                metrics[f"{under(result.mode, result.found.norm, f'{cap:.4g}')}.{name}"] = told
+                metrics[f"{under(result.mode, result.capped.norm_name, f'{cap:.4g}')}.{name}"] = told
     return metrics
