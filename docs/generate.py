@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from vaeaudit.checks.registry import checks
 from vaeaudit.cli.app import app
 from vaeaudit.settings.config import json_schema
 
@@ -236,11 +237,16 @@ def _sections(schema: Schema) -> Iterator[str]:
             continue
         section = _target(schema, values)
         about = section["description"]
-        if (HERE / "checks" / f"{name}.md").exists():
-            about = about.removesuffix(".") + f": [what it measures](checks/{name}.md)."
+        if name in checks():
+            about = about.removesuffix(".") + f": [what it measures]({checks()[name].page})."
         yield f"{about}\n"
         table = _table(schema, section)
         yield {"baseline": BASELINE, "doctor": DOCTOR}.get(name, "{table}\n").replace("{table}", table)
+        if name == "run":
+            yield "The checks, in the order in which they are carried out:\n"
+            yield "| check | what it asks |\n|---|---|"
+            yield from (f"| [`{check.name}`]({check.page}) | {check.help} |" for check in checks().values())
+            yield ""
 
 
 def _table(schema: Schema, section: Schema) -> str:

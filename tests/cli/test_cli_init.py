@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from vaeaudit.gate.metric_names import check_names
+from vaeaudit.checks.naming import check_names
 from vaeaudit.gate.policy import evaluate
 from vaeaudit.gate.proposal import propose, threshold
 from vaeaudit.layout.entry import MetricEntry

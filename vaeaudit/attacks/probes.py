@@ -7,12 +7,12 @@ under a linf cap they are corners of the cap, cut at the box.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from scipy import stats as distributions
 from torch import Tensor
 
+from vaeaudit.attacks.attacked import Attacked
 from vaeaudit.attacks.term import DataTerm
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import flat_bounds
@@ -38,28 +38,6 @@ _CLEAR = 0.1  # differences of values are compared where they exceed this share 
 _LENGTHENINGS = 8
 
 
-@dataclass(frozen=True, eq=False)
-class Found:
-    """What an attack found for P items and K problems each: values of lambda, or caps.
-
-    (P, K, *shape): ``adversarial``. (P, K): ``value`` of the data term; ``penalty`` added to it, 0 under a cap;
-    ``radius``, the cap, or the norm found where there is none; ``status`` (:class:`Status`). ``zero_value`` (P,) is
-    the data term at d = 0. ``lambdas`` (K,) are those of a sweep, None under caps. ``recent`` (P, K) is how far the
-    objective fell in the last half of its evaluations, None where that is not known. ``floor`` bounds the data term
-    from below where that is known: 0 for a similarity.
-    """
-
-    adversarial: Tensor
-    value: Tensor
-    penalty: Tensor
-    radius: Tensor
-    status: Tensor
-    zero_value: Tensor
-    lambdas: Tensor | None = None
-    recent: Tensor | None = None
-    floor: float | None = None
-
-
 class Probes:
     """Measurements of one attack on P items of n elements, M of the problems of each looked at; each is (P,)."""
 
@@ -68,7 +46,7 @@ class Probes:
         data_term: DataTerm,
         x: Tensor,
         x_t: Tensor | None,
-        found: Found,
+        found: Attacked,
         directions: Tensor,
         box: Range | None,
         norm: str,
@@ -121,7 +99,7 @@ class Probes:
         self.value, self.size = self._unsearched()  # (P, T)
         self.zero = self.once[:, 0]
         at_far = self._on_grid(lambda item, _: self.far[item], 1)
-        seen = torch.cat([found.value, self.once, self.value, at_far], 1)
+        seen = torch.cat([found.data_term, self.once, self.value, at_far], 1)
         self.lowest = torch.where(seen.isfinite(), seen, torch.inf).amin(1)
         self.span = self.zero - self.lowest
         self.rounding = rounding(torch.stack([self.zero, self.lowest]), 0)
@@ -132,7 +110,7 @@ class Probes:
 
     def not_finite(self) -> Tensor:
         """Share of the values and gradient elements that are NaN or infinite."""
-        finite = torch.cat([self.found.value.isfinite(), self.once.isfinite(), self.finite], 1)
+        finite = torch.cat([self.found.data_term.isfinite(), self.once.isfinite(), self.finite], 1)
         return (~finite).to(self.x.dtype).mean(1)
 
     def zero_gradient(self) -> Tensor:
@@ -246,15 +224,15 @@ class Probes:
         radius = self.found.radius  # (P, K)
         within = self.size[:, None, :] <= (1 + _FLAT) * radius[:, :, None]
         value = torch.where(within & self.value[:, None, :].isfinite(), self.value[:, None, :], torch.inf).amin(2)
-        gain, missed = self.zero[:, None] - value, self.found.value - value
+        gain, missed = self.zero[:, None] - value, self.found.data_term - value
         beaten = (missed > self.rounding[:, None]) & (gain > self.rounding[:, None])
         return torch.where(beaten, missed / gain, 0.0).amax(1)
 
     def above_zero(self, fresh: DrawTerm | None) -> Tensor:
         """Excess over d = 0 as handed out, as computed again, and on fresh draws beyond their standard error."""
-        penalty = self.found.penalty.gather(1, self.looked)
+        penalty = self.found.penalty_term.gather(1, self.looked)
         excess = [
-            self.found.value + self.found.penalty - self.found.zero_value[:, None],
+            self.found.data_term + self.found.penalty_term - self.found.zero_data_term[:, None],
             self.once[:, 1:] + penalty - self.zero[:, None],
         ]
         if fresh is not None:
@@ -267,7 +245,7 @@ class Probes:
 
     def change(self) -> Tensor:
         """Change of the values at d = 0 and at found points when they are computed again."""
-        handed = torch.cat([self.found.zero_value[:, None], self.found.value.gather(1, self.looked)], 1)
+        handed = torch.cat([self.found.zero_data_term[:, None], self.found.data_term.gather(1, self.looked)], 1)
         change = torch.maximum((self.once - self.again).abs(), (self.once - handed).abs())
         scale = torch.maximum(self.once.abs().amax(1), handed.abs().amax(1)).clamp(min=torch.finfo(change.dtype).tiny)
         return change.amax(1) / scale

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
 from torch import Tensor
 
 from vaeaudit.data.items import Data, shape_text
-from vaeaudit.layout.entry import MetricEntry, belongs
+from vaeaudit.layout.entry import Entry, MetricEntry, belongs
+from vaeaudit.progress import GoOn
 from vaeaudit.stats.estimates import Measurement
 
 Row = dict[str, object]
@@ -27,12 +27,12 @@ class Drawing:
 class Record:
     """What a check found, in the report's words.
 
-    ``entries`` go under the named fields of the report, ``rows`` into items.json, ``tensors`` into
-    adversarial.safetensors with what ``about`` says of them, and ``drawings`` by what they show. ``doubts`` tell why
-    some metrics support no verdict: how their names begin -> a sentence.
+    ``entries`` go into the report, under the field that lists those of their class; ``rows`` into items.json,
+    ``tensors`` into adversarial.safetensors with what ``about`` says of them, and ``drawings`` by what they show.
+    ``doubts`` tell why some metrics support no verdict: how their names begin -> a sentence.
     """
 
-    entries: Mapping[str, Sequence[BaseModel]] = field(default_factory=dict)
+    entries: Sequence[Entry] = ()
     metrics: Mapping[str, Measurement] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
@@ -42,6 +42,9 @@ class Record:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     about: Row = field(default_factory=dict)
     drawings: Mapping[str, Drawing] = field(default_factory=dict)
+
+
+Work = Callable[[GoOn], Record]  # a piece of a check
 
 
 def without_pictures(check: str, data: Data) -> dict[str, str]:

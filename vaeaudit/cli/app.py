@@ -7,30 +7,26 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from types import FrameType
 
 import typer
 from typer.exceptions import TyperException
 
 from vaeaudit import __version__
+from vaeaudit.checks.registry import OURS, TAKEN, installed
 from vaeaudit.cli import (
     adapters,
-    attack,
     audit,
     compare,
     config,
     doctor,
     init,
-    latents,
-    margin,
-    mig,
-    noise,
     report,
-    weights,
 )
 from vaeaudit.cli.command import Command, spelled
 from vaeaudit.cli.common import complain, mute, trace
-from vaeaudit.errors import VaeauditError, clipped
+from vaeaudit.errors import CheckError, VaeauditError, clipped
 from vaeaudit.layout.inert import one_line
 
 app = typer.Typer(
@@ -44,12 +40,34 @@ app = typer.Typer(
 app.command("audit", cls=Command)(audit.command)
 app.command("compare", cls=Command)(compare.command)
 app.command("report", cls=Command)(report.command)
-app.command("attack", cls=Command)(attack.command)
-app.command("margin", cls=Command)(margin.command)
-app.command("noise", cls=Command)(noise.command)
-app.command("mig", cls=Command)(mig.command)
-app.command("latents", cls=Command)(latents.command)
-app.command("weights", cls=Command)(weights.command)
+
+
+def _unusable(fault: str) -> Callable[[], None]:
+    """In place of the command of a check that cannot be used: what is wrong with it."""
+
+    def command() -> None:
+        raise CheckError(fault)
+
+    return command
+
+
+def _add_checks() -> None:
+    """A command for each check, and for each that cannot be used but takes no other's name."""
+    found, faults = installed()
+    for check in found.values():
+        try:
+            function = check.load(check.command)
+        except CheckError as error:
+            faults = {check.name: str(error), **faults}
+            continue
+        app.command(check.name, cls=Command, short_help=check.help)(function)
+    for name, fault in faults.items():
+        if name not in TAKEN | {check.name for check in OURS}:
+            anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+            app.command(name, short_help="cannot be used", context_settings=anything)(_unusable(fault))
+
+
+_add_checks()
 app.command("doctor", cls=Command)(doctor.command)
 app.command("init", cls=Command)(init.command)
 app.command("adapters", cls=Command)(adapters.command)

@@ -2,9 +2,16 @@
 
 from typing import Annotated
 
+from vaeaudit.attacks.modes import names
 from vaeaudit.cli.checking import carry_out
 from vaeaudit.cli.command import Asked, Setting, takes
 from vaeaudit.cli.options import CHECK
+
+
+def _spoken(word: str, *, swept: bool | None = None) -> str:
+    """The names of modes as a list in a sentence."""
+    *first, last = names(swept=swept)
+    return f"{', '.join(first)} {word} {last}"
 
 
 @takes(*CHECK)
@@ -15,7 +22,7 @@ def command(
         Setting(
             "attack.modes",
             "NAME",
-            "What is attacked: latent, output, damage, untargeted, latent-side or worst; repeatable. [default: latent]",
+            f"What is attacked: {_spoken('or')}; repeatable. [default: latent]",
         ),
     ] = None,
     pairs: Annotated[int | None, Setting("attack.pairs", "N", "Source and target pairs. [default: 10]")] = None,
@@ -63,7 +70,7 @@ def command(
         Setting(
             "attack.caps",
             "C",
-            "Largest norm of the distortion in damage, untargeted, latent-side and worst; repeatable. "
+            f"Largest norm of the distortion in {_spoken('and', swept=False)}; repeatable. "
             "[default: 0.5 1 2; for linf 2/255, 8/255, 16/255 of the range]",
         ),
     ] = None,

@@ -50,7 +50,7 @@ def said() -> tuple[dict[str, tuple[object, str]], list[str]]:
 
     Raises :class:`ConfigError` for a variable of one release ago that does not tell which setting it means.
     """
-    from vaeaudit.settings.sections import Settings
+    from vaeaudit.settings.config import WHOLE
 
     ours = {name: text for name, text in os.environ.items() if name.startswith(_PREFIX) and text and name != CONFIG}
     if not ours:
@@ -60,7 +60,7 @@ def said() -> tuple[dict[str, tuple[object, str]], list[str]]:
             f"{name} meant another setting for each command; set {' or '.join(map(variable, _AMBIGUOUS[name]))} in its "
             "place"
         )
-    fields = dict(_fields(Settings))
+    fields = dict(_fields(WHOLE))
     known = {variable(key): key for key in fields}
     given: dict[str, tuple[object, str]] = {}
     for name in sorted(ours, key=lambda name: name in known):  # of two names the new one counts

@@ -41,17 +41,16 @@ def command(
 
     def work(reporter: Reporter) -> "Audit":
         from vaeaudit.audit.run import audit, journal_of
-        from vaeaudit.gate.policy import CHECK_NAMES
+        from vaeaudit.checks.registry import checks
         from vaeaudit.settings.config import Resolved, measuring
         from vaeaudit.subject.opened import prepare
 
         here_found = {f"{name}.{key}": "found here" for name, key in (("model", "path"), ("data", "source"))}
-        resolved = measuring(Resolved(settings, here_found | dict(given.sources)), CHECK_NAMES)
+        every = tuple(checks())
+        resolved = measuring(Resolved(settings, here_found | dict(given.sources)), every)
         subject = prepare(settings)
         reporter.keeping = True
-        return audit(
-            subject, resolved, sys.argv, CHECK_NAMES, reporter.go_on, journal_of(subject, asked.resume), CHECK_NAMES
-        )
+        return audit(subject, resolved, sys.argv, every, reporter.go_on, journal_of(subject, asked.resume), every)
 
     report = written("opening the model and the data", work, Path(settings.run.out), asked)
     if report.status != "complete" or not report.metrics:

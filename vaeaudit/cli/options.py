@@ -6,6 +6,7 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
+from vaeaudit.checks.registry import installed
 from vaeaudit.cli.command import Key, Setting
 from vaeaudit.errors import ConfigError, clipped
 
@@ -35,11 +36,16 @@ def _rows(text: str) -> int | str:
 
 def form_of(kind: object) -> typer.models.OptionInfo:
     """The option that chooses one of the forms that ``kind``, a Literal, lists."""
-    *some, last = get_args(kind)
     option: typer.models.OptionInfo = typer.Option(
-        "--format", metavar="NAME", help=f"Form of the result: {', '.join(some)} or {last}."
+        "--format", metavar="NAME", help=f"Form of the result: {_named(get_args(kind))}."
     )
     return option
+
+
+def _named(names: Iterable[str]) -> str:
+    """One, another or a third."""
+    *some, last = names
+    return f"{', '.join(some)} or {last}"
 
 
 class Model:
@@ -118,8 +124,8 @@ class Policy:
         Setting(
             "run.checks",
             "NAME",
-            "Check to carry out: attack, margin, noise, latents, mig or weights; repeatable. [default: those "
-            "that the configuration names, else all]",
+            f"Check to carry out: {_named(installed()[0])}; repeatable. [default: those that the configuration "
+            "names, else all]",
         ),
     ] = None
     baseline: Annotated[

@@ -81,6 +81,6 @@ def command(
 
         stored = open_weights(resolved.settings)
         reporter.keeping = True
-        return weigh(stored, resolved, sys.argv, reporter.go_on)
+        return weigh(stored, resolved, sys.argv, ["weights"], reporter.go_on)
 
     return show("reading the weights", work, resolved, asked)

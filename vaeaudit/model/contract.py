@@ -1,4 +1,4 @@
-"""Whether a model keeps the contract of :mod:`vaeaudit.vae`: each attribute asked for, and the wrong one named.
+"""Whether a model keeps the contract of :mod:`vaeaudit.model.vae`: each attribute asked for, and the wrong one named.
 
 A fault is told in one sentence: the attribute, what came, what was expected, and the page that shows it.
 """

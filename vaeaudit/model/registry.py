@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vaeaudit.errors import AdapterError, CheckpointError, ContractError, VaeauditError, clipped, listed, nearest
+from vaeaudit.errors import AdapterError, CheckpointError, ContractError, VaeauditError, clipped, listed, nearest, told
 from vaeaudit.model.checkpoints import Checkpoint, check_finite, open_checkpoint, sha256_of
 from vaeaudit.model.contract import PAGE, fault_of
 from vaeaudit.model.files import obstacle
@@ -350,19 +349,3 @@ def _module_from_file(file: Path) -> ModuleType:
         sys.path.append(folder)
     spec.loader.exec_module(module)
     return module
-
-
-def told(error: BaseException) -> str:
-    """Tell "ValueError: text (file.py, line 12)": enough to find the fault without a traceback."""
-    ours = ("<frozen", importlib.__file__, __file__)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
-    name = type(error).__name__
-    if not frames or isinstance(error, SyntaxError):  # which says itself where it is
-        place = ""
-    else:
-        place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
-    try:
-        text = clipped(" ".join(str(error).split()), 1000)
-    except Exception:  # it is the user's class
-        text = ""
-    return f"{name}: {text}{place}" if text else f"{name}{place}"

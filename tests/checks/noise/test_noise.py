@@ -16,8 +16,8 @@ from vaeaudit import BernoulliLogits, BernoulliProbabilities, DiagonalGaussian, 
 from vaeaudit.checks.noise import measure as module
 from vaeaudit.checks.noise.entry import NOISE_LEGEND
 from vaeaudit.checks.noise.measure import SIGMAS, NoiseResult, noise, over_draws
-from vaeaudit.checks.noise.metrics import summarise_noise
 from vaeaudit.checks.noise.run import _doubts
+from vaeaudit.checks.noise.summarise import summarise_noise
 from vaeaudit.checks.record import metric_entry
 from vaeaudit.checks.relative import near_zero, remark, share_of
 from vaeaudit.data.items import fit

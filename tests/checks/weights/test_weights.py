@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from vaeaudit.checks.weights import spectral
 from vaeaudit.checks.weights.measure import PARTS, WeightsResult, assign, weights
-from vaeaudit.checks.weights.metrics import summarise_weights
 from vaeaudit.checks.weights.spectral import GRAM, LANCZOS, measured_norms, row_blocks
 from vaeaudit.checks.weights.stored import read_weights, weight_parts
+from vaeaudit.checks.weights.summarise import summarise_weights
 from vaeaudit.checks.weights.ties import Weight
 from vaeaudit.errors import AdapterError, CheckpointError, ConfigError, NonFiniteError, TrustError
 from vaeaudit.model.registry import Adapter, find_adapter, open_model

@@ -6,17 +6,22 @@ from pathlib import PurePath
 import numpy as np
 from torch import Tensor
 
-from vaeaudit.checks.mig.entry import GapsEntry, HeldEntry, MigEntry
+from vaeaudit.checks.mig.entry import INFORMATION, GapsEntry, HeldEntry, MigEntry
 from vaeaudit.checks.mig.figures import information_panel
 from vaeaudit.checks.mig.measure import Gaps, MigResult, mig
-from vaeaudit.checks.mig.metrics import summarise_mig
-from vaeaudit.checks.record import Drawing, Record, array, number
+from vaeaudit.checks.mig.summarise import summarise_mig
+from vaeaudit.checks.record import Drawing, Record, Work, array, number
 from vaeaudit.data.items import Factors
 from vaeaudit.errors import DataError
 from vaeaudit.progress import GoOn
 from vaeaudit.subject.opened import Subject
 
 _KEY = "latents_classes"
+
+
+def works(subject: Subject) -> dict[str, Work]:
+    """What there is to do, in one piece."""
+    return {"mig": partial(run, subject)}
 
 
 def run(subject: Subject, go_on: GoOn) -> Record:
@@ -29,13 +34,12 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         factors.classes[items],
         names=factors.names,
         items=items,
-        encoded=subject.encoded.get(tuple(items)),
         seed=subject.settings.run.seed,
         batch_size=subject.batch_size,
         go_on=go_on,
     )
     return Record(
-        {"migs": [_entry(result, how)]},
+        [_entry(result, how)],
         summarise_mig(result),
         result.warnings,
         interrupted=result.interrupted,
@@ -120,4 +124,4 @@ def _drawings(result: MigResult) -> dict[str, Drawing]:
     if result.interrupted:
         return {}
     shares = {gaps.estimator: array(gaps.information / result.entropy) for gaps in result.by}
-    return {"mutual informations": Drawing("mig.png", partial(information_panel, shares, list(result.names)))}
+    return {INFORMATION: Drawing("mig.png", partial(information_panel, shares, list(result.names)))}
