@@ -18,8 +18,8 @@ from typer.main import get_command
 from vaeaudit import errors
 from vaeaudit.audit.journal import FOLDER
 from vaeaudit.cli.app import app
+from vaeaudit.gate.ending import EXIT_CODES
 from vaeaudit.gate.metric_names import check_names
-from vaeaudit.gate.policy import EXIT_CODES
 from vaeaudit.layout.entry import MetricEntry
 from vaeaudit.report.comparison import ComparisonEntry, DifferenceEntry
 from vaeaudit.report.gates import CheckEntry

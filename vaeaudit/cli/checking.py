@@ -48,6 +48,7 @@ def carry_out(checks: Sequence[str], resolved: "Resolved", resume: bool, deliver
 def show(doing: str, work: Callable[[Reporter], "Audit"], resolved: "Resolved", delivery: Delivery) -> int:
     """Do the ``work``, write its report and show it; the report's exit code."""
     from vaeaudit.cli.forms import text_of
+    from vaeaudit.gate.ending import exit_code
     from vaeaudit.report.writer import write_json
 
     folder = Path(resolved.settings.run.out)
@@ -59,7 +60,7 @@ def show(doing: str, work: Callable[[Reporter], "Audit"], resolved: "Resolved", 
         raise
     if report.error is not None:
         complain(f"error: {report.error}")
-    return 0 if delivery.exit_zero and report.exit_code == 1 else report.exit_code
+    return exit_code(report.exit_code, delivery.exit_zero)
 
 
 def written(doing: str, work: Callable[[Reporter], "Audit"], folder: Path, delivery: Delivery) -> "Report":

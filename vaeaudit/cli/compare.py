@@ -51,7 +51,7 @@ def command(
     check_output(None, output)
     from vaeaudit.cli.forms import comparison_text
     from vaeaudit.gate.compare import check_known, compare, side_of
-    from vaeaudit.gate.policy import EXIT_CODES
+    from vaeaudit.gate.ending import ending, exit_code
 
     sides = side_of(old), side_of(new)
     for name in (*asked.metrics, *asked.min_effect):
@@ -60,8 +60,7 @@ def command(
     deliver(comparison_text(compared, output_format, output, quiet), output)
     for reason in [] if quiet else compared.refused:
         complain(f"not compared: {reason}")
-    code = EXIT_CODES[compared.verdict]
-    return 0 if exit_zero and code == 1 else code
+    return exit_code(ending([compared.verdict]).exit_code, exit_zero)
 
 
 def _effect(text: str) -> tuple[str, float]:

@@ -33,6 +33,7 @@ def command(
     resolved = settings_of(context, SHARED_KEYS, config, isolated, option)
     from vaeaudit.audit.writing import data_entry, model_entry, plausibility_entry
     from vaeaudit.cli.render import doctor_line, doctor_text, stdout_is_terminal
+    from vaeaudit.gate.ending import ending
     from vaeaudit.model.ranges import span_text
     from vaeaudit.report.writer import dumps
     from vaeaudit.subject.opened import prepare
@@ -69,4 +70,4 @@ def command(
             *(("warning", sentence) for sentence in subject.data.warnings),
         ]
         deliver(doctor_text(plausibility, facts, output is None and stdout_is_terminal()), output)
-    return 5 if plausibility.failed else 0
+    return ending(plausible=not plausibility.failed).exit_code

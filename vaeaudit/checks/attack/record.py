@@ -56,7 +56,7 @@ def sign_warnings(result: AttackResult | CappedResult, pairs: Pairs, acknowledge
     return warnings
 
 
-def doubts(result: AttackResult | CappedResult, acknowledged: Container[str]) -> dict[str, str]:
+def signs(result: AttackResult | CappedResult, acknowledged: Container[str]) -> dict[str, str]:
     """Why the metrics of an attack support no verdict, where a pair or item shows a failure sign.
 
     A clamp of log-variances is none where that finding of doctor is ``acknowledged``.

@@ -25,8 +25,8 @@ from vaeaudit.checks.attack.record import (
     capped_drawings,
     capped_entry,
     capped_rows,
-    doubts,
     sign_warnings,
+    signs,
 )
 from vaeaudit.checks.attack.success import class_success, factor_success, summarise_classes, summarise_factor
 from vaeaudit.checks.record import Record, without_pictures
@@ -89,7 +89,7 @@ def _of_sweep(subject: Subject, pairs: Pairs, outcome: Outcome) -> Record:
         tuple(attack_warnings(outcome, pairs, acknowledged)),
         without_pictures("attack", subject.data),
         interrupted=result.interrupted,
-        doubts=doubts(result, acknowledged),
+        signs=signs(result, acknowledged),
         rows={f"attack.{name}": attack_rows(result, pairs)},
         tensors={f"{name}.adversarial": result.sweep.adversarial, f"{name}.distortion": result.sweep.distortion},
         about={"pairs": list(pairs), "lambdas": result.sweep.lambdas.tolist()},
@@ -108,7 +108,7 @@ def _of_caps(subject: Subject, pairs: Pairs, result: CappedResult) -> Record:
         (*sign_warnings(result, pairs, acknowledged), *near),
         {**skipped, **without_pictures("attack", subject.data)},
         interrupted=result.interrupted,
-        doubts=doubts(result, acknowledged),
+        signs=signs(result, acknowledged),
         rows={f"attack.{result.mode}": capped_rows(result, pairs)},
         tensors={
             f"{result.mode}.adversarial": result.found.adversarial,

@@ -40,7 +40,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         summarise_latents(result),
         result.warnings,
         interrupted=result.interrupted,
-        doubts={"latents": "an item has log p(x|z) of -inf, +inf or NaN"} if result.impossible else {},
+        signs={"latents": "an item has log p(x|z) of -inf, +inf or NaN"} if result.impossible else {},
         skipped=_skipped(subject, result) | (without_pictures("latents", subject.data) if chosen.traverse else {}),
         rows=latents_rows(found),
         drawings=latents_drawings(found, subject.data.range, subject.data.picture_shape),

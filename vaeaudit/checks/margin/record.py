@@ -29,7 +29,7 @@ class Margins:
     auto: float | None = None
 
     @property
-    def doubts(self) -> dict[str, str]:
+    def signs(self) -> dict[str, str]:
         """The radii at which a certified margin exceeds its empirical one, so that one of the two is wrong."""
         return {
             f"margin.r{at.r:.6g}": f"a certified margin exceeds the empirical one in {int(crossed.sum())} items"

@@ -45,7 +45,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         tuple(margin_warnings(margins)),
         margin_refusals(margins),
         interrupted=result.interrupted,
-        doubts=margins.doubts,
+        signs=margins.signs,
         rows={f"margin.r{entry.r:.6g}": [item.model_dump(mode="json") for item in entry.items] for entry in entries},
         tensors={
             f"margin.r{at.r:.6g}.distortion": at.empirical.distortion for at in result.at if at.empirical is not None

@@ -49,7 +49,7 @@ def run(stored: StoredModel, go_on: GoOn) -> Record:
         summarise_weights(result),
         result.warnings,
         interrupted=result.interrupted,
-        doubts={f"weights.{part}": why for part, why in result.doubts.items()},
+        signs={f"weights.{part}": why for part, why in result.doubts.items()},
         rows={"weights": [tensor.model_dump(mode="json") for tensor in tensors]},
         drawings={} if result.interrupted else {"weights": Drawing("weights.png", partial(_bars, entry.tensors))},
     )
