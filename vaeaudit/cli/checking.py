@@ -54,7 +54,8 @@ def show(doing: str, work: Callable[[Reporter], "Audit"], resolved: "Resolved", 
     folder = Path(resolved.settings.run.out)
     report = written(doing, work, folder, delivery)
     try:
-        deliver(text_of(report, folder, delivery.form, delivery.output, delivery.quiet), delivery.output)
+        told = text_of(report, folder, delivery.form, delivery.output, delivery.quiet, delivery.verbose)
+        deliver(told, delivery.output)
     except VaeauditError as error:  # the report must not claim another exit code than there is
         write_json(report.model_copy(update={"exit_code": error.exit_code}), folder)
         raise

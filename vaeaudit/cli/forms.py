@@ -2,16 +2,21 @@
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from vaeaudit.cli.common import append
 from vaeaudit.report.comparison import ComparisonEntry
 from vaeaudit.report.model import Report
 
+Form = Literal["table", "json", "markdown", "junit", "github", "card", "html"]
 
-def text_of(report: Report, folder: Path, form: str, output: str | None, quiet: bool = False) -> str:
+
+def text_of(
+    report: Report, folder: Path, form: Form, output: str | None, quiet: bool = False, verbose: bool = False
+) -> str:
     """The report, which lies in ``folder``, in a form, as it goes to the file ``output`` or to stdout (None).
 
-    Of a table on stdout ``quiet`` leaves its last line; what is for a file or a program stays whole.
+    Of a table on stdout ``quiet`` leaves its last line; ``verbose`` shows every table and metric before the summary.
     On GitHub the summary of "github" goes to the job's summary page, and only the annotations are left to show.
     Each form loads what it needs and no other.
     """
@@ -39,12 +44,12 @@ def text_of(report: Report, folder: Path, form: str, output: str | None, quiet: 
             return html.render(report, figures_of(report, folder))
         case "github":
             return _github(report)
-        case _:
+        case "table":
             from vaeaudit.cli.render import report_line, report_text, stdout_is_terminal
 
             if quiet and output is None:
                 return report_line(report, folder)
-            return report_text(report, folder, output is None and stdout_is_terminal())
+            return report_text(report, folder, output is None and stdout_is_terminal(), verbose)
 
 
 def _github(report: Report) -> str:
@@ -57,7 +62,9 @@ def _github(report: Report) -> str:
     return github.annotations(report) + github.summary(report)
 
 
-def comparison_text(compared: ComparisonEntry, form: str, output: str | None, quiet: bool) -> str:
+def comparison_text(
+    compared: ComparisonEntry, form: Literal["table", "json", "markdown"], output: str | None, quiet: bool
+) -> str:
     """A comparison of two reports in a form, as :func:`text_of` gives a report."""
     match form:
         case "json":
@@ -68,7 +75,7 @@ def comparison_text(compared: ComparisonEntry, form: str, output: str | None, qu
             from vaeaudit.report.forms import markdown
 
             return markdown.render_comparison(compared)
-        case _:
+        case "table":
             from vaeaudit.cli.render import comparison_line, comparison_lines, stdout_is_terminal
 
             if quiet and output is None:

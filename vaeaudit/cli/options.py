@@ -117,4 +117,6 @@ Isolated = Annotated[bool, typer.Option("--isolated", help="Read no configuratio
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress and no remarks; of a table on stdout its last line.")
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show every table and metric; of an error, the traceback.")
+]

@@ -147,6 +147,7 @@ class AttackEntry(Entry):
                 f"{self.mode} curve": "Distortion curves: distance to the target over the norm of the distortion",
             },
             METRICS,
+            {f"attack.{self.mode}.delta.median": "cost of an attack; more is better"},
         )
 
 
@@ -192,6 +193,7 @@ class CappedEntry(Entry):
         """How the attack is shown."""
         box = f"x + d in {span_text(self.box)}" if self.box else "no box"
         norm = "‖d‖₂" if self.norm == "l2" else "‖d‖∞"
+        largest = max((cap.cap for item in self.items for cap in item.caps), default=0.0)
         return Section(
             f"Attack under a cap: {self.mode}",
             f"Maximises {maximised(self)}, over d with {norm} at most the cap and {box}; items: {len(self.items)}, "
@@ -203,6 +205,7 @@ class CappedEntry(Entry):
                 f"{self.mode} curve": "Damage over the cap",
             },
             meanings=METRICS,
+            headlines={f"attack.{self.mode}.{self.norm}-{largest:.4g}.damage.median": "damage done; less is better"},
         )
 
 

@@ -83,7 +83,7 @@ class MarginEntry(Entry):
 
     def section(self) -> Section:
         """How the margins are shown."""
-        name = f"r = {self.r:.6g}"
+        name, prefix = f"r = {self.r:.6g}", f"margin.r{self.r:.6g}"
         return Section(
             f"Margins at {name}",
             "How far an item may move before its reconstruction leaves the ball of radius r around g(mu(x)) with "
@@ -95,6 +95,11 @@ class MarginEntry(Entry):
                 f"falls at {name}": "Probability of staying within r along the distortion that broke each item",
             },
             meanings=MARGIN_METRICS,
+            headlines={
+                f"{prefix}.median": "how far items may safely move",
+                f"{prefix}.certified.median": "proven: no shorter move breaks items",
+                f"{prefix}.empirical.median": "how far items moved to break",
+            },
         )
 
 

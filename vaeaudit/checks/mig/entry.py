@@ -89,6 +89,7 @@ class MigEntry(Entry):
                 "both estimators; a frame marks the unit that knows most"
             },
             MIG_METRICS,
+            {"mig.chen": "1: each factor has its own unit"},
         )
 
 

@@ -115,6 +115,11 @@ class WeightsEntry(Entry):
             remarks,
             {"weights": "L2 norm of each tensor, by part" + (", and of the other model's" if self.against else "")},
             meanings=_METRICS,
+            headlines={
+                "weights.encoder.l2.change": "% that the encoder outweighs the other's",
+                "weights.encoder.l2": "size of the encoder's weights",
+                "weights.decoder.l2": "size of the decoder's weights",
+            },
         )
 
     def _whose(self) -> str:
