@@ -30,11 +30,11 @@ class Picture:
     def text(self) -> str:
         """A line of characters, as ``├──●─┤``."""
         cells = ["·"] * _CELLS
-        cells[_cell(self.zero)] = "0"
         if self.ci is not None:
             low, high = map(_cell, self.ci)
             cells[low : high + 1] = ["─"] * (high - low + 1)
             cells[low], cells[high] = "├", "┤"
+        cells[_cell(self.zero)] = "0"
         for at in self.thresholds:
             cells[_cell(at)] = "┃"
         if self.before is not None:
@@ -95,10 +95,10 @@ def _line(report: Report, name: str, means: str) -> Line:
             against = f"{number(before, 3)} before" + ("" if one.outcome == "not tested" else f": {one.outcome}")
     asked = [bound for check in report.checks if check.id == name for bound in (check.min, check.max)]
     thresholds = tuple(bound for bound in asked if bound is not None)
-    return Line(name, metric, means, metric.doubt or "", against, thresholds, _picture(metric, thresholds, before))
+    return Line(name, metric, means, metric.doubt or "", against, thresholds, picture(metric, thresholds, before))
 
 
-def _picture(metric: MetricEntry, thresholds: tuple[float, ...], before: float | None) -> Picture | None:
+def picture(metric: MetricEntry, thresholds: tuple[float, ...], before: float | None) -> Picture | None:
     """None where there is no figure, or nothing to see beside it."""
     if metric.value is None or (metric.ci is None and not thresholds and before is None):
         return None
