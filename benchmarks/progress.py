@@ -1,49 +1,53 @@
 """Whether the time left that a command shows is honest: what it says at a third of the way, against what it took.
 
-    python -m benchmarks.progress audit MODEL --data PATH [options of the command ...]
+    python -m benchmarks.progress audit MODEL --data PATH -q --out DIR [options of the command ...]
 
-Any command that carries out checks. The estimate is read when a third of the time has gone, of each check and of the
-whole; 1.5 and its inverse are what it should stay between. A tenth and two thirds are shown as well.
+Any command that carries out checks. The table shows, of each check and of the whole, the time that it took and the
+time foretold for all of it when a tenth, a third and two thirds had gone, as a multiple; between 1 / 1.5 and 1.5 is
+what it should be at a third. "none" is where nothing was foretold by then, as of a check of a second.
 """
 
 import sys
 import time
-from collections import defaultdict
 from contextlib import suppress
 
 from tabulate import tabulate
-from vaeaudit.cli.progress import Clock
 
 from vaeaudit.cli import app
+from vaeaudit.cli.progress import Clock, Course
+from vaeaudit.progress import Progress
 
 SHARES = (0.1, 1 / 3, 2 / 3)
 
 
 def main() -> None:
     """Run the command and print the table."""
-    seen: dict[str, list[tuple[float, float]]] = defaultdict(list)  # of each check: when, and the whole time foretold
-    begun: dict[str, float] = {}
+    courses: dict[str, Course] = {}
+    seen: dict[str, list[tuple[float, float]]] = {}  # of each check: when, and how long it would take in all
     told = Clock.told
 
-    def watched(self: Clock, progress: object) -> object:
-        answer = told(self, progress)
-        for name, one in (("audit", self.whole), (self.check, self.part)):
-            begun.setdefault(name, one.begun)
-            seen[name].append((time.monotonic(), one.elapsed + one.left))
-        return answer
+    def watched(clock: Clock, progress: Progress) -> None:
+        told(clock, progress)
+        now = time.monotonic()
+        for name, course in ((clock.check or sys.argv[1], clock.part), ("all", clock.whole)):
+            courses[name] = course
+            left = course.left(now)
+            if left is not None:
+                seen.setdefault(name, []).append((now, now - course.begun + left))
 
-    Clock.told = watched
-    sys.argv = ["vaeaudit", *sys.argv[1:]]
+    Clock.told = watched  # type: ignore[method-assign]
     with suppress(SystemExit):
         app.main()
-    ended = {name: (times[-1][0]) for name, times in seen.items()} | {"audit": time.monotonic()}
+    ended = time.monotonic()
+    checks = {name: course for name, course in courses.items() if name != "all"}
+    ends = [*[course.begun for course in checks.values()][1:], ended, ended]
     rows = []
-    for name, times in seen.items():
-        took = ended[name] - begun[name]
+    for (name, course), end in zip([*checks.items(), ("all", courses["all"])], ends, strict=True):
+        took = end - course.begun
         foretold = []
         for share in SHARES:
-            before = [total for at, total in times if at - begun[name] <= share * took]
-            foretold.append(f"{before[-1] / took:.2f}" if before else "none yet")
+            before = [total for at, total in seen.get(name, []) if at - course.begun <= share * took]
+            foretold.append(f"{before[-1] / took:.2f}" if before else "none")
         rows.append([name, f"{took:.1f}", *foretold])
     print(tabulate(rows, ["check", "took, s", *(f"at {share:.0%}" for share in SHARES)]))
 

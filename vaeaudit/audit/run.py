@@ -5,10 +5,12 @@ Nothing here prints; the command line renders what this returns. Only a journal,
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from pydantic import BaseModel
@@ -81,6 +83,14 @@ def works_of(check: str, subject: Subject) -> dict[str, Work]:
     return {check: partial(runs[check], subject)}
 
 
+def cost_of(unit: str, check: str, subject: Subject) -> float:
+    """What a piece of a check costs, relative to others: about the rows that it gives to the model."""
+    if check == "attack":
+        return attack.work(subject, unit)
+    of = {"margin": margin.work, "noise": noise.work, "latents": latents.work, "mig": mig.work, "weights": weights.work}
+    return of[check](subject)
+
+
 @dataclass(frozen=True, eq=False)
 class Audit:
     """A report with the records that it was written from; ``fault`` is what ended it early."""
@@ -114,10 +124,12 @@ def audit(
     failed = subject.plausibility.failed
     skipped = {check: f"the model did not pass: {', '.join(failed)}" for check in checks if failed}
     works: dict[str, Work] = {}
+    costs: dict[str, float] = {}
     for check in () if failed else checks:
         for unit, work in works_of(check, subject).items():
             works[unit] = work if journal is None else _kept(journal, unit, check, subject, work)
-    return _carried_out(works, whole(subject), resolved, argv, skipped, go_on, optional)
+            costs[unit] = cost_of(unit, check, subject)
+    return _carried_out(works, whole(subject), resolved, argv, skipped, go_on, optional, costs)
 
 
 def _kept(journal: Journal, unit: str, check: str, subject: Subject, work: Work) -> Work:
@@ -139,8 +151,14 @@ def _carried_out(
     skipped: dict[str, str],
     go_on: GoOn,
     optional: Collection[str] = (),
+    costs: Mapping[str, float] = MappingProxyType({}),
 ) -> Audit:
-    """Do the works, of which the check is what their names begin with, and write down what they gave."""
+    """Do the works, of which the check is what their names begin with, and write down what they gave.
+
+    ``costs`` tell how long each takes relative to the others.
+    """
+    sums = [0.0, *accumulate(costs.get(unit, 1.0) for unit in works)]
+    shares = [some / sums[-1] for some in sums]
     records: list[Record] = []
     seconds = dict.fromkeys([*skipped, *(unit.partition(".")[0] for unit in works)], 0.0)
     fault: BaseException | None = None
@@ -148,7 +166,7 @@ def _carried_out(
         check, started = unit.partition(".")[0], time.monotonic()
         if fault is None and not any(record.interrupted for record in records):
             try:
-                records.append(work(_placed(go_on, unit, place, len(works))))  # what came before an error stays
+                records.append(work(_placed(go_on, unit, place, shares)))  # what came before an error stays
             except InputError as error:
                 if check in optional and not isinstance(error, OutputError):  # a full disk is no answer
                     skipped[check] = str(error)
@@ -162,10 +180,16 @@ def _carried_out(
     return Audit(write_down(audited, resolved, argv, records, skipped, fault, seconds), tuple(records), fault)
 
 
-def _placed(go_on: GoOn, unit: str, place: int, works: int) -> GoOn:
-    """Progress that tells which of several works it is of."""
+def _placed(go_on: GoOn, unit: str, place: int, shares: Sequence[float]) -> GoOn:
+    """Progress that tells which of several works it is of; ``shares`` of the whole are done before each and at last."""
+    works, (begin, end) = len(shares) - 1, shares[place : place + 2]
     if works == 1:
         return go_on
-    return lambda progress: go_on(
-        Progress(f"{unit} ({place + 1} of {works}): {progress.stage}", progress.running, progress.problems)
-    )
+    named = f"{unit} ({place + 1} of {works}): "
+
+    def placed(progress: Progress) -> bool:
+        whole = begin + (end - begin) * progress.done
+        return go_on(replace(progress, stage=named + progress.stage, check=unit, whole=whole))
+
+    placed(Progress("beginning", 1, 1, 0.0))  # its time starts here; whether to go on the work asks itself
+    return placed

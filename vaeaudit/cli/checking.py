@@ -39,7 +39,7 @@ def carry_out(checks: Sequence[str], resolved: "Resolved", resume: bool, deliver
         from vaeaudit.subject.opened import prepare
 
         subject = prepare(resolved.settings)
-        reporter.keeping = True
+        reporter.keep()
         return audit(subject, resolved, sys.argv, checks, reporter.go_on, journal_of(subject, resume))
 
     return show("opening the model and the data", work, resolved, delivery)

@@ -63,7 +63,7 @@ def command(
         here_found = {f"{name}.{key}": "found here" for name, key in (("model", "path"), ("data", "source"))}
         resolved = measuring(Resolved(settings, here_found | dict(given.sources)), CHECK_NAMES)
         subject = prepare(settings)
-        reporter.keeping = True
+        reporter.keep()
         return audit(subject, resolved, sys.argv, CHECK_NAMES, reporter.go_on, journal_of(subject, resume), CHECK_NAMES)
 
     report = written(

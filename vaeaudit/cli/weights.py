@@ -75,7 +75,7 @@ def command(
         from vaeaudit.checks.weights.stored import open_weights
 
         stored = open_weights(resolved.settings)
-        reporter.keeping = True
+        reporter.keep()
         return weigh(stored, resolved, sys.argv, reporter.go_on)
 
     delivery = Delivery(output_format, output, quiet, verbose)

@@ -39,8 +39,21 @@ from vaeaudit.stats.estimates import Measurement
 from vaeaudit.subject.inputs import require_finite_outputs
 from vaeaudit.subject.opened import Subject
 
+_DRAWN = 4.0  # draws of the decoder in an evaluation
+_SETTLE = 0.75  # of the evaluations that a problem may take; most settle before, and one costs several rows
 _L2_CAPS = (0.5, 1.0, 2.0)
 _LINF_CAPS = (2 / 255, 8 / 255, 16 / 255)  # of the range; the budgets of attacks on latent-diffusion encoders
+
+
+def work(subject: Subject, unit: str) -> float:
+    """About how many rows the model is given in the mode that ``unit`` names, forward and back."""
+    asked = subject.settings.attack
+    mode, rows = unit.removeprefix("attack."), asked.max_evaluations * (len(asked.pair) or asked.pairs)
+    if mode in CAPPED_MODES:
+        caps = len(asked.caps) or len(_L2_CAPS)
+        return _DRAWN * rows * caps * (4 if mode == "worst" else 1)
+    lambdas = asked.lambdas if isinstance(asked.lambdas, int) else len(asked.lambdas)
+    return _SETTLE * rows * lambdas * (_DRAWN if mode == "output" else 1)
 
 
 def units(subject: Subject) -> dict[str, Callable[[GoOn], Record]]:

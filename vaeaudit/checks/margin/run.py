@@ -7,7 +7,15 @@ from vaeaudit.checks.record import Record
 from vaeaudit.progress import GoOn
 from vaeaudit.subject.opened import Subject
 
+_ROWS = 10_000.0  # for the empirical margin of an item at a radius, as measured
 _TIMES = 2.0  # of the median of the items' least radii: what "auto" stands for
+
+
+def work(subject: Subject) -> float:
+    """About how many rows the model is given, forward and back."""
+    asked = subject.settings.margin
+    of_radius = _ROWS if "empirical" in asked.parts else 0.0
+    return min(asked.items, subject.n) * (asked.draws + len(asked.r) * of_radius)
 
 
 def run(subject: Subject, go_on: GoOn) -> Record:

@@ -19,6 +19,12 @@ from vaeaudit.subject.opened import Subject
 _KEY = "latents_classes"
 
 
+def work(subject: Subject) -> float:
+    """About how many rows the model is given, forward and back; the mixtures cost as much as several more each."""
+    asked = subject.settings.mig.items
+    return 10 * min(asked or subject.n, subject.n)
+
+
 def run(subject: Subject, go_on: GoOn) -> Record:
     """The mutual information gap of the items that the settings ask for, by both estimators."""
     factors = _factors(subject)
