@@ -13,9 +13,10 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
+from vaeaudit.attacks.attacked import Sweep
 from vaeaudit.attacks.objectives import Objective
 from vaeaudit.attacks.search import Effort
-from vaeaudit.attacks.sweep import Sweep, geometric_lambdas, sweep
+from vaeaudit.attacks.sweep import geometric_lambdas, sweep
 from vaeaudit.attacks.term import Term
 from vaeaudit.checks.attack.pairs import at_random
 from vaeaudit.data.items import fit
@@ -65,7 +66,7 @@ def table(vae: VAE, x: Tensor, x_t: Tensor, mode: str = "output", lambdas: int =
     noise = noise_set(shape, draws=DRAWS, items=range(len(x)), seed=0, check="benchmark.adam", like=x)
     objective, rows = Objective(mode), RowBatches.automatic(tuple(vae.input_shape), x.device)
     term, lam = objective.data_term(vae, x, x_t, noise), x.new_tensor(geometric_lambdas(lambdas))
-    floor, effort = 0.0 if objective.nonnegative else None, Effort(Stopping.for_dtype(x.dtype, 600))
+    floor, effort = objective.row.floor, Effort(Stopping.for_dtype(x.dtype, 600))
     ours = sweep(term, x, x_t, vae.range, lam, floor=floor, effort=effort, rows=rows)
 
     box, engine = vae.range or (-torch.inf, torch.inf), Term(term, tuple(vae.input_shape), rows)

@@ -35,9 +35,10 @@ from vaeaudit_adapters.mlp import MLP, MLPOptions
 
 import vaeaudit
 from benchmarks import adam, capped
+from vaeaudit.attacks.attacked import Sweep
 from vaeaudit.attacks.objectives import Objective
 from vaeaudit.attacks.search import Effort
-from vaeaudit.attacks.sweep import Sweep, geometric_lambdas, sweep
+from vaeaudit.attacks.sweep import geometric_lambdas, sweep
 from vaeaudit.checks.attack.pairs import at_random
 from vaeaudit.data.items import Data, fit
 from vaeaudit.data.sources import read

@@ -123,7 +123,7 @@ def ours(task: Task) -> tuple[Tensor, int]:
         max_evaluations=ROWS - STARTS,
         rows=rows,
     )
-    return found.value, int(found.evaluations.max()) + STARTS
+    return found.data_term, int(found.evaluations.max()) + STARTS
 
 
 def searched_at_random(task: Task) -> tuple[Tensor, int]:

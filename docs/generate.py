@@ -1,21 +1,23 @@
-"""Writes configuration.md, from the JSON Schema of the settings and the variables that the command line reads.
+"""Writes configuration.md from the JSON Schema of the settings, and commands.md from what each command's help says.
 
 python docs/generate.py
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from vaeaudit.checks.registry import checks
 from vaeaudit.cli.app import app
 from vaeaudit.settings.config import json_schema
 
 HERE = Path(__file__).parent
-PAGE = HERE / "configuration.md"
 Schema = Mapping[str, Any]
+Row = tuple[str, str, str, str]
 
 HEAD = """\
 # Configuration
@@ -39,7 +41,7 @@ the working directory.
 ## Which value counts
 
 1. a flag, such as `--seed 1`
-2. a variable of the environment, such as `VAEAUDIT_SEED=1`
+2. a variable of the environment, such as `VAEAUDIT_RUN_SEED=1`
 3. the file
 4. facts that the checkpoint states about itself: the name of an installed adapter, and options of that adapter such as
    activation and range. Never data, paths, thresholds or code
@@ -48,11 +50,24 @@ the working directory.
 A list or table is taken whole from the first that says it: `--mode damage` replaces the modes of the file. `r`, `caps`
 and `sigmas` also take one number alone, which an editor marks as wrong, since the schema asks for a list.
 
-Each command reads the variables of its own options and no others: `VAEAUDIT_PAIRS` counts for `vaeaudit attack`, while
-`vaeaudit audit` has no `--pairs` and takes the number from the file. The same variable can be another key for another
-command: `VAEAUDIT_LEVEL` is `margin.level` for `margin` and `baseline.level` for `compare`.
+## Variables of the environment
 
-{variables}
+Every key has one, by its section: `VAEAUDIT_NOISE_SIGMAS` is `sigmas` of `[noise]`, and `VAEAUDIT_RUN_BATCH_SIZE` is
+`batch_size` of `[run]`. So have the sections of checks that other packages bring. All commands that read the file take
+them alike: `VAEAUDIT_ATTACK_PAIRS` counts for `vaeaudit attack`, `vaeaudit audit` and `vaeaudit init`. A variable gives
+a value and enables no check, as a section of the file would. One that is empty says nothing.
+
+| value | written as |
+|---|---|
+| text, number | as it is: `VAEAUDIT_RUN_SEED=1` |
+| true or false | `true`, `yes`, `on`, `1`, or `false`, `no`, `off`, `0` |
+| list | between commas, or as JSON: `VAEAUDIT_NOISE_SIGMAS=0.1,0.5`, `VAEAUDIT_NOISE_SIGMAS=[0.1,0.5]` |
+| table | JSON: `VAEAUDIT_MODEL_OPTIONS={"activation": "tanh"}` |
+| thresholds | JSON of all of them in one: `VAEAUDIT_CHECKS={"margin.r4.certified.median": {"min": 0.05}}` |
+
+`VAEAUDIT_CONFIG` names the file, as `--config` does. Any other variable `VAEAUDIT_...` counts for nothing, and that is
+said on stderr. Names without a section, such as `VAEAUDIT_SEED`, count for this release and say their new name;
+`VAEAUDIT_ITEMS`, `VAEAUDIT_DRAWS` and `VAEAUDIT_LEVEL`, which meant another key for each command, are refused.
 
 ## In an editor
 
@@ -146,9 +161,71 @@ metrics = ["margin.r4.empirical.median", "noise.s0.1.degradation.median"]
 """
 
 
-def page() -> str:
-    """The page as a whole."""
-    return "\n".join([HEAD.replace("{variables}", _variables()), *_sections(json_schema())])
+COMMANDS = """\
+# Commands and options
+
+<!-- Written by docs/generate.py from the help of each command: change that, not this page. -->
+
+`vaeaudit COMMAND --help` says the same. An option that is a setting may stand in the file or the environment as well:
+`noise.sigmas` is `sigmas` of `[noise]`, and `VAEAUDIT_NOISE_SIGMAS`. [Configuration](configuration.md) tells which of
+them counts. The default holds where none of them says anything.
+"""
+SHARED = """\
+## Options of several commands
+
+`MODEL` is a checkpoint (.safetensors, .pt, .pth, .ckpt) or its folder, or FILE#KEY for one set of weights of several;
+the setting `model.path` where it is left out.
+"""
+
+
+def configuration() -> str:
+    """The page configuration.md as a whole."""
+    return "\n".join([HEAD, *_sections(json_schema())])
+
+
+def commands() -> str:
+    """The page commands.md as a whole: each command with its own options, then those that several share."""
+    parts, shared = [COMMANDS], {}
+    for name, command in _commands(typer.main.get_command(app), ""):
+        context = typer.Context(command, info_name=f"vaeaudit {name}")
+        usage = " ".join(command.collect_usage_pieces(context))
+        parts.append(f"## {name}\n\n{command.help}\n\n```text\nvaeaudit {name} {usage}\n```\n")
+        rows = {True: [], False: []}
+        for parameter in command.params:
+            heading = getattr(parameter, "rich_help_panel", None)
+            if heading is not None:
+                shared.setdefault(heading, {}).setdefault(_option(parameter, command, context), []).append(name)
+            elif parameter.name != "model":
+                rows[parameter.param_type_name == "argument"].append(_option(parameter, command, context))
+        if rows[True] or rows[False]:
+            parts.append(_options([*rows[True], *rows[False]]))
+    parts.append(SHARED)
+    for heading, options in shared.items():
+        parts.append(f"### {heading}\n")
+        takers: dict[str, list[Row]] = {}
+        for row, names in options.items():
+            takers.setdefault(", ".join(f"`{name}`" for name in names), []).append(row)
+        parts += [f"Of {names}:\n\n{_options(rows)}" for names, rows in takers.items()]
+    return "\n".join(parts)
+
+
+def _option(parameter: Any, command: Any, context: Any) -> Row:
+    """Spelling, meaning, default and setting of an option, out of its help."""
+    spelling, told = parameter.get_help_record(context)
+    meaning = re.sub(r"\s*\[(default: .*?|env:.*?|required)\]", "", told)
+    if parameter.param_type_name == "argument":
+        spelling = parameter.metavar
+    key = command.callback.keys.get(parameter.name)
+    default = re.search(r"\[default: (.*?)\]", told)
+    return spelling, meaning, default.group(1) if default else "", key.name if key else ""
+
+
+def _options(rows: Iterable[Row]) -> str:
+    lines = ["| option | what it is | default | setting |", "|---|---|---|---|"]
+    for spelling, meaning, default, key in rows:
+        cells = (f"`{spelling}`", meaning, default, f"`{key}`" if key else "")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _sections(schema: Schema) -> Iterator[str]:
@@ -160,11 +237,16 @@ def _sections(schema: Schema) -> Iterator[str]:
             continue
         section = _target(schema, values)
         about = section["description"]
-        if (HERE / "checks" / f"{name}.md").exists():
-            about = about.removesuffix(".") + f": [what it measures](checks/{name}.md)."
+        if name in checks():
+            about = about.removesuffix(".") + f": [what it measures]({checks()[name].page})."
         yield f"{about}\n"
         table = _table(schema, section)
         yield {"baseline": BASELINE, "doctor": DOCTOR}.get(name, "{table}\n").replace("{table}", table)
+        if name == "run":
+            yield "The checks, in the order in which they are carried out:\n"
+            yield "| check | what it asks |\n|---|---|"
+            yield from (f"| [`{check.name}`]({check.page}) | {check.help} |" for check in checks().values())
+            yield ""
 
 
 def _table(schema: Schema, section: Schema) -> str:
@@ -222,26 +304,6 @@ def _target(schema: Schema, value: Schema) -> Schema:
     return value
 
 
-def _variables() -> str:
-    """A row for every variable, with the flag that it stands for and the commands that read it."""
-    readers: dict[str, list[str]] = {}
-    flags: dict[str, str] = {}
-    for name, command in _commands(typer.main.get_command(app), ""):
-        for parameter in command.params:
-            if parameter.envvar:
-                flags[parameter.envvar] = max(parameter.opts, key=len)
-                readers.setdefault(parameter.envvar, []).append(name)
-    everywhere = readers["VAEAUDIT_DATA"]
-    rows = ["| variable | stands for | read by |", "|---|---|---|"]
-    for variable in sorted(readers, key=lambda variable: -len(readers[variable])):
-        who = ", ".join(f"`{name}`" for name in readers[variable])
-        if readers[variable] == everywhere:
-            who = "every command that opens a model"
-        flag = flags[variable] if flags[variable].startswith("-") else flags[variable].upper()
-        rows.append(f"| `{variable}` | `{flag}` | {who} |")
-    return "\n".join(rows)
-
-
 def _commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
     """The command, or those in it, by what is typed after `vaeaudit`."""
     inner = getattr(command, "commands", None)
@@ -251,5 +313,8 @@ def _commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield from _commands(inner[sub], f"{name} {sub}".strip())
 
 
+PAGES = {"configuration.md": configuration, "commands.md": commands}
+
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for name, written in PAGES.items():
+        (HERE / name).write_text(written(), encoding="utf-8")

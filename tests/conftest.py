@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from vaeaudit.model.registry import open_model
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
+SHARED = HERE.parents[1] / "shared"
 
 # One thread sums in one order, whatever the machine.
 torch.set_num_threads(1)
@@ -115,6 +117,24 @@ def bundled_images(bundled_model: Any) -> Tensor:
     data = fit(read(EXAMPLES / "shapes.npz"), input_shape=bundled_model.input_shape, data_range=bundled_model.range)
     every_third: Sequence[int] = range(0, len(data), 3)
     return data.batch(every_third)
+
+
+@pytest.fixture(scope="session")
+def published() -> Callable[[str, int], tuple[Any, Tensor]]:
+    """A published model by name and that many items of its data, spread over all; skips where ../shared is not here."""
+
+    def opened(name: str, count: int) -> tuple[Any, Tensor]:
+        file = SHARED / "checkpoints" / "disentangling-vae" / name / "model.pt"
+        source = (
+            SHARED / "data" / ("mnist/train_first1000_32x32.npy" if "mnist" in name else "dsprites/dsprites_subset.npz")
+        )
+        if not (file.is_file() and source.is_file()):
+            pytest.skip("the trained checkpoints and data of ../shared are not here")
+        vae = open_model(file, "burgess").vae
+        data = fit(read(source), input_shape=vae.input_shape, data_range=vae.range)
+        return vae, data.batch(np.linspace(0, len(data) - 1, count).astype(int))
+
+    return opened
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """vaeaudit: audit trained variational autoencoders.
 
-The names below are the public interface; they are imported on first use, so that the command line answers
-``--help`` without loading torch.
+The names below are the public interface, for adapters and for checks of one's own; they are imported on first use, so
+that the command line answers ``--help`` without loading torch.
 """
 
 from importlib import import_module
@@ -22,8 +22,16 @@ if TYPE_CHECKING:
     from vaeaudit.checks.mig.measure import mig as mig
     from vaeaudit.checks.noise.measure import NoiseResult as NoiseResult
     from vaeaudit.checks.noise.measure import noise as noise
+    from vaeaudit.checks.record import Drawing as Drawing
+    from vaeaudit.checks.record import Record as Record
+    from vaeaudit.checks.record import metric_entry as metric_entry
+    from vaeaudit.checks.registry import Check as Check
     from vaeaudit.checks.weights.measure import WeightsResult as WeightsResult
     from vaeaudit.checks.weights.measure import weights as weights
+    from vaeaudit.layout.entry import Entry as Entry
+    from vaeaudit.layout.entry import MetricEntry as MetricEntry
+    from vaeaudit.layout.section import Section as Section
+    from vaeaudit.layout.section import Shown as Shown
     from vaeaudit.model.chain import GaussianChain as GaussianChain
     from vaeaudit.model.checkpoints import Checkpoint as Checkpoint
     from vaeaudit.model.checkpoints import load_state as load_state
@@ -37,6 +45,13 @@ if TYPE_CHECKING:
     from vaeaudit.model.vae import GaussianLikelihood as GaussianLikelihood
     from vaeaudit.model.vae import Likelihood as Likelihood
     from vaeaudit.model.vae import Posterior as Posterior
+    from vaeaudit.progress import Progress as Progress
+    from vaeaudit.settings.sections import BaseSettings as BaseSettings
+    from vaeaudit.stats.estimates import Measurement as Measurement
+    from vaeaudit.stats.estimates import statistics as statistics
+    from vaeaudit.stats.metric import Metric as Metric
+    from vaeaudit.stats.metric import meanings as meanings
+    from vaeaudit.subject.opened import Subject as Subject
 
 _HOME = {
     "AttackResult": "checks.attack.measure",
@@ -53,6 +68,21 @@ _HOME = {
     "noise": "checks.noise.measure",
     "WeightsResult": "checks.weights.measure",
     "weights": "checks.weights.measure",
+    "Check": "checks.registry",
+    "Record": "checks.record",
+    "Drawing": "checks.record",
+    "metric_entry": "checks.record",
+    "Entry": "layout.entry",
+    "MetricEntry": "layout.entry",
+    "Section": "layout.section",
+    "Shown": "layout.section",
+    "Progress": "progress",
+    "BaseSettings": "settings.sections",
+    "Measurement": "stats.estimates",
+    "statistics": "stats.estimates",
+    "Metric": "stats.metric",
+    "meanings": "stats.metric",
+    "Subject": "subject.opened",
     "Checkpoint": "model.checkpoints",
     "load_state": "model.checkpoints",
     "load": "model.registry",

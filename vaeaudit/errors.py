@@ -5,8 +5,18 @@ input; 3 when the audit could not complete; 4 when something was refused on trus
 of them is ever 1, which means "a check failed" and nothing else.
 """
 
+import importlib
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
+
+# Of no interest where what a module does on import, or an adapter on opening, has gone wrong.
+_LOADERS = (
+    "<frozen",
+    str(Path(importlib.__file__).parent),
+    *(str(Path(__file__).parent / room / "registry.py") for room in ("checks", "model")),
+)
 
 
 class VaeauditError(Exception):
@@ -31,6 +41,10 @@ class CheckpointError(InputError):
 
 class AdapterError(InputError):
     """An adapter cannot be found, or raised while opening a checkpoint."""
+
+
+class CheckError(InputError):
+    """A check of an installed package cannot be used."""
 
 
 class DataError(InputError):
@@ -64,7 +78,7 @@ class IncomparableError(VaeauditError):
 
 
 class ContractError(VaeauditError):
-    """An adapter's model does not keep the contract of :mod:`vaeaudit.vae`."""
+    """An adapter's model does not keep the contract of :mod:`vaeaudit.model.vae`."""
 
     exit_code = 3
 
@@ -85,3 +99,18 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """Return " (did you mean 'x'?)" for the known name nearest to ``name``, or "" if none is as near as ``cutoff``."""
     close = get_close_matches(name[:200], list(known), n=1, cutoff=cutoff)  # of longer ones the search takes for ever
     return f" (did you mean '{clipped(close[0])}'?)" if close else ""
+
+
+def told(error: BaseException) -> str:
+    """Tell "ValueError: text (file.py, line 12)": enough to find the fault without a traceback."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_LOADERS)]
+    name = type(error).__name__
+    if not frames or isinstance(error, SyntaxError):  # which says itself where it is
+        place = ""
+    else:
+        place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+    try:
+        text = clipped(" ".join(str(error).split()), 1000)
+    except Exception:  # it is the user's class
+        text = ""
+    return f"{name}: {text}{place}" if text else f"{name}{place}"

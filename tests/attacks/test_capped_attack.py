@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaeaudit.checks.attack.capped import CAPPED_MODES, CappedResult, capped_attack
-from vaeaudit.checks.attack.metrics import summarise_capped, summarise_likeness
+from vaeaudit.attacks.modes import names
+from vaeaudit.checks.attack.capped import CappedResult, capped_attack
+from vaeaudit.checks.attack.summarise import summarise_capped, summarise_likeness
 from vaeaudit.errors import ConfigError, DataError, VaeauditError
 
 CAPS = [0.3, 0.1]  # in any order
 BOTH_NORMS = pytest.mark.parametrize("norm", ["l2", "linf"])
-EVERY = pytest.mark.parametrize("mode", CAPPED_MODES)
+EVERY = pytest.mark.parametrize("mode", names(swept=False))
 
 
 def items_of(count: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -31,10 +32,10 @@ def attacked(vae: Any, mode: str, count: int = 3, **options: Any) -> CappedResul
 @BOTH_NORMS
 def test_a_distortion_keeps_to_its_cap_and_its_box_and_is_what_was_added(mode: str, norm: str, small_vae: Any) -> None:
     result = attacked(small_vae(), mode, norm=norm)
-    found = result.found
+    found = result.capped
     order = 2 if norm == "l2" else torch.inf
     size = torch.linalg.vector_norm(found.distortion.flatten(2), ord=order, dim=2)
-    assert torch.equal(size, found.norm_of)
+    assert torch.equal(size, found.norm)
     assert (size <= torch.tensor(CAPS)).all()
     if mode == "latent-side":
         start = small_vae().encode(result.source).mean
@@ -42,15 +43,15 @@ def test_a_distortion_keeps_to_its_cap_and_its_box_and_is_what_was_added(mode: s
         start = result.source
         assert ((found.adversarial >= 0) & (found.adversarial <= 1)).all()
     assert torch.equal(found.adversarial, start[:, None] + found.distortion)
-    assert (found.value <= found.zero_value[:, None] + 1e-12).all()
+    assert (found.data_term <= found.zero_data_term[:, None] + 1e-12).all()
 
 
 @EVERY
 def test_a_larger_cap_is_never_worse_and_the_same_seed_gives_the_same_bits(mode: str, small_vae: Any) -> None:
     first, second = attacked(small_vae(), mode), attacked(small_vae(), mode)
-    assert torch.equal(first.found.adversarial, second.found.adversarial)
+    assert torch.equal(first.capped.adversarial, second.capped.adversarial)
     assert torch.equal(first.damage, second.damage)
-    wide, narrow = first.found.value[:, 0], first.found.value[:, 1]
+    wide, narrow = first.capped.data_term[:, 0], first.capped.data_term[:, 1]
     assert (wide <= narrow + 1e-12).all()
 
 
@@ -64,7 +65,7 @@ def test_items_are_attacked_apart(mode: str, small_vae: Any) -> None:
 @EVERY
 def test_what_is_reported_is_what_the_distortion_does(mode: str, small_vae: Any) -> None:
     vae, result = small_vae(), attacked(small_vae(), mode, draws=0)
-    points = result.found.adversarial
+    points = result.capped.adversarial
     z = points if mode == "latent-side" else torch.stack([vae.encode(points[:, k]).mean for k in range(2)], 1)
     ref = vae.decode(vae.encode(result.source).mean).mean
     for k in range(2):
@@ -81,7 +82,7 @@ def test_worst_is_the_largest_damage_of_all_its_members(small_vae: Any) -> None:
     best = result.member_damage.amax(0)  # (I, C); the caps fall, so the first admits both
     best[:, 0] = best.amax(1)
     assert torch.equal(result.damage, best)
-    assert torch.equal(-result.found.value, best)
+    assert torch.equal(-result.capped.data_term, best)
     assert result.members == ("damage", "latent kl", "latent reverse-kl", "output", "pull-back", "random")
     assert (attacked(small_vae(), "worst").damage >= 0).all()
 
@@ -102,6 +103,23 @@ def test_worst_is_never_less_than_a_member_alone_with_the_same_keys_and_effort(
     assert (rising.diff(dim=1) >= 0).all()
     if norm == "l2" and not options:
         assert (worst.damage > alone.damage).any()
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("seed", [5, 7])
+def test_worst_shows_the_signs_of_the_damage_attack_that_it_contains(norm: str, seed: int, small_vae: Any) -> None:
+    x, x_t = torch.rand(2, 4, 2, 3, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    for lying in (False, True):
+        vae = small_vae(seed=seed)
+        if lying:
+            of = vae.encode
+            vae.encode = lambda points, of=of: of(2 * points.detach() - points)
+        worst, damage = (
+            capped_attack(vae, x, mode, x_t, caps=(0.1, 0.5), norm=norm, max_evaluations=100)
+            for mode in ("worst", "damage")
+        )
+        assert torch.equal(worst.signs.measured, damage.signs.measured)
+        assert worst.signs.any.all() if lying else not worst.signs.any.any()
 
 
 def test_damage_meets_the_oracle(oracle: dict[str, Any], linear_gaussian: Any) -> None:
@@ -141,7 +159,7 @@ def test_an_attack_on_images_tells_how_alike_they_look(bundled_model: Any, bundl
 
 def test_a_healthy_model_shows_no_sign(bundled_model: Any, bundled_images: Tensor) -> None:
     x, x_t = bundled_images[:2], bundled_images[2:4]
-    for mode in CAPPED_MODES:
+    for mode in names(swept=False):
         result = capped_attack(bundled_model, x, mode, x_t if mode == "worst" else None, caps=[1.0])
         assert not result.signs.any.any(), (mode, result.signs.of(0), result.signs.of(1))
 

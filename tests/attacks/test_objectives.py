@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.objectives import MODES, ON, Objective, damage, latent, latent_side, output, untargeted
+from vaeaudit.attacks.modes import names
+from vaeaudit.attacks.objectives import ON, Objective, damage, latent, latent_side, output, untargeted
 from vaeaudit.attacks.similarity import SIMILARITIES
 from vaeaudit.errors import ConfigError, UnsupportedError
 from vaeaudit.model.vae import DiagonalGaussian, GaussianLikelihood
@@ -271,7 +272,7 @@ def test_only_the_points_run_through_the_model_each_in_one_call(objective: Objec
     vae.encoded, vae.decoded = [], []
     data_term(points[:2], torch.tensor([2, 1]))
     assert vae.encoded == ([] if objective.mode == "latent-side" else [2])
-    assert objective.decodes == (vae.decoded == [2 * DRAWS])
+    assert objective.row.decodes == (vae.decoded == [2 * DRAWS])
     assert vae.decoded == {"output": [2 * DRAWS], "damage": [2 * DRAWS], "latent-side": [2]}.get(objective.mode, [])
 
 
@@ -279,17 +280,17 @@ def test_only_the_points_run_through_the_model_each_in_one_call(objective: Objec
 def test_nonnegative_terms_are_so_and_units_say_what_is_measured(objective: Objective, small_vae: Any) -> None:
     x, x_t, points = problem(objective)
     value = objective.data_term(small_vae(), x, x_t, noise_for(2))(points, torch.arange(ITEMS))
-    assert objective.nonnegative == (objective.mode == "latent")
-    if objective.nonnegative:
+    assert objective.row.floor == (0.0 if objective.mode == "latent" else None)
+    if objective.row.floor == 0:
         assert (value >= 0).all()
     elif objective.mode != "output":
         assert (value < 0).all()
     expected = {"output": "nats", "damage": "input units", "latent-side": "input units"}.get(objective.mode)
     assert objective.unit == (expected or ("nats" if "kl" in objective.similarity else "latent units"))
-    assert objective.targeted == (objective.mode in ("latent", "output"))
+    assert objective.row.targeted == (objective.mode in ("latent", "output"))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", names())
 def test_another_noise_set_gives_another_estimate_of_the_same_value(mode: str, small_vae: Any) -> None:
     objective = Objective(mode, similarity="sample")
     x, x_t, points = problem(objective)

@@ -1,6 +1,7 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vaeaudit.attacks.attacked import Attacked, Searched, Sweep
 from vaeaudit.attacks.left import left_to_gain
-from vaeaudit.attacks.probes import Found
 from vaeaudit.attacks.search import Effort
 from vaeaudit.attacks.signs import DIRECTIONS, Sign, Signs, signs_of
 from vaeaudit.attacks.sweep import geometric_lambdas, sweep
@@ -41,14 +42,32 @@ def kl_to(encode: Encode, x_t: Tensor) -> Term:
     return lambda points, item: encode(points).kl(target.rows(item))
 
 
-def look(term: Term, encode: Encode | None, x: Tensor, x_t: Tensor | None, found: Found, **more: Any) -> Signs:
+def look(term: Term, encode: Encode | None, x: Tensor, x_t: Tensor | None, found: Attacked, **more: Any) -> Signs:
     shape = tuple(x.shape[1:])
     directions = noise_set(shape, draws=DIRECTIONS, items=range(len(x)), seed=0, check="attack.signs", like=x)
     settings = {"box": (0.0, 1.0), "norm": "l2", "rows": RowBatches(256)} | more
     return signs_of(term, encode, x, x_t, found, directions, **settings)
 
 
-def of_points(term: Term, x: Tensor, points: Tensor, radius: Tensor, **more: Any) -> Found:
+def as_sweep(found: Attacked, **of_sweep: Any) -> Sweep:
+    nothing = torch.zeros_like(found.status)
+    searched = {"distortion": found.adversarial, "evaluations": nothing, "further": nothing > 0, "interrupted": False}
+    return Sweep(**vars(found), **searched, penalty="l2", **of_sweep)
+
+
+def handed_out(points: Tensor, data_term: Tensor, radius: Tensor, status: Tensor, zero: Tensor) -> Attacked:
+    """What signs judge of an attack that has told nothing of its last gains."""
+    return Attacked(
+        adversarial=points,
+        data_term=data_term,
+        norm=radius,
+        status=status,
+        recent=torch.full_like(data_term, torch.inf),
+        zero_data_term=zero,
+    )
+
+
+def of_points(term: Term, x: Tensor, points: Tensor, radius: Tensor) -> Attacked:
     """What an attack that ended at ``points`` (P, K, *shape) hands out."""
     items, problems = points.shape[:2]
     item = torch.arange(items)
@@ -56,10 +75,10 @@ def of_points(term: Term, x: Tensor, points: Tensor, radius: Tensor, **more: Any
         value = term(points.flatten(0, 1), item.repeat_interleave(problems)).reshape(items, problems)
         zero = term(x, item)
     ended = torch.full_like(value, int(Status.CONVERGED), dtype=torch.long)
-    return Found(points, value, torch.zeros_like(value), radius, ended, zero, **more)
+    return handed_out(points, value, radius, ended, zero)
 
 
-def descend(term: Term, x: Tensor, start: Tensor, steps: int = 40, norm: str = "l2", box: Box = (0.0, 1.0)) -> Found:
+def descend(term: Term, x: Tensor, start: Tensor, steps: int = 40, norm: str = "l2", box: Box = (0.0, 1.0)) -> Attacked:
     """Projected gradient descent under CAPS from ``start``, the best iterate kept: a plain attack that works."""
     caps = torch.tensor(CAPS, dtype=x.dtype) / (20 if norm == "linf" else 1)
     item = torch.arange(len(x)).repeat_interleave(len(caps))
@@ -93,9 +112,9 @@ def descend(term: Term, x: Tensor, start: Tensor, steps: int = 40, norm: str = "
     return of_points(term, x, best, caps.expand(len(x), -1))
 
 
-def swept(vae: Any, x: Tensor, x_t: Tensor, *, evaluations: int = 80, penalty: str = "l2", count: int = 5) -> Found:
+def swept(vae: Any, x: Tensor, x_t: Tensor, *, evaluations: int = 80, penalty: str = "l2", count: int = 5) -> Sweep:
     """The lambda sweep of the KL to the target."""
-    found = sweep(
+    return sweep(
         kl_to(vae.encode, x_t),
         x,
         x_t,
@@ -104,17 +123,6 @@ def swept(vae: Any, x: Tensor, x_t: Tensor, *, evaluations: int = 80, penalty: s
         penalty=penalty,
         effort=Effort(Stopping.for_dtype(x.dtype, evaluations)),
         rows=RowBatches(256),
-    )
-    return Found(
-        found.adversarial,
-        found.data_term,
-        found.penalty_term,
-        found.norm,
-        found.status,
-        found.zero_data_term,
-        lambdas=found.lambdas,
-        recent=found.recent,
-        floor=0.0,
     )
 
 
@@ -271,9 +279,11 @@ def test_a_sweep_of_the_bundled_model_shows_no_sign_unless_it_stops_early(
     assert all(Sign.NOT_CONVERGED in item for item in shown(short))
 
 
-def problem(objective: Tensor, status: Tensor, **more: Any) -> Found:
+def problem(objective: Tensor, status: Tensor, recent: Tensor | None = None, **of_sweep: Any) -> Attacked:
     nothing = torch.zeros_like(objective)
-    return Found(nothing[..., None], objective, nothing, nothing + 1, status, objective[:, 0], **more)
+    found = handed_out(nothing[..., None], objective, nothing, status, objective[:, 0])
+    found = found if recent is None else replace(found, recent=recent)
+    return as_sweep(found, **of_sweep) if of_sweep else found
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -318,13 +328,10 @@ def test_a_capped_attack_at_its_limit_is_judged_by_what_it_gained_of_late(small:
     vae, x, _ = small
     term = damage(vae, x)
     found = descend(term, x, x + 0.01)
-    gain = found.zero_value[:, None] - found.value
+    gain = found.zero_data_term[:, None] - found.data_term
     limit = torch.full_like(found.status, int(Status.LIMIT))
-    for recent, early in ((0.001 * gain, False), (0.5 * gain, True), (None, True)):
-        changed = Found(
-            found.adversarial, found.value, found.penalty, found.radius, limit, found.zero_value, recent=recent
-        )
-        items = shown(look(term, vae.encode, x, None, changed))
+    for recent, early in ((0.001 * gain, False), (0.5 * gain, True), (found.recent, True)):
+        items = shown(look(term, vae.encode, x, None, replace(found, status=limit, recent=recent)))
         assert all((Sign.NOT_CONVERGED in item) is early for item in items)
 
 
@@ -398,10 +405,8 @@ def test_a_point_above_d_0_is_told(bundled_model: Any, pairs: tuple[Tensor, Tens
     worse = (x[:, None] - 0.5 * (good.adversarial - x[:, None])).clamp(0, 1)
     items = shown(look(term, bundled_model.encode, x, x_t, of_points(term, x, worse, good.radius)))
     assert all(Sign.ABOVE_ZERO in item for item in items)
-    paid = Found(
-        good.adversarial, good.value, 2 * good.zero_value[:, None].expand_as(good.value), good.radius, good.status,
-        good.zero_value,
-    )  # fmt: skip
+    dear = 2 * good.zero_data_term.max() / good.norm.amin(0)
+    paid = as_sweep(good, lambdas=dear)
     assert all(Sign.ABOVE_ZERO in item for item in shown(look(term, bundled_model.encode, x, x_t, paid)))
 
 
@@ -426,7 +431,7 @@ def test_a_point_below_d_0_on_its_own_draws_alone_is_told_by_fresh_ones(small: t
             return torch.stack(values, 1) + (0 if weight else base(points, item)[:, None])
 
         found = descend(term, x, (x + x_t) / 2)
-        assert (found.value < found.zero_value[:, None]).all()
+        assert (found.data_term < found.zero_data_term[:, None]).all()
         for seen, wanted in ((fresh, overfit), (None, False)):
             items = shown(look(term, vae.encode, x, x_t, found, fresh=seen))
             assert all((Sign.ABOVE_ZERO in item) is wanted for item in items), seen
@@ -436,9 +441,9 @@ def test_values_that_are_not_those_of_the_points_are_told(bundled_model: Any, pa
     x, x_t = pairs
     term = kl_to(bundled_model.encode, x_t)
     good = descend(term, x, (x + x_t) / 2)
-    better = Found(good.adversarial, 0.9 * good.value, good.penalty, good.radius, good.status, good.zero_value)
+    better = replace(good, data_term=0.9 * good.data_term)
     assert shown(look(term, bundled_model.encode, x, x_t, better)) == [{Sign.NOT_REPEATABLE}] * 3
-    broken = Found(good.adversarial, good.value + math.nan, good.penalty, good.radius, good.status, good.zero_value)
+    broken = replace(good, data_term=good.data_term + math.nan)
     assert all(Sign.NOT_FINITE in item for item in shown(look(term, bundled_model.encode, x, x_t, broken)))
 
 
@@ -534,8 +539,8 @@ def test_signs_do_not_depend_on_the_batch_or_on_the_items_beside(small: tuple[An
     whole = look(kl_to(vae.encode, x_t), vae.encode, x, x_t, found).measured
     rows = look(kl_to(vae.encode, x_t), vae.encode, x, x_t, found, rows=RowBatches(1)).measured
     with torch.no_grad():
-        kept = {name: getattr(found, name)[:2] for name in [*list(vars(found))[:6], "recent"]}
-        first = Found(**kept, lambdas=found.lambdas, floor=0.0)
+        kept = [field.name for field in fields(Searched) if field.name != "interrupted"]
+        first = replace(found, **{name: getattr(found, name)[:2] for name in kept})
         part = look(kl_to(vae.encode, x_t[:2]), vae.encode, x[:2], x_t[:2], first).measured
     torch.testing.assert_close(rows, whole, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(part, whole[:, :2], rtol=1e-6, atol=1e-9)
@@ -608,3 +613,50 @@ def test_units_far_apart_are_no_wrong_gradient_and_hide_no_detached_part(cut: sl
         assert sum(item >= meant for item in told) >= 4
     else:
         assert not any(told)
+
+
+# Data on the kinks of an encoder
+
+
+def counting(see: Callable[[Tensor], Tensor]) -> Encode:
+    """An encoder of counts, of which ``see`` shows it what it takes for their logarithms."""
+    weights = torch.randn((30, 6), generator=torch.Generator().manual_seed(5)) / 3
+
+    def encode(points: Tensor) -> DiagonalGaussian:
+        mean, log_stddev = torch.tanh(see(points) @ weights).chunk(2, 1)
+        return DiagonalGaussian(2 * mean, log_stddev)
+
+    return encode
+
+
+def log1p(points: Tensor) -> Tensor:
+    return torch.log1p(points.clamp(min=0))
+
+
+def half_gradient(points: Tensor) -> Tensor:
+    return log1p(points) / 2 + log1p(points).detach() / 2
+
+
+@pytest.mark.parametrize(
+    ("see", "lies"),
+    [
+        (log1p, False),
+        (lambda points: log1p(points.abs()), False),
+        (half_gradient, True),
+        (lambda points: log1p(points - points.detach() + points.round()), True),
+        (lambda points: log1p(2 * points.detach() - points), True),
+        (lambda points: torch.cat([log1p(points[:, :20]).detach(), log1p(points[:, 20:])], 1), True),
+    ],
+)
+def test_counts_on_the_kink_of_a_clamp_are_no_wrong_gradient_and_hide_none(
+    see: Callable[[Tensor], Tensor], lies: bool
+) -> None:
+    generator = torch.Generator().manual_seed(6)
+    x, x_t = torch.poisson(torch.full((2, 10, 30), 0.6), generator=generator)
+    encode = counting(see)
+    term = kl_to(encode, x_t)
+    points = torch.stack([x + share * (x_t - x) for share in (0.3, 0.6)], 1)
+    found = of_points(term, x, points, distance(points - x[:, None]))
+    told = [bool({W, Z} & item) for item in shown(look(term, encode, x, x_t, found, box=None))]
+    assert any(told) is lies
+    assert all(told) or see is half_gradient or not lies  # half of a gradient is near what differences see at a kink

@@ -11,11 +11,12 @@ from scipy import optimize
 from torch import Tensor
 
 import vaeaudit.attacks.sweep as module
+from vaeaudit.attacks.attacked import PENALTIES, Sweep, penalise
 from vaeaudit.attacks.left import ENOUGH, unfinished
 from vaeaudit.attacks.left import MOST as FURTHEST
 from vaeaudit.attacks.objectives import Objective
-from vaeaudit.attacks.search import Effort, Search, penalise
-from vaeaudit.attacks.sweep import PENALTIES, Sweep, geometric_lambdas, sweep
+from vaeaudit.attacks.search import Effort, Search
+from vaeaudit.attacks.sweep import geometric_lambdas, sweep
 from vaeaudit.attacks.term import Term
 from vaeaudit.checks.attack.measure import attack
 from vaeaudit.errors import NonFiniteError
@@ -166,7 +167,7 @@ def test_what_still_falls_at_its_limit_is_searched_on_and_nothing_else(small_vae
     limited = short.status == int(Status.LIMIT)
     # What is left to gain of all others is little; only what took all that may be spent can show a sign.
     at_end = short.evaluations >= 1 + 0.9 * FURTHEST * SHORT
-    assert not (unfinished(short.judged(0.0)) & ~at_end).any()
+    assert not (unfinished(short) & ~at_end).any()
     assert (short.evaluations[limited & ~short.further] <= 1 + 2 * SHORT / 4 + SHORT).all()
     whole = run(term, x, x_t, 12, evaluations=FURTHEST * SHORT)
     assert not whole.further.any()

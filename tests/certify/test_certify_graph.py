@@ -12,7 +12,9 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from vaeaudit.certify.graph import Graph, Kind, trace, trace_decoder, trace_encoder
 from vaeaudit.certify.lipschitz import LipschitzBounds
-from vaeaudit.certify.local import local_margin
+from vaeaudit.certify.local import displacement, local_margin
+from vaeaudit.certify.maximum import without_maxima
+from vaeaudit.certify.propagation import Ball, first_norms
 from vaeaudit.checks.margin.measure import margin
 from vaeaudit.errors import UnsupportedError
 from vaeaudit.model.vae import DiagonalGaussian, GaussianLikelihood
@@ -154,6 +156,8 @@ PRECISE: dict[str, Function] = {
     "a step in double": lambda h: (h.double() * 0.5).float(),
     "type of another": lambda h: h.type_as(torch.zeros(1)),
     "a coarse constant": lambda h: h * torch.tensor(1 / 3).half().float(),
+    "added up in its own precision": lambda h: h - 0.5 * h.mean(1, keepdim=True, dtype=torch.float32),
+    "added up in double": lambda h: h - 0.5 * h.sum(1, keepdim=True, dtype=torch.float64).float(),
     "of an index": lambda h: h * torch.arange(h.shape[1]).float(),
 }
 
@@ -177,9 +181,29 @@ def test_what_a_model_does_with_constants_and_precision_is_followed(name: str) -
 
 
 def test_a_cast_to_less_than_the_models_own_precision_is_refused() -> None:
-    for cast in (lambda h: h.half().float(), lambda h: h.bfloat16() * 1.0):
+    for cast in (
+        lambda h: h.half().float(),
+        lambda h: h.bfloat16() * 1.0,
+        lambda h: h + h.sum(1, keepdim=True, dtype=torch.float16),
+        lambda h: h + h.mean(1, keepdim=True, dtype=torch.bfloat16),
+    ):
         with pytest.raises(UnsupportedError, match="a change of the dtype"):
             trace_encoder(Model(mean=cast), torch.zeros(1, 3), "frozen")
+
+
+def test_a_sum_is_bounded_in_double_whatever_precision_it_is_told() -> None:
+    graph = traced(lambda x: (x.sum(1, keepdim=True, dtype=torch.float32),), like=torch.zeros(()))
+    assert float(LipschitzBounds(graph).of_output(0)) >= 3**0.5
+    with pytest.raises(UnsupportedError, match="a change of the dtype"):  # where the model itself is in double
+        traced(lambda x: (x.sum(1, keepdim=True, dtype=torch.float32),))
+    with pytest.raises(UnsupportedError, match="a change of the dtype"):  # bits taken for numbers
+        traced(lambda x: ((x.view(torch.int64) + 2**50).view(torch.float64),))
+
+
+def test_a_normalisation_whose_factors_move_too_is_not_affine() -> None:
+    still = torch.zeros(3, dtype=torch.float64)
+    with pytest.raises(UnsupportedError, match="'batch_norm'"):
+        traced(lambda x: (F.batch_norm(x, still, still + 1, weight=x[0]),))
 
 
 @pytest.mark.parametrize("norm", [weight_norm, spectral_norm, torch.nn.utils.spectral_norm])
@@ -314,3 +338,111 @@ def test_only_what_the_bounded_outputs_depend_on_is_classified() -> None:
     graph = traced(lambda x: (torch.relu(x), torch.relu(x + 1).tanh()), bounded=1)
     assert [node.name for node in graph.of(Kind.ACTIVATION)] == ["relu"]
     assert list(graph.kinds.values()).count(Kind.FREE) == 3
+
+
+# Odd graphs: no point of a ball may lie beyond what is certified of it
+
+
+class Odd(nn.Module):
+    """2 latents of (4, 5, 4) inputs by way of ``body``, (b, 4, 5, 4) -> (b, ...)."""
+
+    input_shape, range = (4, 5, 4), None
+
+    def __init__(self, body: Function, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers, self.body = nn.ModuleList(layers).double().eval(), body
+        with torch.no_grad():
+            size = body(torch.zeros(1, *self.input_shape, dtype=torch.float64)).numel()
+        self.heads = nn.Linear(size, 4).double()
+        self.requires_grad_(False)
+
+    @property
+    def prior(self) -> DiagonalGaussian:
+        return DiagonalGaussian.standard((2,), like=self.heads.weight)
+
+    def encode(self, x: Tensor) -> DiagonalGaussian:
+        mean, spread = self.heads(self.body(x).flatten(1)).chunk(2, dim=1)
+        return DiagonalGaussian(mean, 0.2 * spread - 1)
+
+    def decode(self, z: Tensor) -> GaussianLikelihood:
+        return GaussianLikelihood(z, torch.zeros((), dtype=z.dtype))
+
+
+def odd(name: str) -> Odd:
+    torch.manual_seed(0)
+    shared, other, norm, drop = nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5)
+    odder = nn.Conv2d(4, 8, (2, 3), (2, 1), (1, 2), (1, 2), groups=2, bias=False)
+    turned = nn.ConvTranspose2d(8, 4, 3, 2, 1, output_padding=1, groups=4, dilation=2)
+    wrapped = weight_norm(nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"))
+    mirrored, bent = nn.Conv2d(4, 3, 3, padding=1, padding_mode="reflect"), nn.PReLU(4, init=-0.4)
+    constant = torch.randn(4, 1, 1, dtype=torch.float64)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.2, 3)
+    bodies: dict[str, Function] = {
+        "a layer called twice": lambda x: shared(F.relu(shared(x))),
+        "residuals of both signs": lambda x: torch.add(F.relu(x) - other(torch.tanh(x)), shared(x).sigmoid(), alpha=-2),
+        "x taken three ways": lambda x: torch.cat([x, F.gelu(shared(x)), 1 - other(x).abs()], 1),
+        "axes that change places": lambda x: F.silu(shared(x).permute(0, 3, 1, 2).reshape(x.shape[0], 8, -1)) + 1,
+        "in place": lambda x: F.relu_((shared(x) * 1.5).add_(0.3)).mul(-0.7),
+        "normalised and dropped out": lambda x: F.elu(drop(norm(shared(x)))),
+        "grouped, dilated, strided": lambda x: F.leaky_relu(odder(x), 1.7),
+        "transposed": lambda x: F.mish(turned(F.relu(odder(x)))),
+        "weights made anew, wrapped around": lambda x: bent(wrapped(x)),
+        "mirrored": lambda x: F.max_pool2d(F.softplus(mirrored(x)), 3, 2, 1),
+        "constants": lambda x: F.hardtanh(x * constant + constant.abs()) - constant,
+        "without its mean": lambda x: F.relu(x - x.mean((2, 3), keepdim=True)) - x.mean(1, keepdim=True),
+        "the larger of two": lambda x: torch.maximum(shared(x), 0.1 - 0.5 * x),
+        "halves of each other": lambda x: torch.sub(*F.relu(odder(x)).chunk(2, 1), alpha=2),
+    }
+    return Odd(bodies[name], shared, other, norm, drop, odder, turned, wrapped, mirrored, bent)
+
+
+ODD = (
+    *("a layer called twice", "residuals of both signs", "x taken three ways", "axes that change places", "in place"),
+    *("normalised and dropped out", "grouped, dilated, strided", "transposed", "weights made anew, wrapped around"),
+    *("mirrored", "constants", "without its mean", "the larger of two", "halves of each other"),
+)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_nothing_in_a_ball_of_an_odd_graph_moves_further_than_is_certified(name: str) -> None:
+    vae, generator = odd(name), torch.Generator().manual_seed(3)
+    x = torch.randn(1, *vae.input_shape, generator=generator, dtype=torch.float64)
+    graph, q0 = trace_encoder(vae, x), vae.encode(x)
+    bounds, unit = LipschitzBounds(graph), (-q0.log_stddev).exp()
+    everywhere = float(bounds.of_output(0, unit)), float(bounds.of_output(1))
+    plain = without_maxima(graph)
+    for rho in (1e-3, 0.1, 1.0):
+        around = displacement(Ball(plain, x, torch.tensor([rho], dtype=torch.float64), first_norms(plain, x)))
+        moved = [
+            lambda p: ((vae.encode(p).mean - q0.mean) * unit).norm(dim=1),
+            lambda p: (vae.encode(p).log_stddev - q0.log_stddev).norm(dim=1),
+        ]
+        for farthest, local, lipschitz in zip(moved, (around[0], around[1].norm(dim=1)), everywhere, strict=True):
+            found = ascended(farthest, x, rho, generator)
+            assert found > 0
+            assert found <= float(local) * (1 + 1e-12)
+            assert found <= lipschitz * rho * (1 + 1e-12)
+
+
+def test_tracing_leaves_a_model_in_the_modes_in_which_it_was_opened() -> None:
+    vae = odd("normalised and dropped out")
+    assert vae.training  # which matters to none of its layers, since these are evaluated
+    trace_encoder(vae, torch.zeros(1, *vae.input_shape, dtype=torch.float64))
+    assert vae.training
+    assert not any(layer.training for layer in vae.layers)
+
+
+def ascended(farthest: Function, x: Tensor, rho: float, generator: torch.Generator) -> float:
+    """The largest value found on the ball by ascent from eight directions."""
+    d = torch.randn(8, x.numel(), generator=generator, dtype=torch.float64)
+    best = 0.0
+    for step in range(25):
+        d = (rho * d / d.norm(dim=1, keepdim=True)).requires_grad_()
+        value = farthest(x + d.view(8, *x.shape[1:]))
+        best = max(best, float(value.detach().max()))
+        (slope,) = torch.autograd.grad(value.sum(), d)
+        d = d.detach() + 0.5 * rho * (1 - step / 25) * slope / slope.norm(dim=1, keepdim=True).clamp(min=1e-300)
+    return best

@@ -13,7 +13,7 @@ from vaeaudit.certify.graph import Graph, trace, trace_encoder
 from vaeaudit.certify.lipschitz import LipschitzBounds
 from vaeaudit.certify.local import displacement, local_margin
 from vaeaudit.certify.maximum import without_maxima
-from vaeaudit.certify.propagation import Ball, first_norms
+from vaeaudit.certify.propagation import Ball, first_norms, propagate
 from vaeaudit.errors import UnsupportedError
 
 FLOAT64 = torch.float64
@@ -107,7 +107,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 def ball(graph: Graph, x: Tensor, rho: float) -> Ball:
     graph = without_maxima(graph)
-    return Ball(graph, x, torch.full((len(x),), rho, dtype=FLOAT64), first_norms(graph, x[:1]))
+    return propagate(graph, x, torch.full((len(x),), rho, dtype=FLOAT64), first_norms(graph, x[:1]))
 
 
 def worst(graph: Graph, x: Tensor, rho: float, size: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -172,8 +172,8 @@ def test_on_a_ball_so_small_that_nothing_bends_much_the_bound_is_that_of_the_jac
 def test_the_intervals_of_a_larger_ball_change_nothing_but_the_work() -> None:
     graph, x = heads(weighted(convolutional()), 36), random(2, 36, seed=7)
     norms, rho = first_norms(graph, x[:1]), torch.tensor([0.1, 0.2], dtype=FLOAT64)
-    alone = displacement(Ball(graph, x, rho, norms))
-    aided = displacement(Ball(graph, x, rho, norms, Ball(graph, x, 2 * rho, norms).intervals))
+    alone = displacement(propagate(graph, x, rho, norms))
+    aided = displacement(propagate(graph, x, rho, norms, propagate(graph, x, 2 * rho, norms).intervals))
     for one, other in zip(alone, aided, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=0)
 
@@ -299,12 +299,12 @@ def test_stopped_between_balls_it_returns_what_it_had_verified() -> None:
 
 
 def test_an_operation_without_linear_bounds_is_refused_by_name() -> None:
-    # What local_margin writes anew before: a Ball alone has no lines for it.
+    # What local_margin writes anew before: the propagation alone has no lines for it.
     network = nn.Sequential(nn.Unflatten(1, (1, 4, 4)), nn.MaxPool2d(2), nn.Flatten()).double()
     graph = trace(lambda x: network(x).chunk(2, dim=1), (16,), torch.zeros((), dtype=FLOAT64), "it", of=network)
     x = torch.zeros(1, 16, dtype=FLOAT64)
     with pytest.raises(UnsupportedError, match="max_pool2d"):
-        Ball(graph, x, x[:, 0], first_norms(graph, x))
+        propagate(graph, x, x[:, 0], first_norms(graph, x))
 
 
 @pytest.mark.parametrize("fold", [lambda h: h.view(-1, 4, 1).transpose(0, 1), lambda h: h.reshape(-1, 2)])

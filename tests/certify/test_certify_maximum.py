@@ -13,7 +13,7 @@ from vaeaudit.certify.graph import Graph, Kind, trace
 from vaeaudit.certify.lipschitz import LipschitzBounds
 from vaeaudit.certify.local import displacement, local_margin
 from vaeaudit.certify.maximum import without_maxima
-from vaeaudit.certify.propagation import Ball, first_norms
+from vaeaudit.certify.propagation import first_norms, propagate
 from vaeaudit.errors import UnsupportedError
 
 DOUBLE = torch.zeros((), dtype=torch.float64)
@@ -65,7 +65,7 @@ def test_overlapping_windows_share_the_maxima_of_their_rows_and_what_lies_betwee
     def compared(pool: nn.Module, shape: tuple[int, ...]) -> int:
         graph = without_maxima(traced(pool, shape))
         norms = first_norms(graph, torch.zeros(1, *shape))
-        ball = Ball(graph, random(1, *shape), torch.ones(1, dtype=torch.float64), norms)
+        ball = propagate(graph, random(1, *shape), torch.ones(1, dtype=torch.float64), norms)
         return sum(below.numel() for below, _ in ball.intervals.values())
 
     assert compared(nn.MaxPool2d(2), (1, 6, 6)) == 9 * 3
@@ -151,7 +151,7 @@ def test_no_displacement_found_in_a_ball_exceeds_its_bound(name: str) -> None:
     written = without_maxima(graph)
     for radius in (0.1, 2.0):
         rho = torch.full((2,), radius, dtype=torch.float64)
-        omega, _ = displacement(Ball(written, x, rho, first_norms(written, x[:1])))
+        omega, _ = displacement(propagate(written, x, rho, first_norms(written, x[:1])))
         assert bool((worst_shift(graph, x, rho) <= omega).all())
 
 

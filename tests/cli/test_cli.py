@@ -388,9 +388,9 @@ def test_a_limit_is_told_as_partial_and_what_two_items_leave_unsure_is_a_warning
 
 def test_flags_win_over_variables_over_the_file_over_facts(attack: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("vaeaudit.toml").write_text("[run]\nseed = 1\nlimit = 30\n[model]\noptions = { stddev = 0.2 }\n")
-    monkeypatch.setenv("VAEAUDIT_SEED", "2")
-    monkeypatch.setenv("VAEAUDIT_LIMIT", "35")
-    monkeypatch.setenv("VAEAUDIT_OUT", "")  # an empty variable says nothing
+    monkeypatch.setenv("VAEAUDIT_RUN_SEED", "2")
+    monkeypatch.setenv("VAEAUDIT_RUN_LIMIT", "35")
+    monkeypatch.setenv("VAEAUDIT_RUN_OUT", "")  # an empty variable says nothing
     assert attack("--seed", "3").code == 0
     written = report()
     assert written["configuration"]["run"] | {"out": ""} == {  # type: ignore[index]
@@ -400,7 +400,7 @@ def test_flags_win_over_variables_over_the_file_over_facts(attack: Cli, monkeypa
     sources = written["configuration_sources"]
     assert isinstance(sources, dict)
     assert sources["run.seed"] == "--seed"
-    assert sources["run.limit"] == "VAEAUDIT_LIMIT"
+    assert sources["run.limit"] == "VAEAUDIT_RUN_LIMIT"
     assert sources["model.path"] == "MODEL"
     assert sources["data.source"] == "--data"
     assert sources["model.options"] == str(Path("vaeaudit.toml").resolve())
@@ -412,10 +412,24 @@ def test_flags_win_over_variables_over_the_file_over_facts(attack: Cli, monkeypa
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
+        ("VAEAUDIT_RUN_SEED", "x", "VAEAUDIT_RUN_SEED must be a valid integer, but 'x' came"),
+        ("VAEAUDIT_ATTACK_PAIRS", "0", "VAEAUDIT_ATTACK_PAIRS must be at least 1, but 0 came"),
+        ("VAEAUDIT_RUN_DTYPE", "half", "VAEAUDIT_RUN_DTYPE must be 'float32' or 'float64', but 'half' came"),
+        ("VAEAUDIT_NOISE_CLIP", "2", "VAEAUDIT_NOISE_CLIP must be a valid boolean, but 2 came"),
+        ("VAEAUDIT_MARGIN_LEVEL", "yes", "VAEAUDIT_MARGIN_LEVEL must be a valid number, but 'yes' came"),
+        ("VAEAUDIT_NOISE_SIGMAS", "0.1,x", "VAEAUDIT_NOISE_SIGMAS must be a valid number, but 'x' came"),
+        ("VAEAUDIT_ATTACK_MODES", "latent,damages", "but 'damages' came (did you mean 'damage'?)"),
+        ("VAEAUDIT_DATA_RANGE", "0,x", "VAEAUDIT_DATA_RANGE must be"),
+        ("VAEAUDIT_BASELINE_MIN_EFFECT", "0.1", "VAEAUDIT_BASELINE_MIN_EFFECT must be"),
+        ("VAEAUDIT_CHECKS", "0.1", "VAEAUDIT_CHECKS must be a table as JSON, but '0.1' came"),
+        ("VAEAUDIT_CHECKS", '{"mig.chen": {"mni": 1}}', "VAEAUDIT_CHECKS: unknown key 'mni'"),
         ("VAEAUDIT_SEED", "x", "VAEAUDIT_SEED must be a valid integer, but 'x' came"),
-        ("VAEAUDIT_PAIRS", "0", "VAEAUDIT_PAIRS must be at least 1, but 0 came"),
-        ("VAEAUDIT_RANGE", "0", "VAEAUDIT_RANGE must be 2 numbers, but ['0'] came"),
-        ("VAEAUDIT_DTYPE", "half", "VAEAUDIT_DTYPE must be 'float32' or 'float64', but 'half' came"),
+        (
+            "VAEAUDIT_DRAWS",
+            "5",
+            "VAEAUDIT_DRAWS meant another setting for each command; set VAEAUDIT_MARGIN_DRAWS or VAEAUDIT_NOISE_DRAWS "
+            "or VAEAUDIT_LATENTS_DRAWS in its place",
+        ),
         ("VAEAUDIT_CONFIG", "no.toml", "there is no configuration file 'no.toml'"),
     ],
 )
@@ -423,7 +437,7 @@ def test_a_wrong_variable_is_named(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    done = cli("attack", "vae.safetensors", "--data", "val.npy")
+    done = cli("attack", "vae.safetensors", "--data", "val.npy", "-q")
     assert done.code == 2
     assert message in done.message
 

@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from vaeaudit.gate.metric_names import check_names
+from vaeaudit.checks.naming import check_names
 from vaeaudit.gate.policy import evaluate
 from vaeaudit.gate.proposal import propose, threshold
 from vaeaudit.layout.entry import MetricEntry
@@ -118,7 +118,7 @@ def test_what_cannot_be_found_out_is_told_and_not_guessed(command: Command) -> N
 
 
 def test_config_show_tells_every_value_and_who_said_it(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VAEAUDIT_LIMIT", "9")
+    monkeypatch.setenv("VAEAUDIT_RUN_LIMIT", "9")
     model = EXAMPLES / "shapes-beta1.safetensors"
     Path("vaeaudit.toml").write_text(f'[model]\npath = "{model}"\n[run]\nseed = 3\n[checks."mig.chen"]\nmin = 0.1\n')
     done = command("config", "show", "--dtype", "float64", "--format", "json")
@@ -126,7 +126,7 @@ def test_config_show_tells_every_value_and_who_said_it(command: Command, monkeyp
     shown = json.loads(done.out)
     here = str(Path("vaeaudit.toml").resolve())
     assert shown["run.dtype"] == {"value": "float64", "source": "--dtype"}
-    assert shown["run.limit"] == {"value": 9, "source": "VAEAUDIT_LIMIT"}
+    assert shown["run.limit"] == {"value": 9, "source": "VAEAUDIT_RUN_LIMIT"}
     assert shown["run.seed"] == {"value": 3, "source": here}
     assert shown["model.adapter"] == {"value": "mlp", "source": f"facts in {model}"}
     assert shown["model.options.activation"] == {"value": "relu", "source": f"facts in {model}"}

@@ -535,6 +535,7 @@ def test_a_report_that_is_cut_off_cannot_be_compared(command: Command, earlier: 
     [
         ("raise RuntimeError('late')", "the model raised RuntimeError: late (own.py, line "),
         ("raise SystemExit(1)", "the model raised SystemExit: 1 (own.py, line "),
+        ("raise type('Panic', (BaseException,), {})('late')", "the model raised Panic: late (own.py, line "),
         ("raise MemoryError", "the model raised MemoryError (own.py, line "),
         ("raise torch.OutOfMemoryError('simulated')", "the model raised OutOfMemoryError: simulated"),
         ("x.new_empty(2**60)", "the model raised RuntimeError: "),
@@ -829,6 +830,12 @@ def test_a_full_stdout_ends_with_2_and_the_report_is_kept(command: Command) -> N
 
 
 @needs_full
+@pytest.mark.parametrize("arguments", [["--help"], ["noise", "--help"], ["--version"]])
+def test_help_that_cannot_be_printed_ends_with_2(command: Command, arguments: list[str]) -> None:
+    assert command(*arguments, out="/dev/full").said(2, "stdout cannot be written: No space left on device")
+
+
+@needs_full
 def test_a_full_output_file_ends_with_2_and_the_report_is_kept(command: Command) -> None:
     done = command("audit", "-o", "/dev/full")
     assert done.said(2, "/dev/full cannot be written: No space left on device; name another place")
@@ -870,7 +877,8 @@ def test_a_check_whose_result_cannot_be_kept_is_never_passed_over(command: Comma
     adapter = own()
     before(
         "own.py",
-        "import vaeaudit.audit.run as a; w = a.works_of; a.works_of = lambda c, s: w(c, s) if c == 'noise' else {}",
+        "import vaeaudit.audit.run as a; w = a.works_of\n"
+        "a.works_of = lambda c, s: w(c, s) if c.name == 'noise' else {}",
     )
     done = command("audit", "--adapter", adapter, largest=80_000)
     assert done.said(2, "cannot be written: File too large; name another place")

@@ -12,8 +12,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vaeaudit.checks.margin import figures
 from vaeaudit.data.items import Stored, fit
-from vaeaudit.layout import figures
 from vaeaudit.layout.figures import as_images, scale
 from vaeaudit.model.ranges import Range
 
@@ -26,7 +26,7 @@ LATENTS = ("--items", "40", "--draws", "2", "-q")
 FLAT = """
 import torch
 from vaeaudit import BernoulliLogits
-from vaeaudit.registry import open_model
+from vaeaudit.model.registry import open_model
 
 
 class Flat(torch.nn.Module):

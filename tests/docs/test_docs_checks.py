@@ -20,27 +20,28 @@ from torch import Tensor, nn
 
 import vaeaudit
 from vaeaudit import DiagonalGaussian, GaussianChain, GaussianLikelihood
+from vaeaudit.attacks.modes import names
 from vaeaudit.attacks.signs import Sign
 from vaeaudit.checks.attack import entry as attack_report
-from vaeaudit.checks.attack.capped import CAPPED_MODES, capped_attack
+from vaeaudit.checks.attack.capped import capped_attack
 from vaeaudit.checks.attack.classifier import Judge, LogisticRegression
-from vaeaudit.checks.attack.measure import MODES, attack
-from vaeaudit.checks.attack.metrics import summarise, summarise_capped, summarise_likeness
+from vaeaudit.checks.attack.measure import attack
 from vaeaudit.checks.attack.success import ClassSuccess, FactorSuccess, summarise_classes, summarise_factor
+from vaeaudit.checks.attack.summarise import summarise, summarise_capped, summarise_likeness
 from vaeaudit.checks.latents import entry as latents_report
 from vaeaudit.checks.latents.measure import latents
-from vaeaudit.checks.latents.metrics import summarise_latents
+from vaeaudit.checks.latents.summarise import summarise_latents
 from vaeaudit.checks.margin.entry import MARGIN_LEGEND
 from vaeaudit.checks.margin.measure import margin
-from vaeaudit.checks.margin.metrics import summarise_margin
+from vaeaudit.checks.margin.summarise import summarise_margin
 from vaeaudit.checks.mig.entry import MIG_LEGEND
 from vaeaudit.checks.mig.measure import mig
-from vaeaudit.checks.mig.metrics import summarise_mig
+from vaeaudit.checks.mig.summarise import summarise_mig
 from vaeaudit.checks.noise.entry import NOISE_LEGEND
 from vaeaudit.checks.noise.measure import noise
-from vaeaudit.checks.noise.metrics import summarise_noise
+from vaeaudit.checks.noise.summarise import summarise_noise
 from vaeaudit.checks.weights.measure import assign, weights
-from vaeaudit.checks.weights.metrics import summarise_weights
+from vaeaudit.checks.weights.summarise import summarise_weights
 from vaeaudit.model.contract import check_contract
 from vaeaudit.model.divergence import layers_to_prior
 from vaeaudit.model.registry import GROUP
@@ -78,7 +79,7 @@ LEGENDS: dict[str, list[str]] = {
 NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
 # What the braces of a metric's name stand for; those with commas are alternatives.
 BRACES = {
-    "mode": "|".join(map(re.escape, (*MODES, *CAPPED_MODES))),
+    "mode": "|".join(map(re.escape, names())),
     "norm": "l2|linf",
     "estimator": "chen|hist20",
     "factor": ".+",
@@ -225,7 +226,7 @@ def test_the_page_on_attacks_tells_every_failure_sign_with_its_limit() -> None:
 
 def test_the_page_on_attacks_tells_every_mode() -> None:
     told = [row[0].strip("`") for row in rows(section(page("attack"), "The formula"))]
-    assert told == [*MODES, *CAPPED_MODES]
+    assert told == [*names()]
 
 
 @pytest.mark.parametrize("check", CHECKS)

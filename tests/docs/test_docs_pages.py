@@ -5,21 +5,21 @@ import re
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from importlib import import_module
+from collections.abc import Callable, Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from typer.main import get_command
 
 from vaeaudit import errors
 from vaeaudit.audit.journal import FOLDER
+from vaeaudit.checks.naming import check_names
 from vaeaudit.cli.app import app
+from vaeaudit.cli.environment import variable
 from vaeaudit.gate.ending import EXIT_CODES
-from vaeaudit.gate.metric_names import check_names
 from vaeaudit.layout.entry import MetricEntry
 from vaeaudit.report.comparison import ComparisonEntry, DifferenceEntry
 from vaeaudit.report.gates import CheckEntry
@@ -35,9 +35,6 @@ DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
-DEFAULT = re.compile(r"(?<!\])\(([^()]+)\)$")
-# Keys that a command does not keep in a table of its module.
-OTHER_KEYS = {"compare": {"metric": "baseline.metrics", "level": "baseline.level"}}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
@@ -99,8 +96,9 @@ def generator() -> ModuleType:
 # ---- Configuration
 
 
-def test_the_page_on_configuration_is_what_its_script_gives() -> None:
-    assert text(DOCS / "configuration.md") == generator().page(), "run: python docs/generate.py"
+@pytest.mark.parametrize("name", ["configuration.md", "commands.md"])
+def test_a_page_that_is_generated_is_what_its_script_gives(name: str) -> None:
+    assert text(DOCS / name) == generator().PAGES[name](), "run: python docs/generate.py"
 
 
 def test_every_section_and_key_has_its_place_on_that_page() -> None:
@@ -150,57 +148,44 @@ def test_every_option_that_is_named_belongs_to_a_command(page: Path) -> None:
         assert option is None or option.group() in known or re.match(r"-\w{2}", span), span
 
 
-def option_tables() -> list[Any]:
-    """The tables of options in README: for each its commands and its rows."""
-    found = []
-    for header in re.finditer(r"^\| option of (.*?) \| what it is \|$", text(README), re.MULTILINE):
-        names = re.findall(r"`(\w+)`", header.group(1))
-        found.append(pytest.param(names, rows(text(README)[header.start() :]), id="-".join(names)[:20]))
-    return found
+SETTINGS = [
+    pytest.param(key.name, parameter, id=f"{name} {parameter.name}")
+    for name, one in COMMANDS.items()
+    for parameter in one.params
+    if (key := one.callback.keys.get(parameter.name)) is not None
+]
 
 
-def test_the_commands_that_take_most_options_have_a_table() -> None:
-    told = {name for table in option_tables() for name in table.values[0]}  # type: ignore[union-attr]
-    assert told >= {"audit", "compare", "report", "init", "attack", "margin", "noise", "latents", "mig", "weights"}
+@pytest.mark.parametrize(("key", "parameter"), SETTINGS)
+def test_the_help_of_an_option_tells_the_default_and_the_variable_of_its_setting(key: str, parameter: Any) -> None:
+    assert parameter.help.endswith(f" [env:{variable(key)}]")
+    section, _, name = key.partition(".")
+    value = getattr(getattr(Settings(), section), name)
+    told = re.search(r"\[default: (.*?)\]", parameter.help)
+    if value in (None, (), {}) or (value is False and not parameter.secondary_opts):  # said in words, if at all
+        return
+    assert told is not None
+    if isinstance(value, bool):
+        assert f"--{told.group(1)}" in (parameter.opts if value else parameter.secondary_opts)
+    elif told.group(1) == "both" and isinstance(value, tuple):
+        assert len(value) == 2
+    else:
+        values = [f"{one:g}" if isinstance(one, float) else str(one) for one in as_list(value)]
+        assert re.split(r", | and ", told.group(1))[: len(values)] == values
 
 
-@pytest.mark.parametrize(("names", "table"), option_tables())
-def test_the_options_of_a_table_are_those_of_its_commands_with_their_defaults(
-    names: list[str], table: list[list[str]]
+def as_list(value: object) -> list[object]:
+    return list(value) if isinstance(value, tuple) else [value]
+
+
+@pytest.mark.parametrize("words", [[], ["config"], *([*name.split()] for name in COMMANDS)], ids=" ".join)
+def test_help_fits_a_terminal_of_80_columns(
+    words: list[str], command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for cell, meaning in table:
-        option = cell.strip("`").split()[0]
-        default = DEFAULT.search(meaning)
-        for name in names:
-            assert option in spellings(name), f"{name} {option}"
-            if default is not None:
-                assert_default(name, option, default.group(1))
-
-
-def assert_default(name: str, option: str, told: str) -> None:
-    """That ``told`` is what holds where neither flag, variable nor configuration says anything."""
-    parameter = spellings(name)[option]
-    keys: Mapping[str, str] = getattr(import_module(f"vaeaudit.cli.{name}"), "_KEYS", OTHER_KEYS.get(name, {}))
-    if not keys and parameter.name in _shared():
-        keys = _shared()
-    if parameter.name not in keys:
-        assert told == str(parameter.default), option
-        return
-    part, key = keys[parameter.name].split(".")
-    value = getattr(getattr(Settings(), part), key)
-    help_text = " ".join(re.findall(r"\[default: (.*?)\]", parameter.help or ""))
-    if value in (None, (), {}) or (told == "both" and len(value) == 2):  # said in words, there and here
-        for word in re.findall(r"[\w.]+", told):
-            assert re.search(rf"(?<![\w.]){re.escape(word)}(?![\w.])", help_text), f"{name} {option}: {help_text}"
-        return
-    values = value if isinstance(value, tuple) else (value,)
-    assert told.split(", ") == [f"{one:g}" if isinstance(one, float) else str(one) for one in values], option
-
-
-def _shared() -> Mapping[str, str]:
-    from vaeaudit.cli.common import SHARED_KEYS
-
-    return SHARED_KEYS
+    monkeypatch.setenv("COLUMNS", "80")
+    told = command(*words, "--help").out
+    assert max(map(len, told.splitlines())) <= 80
+    assert "..." not in told.partition("Commands:")[2], "the first sentence of a command's docstring is its line here"
 
 
 # ---- Links
@@ -283,10 +268,12 @@ def test_the_page_on_reports_tells_every_field(entry: Any) -> None:
     assert [field for field in entry.model_fields if f"`{field}`" not in text(DOCS / "reports.md")] == []
 
 
-def test_the_page_on_reports_tells_every_form(command: Callable[..., Any]) -> None:
+def test_the_page_on_reports_and_the_help_tell_every_form() -> None:
     told = {row[0].strip("`") for row in rows(section(DOCS / "reports.md", "Other forms"))}
-    offered = [re.search(r"--format <(.*?)>", command(name, "--help").out) for name in ("audit", "report")]
-    assert told == {form for found in offered if found for form in found.group(1).split("|")}
+    offered = [spellings(name)["--format"] for name in ("audit", "report")]
+    assert told == {form for parameter in offered for form in get_args(parameter.type_descriptor.annotation)}
+    for parameter in offered:
+        assert all(form in parameter.help for form in get_args(parameter.type_descriptor.annotation))
 
 
 def test_the_python_of_the_page_on_reports_runs(

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from vaeaudit.checks.naming import check_names
+from vaeaudit.checks.registry import checks
 from vaeaudit.errors import ConfigError
-from vaeaudit.gate.metric_names import check_names
-from vaeaudit.gate.policy import CHECK_NAMES, enabled, evaluate, remarks, waived
+from vaeaudit.gate.policy import enabled, evaluate, remarks, waived
 from vaeaudit.layout.entry import MetricEntry, belongs
 from vaeaudit.report.gates import CheckEntry
 from vaeaudit.settings.config import resolve
@@ -109,6 +110,10 @@ FAILED, OPEN = "failed", "inconclusive"
         ("raises", {"max": 0.3}, {}, FAILED),
         ("raises", {"max": 0.4}, {}, OPEN),
         ("raises", {"min": 0.7}, {}, OPEN),
+        ("keeps", {"min": 0.7}, {}, FAILED),
+        ("keeps", {"max": 0.3}, {}, FAILED),
+        ("keeps", {"min": 0.3}, {}, OPEN),  # it does not pass beside a failure sign
+        ("keeps", {"min": 0.7}, {"value": None, "ci": None}, OPEN),
         ("none", {"min": 0.7}, {}, OPEN),
         ("lowers", {"min": 0.51, "bound": "value"}, {}, FAILED),
         ("lowers", {"min": 0.5, "bound": "value"}, {}, OPEN),
@@ -128,7 +133,8 @@ def test_a_threshold_that_no_better_search_could_save_fails_and_one_that_it_coul
     check = held(gate(**asked), metric(doubt="a failure sign", search=search, **changes))
     assert check.verdict == outcome, check.why
     if outcome == FAILED:
-        assert check.why.endswith(f", and a better search only {search} it (in doubt: a failure sign)")
+        told = f"and a better search only {search} it (in doubt: a failure sign)"
+        assert check.why.endswith(", which rests on no search" if search == "keeps" else f", {told}")
     else:
         assert check.why == "a failure sign"
     assert held(gate(**asked), metric(search=search)).verdict == held(gate(**asked), metric()).verdict
@@ -190,19 +196,22 @@ def settings(**values: object) -> Settings:
 
 
 def test_the_checks_of_an_audit_are_those_named_then_those_whose_section_or_threshold_stands_then_all() -> None:
-    assert enabled(settings()) == (CHECK_NAMES, frozenset(CHECK_NAMES))
+    assert enabled(settings()) == (tuple(checks()), frozenset(checks()))
     named = settings(run__checks=["weights", "attack"], margin__items=3)
     assert enabled(named) == (("attack", "weights"), frozenset())
-    assert enabled(settings(margin__items=3, mig__items=9)) == (("margin", "mig"), frozenset())
+    assert enabled(settings(margin__items=3, mig__items=9)) == enabled(settings())  # a value alone names no check
     read = resolve({"checks.noise.s0.1.degradation.median": ({"max": 1}, "test")}, None).settings
     assert enabled(read)[0] == ("noise",)
     assert enabled(settings(baseline__min_effect={"margin.r4.median": 0.1}))[0] == ("margin",)
 
 
-def test_an_empty_section_of_a_file_enables_its_check(tmp_path: Any) -> None:
+def test_a_section_of_a_file_enables_its_check_even_if_it_is_empty(tmp_path: Any) -> None:
     file = tmp_path / "vaeaudit.toml"
-    file.write_text("[latents]\n[model]\npath = 'x.safetensors'\n")
-    assert enabled(resolve({}, file).settings) == (("latents",), frozenset())
+    file.write_text("[latents]\n[mig]\nitems = 9\n[model]\npath = 'x.safetensors'\n")
+    assert enabled(resolve({"noise.draws": (3, "VAEAUDIT_NOISE_DRAWS")}, file).settings) == (
+        ("latents", "mig"),
+        frozenset(),
+    )
 
 
 def asking(name: str, **values: object) -> Settings:

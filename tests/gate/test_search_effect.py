@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vaeaudit import attack, capped_attack, margin
+from vaeaudit.attacks.modes import names
 from vaeaudit.attacks.signs import Sign, Signs
-from vaeaudit.checks.attack.capped import CAPPED_MODES
 from vaeaudit.checks.attack.measure import AttackResult
-from vaeaudit.checks.attack.metrics import summarise, summarise_capped
-from vaeaudit.checks.margin.metrics import summarise_margin
+from vaeaudit.checks.attack.summarise import summarise, summarise_capped
+from vaeaudit.checks.margin.summarise import summarise_margin
 from vaeaudit.checks.record import metric_entry
 from vaeaudit.stats import estimates
 from vaeaudit.stats.estimates import Measurement
@@ -48,7 +48,7 @@ def test_a_better_search_lowers_the_objective_and_nothing_else_of_an_attack_over
     assert searched(summarise(showing(swept(pairs, mode), *weak))) == expected
 
 
-@pytest.mark.parametrize("mode", CAPPED_MODES)
+@pytest.mark.parametrize("mode", names(swept=False))
 def test_a_better_search_raises_damage_where_damage_is_searched_for(mode: str, pairs: Any) -> None:
     vae, x, x_t = pairs
     result = capped_attack(vae, x, mode, x_t if mode == "worst" else None, caps=[0.1], max_evaluations=30)
@@ -70,12 +70,19 @@ def test_a_better_search_lowers_empirical_margins_unless_a_certified_one_exceeds
     vae, x, _ = pairs
     result = margin(vae, x, 0.3, draws=100)
     marked = searched(summarise_margin(result))
-    names = {"median", "censored.share"} | {
-        f"empirical.{part}" for part in ("lower_quartile", "median", "upper_quartile")
-    }
-    assert set(marked) - {"margin.r0.3.empirical.mean"} == {f"margin.r0.3.{name}" for name in names}
-    assert set(marked.values()) == {"lowers"}
+    quartiles = ("lower_quartile", "median", "upper_quartile")
+    lowered = {"median", "censored.share"} | {f"empirical.{part}" for part in quartiles}
+    found = {name for name, effect in marked.items() if effect == "lowers"}
+    assert found - {"margin.r0.3.empirical.mean"} == {f"margin.r0.3.{name}" for name in lowered}
+    # What was certified rests on no search.
+    kept = {f"{kind}.{part}" for kind in ("certified", "pathwise") for part in quartiles}
+    kept |= {"certified.mean", "certified.share", "not_robust_unperturbed.share"}
+    assert set(marked) - found == {f"margin.r0.3.{name}" for name in kept}
+    assert {marked[f"margin.r0.3.{name}"] for name in kept} == {"keeps"}
     (at,) = result.at
+    assert at.empirical is not None
+    amiss = replace(at, empirical=showing(at.empirical, Sign.NOT_REPEATABLE))
+    assert set(searched(summarise_margin(replace(result, at=(amiss,)))).values()) == {"keeps"}
     assert at.certified is not None
     wrong = replace(at, certified=replace(at.certified, radius=at.certified.radius + 1e9))
     assert searched(summarise_margin(replace(result, at=(wrong,)))) == {}

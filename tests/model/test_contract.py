@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, distributions, nn
@@ -177,6 +178,27 @@ def test_what_can_be_seen_before_a_run_is_told_before_it(
 ) -> None:
     assert re.search(words, fault_of(Bad(small_vae(), changes)))
     assert not fault_of(small_vae())
+
+
+def test_a_method_that_takes_no_batch_is_told_by_its_own_place(small_vae: type[Any]) -> None:
+    class Selfless(small_vae):  # type: ignore[misc, valid-type]
+        def encode(x):  # type: ignore[no-untyped-def]  # noqa: N805
+            return x
+
+    class Empty(small_vae):  # type: ignore[misc, valid-type]
+        def decode():  # type: ignore[no-untyped-def]
+            return None
+
+    for kind, name, of in ((Selfless, "encode", "x"), (Empty, "decode", "z")):
+        line = getattr(kind, name).__code__.co_firstlineno
+        said = fault_of(kind())
+        assert said.startswith(f"whose {name} (test_contract.py, line {line}) cannot be called with one batch"), said
+        assert said.endswith(f"where {name}(self, {of}) was expected")
+
+
+def test_sizes_may_be_integers_of_any_kind(small_vae: type[Any]) -> None:
+    sizes = tuple(np.int64(size) for size in small_vae().input_shape)
+    assert not fault_of(Bad(small_vae(), {"input_shape": sizes}))
 
 
 def test_what_is_no_model_is_told_as_what_it_is(small_vae: type[Any]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, distributions
 
 import vaeaudit
 from vaeaudit.attacks.objectives import output
-from vaeaudit.checks.latents.metrics import summarise_latents
+from vaeaudit.checks.latents.summarise import summarise_latents
 from vaeaudit.errors import UnsupportedError
 from vaeaudit.model.divergence import closed_form, to_prior
 from vaeaudit.model.vae import DiagonalGaussian

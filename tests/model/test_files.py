@@ -298,7 +298,7 @@ def test_refusing_what_claims_gigabytes_takes_little_memory(tmp_path: Path) -> N
         from pathlib import Path
         from vaeaudit.errors import VaeauditError
         from vaeaudit.data.sources import read
-        from vaeaudit.registry import open_model
+        from vaeaudit.model.registry import open_model
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for file in sorted(Path({str(tmp_path)!r}).iterdir()):
             try:

@@ -18,7 +18,7 @@ from torch import Tensor
 import vaeaudit
 from vaeaudit.attacks.directions import random_search
 from vaeaudit.attacks.margin import empirical_margin
-from vaeaudit.checks.attack.capped import CAPPED_MODES
+from vaeaudit.attacks.modes import names
 from vaeaudit.checks.attack.figures import attack_panel
 from vaeaudit.data.items import Stored, fit
 from vaeaudit.errors import ConfigError, ContractError, DataError
@@ -119,7 +119,7 @@ def test_the_sweep_stays_in_the_range_and_uses_all_of_it(model: Callable[..., Ga
 
 
 @each_range
-@pytest.mark.parametrize("mode", [mode for mode in CAPPED_MODES if mode != "latent-side"])
+@pytest.mark.parametrize("mode", [mode for mode in names(swept=False) if mode != "latent-side"])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_attacks_under_a_cap_stay_in_the_range(
     model: Callable[..., Gaussian], span: Range, mode: str, norm: str

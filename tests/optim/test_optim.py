@@ -367,3 +367,22 @@ def test_the_inverse_hessian_product_moves_no_held_variable_and_goes_downhill() 
     product = inv_hessian_product(g, free.to(g), torch.stack([s, s @ hessian], dim=1), newest, pairs)
     assert (product[~free] == 0).all()
     assert ((product * g).sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("unit", [2.0**power for power in (-30, -15, 15)])
+def test_small_and_ordinary_units_of_the_variables_change_nothing(unit: float, dtype: torch.dtype) -> None:
+    """A curvature in micrograms is 10^12 times that in grams; both tell the same of the way to the minimum."""
+    start = torch.tensor([[-1.2, 1.0, -0.5, 0.8]], dtype=dtype)
+    nowhere = torch.full_like(start, INF)
+    stopping = Stopping.for_dtype(dtype, 400)
+    plain, scaled = (
+        minimise(
+            differentiated(lambda x, problem, u=u: rosenbrock(x / u, problem + 1)),
+            start * u, -nowhere, nowhere, stopping,
+        )
+        for u in (1.0, unit)
+    )  # fmt: skip
+    assert int(plain.status) == int(scaled.status) == int(Status.CONVERGED)
+    assert int(scaled.evaluations) < 2 * int(plain.evaluations)
+    torch.testing.assert_close(scaled.x / unit, plain.x, rtol=1e-2, atol=1e-2)

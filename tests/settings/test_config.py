@@ -36,10 +36,10 @@ def test_without_anything_said_the_defaults_hold() -> None:
 
 def test_what_is_given_wins_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     file = written(tmp_path / "vaeaudit.toml", "[run]\nseed = 4\nlimit = 9\n[attack]\npairs = 3\n")
-    resolved = resolve({"run.seed": (5, "--seed"), "attack.pairs": (6, "VAEAUDIT_PAIRS")}, file)
+    resolved = resolve({"run.seed": (5, "--seed"), "attack.pairs": (6, "VAEAUDIT_ATTACK_PAIRS")}, file)
     assert (resolved.settings.run.seed, resolved.settings.attack.pairs, resolved.settings.run.limit) == (5, 6, 9)
     assert resolved.settings.attack.lambdas == 50
-    assert resolved.sources == {"run.seed": "--seed", "attack.pairs": "VAEAUDIT_PAIRS", "run.limit": str(file)}
+    assert resolved.sources == {"run.seed": "--seed", "attack.pairs": "VAEAUDIT_ATTACK_PAIRS", "run.limit": str(file)}
 
 
 def test_the_hash_is_of_the_values_whoever_said_them(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_each_mistake_in_a_file_is_named_with_what_was_expected(
     assert message in text
 
 
-@pytest.mark.parametrize("who", ["--pairs", "VAEAUDIT_PAIRS"])
+@pytest.mark.parametrize("who", ["--pairs", "VAEAUDIT_ATTACK_PAIRS"])
 def test_a_flag_or_variable_is_named_as_its_user_knows_it(who: str) -> None:
     assert told(lambda: resolve({"attack.pairs": (-1, who)}, None)) == f"{who} must be at least 1, but -1 came"
 

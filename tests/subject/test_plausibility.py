@@ -2,30 +2,16 @@ import copy
 import math
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from vaeaudit.data.items import fit
-from vaeaudit.data.sources import read
 from vaeaudit.errors import ConfigError, ContractError, DataError, NonFiniteError, UnsupportedError
-from vaeaudit.model.registry import open_model
 from vaeaudit.model.vae import BernoulliLogits, BernoulliProbabilities, DiagonalGaussian, GaussianLikelihood
 from vaeaudit.subject import sensitivity
 from vaeaudit.subject.plausibility import Finding, Plausibility, Verdict, examine
-
-SHARED = Path(__file__).parents[3] / "shared"
-TRAINED = SHARED / "checkpoints" / "disentangling-vae"
-MNIST = SHARED / "data" / "mnist" / "train_first1000_32x32.npy"
-DSPRITES = SHARED / "data" / "dsprites" / "dsprites_subset.npz"
-needs_shared = pytest.mark.skipif(
-    not (TRAINED.is_dir() and MNIST.is_file() and DSPRITES.is_file()),
-    reason="the trained checkpoints and data of ../shared are not here",
-)
 
 
 class Altered:
@@ -636,36 +622,26 @@ def test_a_share_that_is_not_zero_is_told_in_counts(bundled_model: Any, bundled_
 # Published models
 
 
-def items(vae: Any, file: Path, count: int) -> Tensor:
-    data = fit(read(file), input_shape=vae.input_shape, data_range=vae.range)
-    return data.batch(np.linspace(0, len(data) - 1, count).astype(int))
-
-
-@needs_shared
 @pytest.mark.parametrize(
     ("name", "reconstruction", "kl"), [("VAE_mnist", 111.90942, 19.115902), ("btcvae_mnist", 128.75801, 9.20915)]
 )
 def test_published_mnist_models_pass_with_the_losses_their_authors_logged(
-    name: str, reconstruction: float, kl: float
+    name: str, reconstruction: float, kl: float, published: Any
 ) -> None:
-    vae = open_model(TRAINED / name / "model.pt", "burgess").vae
-    found = examine(vae, items(vae, MNIST, 1000))
+    found = examine(*published(name, 1000))
     assert passed(found), [f for f in found.findings if f.verdict is not Verdict.PASS]
     assert found.losses["reconstruction"].value == pytest.approx(reconstruction, rel=1e-5)
     assert found.losses["kl"].value == pytest.approx(kl, rel=1e-5)
 
 
-@needs_shared
 @pytest.mark.parametrize("name", ["VAE_mnist", "btcvae_mnist"])
-def test_published_mnist_models_read_with_the_wrong_layout_are_caught(name: str) -> None:
-    vae = open_model(TRAINED / name / "model.pt", "burgess").vae
-    found = examine(Altered(vae, encode=split_where_interleaved), items(vae, MNIST, 100))
+def test_published_mnist_models_read_with_the_wrong_layout_are_caught(name: str, published: Any) -> None:
+    vae, x = published(name, 100)
+    found = examine(Altered(vae, encode=split_where_interleaved), x)
     assert verdicts(found)["reconstruction"] is Verdict.FAIL
 
 
-@needs_shared
 @pytest.mark.parametrize("name", ["VAE_dsprites", "betaH_dsprites", "btcvae_dsprites", "betaB_dsprites"])
-def test_published_dsprites_models_pass(name: str) -> None:
-    vae = open_model(TRAINED / name / "model.pt", "burgess").vae
-    found = examine(vae, items(vae, DSPRITES, 120))
+def test_published_dsprites_models_pass(name: str, published: Any) -> None:
+    found = examine(*published(name, 120))
     assert passed(found), [f for f in found.findings if f.verdict is not Verdict.PASS]

@@ -4,6 +4,8 @@ A model is given x + d rounded to its precision, so what it sees is moved by fl(
 in float32 by a part in 10^5 under a cap of 2/255. Caps and boxes are those of what it sees.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,8 +28,11 @@ def furthest(v: Tensor, low: Tensor, high: Tensor, radius: Tensor, norm: str = "
     if norm == "linf":  # the ball is a box
         low, high = torch.maximum(low, -radius[:, None]), torch.minimum(high, radius[:, None])
         radius = torch.full_like(radius, torch.inf)
-    size, reach = v.abs(), torch.where(v < 0, -low, high)
-    t = torch.zeros_like(radius)
+    # In units in which v and the radius are near 1, so that no square over- or underflows: powers of two round nothing.
+    of_v, of_radius = _power_of_two(v.abs().amax(1)), _power_of_two(radius)
+    v, most_t = v / of_v[:, None], torch.full_like(radius, most) * of_v / of_radius
+    reach, radius = torch.where(v < 0, -low, high) / of_radius[:, None], radius / of_radius
+    size, t = v.abs(), torch.zeros_like(radius)
     # From below, as ever more elements are cut off: those cut off at a smaller t are among those cut off at the
     # solution. So it ends, at the solution itself, after at most as many rounds as there are elements; a few, in fact.
     while True:
@@ -38,8 +43,15 @@ def furthest(v: Tensor, low: Tensor, high: Tensor, radius: Tensor, norm: str = "
         if not bool((longer > t).any()):
             break
         t = torch.maximum(t, longer)
-    d = torch.where(size > 0, t.clamp(max=most)[:, None] * v, 0.0)
+    d = torch.where(size > 0, torch.minimum(t, most_t)[:, None] * v, 0.0) * of_radius[:, None]
     return torch.maximum(torch.minimum(d, high), low)
+
+
+def _power_of_two(value: Tensor) -> Tensor:
+    """That next above each value, 1 where it is 0 or infinite, within what its reciprocal allows."""
+    most = -int(math.log2(torch.finfo(value.dtype).tiny))
+    exponent = torch.where(value.isfinite(), value, 0.0).frexp().exponent
+    return torch.ones_like(value).ldexp(exponent.clamp(-most, most))
 
 
 def length(x: Tensor, d: Tensor, norm: str = "l2") -> Tensor:

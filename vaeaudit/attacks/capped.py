@@ -7,14 +7,14 @@ shrinks while the chain moves (a homotopy in the cap, as Croce & Hein 2021, "Min
 The best chain, perhaps one that another cap found, is then followed, and further where it still gains at its limit.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from vaeaudit.attacks.attacked import Capped, joined
 from vaeaudit.attacks.ball import NORMS, exceeds, furthest, length, norm_of, settle
 from vaeaudit.attacks.left import FURTHER, unfinished
-from vaeaudit.attacks.probes import Found
 from vaeaudit.attacks.term import DataTerm, Term
 from vaeaudit.errors import ConfigError, NonFiniteError, VaeauditError, nearest
 from vaeaudit.model.batches import RowBatches
@@ -35,33 +35,6 @@ _STEPS = (1.0, 0.1)  # length of a chain's first and last step, as shares of the
 _OUTSIDE = 1e-2  # how far outside the sphere following starts, as a share of the cap
 _VECTORS = 12  # vectors of n elements that one chain holds at a time
 _MEMORY = 2**33  # bytes that the chains of a group of items may take
-
-
-@dataclass(frozen=True, eq=False)
-class Capped:
-    """Best distortion of each item (I) under each cap (C).
-
-    ``distortion`` and ``adversarial`` are (I, C, *shape): ``adversarial`` is x + d to the bit, inside the box, and
-    nowhere further from x than the cap (see :func:`vaeaudit.attacks.ball.settle`). ``caps`` (C,) are float64. (I, C):
-    ``value``, the data term there, at most that at d = 0 and at most that under any smaller cap; ``norm_of``, float64,
-    how far ``adversarial`` is from x; ``status`` (:class:`Status`); ``evaluations``, rows of the model; ``further``,
-    whether it was searched on, because it still gained at its first limit; ``recent``, what the best chain gained in
-    the last half of the time that it was followed. ``zero_value`` (I,) is the data term at d = 0. ``interrupted`` tells
-    that the search was told to stop.
-    """
-
-    caps: Tensor
-    norm: str
-    distortion: Tensor
-    adversarial: Tensor
-    value: Tensor
-    norm_of: Tensor
-    zero_value: Tensor
-    status: Tensor
-    evaluations: Tensor
-    further: Tensor
-    recent: Tensor
-    interrupted: bool
 
 
 def capped(
@@ -110,11 +83,9 @@ def capped(
         term = Term(of_group, tuple(x.shape[1:]), rows)
         search = _Search(term, x[group].flatten(1), box, caps, norm, max_evaluations, go_on)
         parts.append(search.run(directions[:, group].flatten(2)))
-    apart = ("caps", "norm", "interrupted")
-    joined = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Capped) if f.name not in apart}
-    for name in ("distortion", "adversarial"):
-        joined[name] = joined[name].reshape(len(x), len(caps), *x.shape[1:])
-    return Capped(caps=caps, norm=norm, interrupted=any(part.interrupted for part in parts), **joined)
+    found = joined(parts)
+    shape = (len(x), len(caps), *x.shape[1:])
+    return replace(found, distortion=found.distortion.reshape(shape), adversarial=found.adversarial.reshape(shape))
 
 
 class _Search:
@@ -138,7 +109,7 @@ class _Search:
         self.evaluations = torch.ones_like(self.item)  # (K,)
         self.stopped = False
         # The best of each problem (K,), its d (K, n), how its chain ended, and what that gained of late.
-        self.value, self.d = torch.full_like(self.cap, torch.inf), torch.zeros_like(x[self.item])
+        self.data_term, self.distortion = torch.full_like(self.cap, torch.inf), torch.zeros_like(x[self.item])
         self.status = torch.full_like(self.item, int(Status.STOPPED))
         self.recent = torch.full_like(self.cap, torch.inf)
         self.further = torch.zeros_like(self.item, dtype=torch.bool)
@@ -155,25 +126,17 @@ class _Search:
         budget = self.max_evaluations - len(self.caps) - 1  # the rest: d = 0, the other caps' best, and the result
         chains = max(1, min(len(directions), round(_EXPLORING * budget / _CHAIN)))
         rounds = max(1, int(_EXPLORING * budget) // chains)
-        self.value, self.d = self._exchange(*self._explore(directions[:chains], rounds))
+        self.data_term, self.distortion = self._exchange(*self._explore(directions[:chains], rounds))
         followed = budget - rounds * chains
         self._follow(torch.arange(len(self.item), device=self.x.device), followed, 0, "following")
         for times in FURTHER:
-            problem = unfinished(self._found(zero)).flatten().nonzero().squeeze(1)
+            problem = unfinished(self._standing(zero)).flatten().nonzero().squeeze(1)
             if self.stopped or not len(problem):
                 break
             self.further[problem] = True
             self._follow(problem, times * self.max_evaluations, followed, "searching on")
             followed += times * self.max_evaluations
         return self._result(zero)
-
-    def _found(self, zero: Tensor) -> Found:
-        """The search as it stands, as it is judged."""
-        table = (len(self.x), len(self.caps))
-        value, cap = self.value.reshape(table), self.cap.reshape(table)
-        status, recent = self.status.reshape(table), self.recent.reshape(table)
-        points = self.x[:, None] + self.d.reshape(*table, -1)
-        return Found(points, value, torch.zeros_like(value), cap, status, zero, recent=recent)
 
     def _explore(self, directions: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
         """The least value (K,) that chains from ``directions`` (R, I, n) see within the cap, and its d (K, n)."""
@@ -209,7 +172,7 @@ class _Search:
         if not self._go_on(stage, len(problem), len(problem), _EXPLORED):
             self.status[problem] = int(Status.STOPPED)
             return
-        item, cap, start = self.item[problem], self.cap[problem], self.d[problem]
+        item, cap, start = self.item[problem], self.cap[problem], self.distortion[problem]
         x = self.x[item]
         low, high = self.low - x, self.high - x
         if self.norm == "linf":  # the ball is a box
@@ -235,11 +198,11 @@ class _Search:
             half = descent.minima().value.clone() if 2 * (followed + done) < followed + most else half
         found = descent.minima()
         self.evaluations[problem] += found.evaluations
-        before = self.value[problem]
+        before = self.data_term[problem]
         value = torch.where(found.value < before, found.value, before)
         scale = (cap / norm_of(found.x, "l2")).clamp(max=1)[:, None]
-        self.d[problem] = torch.where((found.value < before)[:, None], scale * found.x, start)
-        self.value[problem] = value
+        self.distortion[problem] = torch.where((found.value < before)[:, None], scale * found.x, start)
+        self.data_term[problem] = value
         finite, stopped = value.isfinite(), found.status == int(Status.STOPPED)
         self.recent[problem] = torch.where(finite, torch.minimum(before, half) - value, torch.inf)
         self.status[problem] = torch.where(finite | stopped, found.status, int(Status.NONFINITE))
@@ -272,11 +235,31 @@ class _Search:
             value, d = torch.where(better, offer, value), torch.where(better[:, None], other, d)
         return value, d
 
+    def _standing(self, zero: Tensor) -> Capped:
+        """The search as it stands; ``zero`` (I,) is the data term at d = 0."""
+        table = (len(self.x), len(self.caps))
+        d = self.distortion.reshape(*table, -1)
+        return Capped(
+            caps=self.caps,
+            norm_name=self.norm,
+            distortion=d,
+            adversarial=self.x[:, None] + d,
+            data_term=self.data_term.reshape(table),
+            norm=length(self.x[:, None], d, self.norm),
+            zero_data_term=zero,
+            status=self.status.reshape(table),
+            evaluations=self.evaluations.reshape(table),
+            further=self.further.reshape(table),
+            recent=self.recent.reshape(table),
+            interrupted=self.stopped,
+        )
+
     def _result(self, zero: Tensor) -> Capped:
         """The best of each problem's d, those of the item's smaller caps and d = 0, as they are handed out."""
         table = (len(self.x), len(self.caps))
-        d = settle(self.x[self.item], self.d, self.edges, self.caps.repeat(len(self.x)), self.norm)
+        d = settle(self.x[self.item], self.distortion, self.edges, self.caps.repeat(len(self.x)), self.norm)
         value = self.term.value(self.x[self.item] + d, self.item)
+        self.evaluations += 1
         gains = value < zero[self.item]  # NaN does not
         value = torch.where(gains, value, zero[self.item]).reshape(table)
         d = torch.where(gains[:, None], d, 0.0).reshape(*table, -1)
@@ -285,20 +268,8 @@ class _Search:
         rank = order.argsort()
         value, which = value[:, rank], order[which[:, rank]]
         d = d[torch.arange(len(d), device=d.device)[:, None], which]
-        found = Capped(
-            caps=self.caps,
-            norm=self.norm,
-            distortion=d,
-            adversarial=self.x[:, None] + d,
-            value=value,
-            norm_of=length(self.x[:, None], d, self.norm),
-            zero_value=zero,
-            status=self.status.reshape(table),
-            evaluations=self.evaluations.reshape(table) + 1,
-            further=self.further.reshape(table),
-            recent=self.recent.reshape(table),
-            interrupted=self.stopped,
-        )
+        self.data_term, self.distortion = value.flatten(), d.flatten(0, 1)
+        found = self._standing(zero)
         self._verify(found)
         return found
 
@@ -307,8 +278,8 @@ class _Search:
         d, caps = found.distortion.flatten(0, 1), self.caps.repeat(len(self.x))
         sound = bool(
             not exceeds(self.x[self.item], d, self.edges, caps, self.norm)
-            and found.value.isfinite().all()
-            and (found.value <= found.zero_value[:, None]).all()
+            and found.data_term.isfinite().all()
+            and (found.data_term <= found.zero_data_term[:, None]).all()
         )
         if not sound:
             raise VaeauditError(

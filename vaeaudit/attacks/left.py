@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.probes import Found, rounding
+from vaeaudit.attacks.attacked import Attacked, Sweep
+from vaeaudit.attacks.probes import rounding
 from vaeaudit.optim.lbfgsb import Status
 
 ENOUGH = 0.02  # share of a figure that may be left to gain
@@ -11,33 +12,33 @@ FURTHER = (1, 2)  # how long is searched on where more is left, as multiples of 
 MOST = 1 + sum(FURTHER)
 
 
-def left_share(found: Found, lowest: Tensor) -> Tensor:
+def left_share(found: Attacked, lowest: Tensor) -> Tensor:
     """What is left to gain of each problem, as a share of the figure that it would change, (P, K).
 
     Under a cap that figure is the problem's own gain. In a sweep it is the span of the item, from d = 0 to ``lowest``
     (P,), the lowest data term seen; and the mean objective above its floor, which all problems with something left
     share. What rounding can explain counts as none.
     """
-    left, zero = left_to_gain(found), found.zero_value[:, None]
-    if found.lambdas is None:
-        share = left / (zero - found.value)
+    left, zero = left_to_gain(found), found.zero_data_term[:, None]
+    if not isinstance(found, Sweep):
+        share = left / (zero - found.data_term)
     else:
         share = left / (zero - lowest[:, None])
         if found.floor is not None:
-            total = (found.value + found.penalty - found.floor).mean(1, keepdim=True)
+            total = (found.objective - found.floor).mean(1, keepdim=True)
             share = torch.maximum(share, left.mean(1, keepdim=True) / total)
-    none = left <= rounding(torch.stack([found.zero_value, lowest]), 0)[:, None]
+    none = left <= rounding(torch.stack([found.zero_data_term, lowest]), 0)[:, None]
     return torch.where(none, 0.0, share)
 
 
-def unfinished(found: Found) -> Tensor:
+def unfinished(found: Attacked) -> Tensor:
     """Which problems ran to their limit, or got stuck, with more than ENOUGH left to gain, (P, K)."""
-    value = torch.where(found.value.isfinite(), found.value, torch.inf)
-    lowest = torch.minimum(value.amin(1), found.zero_value)
+    value = torch.where(found.data_term.isfinite(), found.data_term, torch.inf)
+    lowest = torch.minimum(value.amin(1), found.zero_data_term)
     return _ran(found) & ~(left_share(found, lowest) <= ENOUGH)
 
 
-def left_to_gain(found: Found) -> Tensor:
+def left_to_gain(found: Attacked) -> Tensor:
     """How far a longer search could lower each problem's objective, (P, K); infinite where nothing tells.
 
     Zero where it has converged. The optimum over d of J + lambda pen is concave in lambda and does not fall: it lies
@@ -45,20 +46,19 @@ def left_to_gain(found: Found) -> Tensor:
     stuck, is moreover taken to gain from as many evaluations again no more than it gained from the last half of them:
     true of any that nears its limit as fast as 1/evaluations.
     """
-    objective = found.value + found.penalty
+    objective = found.objective
     settled = found.status == int(Status.CONVERGED)
-    lowest = -torch.inf if found.floor is None else found.floor
-    bound = torch.full_like(objective, lowest)
-    if found.lambdas is not None:
+    bound = torch.full_like(objective, -torch.inf)
+    if isinstance(found, Sweep):
+        lowest = -torch.inf if found.floor is None else found.floor
         order = found.lambdas.argsort()
         bound[:, order] = _chords(objective[:, order], settled[:, order], found.lambdas[order], lowest)
     left = objective - bound
-    if found.recent is not None:
-        left = torch.where(_ran(found), torch.minimum(left, found.recent), left)
+    left = torch.where(_ran(found), torch.minimum(left, found.recent), left)
     return torch.where(settled, 0.0, left.clamp(min=0))
 
 
-def _ran(found: Found) -> Tensor:
+def _ran(found: Attacked) -> Tensor:
     return (found.status == int(Status.LIMIT)) | (found.status == int(Status.STALLED))
 
 

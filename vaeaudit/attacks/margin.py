@@ -15,14 +15,19 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from vaeaudit.attacks.attacked import Attacked
 from vaeaudit.attacks.ball import furthest, settle
+from vaeaudit.attacks.signs import DIRECTIONS, Signs, signs_of
+from vaeaudit.attacks.term import Term
 from vaeaudit.attacks.within import BLOCK, Within
 from vaeaudit.errors import ConfigError, nearest
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import largest_norm
 from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import VAE
+from vaeaudit.optim.lbfgsb import Status
 from vaeaudit.progress import GoOn, Progress, always, within
+from vaeaudit.stats.draws import noise_set
 from vaeaudit.stats.estimates import clopper_pearson
 
 SIGMAS = ("frozen", "full")
@@ -47,6 +52,8 @@ _SHARE = 0.6  # of the tolerance that a test may lose to its sampling error, as 
 _FURTHEST = 0.4  # in the norm's logarithm, that one look can move where P is thought to be m
 _BISECTED = 0.55  # of the time, as measured, goes to bisection
 _TESTS = 12  # of one item at most
+_JUDGED = 128  # draws by which the finished search is judged
+_EFFORT = "search from other starts, with another --seed"
 _NOISE = _POOL + _SELECTION + 2 * BLOCK  # draws of an item held at a time
 _VECTORS = 80  # and vectors of the size of an input
 _MEMORY = 2**33  # bytes that the items of a group may take
@@ -63,6 +70,7 @@ class Empirical:
     ``interval`` (I, 2) its Clopper-Pearson bounds, each wrong with probability alpha_j, alpha spread over the tests as
     alpha / (j (j + 1)); NaN where no test was made. ``tests`` (I,) counts them. ``censored`` (I,) tells where nothing
     broke though the search went on to ``largest`` (I,), the largest norm tried: no bound, and no proof either.
+    ``signs`` are the failure signs of the search, of which an item that is not r-robust unperturbed needs none.
     ``interrupted`` tells that the search was told to stop; what was best by then has been tested once.
     """
 
@@ -74,6 +82,7 @@ class Empirical:
     tests: Tensor
     censored: Tensor
     largest: Tensor
+    signs: Signs
     interrupted: bool
 
 
@@ -135,9 +144,10 @@ def empirical_margin(
             vae, x[group], radius[group], m, sigma, box, alpha, seed, most, tolerance, draws, keys[group], rows, part
         )
         parts.append(search.run())
-    names = [field.name for field in fields(Empirical) if field.name != "interrupted"]
+    names = [field.name for field in fields(Empirical) if field.name not in ("signs", "interrupted")]
     joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-    return Empirical(interrupted=any(part.interrupted for part in parts), **joined)
+    signs = Signs(torch.cat([part.signs.measured for part in parts], 1), _EFFORT)
+    return Empirical(signs=signs, interrupted=any(part.interrupted for part in parts), **joined)
 
 
 class _Search(Within):
@@ -161,7 +171,7 @@ class _Search(Within):
         go_on: GoOn,
     ) -> None:
         super().__init__(vae, x, r, m, sigma, box, seed, keys, rows)
-        self.m, self.alpha, self.most = m, alpha, most
+        self.m, self.box, self.alpha, self.most = m, box, alpha, most
         self.tolerance, self.draws, self.go_on = tolerance, draws, go_on
         self.stopped = False
         self.every = torch.arange(len(x), device=x.device)
@@ -181,7 +191,8 @@ class _Search(Within):
             self.test(self.x[unsure], unsure, nowhere, torch.full_like(unsure, _AT_ZERO), "zero")
         self.level = torch.minimum(self.level, p0 - _APART).clamp(min=self.m / 2)
         searched = self.margin.isfinite()
-        self.confirm(*self.search((~searched).nonzero().squeeze(1), searched))
+        ray, crossing = self.search((~searched).nonzero().squeeze(1), searched)
+        self.confirm(ray, crossing)
         return Empirical(
             margin=self.margin,
             distortion=self.d.reshape(-1, *self.shape),
@@ -191,8 +202,38 @@ class _Search(Within):
             tests=self.tests,
             censored=self.margin.isinf() & searched,
             largest=self.largest,
+            signs=self.judged(ray, searched),
             interrupted=self.stopped,
         )
+
+    def judged(self, ray: Tensor, searched: Tensor) -> Signs:
+        """The failure signs of the search at what broke each item (I,), else at the largest norm along its ray (I, n).
+
+        A point that costs no search, shorter by the tolerance, must not move the distances further.
+        """
+        broken = self.margin.isfinite()
+        radius = torch.where(broken, self.margin, self.largest).to(self.x)
+        points = torch.where(broken[:, None], self.x + self.d, self.point(ray, self.every, radius))
+        noise = self.selection[:_JUDGED]
+        nearness, rows = self.nearness(self.m, noise), RowBatches(max(1, self.rows.size // len(noise)))
+        value, zero = (Term(nearness, self.shape, rows).value(at, self.every) for at in (points, self.x))
+        ended = torch.where(searched, int(Status.CONVERGED), int(Status.STOPPED))
+        found = Attacked(
+            adversarial=points.reshape(-1, 1, *self.shape),
+            data_term=value[:, None],
+            norm=radius[:, None] * (1 - self.tolerance),
+            status=ended[:, None],
+            recent=torch.full_like(value[:, None], torch.inf),
+            zero_data_term=zero,
+        )
+        ways = noise_set(
+            self.shape, draws=DIRECTIONS, items=self.keys, seed=self.seed, check="margin.directions", like=self.x
+        )
+        # Where sigma is frozen, a clamp of log-variances stands in no search's way.
+        encode = self.vae.encode if self.sigma == "full" else None
+        x = self.x.reshape(-1, *self.shape)
+        signs = signs_of(nearness, encode, x, None, found, ways, box=self.box, norm="l2", rows=rows)
+        return Signs(torch.where(self.margin == 0, 0.0, signs.measured), _EFFORT)
 
     def search(self, item: Tensor, searched: Tensor) -> tuple[Tensor, Tensor]:
         """The ray of each item (I, n) that leaves r-robustness soonest and where it does, inf for nowhere, (I,).

@@ -5,12 +5,13 @@ runs. Bound to another noise set, the same function gives the value on fresh dra
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from vaeaudit.attacks.modes import MODES, Mode, names
 from vaeaudit.attacks.similarity import DRAWING, LAYERWISE, SIMILARITIES, coupled_terms
 from vaeaudit.attacks.term import DataTerm
 from vaeaudit.errors import ConfigError, UnsupportedError, nearest
@@ -18,7 +19,6 @@ from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.divergence import to_prior
 from vaeaudit.model.vae import VAE, Chain, Posterior, Recombinable, reconstruct
 
-MODES = ("latent", "output", "damage", "untargeted", "latent-side")
 ON = ("both", "mean", "std")
 REFERENCES = ("reconstruction", "input")
 
@@ -30,8 +30,8 @@ _Measure = Callable[[Posterior, Tensor], Tensor]  # the posterior of b rows, ite
 class Objective:
     """Which data term an attack minimises; an option that a mode does not use has no effect on it.
 
-    ``mode`` names one of the functions below; ``similarity`` and ``layers`` belong to "latent" and "untargeted",
-    ``ref`` to "damage", ``on`` to all but "latent-side". Raises :class:`ConfigError` for an unknown name.
+    ``mode`` names a row of :data:`vaeaudit.attacks.modes.MODES`, which says which options it takes. Raises
+    :class:`ConfigError` for an unknown name.
     """
 
     mode: str = "latent"
@@ -41,61 +41,42 @@ class Objective:
     layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        _require("mode", self.mode, MODES)
+        _require("mode", self.mode, names())
         _require("similarity", self.similarity, tuple(SIMILARITIES))
         _require("on", self.on, ON)
         _require("ref", self.ref, REFERENCES)
 
     @property
-    def targeted(self) -> bool:
-        """Whether there is a target x_t."""
-        return self.mode in ("latent", "output")
-
-    @property
-    def decodes(self) -> bool:
-        """Whether a point runs through the decoder once for each draw: batches want to be smaller by that factor."""
-        return self.mode in ("output", "damage")
-
-    @property
-    def nonnegative(self) -> bool:
-        """Whether the data term is never below 0, and 0 at a perfect match; otherwise it may be any real number."""
-        return self.mode == "latent"
+    def row(self) -> Mode:
+        """What is known of the mode."""
+        return MODES[self.mode]
 
     @property
     def unit(self) -> str:
         """Unit of the data term: "nats", "latent units" or "input units"."""
-        if self.mode in ("damage", "latent-side"):
-            return "input units"
-        return "nats" if self.mode == "output" or self.similarity in LAYERWISE else "latent units"
+        return self.row.unit or ("nats" if self.similarity in LAYERWISE else "latent units")
 
     def data_term(self, vae: VAE, x: Tensor, x_t: Tensor | None = None, noise: Tensor | None = None) -> DataTerm:
-        """The data term of items ``x`` (items, *input_shape), for "latent-side" latents (items, *latent).
+        """The data term of items ``x`` (items, *input_shape), or (items, *latent) where latents are perturbed.
 
         Args:
             vae: the model under attack.
             x: what is perturbed.
-            x_t: the target of each item, for "latent" and "output".
-            noise: (draws, items, *noise_shape); None for "latent-side" and for "damage" at z = the mean.
+            x_t: the target of each item, where the mode takes one.
+            noise: (draws, items, *noise_shape), where it takes any; None for a mode at z = the mean.
 
         Raises:
             ConfigError: the target or the noise is missing, or a layer that the posterior does not have.
             UnsupportedError: the model's posterior does not give what the mode needs.
         """
-        if self.mode == "latent-side":
-            return latent_side(vae, x)
-        if self.mode == "damage":
-            return damage(vae, x, noise, self.ref, self.on)
-        if noise is None:
+        if noise is None and "noise" in self.row.takes and not self.row.mean_alone:
             raise ConfigError(
                 f"attack mode '{self.mode}' needs a noise set, but none was given; give at least one draw"
             )
-        if self.mode == "untargeted":
-            return untargeted(vae, x, self.similarity, noise, self.on, self.layers)
-        if x_t is None:
+        if x_t is None and "x_t" in self.row.takes:
             raise ConfigError(f"attack mode '{self.mode}' needs a target for each item, but none was given; give x_t")
-        if self.mode == "output":
-            return output(vae, x, x_t, noise, self.on)
-        return latent(vae, x, x_t, self.similarity, noise, self.on, self.layers)
+        given = {"x_t": x_t, "noise": noise, **{field.name: getattr(self, field.name) for field in fields(self)}}
+        return self.row.function(vae, x, **{name: given[name] for name in self.row.takes})
 
 
 def latent(

@@ -7,12 +7,12 @@ under a linf cap they are corners of the cap, cut at the box.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from scipy import stats as distributions
 from torch import Tensor
 
+from vaeaudit.attacks.attacked import Attacked
 from vaeaudit.attacks.term import DataTerm
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import flat_bounds
@@ -27,6 +27,7 @@ _SLOPES = 6  # directions whose slopes are compared with differences: the gradie
 _FLAT = 1e-4  # an element with a gradient below this share of the largest counts as having none
 _STEPS = (1e-3, 1e-4)  # of those differences, as shares of the length of d; kinks spoil long, rounding short ones
 _SHORT = tuple(10.0**-power for power in range(5, 14))  # elements of other scales are passed by in longer ones
+_ASIDE = 5e-2  # how far beside a point, as a share of the way to the far one, a kink that it may lie on is passed by
 _MARGIN = 5e-2  # how far from the edges of the box, as a share of its width, differences are taken
 _LEVEL = 0.999  # of the test on fresh noise
 _OFF_ZERO = 1e-2  # a little off d = 0, as a share of the length of d
@@ -37,28 +38,6 @@ _CLEAR = 0.1  # differences of values are compared where they exceed this share 
 _LENGTHENINGS = 8
 
 
-@dataclass(frozen=True, eq=False)
-class Found:
-    """What an attack found for P items and K problems each: values of lambda, or caps.
-
-    (P, K, *shape): ``adversarial``. (P, K): ``value`` of the data term; ``penalty`` added to it, 0 under a cap;
-    ``radius``, the cap, or the norm found where there is none; ``status`` (:class:`Status`). ``zero_value`` (P,) is
-    the data term at d = 0. ``lambdas`` (K,) are those of a sweep, None under caps. ``recent`` (P, K) is how far the
-    objective fell in the last half of its evaluations, None where that is not known. ``floor`` bounds the data term
-    from below where that is known: 0 for a similarity.
-    """
-
-    adversarial: Tensor
-    value: Tensor
-    penalty: Tensor
-    radius: Tensor
-    status: Tensor
-    zero_value: Tensor
-    lambdas: Tensor | None = None
-    recent: Tensor | None = None
-    floor: float | None = None
-
-
 class Probes:
     """Measurements of one attack on P items of n elements, M of the problems of each looked at; each is (P,)."""
 
@@ -67,7 +46,7 @@ class Probes:
         data_term: DataTerm,
         x: Tensor,
         x_t: Tensor | None,
-        found: Found,
+        found: Attacked,
         directions: Tensor,
         box: Range | None,
         norm: str,
@@ -99,7 +78,8 @@ class Probes:
         # Between the two, off the edges of the box, the gradient is compared with differences.
         middle = (self.x + self.far) / 2
         inner = [(low + _MARGIN * w, high - _MARGIN * w) for (low, high), w in zip(intervals(box), width, strict=True)]
-        self.middle = middle.clamp(*flat_bounds(tuple(inner), self.shape, x))
+        self.inner = flat_bounds(tuple(inner), self.shape, x)
+        self.middle = middle.clamp(*self.inner)
         free = [low == -torch.inf and high == torch.inf for low, high in intervals(box)]
         most = [torch.inf if none else _MARGIN * w for none, w in zip(free, width, strict=True)]
         self.margin = flat_bounds(tuple((-edge, edge) for edge in most), self.shape, x)[1]  # (1, n)
@@ -119,7 +99,7 @@ class Probes:
         self.value, self.size = self._unsearched()  # (P, T)
         self.zero = self.once[:, 0]
         at_far = self._on_grid(lambda item, _: self.far[item], 1)
-        seen = torch.cat([found.value, self.once, self.value, at_far], 1)
+        seen = torch.cat([found.data_term, self.once, self.value, at_far], 1)
         self.lowest = torch.where(seen.isfinite(), seen, torch.inf).amin(1)
         self.span = self.zero - self.lowest
         self.rounding = rounding(torch.stack([self.zero, self.lowest]), 0)
@@ -130,7 +110,7 @@ class Probes:
 
     def not_finite(self) -> Tensor:
         """Share of the values and gradient elements that are NaN or infinite."""
-        finite = torch.cat([self.found.value.isfinite(), self.once.isfinite(), self.finite], 1)
+        finite = torch.cat([self.found.data_term.isfinite(), self.once.isfinite(), self.finite], 1)
         return (~finite).to(self.x.dtype).mean(1)
 
     def zero_gradient(self) -> Tensor:
@@ -162,16 +142,29 @@ class Probes:
         """Products of the gradient, with itself and with random directions, against central differences.
 
         Without a box the elements may have units of their own, whose scales no length of d tells: then shorter and
-        shorter steps are tried, as long as their differences are clear of rounding.
+        shorter steps are tried, as long as their differences are clear of rounding. Whole numbers may lie on a kink of
+        the encoder exactly, where no gradient agrees with differences both ways: then a point beside it tells, if what
+        disagreed can be told there.
         """
-        error = self._difference(_STEPS)
+        error = self._error(self.middle, self.slopes[:, -1])
+        if bool((error > _AGREES).any()):
+            way = self.far - self.x
+            aside = torch.where(way == 0, self.length[:, None] * way.shape[1] ** -0.5, way) * _ASIDE
+            beside = (self.middle + torch.where(self.random[0] < 0, -aside, aside)).clamp(*self.inner)
+            there = self._error(beside, self._gradient(beside[:, None])[:, 0].nan_to_num(0, 0, 0))
+            tells = ~(there.isnan() & ~error.isnan()).any(0)
+            error = torch.where(tells & (_larger(there) < _larger(error)), there, error)
+        return _larger(error)
+
+    def _error(self, points: Tensor, slope: Tensor) -> Tensor:
+        """The errors (2, P) of the gradients ``slope`` at ``points``, (P, n) each; NaN where no difference is clear."""
+        error = self._difference(_STEPS, points, slope)
         if bool((self.high - self.low).isinf().any()) and bool((error > _AGREES).any()):
-            error = torch.minimum(error, self._difference(_STEPS + _SHORT))
+            error = torch.fmin(error, self._difference(_STEPS + _SHORT, points, slope))
         return error
 
-    def _difference(self, steps: Sequence[float]) -> Tensor:
-        """The larger error (P,) of the two groups of directions, each of its best step; 0 where none is clear."""
-        slope = self.slopes[:, -1]
+    def _difference(self, steps: Sequence[float], points: Tensor, slope: Tensor) -> Tensor:
+        """The errors (2, P) of the two groups of directions, each of its best step; NaN where none is clear."""
         along = torch.cat([slope[None], self.random[: _SLOPES - 1]])  # (S, P, n)
         along = along * _inverse(_length(along))[:, :, None]
         shares = torch.tensor(steps, dtype=along.dtype, device=along.device)
@@ -180,7 +173,7 @@ class Probes:
         ends = torch.tensor([1.0, -1.0], dtype=along.dtype, device=along.device)
 
         def beside(item: Tensor, size: Tensor, way: Tensor, end: Tensor) -> Tensor:
-            return self.middle[item] + (ends[end] * step[size, way, item])[:, None] * along[way, item]
+            return points[item] + (ends[end] * step[size, way, item])[:, None] * along[way, item]
 
         value = self._on_grid(beside, *step.shape[:2], 2)  # (P, H, S, 2)
         rise = value[..., 0] - value[..., 1]
@@ -192,8 +185,8 @@ class Probes:
             error = _length(seen - said) / scale
             clear &= error.isfinite()  # what overflows at a long step may not at a short one
             error = torch.where(clear, error, torch.inf).amin(1)
-            told.append(torch.where(clear.any(1), error, 0.0))
-        return torch.maximum(*told)
+            told.append(torch.where(clear.any(1), error, torch.nan))
+        return torch.stack(told)
 
     def clamped(self, encode: Callable[[Tensor], Posterior]) -> Tensor:
         """Share of log-variances at the item's least or greatest, where that is the edge of a clamp.
@@ -231,15 +224,15 @@ class Probes:
         radius = self.found.radius  # (P, K)
         within = self.size[:, None, :] <= (1 + _FLAT) * radius[:, :, None]
         value = torch.where(within & self.value[:, None, :].isfinite(), self.value[:, None, :], torch.inf).amin(2)
-        gain, missed = self.zero[:, None] - value, self.found.value - value
+        gain, missed = self.zero[:, None] - value, self.found.data_term - value
         beaten = (missed > self.rounding[:, None]) & (gain > self.rounding[:, None])
         return torch.where(beaten, missed / gain, 0.0).amax(1)
 
     def above_zero(self, fresh: DrawTerm | None) -> Tensor:
         """Excess over d = 0 as handed out, as computed again, and on fresh draws beyond their standard error."""
-        penalty = self.found.penalty.gather(1, self.looked)
+        penalty = self.found.penalty_term.gather(1, self.looked)
         excess = [
-            self.found.value + self.found.penalty - self.found.zero_value[:, None],
+            self.found.data_term + self.found.penalty_term - self.found.zero_data_term[:, None],
             self.once[:, 1:] + penalty - self.zero[:, None],
         ]
         if fresh is not None:
@@ -252,7 +245,7 @@ class Probes:
 
     def change(self) -> Tensor:
         """Change of the values at d = 0 and at found points when they are computed again."""
-        handed = torch.cat([self.found.zero_value[:, None], self.found.value.gather(1, self.looked)], 1)
+        handed = torch.cat([self.found.zero_data_term[:, None], self.found.data_term.gather(1, self.looked)], 1)
         change = torch.maximum((self.once - self.again).abs(), (self.once - handed).abs())
         scale = torch.maximum(self.once.abs().amax(1), handed.abs().amax(1)).clamp(min=torch.finfo(change.dtype).tiny)
         return change.amax(1) / scale
@@ -327,6 +320,11 @@ def _gaussians(q: Posterior) -> list[DiagonalGaussian]:
 def _length(d: Tensor) -> Tensor:
     length: Tensor = torch.linalg.vector_norm(d, dim=-1)
     return length
+
+
+def _larger(errors: Tensor) -> Tensor:
+    """The larger (P,) of errors (2, P), of which NaN tells nothing."""
+    return errors.nan_to_num(0).amax(0)
 
 
 def _inverse(length: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vaeaudit.attacks.attacked import penalise
 from vaeaudit.attacks.term import Term
 from vaeaudit.errors import NonFiniteError
 from vaeaudit.model.box import flat_bounds
@@ -29,11 +30,6 @@ _TELLING = 100  # evaluations from which on a search's last gains tell of those 
 # Shares of the time at whose end problems are explored, refined, and searched on, as measured.
 _EXPLORES, _REFINES = 0.2, 0.95
 _WORTHWHILE = 1e-3  # relative gain for which a problem moves to another's distortion
-
-
-def penalise(norm: Tensor, penalty: str) -> Tensor:
-    """pen(d) of ||d||_2: itself (`l2`) or its square (`l2sq`)."""
-    return norm if penalty == "l2" else norm.square()
 
 
 @dataclass(frozen=True)
@@ -72,12 +68,16 @@ class Search:
         self.lam = lambdas.repeat(pairs)  # (K,)
         self.gap = torch.linalg.vector_norm(x_t - x, dim=1)  # (P,)
         # The two candidates that need no search: d = 0 and d = x_t - x.
-        self.zero_data, gradient = term.gradient(x, every)
-        _check_finite(self.zero_data)
-        self.target_data = term.value(x_t, every)
-        self.target_data = torch.where(self.target_data.isfinite(), self.target_data, torch.inf)  # then no candidate
+        self.zero_data_term, gradient = term.gradient(x, every)
+        _check_finite(self.zero_data_term)
+        self.target_data_term = term.value(x_t, every)
+        self.target_data_term = torch.where(
+            self.target_data_term.isfinite(), self.target_data_term, torch.inf
+        )  # then no candidate
         self.floor = (
-            torch.minimum(self.zero_data, self.target_data) if floor is None else torch.full_like(x[:, 0], floor)
+            torch.minimum(self.zero_data_term, self.target_data_term)
+            if floor is None
+            else torch.full_like(x[:, 0], floor)
         )
         self.rising = floor is None  # the lowest data term known is the floor until a lower one is found
         blocked = ((x <= low) & (gradient > 0)) | ((x >= high) & (gradient < 0))
@@ -87,8 +87,8 @@ class Search:
         self.stationary = self.steepness[self.pair] <= (self.lam if penalty == "l2" else 0)
         # Every problem starts with d = 0.
         self.best = x[self.pair].clone()  # (K, n) best adversarial input
-        self.data = self.zero_data[self.pair]  # (K,) its data term
-        self.norm = torch.zeros_like(self.data)  # (K,) its ||d||_2
+        self.data_term = self.zero_data_term[self.pair]  # (K,) its data term
+        self.norm = torch.zeros_like(self.data_term)  # (K,) its ||d||_2
         self.status = torch.where(self.stationary, int(Status.CONVERGED), int(Status.STOPPED))
         self.evaluations = torch.ones_like(self.pair)
         self.further = torch.zeros_like(self.stationary)  # whether it was searched on
@@ -110,15 +110,15 @@ class Search:
     @property
     def objective(self) -> Tensor:
         """Best objective of each problem, (K,)."""
-        return self.data + self.lam * penalise(self.norm, self.penalty)
+        return self.data_term + self.lam * penalise(self.norm, self.penalty)
 
     @property
     def recent(self) -> Tensor:
         """What the objective has gained since half of a problem's evaluations, (K,); infinite if cut off after few."""
-        final, before = self.objective, torch.full_like(self.data, torch.inf)
+        final, before = self.objective, torch.full_like(self.data_term, torch.inf)
         for evaluations, objective in self.history:
             before = torch.where(2 * evaluations <= self.evaluations, objective, before)
-        zero = self.zero_data[self.pair]
+        zero = self.zero_data_term[self.pair]
         gained = (torch.minimum(before, zero) - final).clamp(min=0)
         cut_off = (self.status == int(Status.LIMIT)) | (self.status == int(Status.STOPPED))
         gained = torch.where(cut_off & (self.evaluations < _TELLING), torch.inf, gained)
@@ -128,13 +128,13 @@ class Search:
     def candidates(self) -> tuple[Tensor, Tensor]:
         """Data term and ||d||_2 of each pair's candidates, (P, L + 2): its problems' best, d = 0, d = x_t - x."""
         shape = (len(self.x), len(self.lambdas))
-        data = torch.stack([self.zero_data, self.target_data], 1)
+        data = torch.stack([self.zero_data_term, self.target_data_term], 1)
         norm = torch.stack([torch.zeros_like(self.gap), self.gap], 1)
-        return torch.cat([self.data.reshape(shape), data], 1), torch.cat([self.norm.reshape(shape), norm], 1)
+        return torch.cat([self.data_term.reshape(shape), data], 1), torch.cat([self.norm.reshape(shape), norm], 1)
 
     def _explore(self) -> None:
         """Search from a small step off d = 0, from halfway to the target, and from further points between."""
-        towards = (self.zero_data - self.target_data) / self.gap
+        towards = (self.zero_data_term - self.target_data_term) / self.gap
         top = torch.maximum(self.steepness, towards) / (1 if self.penalty == "l2" else self.gap)
         below = self.lam < top[self.pair]
         explored = (below & (self.lam >= _EXPLORED * top[self.pair])).reshape(len(self.x), -1)
@@ -201,7 +201,7 @@ class Search:
             if rows.numel():
                 search.move(rows, self.best[rows], source[rows])
         # The search can be stuck at x_t itself: it settles where it started, far from the best.
-        bound = self.target_data[self.pair] + self.lam * penalise(self.gap, self.penalty)[self.pair]
+        bound = self.target_data_term[self.pair] + self.lam * penalise(self.gap, self.penalty)[self.pair]
         saved = self._excess(bound) - self._excess(self.objective)
         stuck = (
             bound.isfinite()
@@ -235,7 +235,7 @@ class Search:
         free = torch.where((place == count)[:, None], self.x[pair], self.x_t[pair])
         own = source[better].clamp(min=0)
         self.best[better] = torch.where((place < count)[:, None], self.best[own], free)
-        self.data[better], self.norm[better] = data[pair, place], norm[pair, place]
+        self.data_term[better], self.norm[better] = data[pair, place], norm[pair, place]
         return worthwhile, source
 
     def _off_zero(self, pair: Tensor) -> Tensor:
@@ -271,7 +271,7 @@ class Search:
         found = search.minima()
         # Where one start of a problem is not finite, what its others found still counts.
         known = torch.where(found.value.isfinite(), found.value, torch.inf)
-        value = torch.full_like(self.data, torch.inf).scatter_reduce(0, problem, known, "amin")
+        value = torch.full_like(self.data_term, torch.inf).scatter_reduce(0, problem, known, "amin")
         wins = (known == value[problem]) & (known < self.objective[problem])
         rows = wins.nonzero().squeeze(1)
         if rows.numel():
@@ -279,7 +279,7 @@ class Search:
             # The data term is computed anew: taking the penalty off the value would cancel with large lambda.
             data = self.term.value(found.x[rows], self.pair[k])
             norm = torch.linalg.vector_norm(found.x[rows] - self.x[self.pair[k]], dim=1)
-            self.best[k], self.data[k], self.norm[k] = found.x[rows], data, norm
+            self.best[k], self.data_term[k], self.norm[k] = found.x[rows], data, norm
 
 
 def _check_finite(data: Tensor) -> None:

@@ -17,8 +17,9 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from vaeaudit.attacks.attacked import Attacked
 from vaeaudit.attacks.left import ENOUGH, MOST, left_share
-from vaeaudit.attacks.probes import DrawTerm, Found, Probes
+from vaeaudit.attacks.probes import DrawTerm, Probes
 from vaeaudit.attacks.term import DataTerm
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.ranges import Range
@@ -50,7 +51,7 @@ _SAYS: dict[Sign, tuple[float, str, str]] = {
     Sign.NOT_CONVERGED: (
         ENOUGH,
         f"searched on to {MOST} times its evaluations, it could still lower its figures by {{:.2g}} of their scale",
-        "raise --max-evaluations",
+        "{effort}",
     ),
     Sign.NOT_FINITE: (
         0.0,
@@ -75,12 +76,12 @@ _SAYS: dict[Sign, tuple[float, str, str]] = {
     Sign.RANDOM: (
         0.01,
         "it missed {:.2g} of the gain of a point of its norm that costs no search",
-        "raise --max-evaluations; where that does not help, its gradient misleads",
+        "{effort}; where that does not help, its gradient misleads",
     ),
     Sign.ABOVE_ZERO: (
         0.01,
         "the objective lies {:.2g} of the data term's span above that of d = 0",
-        "raise --max-evaluations, or see whether another --seed tells the same",
+        "{effort}, or see whether another --seed tells the same",
     ),
     Sign.NOT_REPEATABLE: (
         1e-3,
@@ -88,10 +89,11 @@ _SAYS: dict[Sign, tuple[float, str, str]] = {
         "turn dropout or sampling off in the model as it is opened",
     ),
 }
+# Signs that the values themselves are amiss: not finite, other when computed again, or fitted to the search's noise.
+_DISTRUSTED = (Sign.NOT_FINITE, Sign.NOT_REPEATABLE, Sign.ABOVE_ZERO)
 _NOT_MEASURED = {
     Sign.NOT_CONVERGED: (
-        "the search ended early, and nothing tells how far a longer one would go; let it end, or raise "
-        "--max-evaluations"
+        "the search ended early, and nothing tells how far a longer one would go; let it end, or {effort}"
     ),
     Sign.ZERO_GRADIENT: (
         "the data term is the same everywhere: the model does not see its input; look for what cuts it off"
@@ -108,10 +110,11 @@ class Signs:
     data term by moving the elements without a gradient to the target, or to a far point where there is none; the
     relative error of the gradient against central differences; the share of log-variances at a clamp's edge; the share
     missed of the gain of the best point that costs no search; the excess of the objective over that of d = 0; the
-    change of a value when it is computed again. NaN counts as a sign.
+    change of a value when it is computed again. NaN counts as a sign. ``effort`` says what makes the search stronger.
     """
 
     measured: Tensor
+    effort: str = "raise --max-evaluations"
 
     @property
     def fired(self) -> Tensor:
@@ -124,6 +127,11 @@ class Signs:
         """Whether an item shows a sign, (P,): its verdict is inconclusive, never passed."""
         return self.fired.any(0)
 
+    @property
+    def trusted(self) -> bool:
+        """Whether all values are what their points give, however weak the search."""
+        return not bool(self.fired[[list(Sign).index(sign) for sign in _DISTRUSTED]].any())
+
     def of(self, item: int) -> tuple[Sign, ...]:
         """The signs of one item."""
         return tuple(sign for sign, fired in zip(Sign, self.fired[:, item].tolist(), strict=True) if fired)
@@ -132,8 +140,8 @@ class Signs:
         """A sentence on what was measured of one item, and what to do about it."""
         value = float(self.measured[list(Sign).index(sign), item])
         _, measured, remedy = _SAYS[sign]
-        told = measured.format(value) if isfinite(value) else f"measured as {value}"
-        return f"{told}; {remedy}" if isfinite(value) else _NOT_MEASURED.get(sign, f"{told}; {remedy}")
+        told = f"{measured.format(value) if isfinite(value) else f'measured as {value}'}; {remedy}"
+        return (told if isfinite(value) else _NOT_MEASURED.get(sign, told)).replace("{effort}", self.effort)
 
 
 def signs_of(
@@ -141,7 +149,7 @@ def signs_of(
     encode: Callable[[Tensor], Posterior] | None,
     x: Tensor,
     x_t: Tensor | None,
-    found: Found,
+    found: Attacked,
     directions: Tensor,
     *,
     box: Range | None,
@@ -154,7 +162,7 @@ def signs_of(
     ``encode`` gives the posterior of points (b, *shape), None where they are no inputs. ``directions`` (R, P, *shape),
     R >= 2, is standard normal noise keyed by item; ``norm`` is "l2" or "linf", of the radius. ``fresh`` is for data
     terms that depend on draws. With R = DIRECTIONS it costs about a hundred rows of the model an item, of which 8 with
-    their gradient; draws that the data term decodes multiply that.
+    their gradient, and some dozens more where that disagrees; draws that the data term decodes multiply that.
     """
     look = Probes(data_term, x, x_t, found, directions, box, norm, rows)
     measured = {
@@ -162,7 +170,7 @@ def signs_of(
         Sign.NOT_FINITE: look.not_finite(),
         Sign.ZERO_GRADIENT: look.zero_gradient(),
         Sign.WRONG_GRADIENT: look.wrong_gradient(),
-        Sign.CLAMPED: look.clamped(encode) if encode else torch.zeros_like(found.zero_value),
+        Sign.CLAMPED: look.clamped(encode) if encode else torch.zeros_like(found.zero_data_term),
         Sign.RANDOM: look.random_search(),
         Sign.ABOVE_ZERO: look.above_zero(fresh),
         Sign.NOT_REPEATABLE: look.change(),

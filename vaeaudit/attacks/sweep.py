@@ -1,14 +1,12 @@
 """The lambda sweep: data term + lambda * pen(d) for every pair and every lambda, as one batched problem."""
 
-from dataclasses import dataclass, fields
-
 import torch
 from torch import Tensor
 
+from vaeaudit.attacks.attacked import Sweep, joined, penalise
 from vaeaudit.attacks.ball import settle
 from vaeaudit.attacks.left import FURTHER, unfinished
-from vaeaudit.attacks.probes import Found
-from vaeaudit.attacks.search import Effort, Search, penalise
+from vaeaudit.attacks.search import Effort, Search
 from vaeaudit.attacks.term import DataTerm, Term
 from vaeaudit.errors import VaeauditError
 from vaeaudit.model.batches import RowBatches
@@ -16,59 +14,8 @@ from vaeaudit.model.box import bounds
 from vaeaudit.model.ranges import Range
 from vaeaudit.progress import GoOn, always, within
 
-PENALTIES = ("l2", "l2sq")
 _MEMORY = 2**33  # bytes that the state of the problems searched together may take
 _VECTORS = 40  # that state, in vectors of the size of an input for each problem
-
-
-@dataclass(frozen=True, eq=False)
-class Sweep:
-    """Best distortion of each pair (P) and lambda (L).
-
-    ``distortion`` and ``adversarial`` are (P, L, *shape), and ``adversarial`` is x + d to the bit, inside the
-    box. ``data_term``, ``norm`` (||d||_2), ``objective``, ``status`` (:class:`Status`), ``evaluations``,
-    ``further``, whether it was searched on, because it could still fall at its first limit, and ``recent``, what the
-    objective has gained since half of the evaluations, infinite if cut off early, are (P, L).
-    ``zero_data_term`` (P,) is the data term at d = 0. ``interrupted`` tells that it was told to stop.
-    """
-
-    lambdas: Tensor
-    penalty: str
-    distortion: Tensor
-    adversarial: Tensor
-    data_term: Tensor
-    norm: Tensor
-    objective: Tensor
-    status: Tensor
-    evaluations: Tensor
-    further: Tensor
-    recent: Tensor
-    zero_data_term: Tensor
-    interrupted: bool
-
-    @property
-    def penalty_term(self) -> Tensor:
-        """lambda pen(d), (P, L)."""
-        return self.lambdas * penalise(self.norm, self.penalty)
-
-    def judged(self, floor: float | None) -> Found:
-        """The sweep as it is judged; ``floor`` is a lower bound of the data term, None where there is none."""
-        return Found(
-            adversarial=self.adversarial,
-            value=self.data_term,
-            penalty=self.penalty_term,
-            radius=self.norm,
-            status=self.status,
-            zero_value=self.zero_data_term,
-            lambdas=self.lambdas,
-            recent=self.recent,
-            floor=floor,
-        )
-
-    @property
-    def chosen(self) -> Tensor:
-        """Index of the lambda to show for each pair, (P,); see :func:`just_better_than_mean`."""
-        return just_better_than_mean(self.data_term)
 
 
 def geometric_lambdas(count: int) -> tuple[float, ...]:
@@ -76,16 +23,6 @@ def geometric_lambdas(count: int) -> tuple[float, ...]:
     if count == 1:
         return (1.0,)
     return tuple(2.0 ** (-20 + 40 * i / (count - 1)) for i in range(count))
-
-
-def just_better_than_mean(data_term: Tensor) -> Tensor:
-    """Index of the largest data term below the mean over lambda, (P, L) -> (P,).
-
-    Gondim-Ribeiro et al. 2018 show the attack "just better than the mean"; penalised objectives are not
-    comparable across lambda, so the data term alone is meant. Where all are equal, the first is taken.
-    """
-    below = data_term < data_term.mean(1, keepdim=True)
-    return torch.where(below, data_term, -torch.inf).argmax(1)
 
 
 def sweep(
@@ -123,19 +60,19 @@ def sweep(
         of_all = within(go_on, first / len(x), min(1.0, (first + size) / len(x)))
         search = Search(term, x[group].flatten(1), x_t[group].flatten(1), box, lambdas, penalty, floor, effort, of_all)
         search.run()
-        found = _result(search, shape)
+        found = _result(search, shape, floor)
         for times in FURTHER:
-            problem = unfinished(found.judged(floor)).flatten().nonzero().squeeze(1)
+            problem = unfinished(found).flatten().nonzero().squeeze(1)
             if search.stopped or not len(problem):
                 break
             search.run_on(problem, times * effort.stopping.max_evaluations)
-            found = _result(search, shape)
+            found = _result(search, shape, floor)
         _verify(found, box)
         parts.append(found)
-    return parts[0] if len(parts) == 1 else _join(parts)
+    return parts[0] if len(parts) == 1 else joined(parts)
 
 
-def _result(search: Search, shape: tuple[int, ...]) -> Sweep:
+def _result(search: Search, shape: tuple[int, ...], floor: float | None) -> Sweep:
     """The best of all candidates, each evaluated once more as the distortion that is handed out."""
     x, lambdas = search.x, search.lambdas
     pairs, count = len(x), len(lambdas)
@@ -148,7 +85,7 @@ def _result(search: Search, shape: tuple[int, ...]) -> Sweep:
     data = torch.where(data.isfinite(), data, torch.inf)  # x_t may have none; d = 0 always has
     norm = torch.linalg.vector_norm(d, dim=2)
     table = data[:, None, :] + lambdas[:, None] * penalise(norm, search.penalty)[:, None, :]
-    objective, which = table.min(2)  # (P, L)
+    which = table.min(2).indices  # (P, L)
     row = torch.arange(pairs, device=x.device)[:, None]
     return Sweep(
         lambdas=lambdas,
@@ -157,22 +94,13 @@ def _result(search: Search, shape: tuple[int, ...]) -> Sweep:
         adversarial=point[row, which].reshape(pairs, count, *shape),
         data_term=data[row, which],
         norm=norm[row, which],
-        objective=objective,
         status=search.status.reshape(pairs, count),
         evaluations=search.evaluations.reshape(pairs, count),
         further=search.further.reshape(pairs, count),
         recent=search.recent.reshape(pairs, count),
         zero_data_term=data[:, -2],
         interrupted=search.stopped,
-    )
-
-
-def _join(parts: list[Sweep]) -> Sweep:
-    """The sweeps of groups of pairs as one."""
-    apart = ("lambdas", "penalty", "interrupted")
-    joined = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Sweep) if f.name not in apart}
-    return Sweep(
-        lambdas=parts[0].lambdas, penalty=parts[0].penalty, interrupted=any(p.interrupted for p in parts), **joined
+        floor=floor,
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vaeaudit.attacks.ball import furthest
 from vaeaudit.attacks.directions import pull_back
-from vaeaudit.attacks.term import Term
+from vaeaudit.attacks.term import DataTerm, Term
 from vaeaudit.errors import NonFiniteError, UnsupportedError
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import flat_bounds
@@ -18,6 +18,7 @@ from vaeaudit.stats.draws import noise_set
 
 _SPREAD = 0.5  # width of the smooth step, as a share of the distances' standard deviation
 _GAP = 0.25  # and of their quantile's distance from r, so that a far r still has a slope
+_RANKS = 0.125  # how far from the level the ranks lie whose distances stand for its quantile
 _SECANTS = 6
 BLOCK = 1024  # draws of one block of noise
 
@@ -88,6 +89,21 @@ class Within:
         ordered = self.distances(points, item, noise).sort(1).values
         place = (self.level[item] * len(noise)).long()
         return ordered.gather(1, place[:, None]).squeeze(1) - self.r[item]
+
+    def nearness(self, m: float, noise: Tensor) -> DataTerm:
+        """-(the quantile m of the distances) on ``noise`` (S, items, *noise_shape): what an attack on P minimises.
+
+        P itself is flat wherever no draw is near r. Averaged over the ranks next to m, since a single one has a kink
+        wherever two draws change places.
+        """
+        first = min(int(max(0.0, m - _RANKS) * len(noise)), len(noise) - 1)
+        last = max(first + 1, int(min(1.0, m + _RANKS) * len(noise)))
+
+        def nearness(points: Tensor, item: Tensor) -> Tensor:
+            ordered = self.far(points, item, noise[:, item]).sort(1).values
+            return -ordered[:, first:last].mean(1)
+
+        return nearness
 
     def seen(self, v: Tensor, item: Tensor, radius: Tensor, noise: Tensor) -> Tensor:
         """P on a noise set at ``radius`` (b,) along the rays ``v`` (b, n), (b,)."""

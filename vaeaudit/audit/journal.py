@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from vaeaudit.checks.record import Drawing, Record
 from vaeaudit.progress import GoOn
-from vaeaudit.report.model import Report
+from vaeaudit.report.model import FIELDS, KINDS
 from vaeaudit.report.writer import write_file
 from vaeaudit.stats.estimates import Measurement, Sample
 
@@ -35,7 +34,6 @@ class Journal:
         self.folder = folder / FOLDER
         self.facts = facts
         self.resume = resume
-        self.served: list[str] = []
 
     def record(self, unit: str, settings: Mapping[str, object], work: Callable[[GoOn], Record], go_on: GoOn) -> Record:
         """The kept record of ``unit`` with these settings, or what ``work`` gives, kept unless it was interrupted.
@@ -45,7 +43,6 @@ class Journal:
         key = hashlib.sha256(json.dumps([unit, self.facts, dict(settings)], sort_keys=True).encode()).hexdigest()
         file = self.folder / f"{unit}-{key[:16]}.safetensors"
         if self.resume and (kept := _read(file, key)) is not None:
-            self.served.append(unit)
             return kept
         record = work(go_on)
         if record.interrupted:
@@ -77,7 +74,7 @@ def _packed(record: Record, key: str) -> bytes:
     for purpose, drawing in record.drawings.items():
         tensors[f"drawing/{purpose}"] = torch.frombuffer(bytearray(drawing.draw()), dtype=torch.uint8)
     plain = {
-        "entries": {name: [entry.model_dump(mode="json") for entry in found] for name, found in record.entries.items()},
+        "entries": [[FIELDS[type(entry)], entry.model_dump(mode="json")] for entry in record.entries],
         "metrics": {name: _plain(measurement) for name, measurement in record.metrics.items()},
         "warnings": record.warnings,
         "skipped": dict(record.skipped),
@@ -111,7 +108,7 @@ def _read(file: Path, key: str) -> Record | None:
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
     return Record(
-        entries={name: _entries(name, found) for name, found in plain["entries"].items()},
+        entries=[KINDS[name].model_validate(found) for name, found in plain["entries"]],
         metrics={
             name: _measurement(values, tensors.get(f"sample/{name}")) for name, values in plain["metrics"].items()
         },
@@ -127,13 +124,6 @@ def _read(file: Path, key: str) -> Record | None:
             for purpose, name in plain["drawings"].items()
         },
     )
-
-
-def _entries(name: str, found: object) -> list[BaseModel]:
-    """Entries of the report's field ``name``."""
-    kind: Any = Report.model_fields[name].annotation
-    entries: list[BaseModel] = TypeAdapter(kind).validate_python(found)
-    return entries
 
 
 def _measurement(values: Mapping[str, Any], sample: torch.Tensor | None) -> Measurement:

@@ -10,12 +10,13 @@ from typing import Any
 
 from vaeaudit.audit.run import Audit, audit, journal_of, weigh
 from vaeaudit.audit.writing import in_doubt
+from vaeaudit.checks import registry
+from vaeaudit.checks.naming import check_names
 from vaeaudit.checks.weights.stored import open_weights
 from vaeaudit.errors import ConfigError, nearest
 from vaeaudit.gate.compare import Side, array_name, compare, side_of
 from vaeaudit.gate.ending import concluded
-from vaeaudit.gate.metric_names import check_names
-from vaeaudit.gate.policy import CHECK_NAMES, enabled, evaluate, remarks
+from vaeaudit.gate.policy import enabled, evaluate, remarks
 from vaeaudit.layout.entry import MetricEntry
 from vaeaudit.progress import GoOn
 from vaeaudit.report.model import Report, ReproductionEntry
@@ -50,15 +51,15 @@ def release_audit(
     the report, read from ``again``, whose audit this one does again. For errors see :func:`terms` and
     :func:`vaeaudit.subject.opened.prepare`.
     """
-    checks, optional = enabled(resolved.settings)
+    names, optional = enabled(resolved.settings)
     held = terms(resolved.settings)
-    named = auditing(resolved, checks)
-    if checks == ("weights",):  # which needs no data and runs no model
+    named = auditing(resolved, names)
+    if all(registry.checks()[name].of_file for name in names):  # which needs no data and runs no model
         stored = open_weights(resolved.settings)
         if earlier is not None and again is not None:
             same_model(stored.source, stored.sha256, earlier, again)
         ready()
-        done = weigh(stored, named, argv, go_on)
+        done = weigh(stored, named, argv, names, go_on)
     else:
         subject = prepare(resolved.settings)
         if earlier is not None and again is not None:
@@ -66,16 +67,16 @@ def release_audit(
             same_data(subject, earlier, again)
             optional = frozenset(earlier.skipped)
         ready()
-        done = audit(subject, named, argv, checks, go_on, journal_of(subject, resume), optional)
-    done = _with_the_rest(done, checks)
+        done = audit(subject, named, argv, names, go_on, journal_of(subject, resume), optional)
+    done = _with_the_rest(done, names)
     if earlier is not None and again is not None:
         done = reproduced(done, earlier, again)
     return judged(done, resolved.settings, held, today)
 
 
-def _with_the_rest(done: Audit, checks: Sequence[str]) -> Audit:
+def _with_the_rest(done: Audit, names: Sequence[str]) -> Audit:
     """The audit, whose report names the checks that were not asked for as well."""
-    rest = dict.fromkeys((check for check in CHECK_NAMES if check not in checks), NOT_ASKED)
+    rest = dict.fromkeys((name for name in registry.checks() if name not in names), NOT_ASKED)
     return replace(done, report=done.report.model_copy(update={"skipped": done.report.skipped | rest}))
 
 
@@ -109,7 +110,7 @@ def judged(done: Audit, settings: Settings, held: Terms, today: date) -> Audit:
     report, gates = done.report, settings.checks
     complete = report.status == "complete"
     metrics = report.metrics if complete else {}
-    reasons = report.skipped if complete else dict.fromkeys(CHECK_NAMES, "the audit did not complete")
+    reasons = report.skipped if complete else dict.fromkeys(registry.checks(), "the audit did not complete")
     checks = evaluate(gates, metrics, reasons, today)
     compared = None
     if held.baseline is not None:

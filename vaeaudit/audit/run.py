@@ -3,6 +3,7 @@
 Nothing here prints; the command line renders what this returns. Only a journal, where one is given, writes files.
 """
 
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,15 +19,10 @@ from pydantic import BaseModel
 import vaeaudit
 from vaeaudit.audit.journal import Journal
 from vaeaudit.audit.writing import Audited, device_name, file_alone, whole, write_down
-from vaeaudit.checks.attack import run as attack
-from vaeaudit.checks.latents import run as latents
-from vaeaudit.checks.margin import run as margin
-from vaeaudit.checks.mig import run as mig
-from vaeaudit.checks.noise import run as noise
-from vaeaudit.checks.record import Record
-from vaeaudit.checks.weights import run as weights
+from vaeaudit.checks.record import Record, Work
+from vaeaudit.checks.registry import OURS, Check, checks
 from vaeaudit.checks.weights.stored import StoredModel, open_weights
-from vaeaudit.errors import InputError, OutputError
+from vaeaudit.errors import CheckError, InputError, OutputError, listed
 from vaeaudit.model.checkpoints import sha256_of
 from vaeaudit.model.registry import code_beside
 from vaeaudit.model.stated import find_checkpoint
@@ -35,8 +31,6 @@ from vaeaudit.report.model import Report
 from vaeaudit.settings.config import Resolved
 from vaeaudit.stats.estimates import Sample
 from vaeaudit.subject.opened import Subject
-
-Work = Callable[[GoOn], Record]
 
 
 def journal_of(subject: Subject, resume: bool) -> Journal:
@@ -63,32 +57,31 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _asked(check: str, subject: Subject) -> dict[str, object]:
-    """The settings of a check that its records depend on, with the hash of the file that they name."""
-    settings: BaseModel = getattr(subject.settings, check)
-    asked: dict[str, object] = settings.model_dump(mode="json", exclude={"modes"})  # each mode has a record of its own
-    against = subject.settings.weights.against
-    if check == "weights" and against is not None:
-        asked["against_sha256"] = sha256_of(find_checkpoint(Path(against)))
-    return asked
+def _code(check: Check) -> list[str]:
+    """Hashes of the loaded files of the package that brings a check."""
+    check.load(check.works)
+    package = check.works.partition(":")[0].partition(".")[0]
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == package]
+    files = {file for module in modules if (file := getattr(module, "__file__", None))}
+    return [sha256_of(Path(file)) for file in sorted(files)]
 
 
-def works_of(check: str, subject: Subject) -> dict[str, Work]:
+def _asked(check: Check, subject: Subject) -> dict[str, object]:
+    """What of a check its records depend on: settings, hashes of the files that they name, code that is not ours."""
+    settings: BaseModel = getattr(subject.settings, check.name)
+    asked: dict[str, object] = settings.model_dump(mode="json", exclude={check.pieces} if check.pieces else None)
+    named = {key: path for key in check.files if isinstance(path := asked[key], str)}
+    if check not in OURS:
+        asked["code"] = _code(check)
+    return asked | {f"{key}_sha256": sha256_of(find_checkpoint(Path(path))) for key, path in named.items()}
+
+
+def works_of(check: Check, audited: Subject | Callable[[], StoredModel]) -> Mapping[str, Work]:
     """What a check has to do, in pieces of which each gives a record that can be kept."""
-    if check == "attack":
-        return dict(attack.units(subject))
-    if check == "weights":
-        return {check: lambda go_on: weights.run(open_weights(subject.settings), go_on)}
-    runs = {"margin": margin.run, "noise": noise.run, "latents": latents.run, "mig": mig.run}
-    return {check: partial(runs[check], subject)}
-
-
-def cost_of(unit: str, check: str, subject: Subject) -> float:
-    """What a piece of a check costs, relative to others: about the rows that it gives to the model."""
-    if check == "attack":
-        return attack.work(subject, unit)
-    of = {"margin": margin.work, "noise": noise.work, "latents": latents.work, "mig": mig.work, "weights": weights.work}
-    return of[check](subject)
+    works: Mapping[str, Work] = check.load(check.works)(audited)
+    if any(unit.partition(".")[0] != check.name for unit in works):
+        raise CheckError(f"works of the check '{check.name}' begin with its name, but {listed(works)} came")
+    return works
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,36 +103,38 @@ def audit(
     subject: Subject,
     resolved: Resolved,
     argv: Sequence[str],
-    checks: Sequence[str],
+    names: Sequence[str],
     go_on: GoOn,
     journal: Journal | None = None,
     optional: Collection[str] = (),
 ) -> Audit:
-    """Carry out the named ``checks``, in order, and write their report.
+    """Carry out the checks of these ``names``, in order, and write their report.
 
     An error in a check ends the audit with verdict "error" and what was found before it. After an interruption the
     checks that are left are not begun. A model that is not plausible gets none. What the user asked wrongly is raised
     as long as nothing was found; where a check is ``optional``, it is skipped instead.
     """
     failed = subject.plausibility.failed
-    skipped = {check: f"the model did not pass: {', '.join(failed)}" for check in checks if failed}
+    skipped = {check: f"the model did not pass: {', '.join(failed)}" for check in names if failed}
     works: dict[str, Work] = {}
     costs: dict[str, float] = {}
-    for check in () if failed else checks:
-        for unit, work in works_of(check, subject).items():
+    stored = partial(open_weights, subject.settings)
+    for check in () if failed else map(checks().__getitem__, names):
+        for unit, work in works_of(check, stored if check.of_file else subject).items():
             works[unit] = work if journal is None else _kept(journal, unit, check, subject, work)
-            costs[unit] = cost_of(unit, check, subject)
+            if check.cost:
+                costs[unit] = check.load(check.cost)(subject, unit)
     return _carried_out(works, whole(subject), resolved, argv, skipped, go_on, optional, costs)
 
 
-def _kept(journal: Journal, unit: str, check: str, subject: Subject, work: Work) -> Work:
+def _kept(journal: Journal, unit: str, check: Check, subject: Subject, work: Work) -> Work:
     """The work, from the journal where that has it."""
     return lambda go_on: journal.record(unit, _asked(check, subject), work, go_on)
 
 
-def weigh(stored: StoredModel, resolved: Resolved, argv: Sequence[str], go_on: GoOn) -> Audit:
-    """Carry out the weights check alone, which needs no data and runs no model, and write its report."""
-    works = {"weights": partial(weights.run, stored)}
+def weigh(stored: StoredModel, resolved: Resolved, argv: Sequence[str], names: Sequence[str], go_on: GoOn) -> Audit:
+    """Carry out checks of a file alone, which need no data and run no model, and write their report."""
+    works = {unit: work for name in names for unit, work in works_of(checks()[name], lambda: stored).items()}
     return _carried_out(works, file_alone(stored, resolved.settings.run.seed), resolved, argv, {}, go_on)
 
 
@@ -157,7 +152,8 @@ def _carried_out(
 
     ``costs`` tell how long each takes relative to the others.
     """
-    sums = [0.0, *accumulate(costs.get(unit, 1.0) for unit in works)]
+    usual = sum(costs.values()) / len(costs) if costs else 1.0
+    sums = [0.0, *accumulate(costs.get(unit, usual) for unit in works)]
     shares = [some / sums[-1] for some in sums]
     records: list[Record] = []
     seconds = dict.fromkeys([*skipped, *(unit.partition(".")[0] for unit in works)], 0.0)
@@ -174,7 +170,9 @@ def _carried_out(
                     raise
                 else:
                     fault = error
-            except (Exception, SystemExit) as error:  # the adapter is the user's code: it must not read as a finding
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # the adapter is the user's code: it must not read as a finding
                 fault = error
         seconds[check] += time.monotonic() - started
     return Audit(write_down(audited, resolved, argv, records, skipped, fault, seconds), tuple(records), fault)

@@ -11,11 +11,13 @@ from torch import nn
 import vaeaudit
 from vaeaudit.checks.record import Record, metric_entry
 from vaeaudit.checks.weights.stored import StoredModel
-from vaeaudit.errors import VaeauditError
+from vaeaudit.errors import VaeauditError, told
 from vaeaudit.gate.ending import concluded, ending
+from vaeaudit.layout.entry import Entry
 from vaeaudit.model.box import range_of
-from vaeaudit.model.registry import Adapter, told
+from vaeaudit.model.registry import Adapter
 from vaeaudit.report.model import (
+    FIELDS,
     AdapterEntry,
     DataEntry,
     Environment,
@@ -89,10 +91,10 @@ def write_down(
     partial = [*audited.partial]
     if interrupted:
         partial.append("interrupted: figures are of what was done until then")
-    entries: dict[str, list[object]] = {}
+    entries: dict[str, list[Entry]] = {}
     for record in records:
-        for field, found in record.entries.items():
-            entries.setdefault(field, []).extend(found)
+        for entry in record.entries:
+            entries.setdefault(FIELDS[type(entry)], []).append(entry)
     report = Report.model_validate(
         {
             "tool": f"vaeaudit {vaeaudit.__version__}",

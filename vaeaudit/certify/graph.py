@@ -184,7 +184,20 @@ def trace(
             kinds[node] = Kind.CONSTANT if still else Kind.FREE
         else:
             kinds[node] = _kind(node, kinds, what, spare if node not in first and _harmless(node, first) else "")
+    _require_double(graph, what, like)
     return graph
+
+
+@torch.no_grad()
+def _require_double(graph: Graph, what: str, like: Tensor) -> None:
+    """Refuse what is not in float64 after all, as a sum of another dtype: it would be rounded, as no bound knows."""
+    run = fx.Interpreter(graph.module, garbage_collect_values=False)
+    run.run(torch.zeros((2, *graph.input_shape), dtype=torch.float64, device=like.device))
+    for node in graph.of(Kind.AFFINE, Kind.ACTIVATION, Kind.MAXIMUM):
+        value = run.env[node]
+        parts = value if isinstance(value, (tuple, list)) else (value,)
+        if any(isinstance(part, Tensor) and part.dtype != torch.float64 for part in parts):
+            raise _refusal(node, "a change of the dtype", what)
 
 
 def reason(error: BaseException) -> str:
@@ -241,7 +254,7 @@ class _Function(nn.Module):
     def __init__(self, function: Callable[[Tensor], tuple[Tensor, ...]], of: nn.Module | None) -> None:
         super().__init__()
         self.function, self.of = function, of
-        self.train(of.training if of is not None else False)
+        self.training = of.training if of is not None else False  # not train(), which would change all of its layers
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.function(x)
@@ -268,15 +281,18 @@ def _kind(node: fx.Node, kinds: dict[fx.Node, Kind], what: str, spare: str) -> K
             return Kind.MAXIMUM
         if name in _AFFINE_JOINTLY and not any(isinstance(value, fx.Node) for value in node.kwargs.values()):
             return Kind.AFFINE
-        training = _AFFINE_IN_EVALUATION.get(name)
-        if training is not None and len(node.args) > training and node.args[training] is False:
+        training = _AFFINE_IN_EVALUATION.get(name, len(node.args))
+        if len(node.args) > training and node.args[training] is False and taken == [node.args[0]]:
             return Kind.AFFINE
         places = [node.args[place] for place in _AFFINE_IN.get(name, (0,)) if place < len(node.args)]
         rounded = name == "div" and node.kwargs.get("rounding_mode") is not None
         if name in _AFFINE_IN_FIRST and len(taken) == len(moving) == 1 and taken[0] in places and not rounded:
             return Kind.AFFINE
-    told = "a change of the dtype" if name in CASTS else f"its operation '{clipped(name)}'"
-    raise UnsupportedError(
+    raise _refusal(node, "a change of the dtype" if name in CASTS else f"its operation '{clipped(name)}'", what, spare)
+
+
+def _refusal(node: fx.Node, told: str, what: str, spare: str = "") -> UnsupportedError:
+    return UnsupportedError(
         f"{what} has no certificate: there is no safe bound for {told}{_where(node)}; {spare}"
         f"{'and ' if spare else ''}the empirical margin need{'' if spare else 's'} none"
     )

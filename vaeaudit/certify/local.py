@@ -17,7 +17,7 @@ from vaeaudit.certify.activations import ROUNDING
 from vaeaudit.certify.graph import Graph, Kind, by_rows
 from vaeaudit.certify.maximum import without_maxima
 from vaeaudit.certify.norms import spectral_norm
-from vaeaudit.certify.propagation import Ball, Interval, first_norms, norm
+from vaeaudit.certify.propagation import Ball, Interval, first_norms, norm, propagate
 from vaeaudit.certify.rewriting import name_of
 from vaeaudit.certify.theorem import kept, scale_loss
 from vaeaudit.errors import UnsupportedError
@@ -148,7 +148,7 @@ class _Search:
             self._evaluate(open_, tried[open_])
             tried = self._next()
         limit = torch.where(self.high.isfinite(), self.high, torch.maximum(self.low, tried))
-        region = Ball(self.graph, self.x, limit, self.norms, self.known, linear=True).rho
+        region = propagate(self.graph, self.x, limit, self.norms, self.known, linear=True).rho
         return LocalMargin(self.low, self._within(region, jacobian, log_rows), region)
 
     def _within(self, region: Tensor, jacobian: Tensor, log_rows: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class _Search:
 
     def _evaluate(self, rows: Tensor, rho: Tensor) -> None:
         known = {name: (below[rows], above[rows]) for name, (below, above) in self.known.items()}
-        ball = Ball(self.graph, self.x[rows], rho, self.norms, known)
+        ball = propagate(self.graph, self.x[rows], rho, self.norms, known)
         excess, holds = self._excess(ball, rows)
         passed, failed = rows[holds], rows[~holds]
         self.low[passed], self.low_excess[passed] = rho[holds], excess[holds]

@@ -23,26 +23,11 @@ _ELEMENTS = 2**19  # of the widest layer in one backward pass: memory is bounded
 
 Interval = tuple[Tensor, Tensor]  # how far below and above its value at x0 an activation's input can lie, both >= 0
 
-
-_STRUCTURAL = frozenset(
-    {
-        *(
-            "view",
-            "_unsafe_view",
-            "reshape",
-            "flatten",
-            "unflatten",
-            "permute",
-            "transpose",
-            "t",
-            "squeeze",
-            "unsqueeze",
-        ),
-        *("select", "slice", "index_select", "unbind", "split", "split_with_sizes", "chunk", "getitem"),
-        *("clone", "contiguous", "alias"),
-        *("avg_pool2d", "adaptive_avg_pool2d"),
-    }
-)
+# Operations that move elements about, or average them: the same on how far these reach.
+_RESHAPING = {"view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"}
+_TURNING = {"permute", "transpose", "t", "clone", "contiguous", "alias"}
+_PICKING = {"select", "slice", "index_select", "unbind", "split", "split_with_sizes", "chunk", "getitem"}
+_STRUCTURAL = frozenset(_RESHAPING | _TURNING | _PICKING | {"avg_pool2d", "adaptive_avg_pool2d"})
 _WEIGHTED = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
 
 
@@ -77,8 +62,35 @@ def pulled_back(value: Tensor, of: tuple[Tensor, ...], functions: Tensor) -> tup
     return torch.vmap(gradient)(functions)
 
 
+@dataclass(frozen=True, eq=False)
 class Ball:
-    """The network on the balls ||x - x0|| <= ``rho`` of b items, with linear bounds of any function of its outputs.
+    """The network on the balls ||x - x0|| <= ``rho`` (b,) of b items: see :func:`propagate`.
+
+    ``outputs`` are the network's, (b, *shape) each, of which :meth:`bounds` takes any function; ``intervals`` are those
+    of its activations' inputs, by name. ``x`` (b, *input_shape) and ``offset`` (b,) are what outputs are differentiated
+    by: the "gradient" of the offset is the sum of what the lines lie apart from the activations at x0.
+    """
+
+    x: Tensor
+    rho: Tensor
+    offset: Tensor
+    outputs: tuple[Tensor, ...]
+    intervals: dict[str, Interval]
+
+    def bounds(self, value: Tensor, functions: Tensor) -> LinearBound:
+        """Lower bounds of <functions, value>: ``functions`` (s, b, *shape), ``value`` (b, *shape) of this ball."""
+        return _bounds(value, functions, self.x, self.offset)
+
+
+def propagate(
+    graph: Graph,
+    x: Tensor,
+    rho: Tensor,
+    norms: dict[str, Tensor],
+    known: dict[str, Interval] | None = None,
+    linear: bool = False,
+) -> Ball:
+    """Carry the balls ||x - x0|| <= ``rho`` of b items through the network.
 
     ``x`` (b, *input_shape) and ``rho`` (b,) in float64; ``norms`` is :func:`first_norms` of the graph. ``known`` has
     the ``intervals`` of the same items on balls at least as large: a piece that they show to be linear is not bounded
@@ -87,88 +99,17 @@ class Ball:
 
     Raises :class:`UnsupportedError` for an operation that has no linear bounds here.
     """
+    relaxing = _Relaxing(graph, x.detach().double().requires_grad_(), rho, norms, known or {}, linear)
+    outputs = cast(tuple[Tensor, ...], relaxing.run(relaxing.x))
+    return Ball(relaxing.x, relaxing.rho, relaxing.offset, outputs, relaxing.intervals)
 
-    def __init__(
-        self,
-        graph: Graph,
-        x: Tensor,
-        rho: Tensor,
-        norms: dict[str, Tensor],
-        known: dict[str, Interval] | None = None,
-        linear: bool = False,
-    ) -> None:
-        self.rho, self.norms, self.known, self.linear = rho, norms, known or {}, linear
-        self.intervals: dict[str, Interval] = {}
-        self.bent = torch.zeros_like(rho)  # how many neurons of each item are not known to stay on a linear piece
-        self.x = x.detach().double().requires_grad_()
-        # Its "gradient" is the sum of what the lines lie apart from the activations at x0.
-        self.offset = torch.zeros_like(rho, requires_grad=True)
-        self.widest = self.x[0].numel()
-        self.outputs = cast(tuple[Tensor, ...], _Relaxing(graph, self).run(self.x))
 
-    def bounds(self, value: Tensor, functions: Tensor) -> LinearBound:
-        """Lower bounds of <functions, value>: ``functions`` (s, b, *shape), ``value`` (b, *shape) of this ball."""
-        if not value.requires_grad:
-            zero = value.new_zeros(len(functions), len(value))
-            return LinearBound(zero.unsqueeze(-1).expand(-1, -1, self.x[0].numel()), zero)
-        slope, offset = pulled_back(value, (self.x, self.offset), functions)
-        return LinearBound(slope.flatten(2), offset * (1 + ROUNDING))
-
-    def interval(self, name: str, y: Tensor, reach: Tensor, kinks: Sequence[float] | None) -> Interval:
-        """How far the input ``y`` (b, *shape) of the activation ``name`` can move, at most ``reach``."""
-        self.widest = max(self.widest, y[0].numel())
-        reach = reach.nan_to_num(nan=math.inf, posinf=math.inf)  # 0 times infinity is nothing known
-        value = y.detach().flatten(1)
-        if name in self.norms:
-            below = self.rho.unsqueeze(1) * self.norms[name]
-            found = below, below
-        else:
-            below, above = (torch.minimum(reach, side).flatten(1) for side in self.known.get(name, (reach, reach)))
-            found = self._propagated(y, kinks, below, above)
-        if self.linear:
-            found = self._shrunk(value, *found, kinks)
-        self.bent = self.bent + bent(value, *found, kinks).sum(1)
-        self.intervals[name] = found[0].view_as(y), found[1].view_as(y)
-        return self.intervals[name]
-
-    def _propagated(self, y: Tensor, kinks: Sequence[float] | None, below: Tensor, above: Tensor) -> Interval:
-        value, below, above = y.detach().flatten(1), below.clone(), above.clone()
-        if not bool(self.rho.any()):
-            return torch.zeros_like(value), torch.zeros_like(value)
-        # The side with the nearer kink says whether there is anything to bound on the other.
-        kink = nearest(value, kinks)
-        towards = torch.where(kink > value, 1.0, -1.0).to(value)
-        for direction in (towards, -towards):
-            open_ = bent(value, below, above, kinks)
-            # Items have different numbers of open neurons: the rest of a row is filled with others.
-            count = int(open_.sum(1).max()) if open_.numel() else 0
-            if not count:
-                continue
-            order = open_.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]  # (b, count)
-            for chosen in torch.split(order, max(1, self._elements() // (len(y) * self.widest)), dim=1):
-                sign = direction.gather(1, chosen)
-                function = torch.zeros(chosen.shape[1], *value.shape, dtype=y.dtype, device=y.device)
-                function.scatter_(2, chosen.T.unsqueeze(-1), -sign.T.unsqueeze(-1))
-                reach = -self.bounds(y, function.view(-1, *y.shape)).least(self.rho).T.nan_to_num(nan=-math.inf)
-                straight = self.bent == 0  # where nothing before is bent, the other side is the same line
-                for side, here in ((below, sign < 0), (above, sign > 0)):
-                    old = side.gather(1, chosen)
-                    side.scatter_(1, chosen, torch.where(here | straight.unsqueeze(1), torch.minimum(old, reach), old))
-            if kinks is not None and not bool(self.bent.any()):
-                break
-        return below, above
-
-    def _elements(self) -> int:
-        return _ELEMENTS if self.rho.device.type == "cpu" else 64 * _ELEMENTS
-
-    def _shrunk(self, value: Tensor, below: Tensor, above: Tensor, kinks: Sequence[float] | None) -> Interval:
-        """The intervals of the largest ball within this one on which all these activations stay linear."""
-        far, gap = torch.maximum(below, above), (nearest(value, kinks) - value).abs()
-        share = torch.where(far > gap, gap / far, 1.0)
-        share = torch.where(bent(value, below, above, kinks), share, 1.0)
-        share = share.amin(1) if kinks is not None else torch.zeros_like(self.rho)
-        self.rho = self.rho * share * (1 - ROUNDING)
-        return below * share.unsqueeze(1) * (1 - ROUNDING), above * share.unsqueeze(1) * (1 - ROUNDING)
+def _bounds(value: Tensor, functions: Tensor, x: Tensor, offset: Tensor) -> LinearBound:
+    if not value.requires_grad:
+        zero = value.new_zeros(len(functions), len(value))
+        return LinearBound(zero.unsqueeze(-1).expand(-1, -1, x[0].numel()), zero)
+    slope, apart = pulled_back(value, (x, offset), functions)
+    return LinearBound(slope.flatten(2), apart * (1 + ROUNDING))
 
 
 def first_norms(graph: Graph, like: Tensor) -> dict[str, Tensor]:
@@ -215,9 +156,21 @@ class _First(fx.Interpreter):
 class _Relaxing(fx.Interpreter):
     """Runs the graph with each activation replaced by one whose backward pass follows its lines."""
 
-    def __init__(self, graph: Graph, ball: Ball) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        x: Tensor,
+        rho: Tensor,
+        norms: dict[str, Tensor],
+        known: dict[str, Interval],
+        linear: bool,
+    ) -> None:
         super().__init__(graph.module)
-        self.kinds, self.ball = graph.kinds, ball
+        self.kinds, self.x, self.rho, self.norms, self.known, self.linear = graph.kinds, x, rho, norms, known, linear
+        self.offset = torch.zeros_like(rho, requires_grad=True)
+        self.intervals: dict[str, Interval] = {}
+        self.bent = torch.zeros_like(rho)  # how many neurons of each item are not known to stay on a linear piece
+        self.widest = x[0].numel()
         self.reach: dict[fx.Node, Any] = {}  # how far each element can move within the ball
 
     def run_node(self, n: fx.Node) -> Any:
@@ -231,7 +184,7 @@ class _Relaxing(fx.Interpreter):
         if kind is not Kind.ACTIVATION:
             value = super().run_node(n)
             if kind is Kind.INPUT:
-                self.reach[n] = (value.detach() * 0 + 1) * self.ball.rho.view(-1, *(1,) * (value.dim() - 1))
+                self.reach[n] = (value.detach() * 0 + 1) * self.rho.view(-1, *(1,) * (value.dim() - 1))
             elif kind is Kind.AFFINE:
                 with torch.no_grad():
                     self.reach[n] = self._affine_reach(n, value, arguments, keywords)
@@ -242,14 +195,71 @@ class _Relaxing(fx.Interpreter):
         if shape is None:
             raise unsupported(n)
         reach = self.reach[cast(fx.Node, n.args[0])]
-        below, above = self.ball.interval(n.name, y, reach, shape.kinks if isinstance(shape, Kinked) else None)
+        below, above = self.interval(n.name, y, reach, shape.kinks if isinstance(shape, Kinked) else None)
         value, *two = lines(lambda at: target(at, *arguments[1:], **keywords), shape, y.detach(), below, above)
         steepest = torch.maximum(two[0].abs(), two[2].abs())
         off = torch.maximum(-two[1], two[3])
         far = torch.where(steepest == 0, 0.0, torch.maximum(below, above))
         self.reach[n] = (steepest * far + off) * (1 + ROUNDING)
         relaxed = cast(Callable[..., Tensor], _Relaxed.apply)
-        return relaxed(y, self.ball.offset, value, *two)
+        return relaxed(y, self.offset, value, *two)
+
+    def interval(self, name: str, y: Tensor, reach: Tensor, kinks: Sequence[float] | None) -> Interval:
+        """How far the input ``y`` (b, *shape) of the activation ``name`` can move, at most ``reach``."""
+        self.widest = max(self.widest, y[0].numel())
+        reach = reach.nan_to_num(nan=math.inf, posinf=math.inf)  # 0 times infinity is nothing known
+        value = y.detach().flatten(1)
+        if name in self.norms:
+            below = self.rho.unsqueeze(1) * self.norms[name]
+            found = below, below
+        else:
+            below, above = (torch.minimum(reach, side).flatten(1) for side in self.known.get(name, (reach, reach)))
+            found = self._propagated(y, kinks, below, above)
+        if self.linear:
+            found = self._shrunk(value, *found, kinks)
+        self.bent = self.bent + bent(value, *found, kinks).sum(1)
+        self.intervals[name] = found[0].view_as(y), found[1].view_as(y)
+        return self.intervals[name]
+
+    def _propagated(self, y: Tensor, kinks: Sequence[float] | None, below: Tensor, above: Tensor) -> Interval:
+        value, below, above = y.detach().flatten(1), below.clone(), above.clone()
+        if not bool(self.rho.any()):
+            return torch.zeros_like(value), torch.zeros_like(value)
+        # The side with the nearer kink says whether there is anything to bound on the other.
+        kink = nearest(value, kinks)
+        towards = torch.where(kink > value, 1.0, -1.0).to(value)
+        for direction in (towards, -towards):
+            open_ = bent(value, below, above, kinks)
+            # Items have different numbers of open neurons: the rest of a row is filled with others.
+            count = int(open_.sum(1).max()) if open_.numel() else 0
+            if not count:
+                continue
+            order = open_.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]  # (b, count)
+            for chosen in torch.split(order, max(1, self._elements() // (len(y) * self.widest)), dim=1):
+                sign = direction.gather(1, chosen)
+                function = torch.zeros(chosen.shape[1], *value.shape, dtype=y.dtype, device=y.device)
+                function.scatter_(2, chosen.T.unsqueeze(-1), -sign.T.unsqueeze(-1))
+                bound = _bounds(y, function.view(-1, *y.shape), self.x, self.offset)
+                reach = -bound.least(self.rho).T.nan_to_num(nan=-math.inf)
+                straight = self.bent == 0  # where nothing before is bent, the other side is the same line
+                for side, here in ((below, sign < 0), (above, sign > 0)):
+                    old = side.gather(1, chosen)
+                    side.scatter_(1, chosen, torch.where(here | straight.unsqueeze(1), torch.minimum(old, reach), old))
+            if kinks is not None and not bool(self.bent.any()):
+                break
+        return below, above
+
+    def _elements(self) -> int:
+        return _ELEMENTS if self.rho.device.type == "cpu" else 64 * _ELEMENTS
+
+    def _shrunk(self, value: Tensor, below: Tensor, above: Tensor, kinks: Sequence[float] | None) -> Interval:
+        """The intervals of the largest ball within this one on which all these activations stay linear."""
+        far, gap = torch.maximum(below, above), (nearest(value, kinks) - value).abs()
+        share = torch.where(far > gap, gap / far, 1.0)
+        share = torch.where(bent(value, below, above, kinks), share, 1.0)
+        share = share.amin(1) if kinks is not None else torch.zeros_like(self.rho)
+        self.rho = self.rho * share * (1 - ROUNDING)
+        return below * share.unsqueeze(1) * (1 - ROUNDING), above * share.unsqueeze(1) * (1 - ROUNDING)
 
     def _affine_reach(self, n: fx.Node, value: Any, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
         """A crude bound of how far each element of an affine operation moves: the same on absolute weights.

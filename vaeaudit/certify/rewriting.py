@@ -16,6 +16,7 @@ from vaeaudit.certify.activations import ACTIVATIONS, options_of
 
 _ATEN = torch.ops.aten
 CASTS = frozenset({"to", "_to_copy", "type_as"})
+_OF_A_DTYPE = frozenset({"sum", "mean"})  # that may be told in what precision to add up
 _OUT_OF_PLACE = ACTIVATIONS | {"celu", "hardsigmoid", "add", "sub", "mul", "div"}  # those that networks use in place
 
 
@@ -112,12 +113,18 @@ class _Constants(fx.Interpreter):
 
 
 def _leave_out_casts(module: fx.GraphModule, own: torch.dtype) -> None:
-    """Take out what does nothing to the function in float64: casts to no less than the model's own precision."""
+    """Take out what does nothing to the function in float64: casts to no less than the model's own precision.
+
+    Sums that are told to be of such a precision are told float64.
+    """
     graph = module.graph
     for node in list(graph.nodes):
         name = name_of(node) if node.op == "call_function" else ""
         if name == "_assert_tensor_metadata":  # holds for the precision that was traced
             graph.erase_node(node)
+        elif name in _OF_A_DTYPE and isinstance(given := node.kwargs.get("dtype"), torch.dtype):
+            if _as_fine_as(given, own):
+                node.kwargs = {**node.kwargs, "dtype": torch.float64}
         elif name in CASTS and isinstance(node.args[0], fx.Node):
             given, found = (of.meta.get("val") for of in (node.args[0], node))
             if not isinstance(found, Tensor) or not _as_fine_as(found.dtype, own):

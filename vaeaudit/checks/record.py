@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
 from torch import Tensor
 
 from vaeaudit.data.items import Data, shape_text
-from vaeaudit.layout.entry import MetricEntry, belongs
+from vaeaudit.layout.entry import Entry, MetricEntry, belongs
+from vaeaudit.progress import GoOn
 from vaeaudit.stats.estimates import Measurement
 
 Row = dict[str, object]
@@ -27,13 +27,13 @@ class Drawing:
 class Record:
     """What a check found, in the report's words.
 
-    ``entries`` go under the named fields of the report, ``rows`` into items.json, ``tensors`` into
-    adversarial.safetensors with what ``about`` says of them, and ``drawings`` by what they show. ``signs`` and
-    ``doubts`` tell in a sentence why metrics support no verdict: signs those of the whole check, or of an attack, a
-    radius or another part of it, by how their names begin; doubts single ones, by name.
+    ``entries`` go into the report, under the field that lists those of their class; ``rows`` into items.json,
+    ``tensors`` into adversarial.safetensors with what ``about`` says of them, and ``drawings`` by what they show.
+    ``signs`` and ``doubts`` tell in a sentence why metrics support no verdict: signs those of the whole check, or of an
+    attack, a radius or another part of it, by how their names begin; doubts single ones, by name.
     """
 
-    entries: Mapping[str, Sequence[BaseModel]] = field(default_factory=dict)
+    entries: Sequence[Entry] = ()
     metrics: Mapping[str, Measurement] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
@@ -48,6 +48,9 @@ class Record:
     def doubt(self, name: str) -> str | None:
         """Why the metric ``name`` supports no verdict; None where it does."""
         return next((why for part, why in self.signs.items() if belongs(name, part)), self.doubts.get(name))
+
+
+Work = Callable[[GoOn], Record]  # a piece of a check
 
 
 def without_pictures(check: str, data: Data) -> dict[str, str]:

@@ -1,27 +1,24 @@
 """`vaeaudit adapters`: which families of models can be opened."""
 
-from typing import Annotated, Literal
-
-import typer
-
-from vaeaudit.cli import options
+from vaeaudit.cli.command import Asked, takes
 from vaeaudit.cli.common import check_output, deliver
+from vaeaudit.cli.options import Output, TableOrJson, Verbose
 
 
-def command(
-    output_format: Annotated[Literal["table", "json"], typer.Option("--format", help="Form of the result.")] = "table",
-    output: options.Output = None,
-    verbose: options.Verbose = False,
-) -> int:
-    """List the installed adapters: what each opens, and the package that it comes from."""
+@takes(TableOrJson, Output, Verbose)
+def command(asked: Asked) -> int:
+    """List the installed adapters.
+
+    Each with what it opens, and the package that it comes from.
+    """
     from vaeaudit.cli.render import adapters_text, stdout_is_terminal
     from vaeaudit.model.registry import installed_adapters
     from vaeaudit.report.writer import dumps
 
-    check_output(None, output)
+    check_output(None, asked.output)
     found = installed_adapters()
-    if output_format == "json":
-        deliver(dumps([vars(adapter) for adapter in found]), output)
+    if asked.form == "json":
+        deliver(dumps([vars(adapter) for adapter in found]), asked.output)
     else:
-        deliver(adapters_text(found, output is None and stdout_is_terminal()), output)
+        deliver(adapters_text(found, asked.output is None and stdout_is_terminal()), asked.output)
     return 0

@@ -2,33 +2,31 @@
 
 import errno
 import io
+import logging
 import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from types import FrameType
 
 import typer
 from typer.exceptions import TyperException
 
 from vaeaudit import __version__
+from vaeaudit.checks.registry import OURS, TAKEN, installed
 from vaeaudit.cli import (
     adapters,
-    attack,
     audit,
     compare,
     config,
     doctor,
     init,
-    latents,
-    margin,
-    mig,
-    noise,
     report,
-    weights,
 )
-from vaeaudit.cli.common import complain, mute, speaker, trace
-from vaeaudit.errors import VaeauditError, clipped
+from vaeaudit.cli.command import Command, spelled
+from vaeaudit.cli.common import complain, mute, trace
+from vaeaudit.errors import CheckError, VaeauditError, clipped
 from vaeaudit.layout.inert import one_line
 
 app = typer.Typer(
@@ -39,18 +37,40 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("audit")(audit.command)
-app.command("compare")(compare.command)
-app.command("report")(report.command)
-app.command("attack")(attack.command)
-app.command("margin")(margin.command)
-app.command("noise")(noise.command)
-app.command("mig")(mig.command)
-app.command("latents")(latents.command)
-app.command("weights")(weights.command)
-app.command("doctor")(doctor.command)
-app.command("init")(init.command)
-app.command("adapters")(adapters.command)
+app.command("audit", cls=Command)(audit.command)
+app.command("compare", cls=Command)(compare.command)
+app.command("report", cls=Command)(report.command)
+
+
+def _unusable(fault: str) -> Callable[[], None]:
+    """In place of the command of a check that cannot be used: what is wrong with it."""
+
+    def command() -> None:
+        raise CheckError(fault)
+
+    return command
+
+
+def _add_checks() -> None:
+    """A command for each check, and for each that cannot be used but takes no other's name."""
+    found, faults = installed()
+    for check in found.values():
+        try:
+            function = check.load(check.command)
+        except CheckError as error:
+            faults = {check.name: str(error), **faults}
+            continue
+        app.command(check.name, cls=Command, short_help=check.help)(function)
+    for name, fault in faults.items():
+        if name not in TAKEN | {check.name for check in OURS}:
+            anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+            app.command(name, short_help="cannot be used", context_settings=anything)(_unusable(fault))
+
+
+_add_checks()
+app.command("doctor", cls=Command)(doctor.command)
+app.command("init", cls=Command)(init.command)
+app.command("adapters", cls=Command)(adapters.command)
 app.add_typer(config.app, name="config")
 
 
@@ -87,6 +107,7 @@ def main() -> None:
         for number in before:
             signal.signal(number, stop)
         sys.unraisablehook, warnings.formatwarning = _unraisable, _warned
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its fonts concerns nobody
         _prepare_streams()
         code = app(standalone_mode=False, prog_name="vaeaudit")
         if code == 1 and {"--show-completion", "--install-completion"} & set(sys.argv):
@@ -120,6 +141,9 @@ def _told(error: BaseException) -> int:
             message, code = str(error), error.exit_code
         case OSError(errno=errno.ENAMETOOLONG):
             message, code = f"{clipped(str(error.filename))}: the name is too long for a file; give another", 2
+        case OSError(errno=errno.ENOSPC, filename=None):  # help or a version, which no command delivers
+            mute(sys.stdout)
+            message, code = f"stdout cannot be written: {error.strerror}; let it go elsewhere", 2
         case OSError():
             place = f"{clipped(str(error.filename))}: " if error.filename else ""
             message, code = f"{place}{error.strerror or error}; -v shows where", 3
@@ -164,7 +188,6 @@ def _usage(error: TyperException) -> str:
 
     context = getattr(error, "ctx", None)
     if isinstance(error, typer.BadParameter) and isinstance(error.__cause__, ValidationError) and error.param:
-        source = context.get_parameter_source(error.param.name or "") if context is not None else None
-        return told(speaker(error.param.opts, error.param.envvar, source), error.__cause__.errors()[:1])
+        return told(spelled(error.param), error.__cause__.errors()[:1])
     where = f"; see {context.command_path} --help" if context is not None else ""
     return " ".join(error.format_message().split()).rstrip(".") + where

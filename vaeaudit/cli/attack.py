@@ -2,157 +2,103 @@
 
 from typing import Annotated
 
-import typer
-
-from vaeaudit.cli import options
-from vaeaudit.cli.checking import Delivery, carry_out
-from vaeaudit.cli.common import SHARED_KEYS, settings_of
-
-_KEYS = SHARED_KEYS | {
-    "out": "run.out",
-    "mode": "attack.modes",
-    "pairs": "attack.pairs",
-    "lambdas": "attack.lambdas",
-    "pairing": "attack.pairing",
-    "vary": "attack.vary",
-    "pair": "attack.pair",
-    "similarity": "attack.similarity",
-    "on": "attack.on",
-    "layers": "attack.layers",
-    "penalty": "attack.penalty",
-    "cap": "attack.caps",
-    "norm": "attack.norm",
-    "ref": "attack.ref",
-    "restarts": "attack.restarts",
-    "max_evaluations": "attack.max_evaluations",
-}
+from vaeaudit.attacks.modes import names
+from vaeaudit.cli.checking import carry_out
+from vaeaudit.cli.command import Asked, Setting, takes
+from vaeaudit.cli.options import CHECK
 
 
+def _spoken(word: str, *, swept: bool | None = None) -> str:
+    """The names of modes as a list in a sentence."""
+    *first, last = names(swept=swept)
+    return f"{', '.join(first)} {word} {last}"
+
+
+@takes(*CHECK)
 def command(
-    context: typer.Context,
-    model: options.Model = None,
+    asked: Asked,
     mode: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="What is attacked: latent, output, damage, untargeted, latent-side or worst; repeatable. "
-            "[default: latent]",
-            envvar="VAEAUDIT_MODE",
+        Setting(
+            "attack.modes",
+            "NAME",
+            f"What is attacked: {_spoken('or')}; repeatable. [default: latent]",
         ),
     ] = None,
-    pairs: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Source and target pairs. [default: 10]", envvar="VAEAUDIT_PAIRS"),
-    ] = None,
+    pairs: Annotated[int | None, Setting("attack.pairs", "N", "Source and target pairs. [default: 10]")] = None,
     pairing: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Pairs at random, or of different label, with success rates. [default: random]",
-            envvar="VAEAUDIT_PAIRING",
+        Setting(
+            "attack.pairing", "NAME", "Pairs at random, or of different label, with success rates. [default: random]"
         ),
     ] = None,
     vary: Annotated[
         str | None,
-        typer.Option(
-            metavar="FACTOR",
-            help="Pairs that differ in this one factor of the data, with success and progress.",
-            envvar="VAEAUDIT_VARY",
+        Setting(
+            "attack.vary", "FACTOR", "Pairs that differ in this one factor of the data, with success and progress."
         ),
     ] = None,
     pair: Annotated[
-        list[str] | None,
-        typer.Option(metavar="SOURCE:TARGET", help="A pair itself, by item numbers; repeatable."),
+        list[str] | None, Setting("attack.pair", "SOURCE:TARGET", "A pair itself, by item numbers; repeatable.")
     ] = None,
     lambdas: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Values of lambda from 2^-20 to 2^20. [default: 50]", envvar="VAEAUDIT_LAMBDAS"),
+        int | None, Setting("attack.lambdas", "N", "Values of lambda from 2^-20 to 2^20. [default: 50]")
     ] = None,
     similarity: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="kl, reverse-kl, symmetric-kl, mean, sample or wasserstein. [default: kl]",
-            envvar="VAEAUDIT_SIMILARITY",
+        Setting(
+            "attack.similarity", "NAME", "kl, reverse-kl, symmetric-kl, mean, sample or wasserstein. [default: kl]"
         ),
     ] = None,
     on: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="What of the posterior the perturbation reaches: mean, std or both. [default: both]",
-            envvar="VAEAUDIT_ON",
+        Setting(
+            "attack.on", "NAME", "What of the posterior the perturbation reaches: mean, std or both. [default: both]"
         ),
     ] = None,
     layers: Annotated[
         list[int] | None,
-        typer.Option(
-            metavar="N", help="Layer of a hierarchical posterior to compare, from 1; repeatable. [default: all]"
+        Setting(
+            "attack.layers", "N", "Layer of a hierarchical posterior to compare, from 1; repeatable. [default: all]"
         ),
     ] = None,
     penalty: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="l2 (the norm) or l2sq (its square). [default: l2]", envvar="VAEAUDIT_PENALTY"
-        ),
+        str | None, Setting("attack.penalty", "NAME", "l2 (the norm) or l2sq (its square). [default: l2]")
     ] = None,
     cap: Annotated[
         list[float] | None,
-        typer.Option(
-            metavar="C",
-            help="Largest norm of the distortion in damage, untargeted, latent-side and worst; repeatable. "
+        Setting(
+            "attack.caps",
+            "C",
+            f"Largest norm of the distortion in {_spoken('and', swept=False)}; repeatable. "
             "[default: 0.5 1 2; for linf 2/255, 8/255, 16/255 of the range]",
         ),
     ] = None,
-    norm: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Norm of the cap: l2 or linf. [default: l2]", envvar="VAEAUDIT_NORM"),
-    ] = None,
+    norm: Annotated[str | None, Setting("attack.norm", "NAME", "Norm of the cap: l2 or linf. [default: l2]")] = None,
     ref: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="What damage is measured from: reconstruction or input. [default: reconstruction]",
-            envvar="VAEAUDIT_REF",
+        Setting(
+            "attack.ref", "NAME", "What damage is measured from: reconstruction or input. [default: reconstruction]"
         ),
     ] = None,
     restarts: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Points between source and target to search from besides the source. [default: 1]",
-            envvar="VAEAUDIT_RESTARTS",
+        Setting(
+            "attack.restarts", "N", "Points between source and target to search from besides the source. [default: 1]"
         ),
     ] = None,
     max_evaluations: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Model evaluations for one problem, refining one lambda or one item and cap; up to four times as many "
-            "where it still gains. [default: 600]",
-            envvar="VAEAUDIT_MAX_EVALUATIONS",
+        Setting(
+            "attack.max_evaluations",
+            "N",
+            "Model evaluations for one problem, refining one lambda or one item and cap; up to four times as "
+            "many where it still gains. [default: 600]",
         ),
     ] = None,
-    adapter: options.Adapter = None,
-    option: options.AdapterOption = None,
-    data: options.Data = None,
-    data_range: options.Range = None,
-    resize: options.Resize = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    seed: options.Seed = None,
-    batch_size: options.BatchSize = None,
-    limit: options.Limit = None,
-    sample: options.Sample = None,
-    out: options.Out = None,
-    resume: options.Resume = False,
-    output_format: options.Format = "table",
-    output: options.Output = None,
-    config: options.Config = None,
-    isolated: options.Isolated = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> int:
-    """Attack every pair for all lambda, or every item under caps, and report what it took and what it did."""
-    resolved = settings_of(context, _KEYS, config, isolated, option)
-    return carry_out(["attack"], resolved, resume, Delivery(output_format, output, quiet, verbose))
+    """Search small input changes that mislead the model.
+
+    Every pair is attacked for all lambda, or every item under caps; the report says what it took and what it did.
+    """
+    return carry_out(["attack"], asked)

@@ -1,130 +1,27 @@
-"""What every command does before and after its question: settings in, interruption, results out."""
+"""What every command does around its question: remarks, interruption, results out."""
 
 import os
-import re
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
-import typer
-
-from vaeaudit.errors import ConfigError, OutputError, clipped
+from vaeaudit.errors import OutputError, clipped
 from vaeaudit.layout.inert import visible
 
 if TYPE_CHECKING:
     from vaeaudit.cli.progress import Live
     from vaeaudit.progress import Progress
-    from vaeaudit.report.model import Report
-    from vaeaudit.settings.config import Resolved
 
-# Parameters that every command on a model has, with the settings that they give.
-SHARED_KEYS = {
-    "model": "model.path",
-    "adapter": "model.adapter",
-    "data": "data.source",
-    "data_range": "data.range",
-    "resize": "data.resize",
-    "seed": "run.seed",
-    "device": "run.device",
-    "dtype": "run.dtype",
-    "batch_size": "run.batch_size",
-    "limit": "run.limit",
-    "sample": "run.sample",
-}
-AUDIT_KEYS = SHARED_KEYS | {"out": "run.out", "check": "run.checks", "baseline": "baseline.path"}
 _KEPT = (".safetensors", ".pt", ".pth", ".ckpt", ".npz", ".npy")  # what no result should ever replace
 _MOST_CHARACTERS = 2_000  # of one line
 _MOST_LINES = 100  # of one traceback
 _LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
-
-
-def settings_of(
-    context: typer.Context, keys: Mapping[str, str], config: str | None, isolated: bool, options: list[str] | None
-) -> "Resolved":
-    """Settings from the command's parameters; ``keys`` tells which parameter is which "section.key"."""
-    from vaeaudit.settings.config import find_config, resolve
-
-    given = _given(context, keys, options)
-    if config is not None and isolated:
-        if speaker(["--config"], "", context.get_parameter_source("config")) == "--config":
-            raise ConfigError("--config names a file and --isolated reads none; give one of them")
-        config = None
-    file = Path(config) if config is not None else None if isolated else find_config(Path.cwd())
-    return resolve(given, file)
-
-
-def settings_again(
-    context: typer.Context, keys: Mapping[str, str], options: list[str] | None, path: str
-) -> tuple["Resolved", "Report"]:
-    """The settings of the report at ``path``, under the command's parameters, and that report; no file is read.
-
-    Raises :class:`ConfigError` where the new report would take the place of that one.
-    """
-    from vaeaudit.model.files import named_part
-    from vaeaudit.report.reading import read_report
-    from vaeaudit.settings.config import resolve
-
-    if speaker(["--config"], "", context.get_parameter_source("config")) == "--config" and context.params.get("config"):
-        raise ConfigError("--from takes the settings of a report and --config those of a file; give one of them")
-    report, folder = read_report(path)
-    given: dict[str, tuple[object, str]] = {}
-    for section, values in report.configuration.items():
-        if isinstance(values, dict):
-            given |= {f"{section}.{key}": (value, "--from") for key, value in values.items() if value is not None}
-    given.pop("run.out", None)
-    resolved = resolve(given | _given(context, keys, options), None)
-    named = resolved.settings.model.path
-    if named is not None and resolved.sources.get("model.path") == "--from" and not named_part(named)[0].exists():
-        raise ConfigError(
-            f"the model {named}, as {path} names it, is not there from this folder; give it as MODEL, and its data "
-            "with --data"
-        )
-    if Path(resolved.settings.run.out).resolve() == folder.resolve():
-        raise ConfigError(f"the new report would take the place of {path}; name another folder with --out")
-    return resolved, report
-
-
-def _given(context: typer.Context, keys: Mapping[str, str], options: list[str] | None) -> dict[str, tuple[object, str]]:
-    """What the command's parameters say: "section.key" -> (value, who said it)."""
-    given: dict[str, tuple[object, str]] = {}
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        value = context.params.get(name)
-        if name not in keys or value is None or value == ():  # an option that may be repeated and was not given
-            continue
-        if name == "batch_size" and re.fullmatch(r"-?\d{1,18}", value, re.ASCII):
-            value = int(value)
-        given[keys[name]] = (value, speaker(parameter.opts, parameter.envvar, context.get_parameter_source(name)))
-    if options:
-        given["model.options"] = (dict(_option(text) for text in options), "--option")
-    return given
-
-
-def speaker(spellings: Sequence[str], variable: object, source: object) -> str:
-    """Who gave a parameter its value, by what typer knows of it: VAEAUDIT_SEED, --seed, or MODEL."""
-    if getattr(source, "name", None) == "ENVIRONMENT":
-        return str(variable)
-    spelling = max(spellings, key=len)
-    return spelling if spelling.startswith("-") else "MODEL"
-
-
-def _option(text: str) -> tuple[str, object]:
-    """NAME=VALUE, the value as JSON where it is JSON."""
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise ConfigError(f"--option takes NAME=VALUE, as in activation=tanh, but '{clipped(text)}' came")
-    from vaeaudit.model.files import strict_json
-
-    try:
-        return name, strict_json(value)
-    except ValueError:
-        return name, value
 
 
 class Reporter:

@@ -1,61 +1,46 @@
 """`vaeaudit config`: which values count and who said them, and what values there are."""
 
-from typing import Annotated, Literal
-
 import typer
 
-from vaeaudit.cli import options
-from vaeaudit.cli.common import AUDIT_KEYS, check_output, deliver, settings_of
+from vaeaudit.cli.command import Asked, Command, takes
+from vaeaudit.cli.common import check_output, deliver
+from vaeaudit.cli.options import Configured, Model, OnData, Out, Output, Policy, TableOrJson, Verbose
 
 app = typer.Typer(help="Show what an audit is configured to do.", no_args_is_help=True, rich_markup_mode=None)
 
 
-@app.command("show")
-def show(
-    context: typer.Context,
-    model: options.Model = None,
-    adapter: options.Adapter = None,
-    option: options.AdapterOption = None,
-    data: options.Data = None,
-    data_range: options.Range = None,
-    resize: options.Resize = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    seed: options.Seed = None,
-    batch_size: options.BatchSize = None,
-    limit: options.Limit = None,
-    sample: options.Sample = None,
-    out: options.Out = None,
-    check: options.Check = None,
-    baseline: options.Baseline = None,
-    output_format: Annotated[Literal["table", "json"], typer.Option("--format", help="Form of the result.")] = "table",
-    output: options.Output = None,
-    config: options.Config = None,
-    isolated: options.Isolated = False,
-    verbose: options.Verbose = False,
-) -> int:
-    """Show every value that `vaeaudit audit` takes, with its source: flag, variable, file, the model, or default."""
-    resolved = settings_of(context, AUDIT_KEYS, config, isolated, option)
+@app.command("show", cls=Command)
+@takes(Model, OnData, Policy, Out, TableOrJson, Output, Verbose, Configured)
+def show(asked: Asked) -> int:
+    """Show every setting with its source.
+
+    These are the values that `vaeaudit audit` takes; a source is a flag, a variable, a file, the model, or the default.
+    """
+    resolved = asked.settings()
     from vaeaudit.cli.render import settings_text, stdout_is_terminal
     from vaeaudit.report.writer import dumps
     from vaeaudit.settings.facts import sourced
 
-    check_output(None, output)
+    check_output(None, asked.output)
     values = sourced(resolved)
-    if output_format == "json":
+    if asked.form == "json":
         dumped = {value.key: {"value": value.value, "source": value.source} for value in values}
-        deliver(dumps(dumped), output)
+        deliver(dumps(dumped), asked.output)
     else:
-        deliver(settings_text(values, output is None and stdout_is_terminal()), output)
+        deliver(settings_text(values, asked.output is None and stdout_is_terminal()), asked.output)
     return 0
 
 
-@app.command("schema")
-def schema(output: options.Output = None, verbose: options.Verbose = False) -> int:
-    """Print the JSON Schema of vaeaudit.toml, which editors use to complete and check it."""
+@app.command("schema", cls=Command)
+@takes(Output, Verbose)
+def schema(asked: Asked) -> int:
+    """Print the JSON Schema of vaeaudit.toml.
+
+    Editors complete and check the file by it.
+    """
     from vaeaudit.report.writer import dumps
     from vaeaudit.settings.config import json_schema
 
-    check_output(None, output)
-    deliver(dumps(json_schema()), output)
+    check_output(None, asked.output)
+    deliver(dumps(json_schema()), asked.output)
     return 0

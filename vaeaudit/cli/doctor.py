@@ -1,36 +1,17 @@
 """`vaeaudit doctor`: is this the model it claims to be?"""
 
-from typing import Annotated, Literal
-
-import typer
-
-from vaeaudit.cli import options
-from vaeaudit.cli.common import SHARED_KEYS, Reporter, check_output, deliver, settings_of
+from vaeaudit.cli.command import Asked, takes
+from vaeaudit.cli.common import Reporter, check_output, deliver
+from vaeaudit.cli.options import Configured, Model, OnData, Output, Quiet, TableOrJson, Verbose
 
 
-def command(
-    context: typer.Context,
-    model: options.Model = None,
-    adapter: options.Adapter = None,
-    option: options.AdapterOption = None,
-    data: options.Data = None,
-    data_range: options.Range = None,
-    resize: options.Resize = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    seed: options.Seed = None,
-    batch_size: options.BatchSize = None,
-    limit: options.Limit = None,
-    sample: options.Sample = None,
-    output_format: Annotated[Literal["table", "json"], typer.Option("--format", help="Form of the result.")] = "table",
-    output: options.Output = None,
-    config: options.Config = None,
-    isolated: options.Isolated = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-) -> int:
-    """Try the model on real data before any check: reconstruction, gradients, determinism, range, clamping."""
-    resolved = settings_of(context, SHARED_KEYS, config, isolated, option)
+@takes(Model, OnData, TableOrJson, Output, Quiet, Verbose, Configured)
+def command(asked: Asked) -> int:
+    """Try on real data whether the model is what it claims.
+
+    Reconstruction, gradients, determinism, range and clamping, as they are tried before any check.
+    """
+    resolved = asked.settings()
     from vaeaudit.audit.writing import data_entry, model_entry, plausibility_entry
     from vaeaudit.cli.render import doctor_line, doctor_text, stdout_is_terminal
     from vaeaudit.gate.ending import ending
@@ -38,17 +19,17 @@ def command(
     from vaeaudit.report.writer import dumps
     from vaeaudit.subject.opened import prepare
 
-    reporter = Reporter(quiet)
-    check_output(None, output)
+    reporter = Reporter(asked.quiet)
+    check_output(None, asked.output)
     with reporter.working("trying the model on the data"):
         subject = prepare(resolved.settings)
     plausibility = plausibility_entry(subject.plausibility, resolved.settings.doctor.acknowledge)
     about, on = model_entry(subject), data_entry(subject)
-    if output_format == "json":
+    if asked.form == "json":
         entries = {"model": about, "data": on, "plausibility": plausibility}
         dumped = {name: entry.model_dump(mode="json") for name, entry in entries.items()}
-        deliver(dumps(dumped), output)
-    elif quiet and output is None:
+        deliver(dumps(dumped), asked.output)
+    elif asked.quiet and asked.output is None:
         deliver(doctor_line(plausibility), None)
     else:
         facts = [
@@ -69,5 +50,5 @@ def command(
             *(("left out", sentence) for sentence in on.skipped),
             *(("warning", sentence) for sentence in subject.data.warnings),
         ]
-        deliver(doctor_text(plausibility, facts, output is None and stdout_is_terminal()), output)
+        deliver(doctor_text(plausibility, facts, asked.output is None and stdout_is_terminal()), asked.output)
     return ending(plausible=not plausibility.failed).exit_code

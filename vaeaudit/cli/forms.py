@@ -2,17 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Literal
 
 from vaeaudit.cli.common import append
+from vaeaudit.errors import ConfigError, clipped
 from vaeaudit.report.comparison import ComparisonEntry
 from vaeaudit.report.model import Report
 
-Form = Literal["table", "json", "markdown", "junit", "github", "card", "html"]
-
 
 def text_of(
-    report: Report, folder: Path, form: Form, output: str | None, quiet: bool = False, verbose: bool = False
+    report: Report, folder: Path, form: str, output: str | None, quiet: bool = False, verbose: bool = False
 ) -> str:
     """The report, which lies in ``folder``, in a form, as it goes to the file ``output`` or to stdout (None).
 
@@ -50,6 +48,12 @@ def text_of(
             if quiet and output is None:
                 return report_line(report, folder)
             return report_text(report, folder, output is None and stdout_is_terminal(), verbose)
+        case _:
+            raise _unknown(form)
+
+
+def _unknown(form: str) -> ConfigError:
+    return ConfigError(f"a result has no form '{clipped(form)}'; see --help for those that it has")
 
 
 def _github(report: Report) -> str:
@@ -62,9 +66,7 @@ def _github(report: Report) -> str:
     return github.annotations(report) + github.summary(report)
 
 
-def comparison_text(
-    compared: ComparisonEntry, form: Literal["table", "json", "markdown"], output: str | None, quiet: bool
-) -> str:
+def comparison_text(compared: ComparisonEntry, form: str, output: str | None, quiet: bool) -> str:
     """A comparison of two reports in a form, as :func:`text_of` gives a report."""
     match form:
         case "json":
@@ -81,3 +83,5 @@ def comparison_text(
             if quiet and output is None:
                 return comparison_line(compared)
             return comparison_lines(compared, output is None and stdout_is_terminal())
+        case _:
+            raise _unknown(form)

@@ -1,122 +1,207 @@
-"""Options that several commands share; those with a value may come as VAEAUDIT_<NAME> from the environment."""
+"""Options that several commands share, in groups: :func:`vaeaudit.cli.command.takes` merges them into a command's."""
 
-from typing import Annotated, Literal
+import re
+from collections.abc import Iterable
+from typing import Annotated, Literal, get_args
 
 import typer
 
-Model = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="MODEL",
-        help="Checkpoint (.safetensors, .pt, .pth, .ckpt) or its folder, FILE#KEY for one set of weights of several; "
-        "from the configuration if left out.",
-        envvar="VAEAUDIT_MODEL",
-        show_default=False,
-    ),
-]
-Adapter = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="How to open the model: an installed adapter, package.module:open or file.py:open.",
-        envvar="VAEAUDIT_ADAPTER",
-    ),
-]
-AdapterOption = Annotated[
-    list[str] | None,
-    typer.Option("--option", metavar="NAME=VALUE", help="Option of the adapter, as in activation=tanh; repeatable."),
-]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PATH", help="npz, npy, safetensors, MNIST idx(.gz), or a folder of images.", envvar="VAEAUDIT_DATA"
-    ),
-]
-Range = Annotated[
-    tuple[float, float] | None,
-    typer.Option(
-        "--range",
-        metavar="LO HI",
-        help="Range of the model's inputs, if not the model's own; inf for no bound.",
-        envvar="VAEAUDIT_RANGE",
-        show_default=False,
-    ),
-]
-Resize = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILTER",
-        help="Resize images to the model's size: nearest, box, bilinear, hamming, bicubic or lanczos.",
-        envvar="VAEAUDIT_RESIZE",
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps. [default: auto]", envvar="VAEAUDIT_DEVICE"),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="float32 or float64. [default: float32]", envvar="VAEAUDIT_DTYPE"),
-]
-Seed = Annotated[
-    int | None, typer.Option(metavar="N", help="Of every random draw. [default: 0]", envvar="VAEAUDIT_SEED")
-]
-BatchSize = Annotated[
-    str | None,
-    typer.Option(
-        metavar="auto|N", help="Most rows given to the model at once. [default: auto]", envvar="VAEAUDIT_BATCH_SIZE"
-    ),
-]
-Limit = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Use only the first N items; marks the report partial.", envvar="VAEAUDIT_LIMIT"),
-]
-Sample = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N", help="Use only N items, drawn at random; marks the report partial.", envvar="VAEAUDIT_SAMPLE"
-    ),
-]
-Out = Annotated[
-    str | None,
-    typer.Option(metavar="DIR", help="Folder of the report. [default: vaeaudit-report]", envvar="VAEAUDIT_OUT"),
-]
+from vaeaudit.checks.registry import installed
+from vaeaudit.cli.command import Key, Setting
+from vaeaudit.errors import ConfigError, clipped
+
 Form = Literal["table", "json", "markdown", "junit", "github"]
-Format = Annotated[Form, typer.Option("--format", help="Form of the result.")]
-Check = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME",
-        help="Check to carry out: attack, margin, noise, latents, mig or weights; repeatable. [default: those that "
-        "the configuration names, else all]",
-    ),
-]
-Baseline = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PATH",
-        help="Report of an earlier audit, or its folder, with which this one is compared.",
-        envvar="VAEAUDIT_BASELINE",
-    ),
-]
-CompareFormat = Annotated[Literal["table", "json", "markdown"], typer.Option("--format", help="Form of the result.")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Take what an audit that was ended, of the same things, had finished.")
-]
-ExitZero = Annotated[
-    bool, typer.Option("--exit-zero", help="End with 0 where a check failed or regressed; nothing else is changed.")
-]
-Output = Annotated[
-    str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the result there instead of to stdout.")
-]
-Config = Annotated[
-    str | None,
-    typer.Option(metavar="FILE", help="Configuration file, instead of the nearest one.", envvar="VAEAUDIT_CONFIG"),
-]
-Isolated = Annotated[bool, typer.Option("--isolated", help="Read no configuration file.")]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress and no remarks; of a table on stdout its last line.")
-]
-Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Show every table and metric; of an error, the traceback.")
-]
+
+
+def _table(texts: Iterable[str]) -> dict[str, object]:
+    """NAME=VALUE each, the value as JSON where it is JSON."""
+    from vaeaudit.model.files import strict_json
+
+    found: dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ConfigError(f"--option takes NAME=VALUE, as in activation=tanh, but '{clipped(text)}' came")
+        try:
+            found[name] = strict_json(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def _rows(text: str) -> int | str:
+    """A whole number, or a text such as "auto"."""
+    return int(text) if re.fullmatch(r"-?\d{1,18}", text, re.ASCII) else text
+
+
+def form_of(kind: object) -> typer.models.OptionInfo:
+    """The option that chooses one of the forms that ``kind``, a Literal, lists."""
+    option: typer.models.OptionInfo = typer.Option(
+        "--format", metavar="NAME", help=f"Form of the result: {_named(get_args(kind))}."
+    )
+    return option
+
+
+def _named(names: Iterable[str]) -> str:
+    """One, another or a third."""
+    *some, last = names
+    return f"{', '.join(some)} or {last}"
+
+
+class Model:
+    """Model and data."""
+
+    model: Annotated[
+        str | None,
+        Key("model.path"),
+        typer.Argument(
+            metavar="MODEL",
+            help="Checkpoint (.safetensors, .pt, .pth, .ckpt) or its folder, FILE#KEY for one set of weights of "
+            "several; from the configuration if left out.",
+            show_default=False,
+        ),
+    ] = None
+    adapter: Annotated[
+        str | None,
+        Setting(
+            "model.adapter", "NAME", "How to open the model: an installed adapter, package.module:open or file.py:open."
+        ),
+    ] = None
+
+
+class OnData:
+    """Model and data."""
+
+    option: Annotated[
+        list[str] | None,
+        Setting(
+            "model.options",
+            "NAME=VALUE",
+            "Option of the adapter, as in activation=tanh; repeatable.",
+            "--option",
+            read=_table,
+        ),
+    ] = None
+    data: Annotated[
+        str | None, Setting("data.source", "PATH", "npz, npy, safetensors, MNIST idx(.gz), or a folder of images.")
+    ] = None
+    data_range: Annotated[
+        tuple[float, float] | None,
+        Setting(
+            "data.range", "LO HI", "Range of the model's inputs, if not the model's own; inf for no bound.", "--range"
+        ),
+    ] = None
+    resize: Annotated[
+        str | None,
+        Setting(
+            "data.resize",
+            "FILTER",
+            "Resize images to the model's size: nearest, box, bilinear, hamming, bicubic or lanczos.",
+        ),
+    ] = None
+    limit: Annotated[int | None, Setting("run.limit", "N", "Use only the first N items; marks the report partial.")] = (
+        None
+    )
+    sample: Annotated[
+        int | None, Setting("run.sample", "N", "Use only N items, drawn at random; marks the report partial.")
+    ] = None
+    device: Annotated[str | None, Setting("run.device", "NAME", "auto, cpu, cuda, cuda:N or mps. [default: auto]")] = (
+        None
+    )
+    dtype: Annotated[str | None, Setting("run.dtype", "NAME", "float32 or float64. [default: float32]")] = None
+    seed: Annotated[int | None, Setting("run.seed", "N", "Of every random draw. [default: 0]")] = None
+    batch_size: Annotated[
+        str | None,
+        Setting("run.batch_size", "auto|N", "Most rows given to the model at once. [default: auto]", read=_rows),
+    ] = None
+
+
+class Policy:
+    """Policy."""
+
+    check: Annotated[
+        list[str] | None,
+        Setting(
+            "run.checks",
+            "NAME",
+            f"Check to carry out: {_named(installed()[0])}; repeatable. [default: those that the configuration "
+            "names, else all]",
+        ),
+    ] = None
+    baseline: Annotated[
+        str | None,
+        Setting("baseline.path", "PATH", "Report of an earlier audit, or its folder, with which this one is compared."),
+    ] = None
+
+
+class Out:
+    """Report and result."""
+
+    out: Annotated[str | None, Setting("run.out", "DIR", "Folder of the report. [default: vaeaudit-report]")] = None
+
+
+class Resume:
+    """Report and result."""
+
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Take what an audit that was ended, of the same things, had finished.")
+    ] = False
+
+
+class Formed:
+    """Report and result."""
+
+    form: Annotated[Form, form_of(Form)] = "table"
+
+
+class TableOrJson:
+    """Report and result."""
+
+    form: Annotated[Literal["table", "json"], form_of(Literal["table", "json"])] = "table"
+
+
+class Output:
+    """Report and result."""
+
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the result there instead of to stdout.")
+    ] = None
+
+
+class ExitZero:
+    """Report and result."""
+
+    exit_zero: Annotated[
+        bool,
+        typer.Option("--exit-zero", help="End with 0 where a check failed or regressed; nothing else is changed."),
+    ] = False
+
+
+class Configured:
+    """Configuration."""
+
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Configuration file, instead of the nearest one.", envvar="VAEAUDIT_CONFIG"),
+    ] = None
+    isolated: Annotated[bool, typer.Option("--isolated", help="Read no configuration file.")] = False
+
+
+class Quiet:
+    """Report and result."""
+
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress and no remarks; of a table on stdout its last line.")
+    ] = False
+
+
+class Verbose:
+    """Report and result."""
+
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show every table and metric; of an error, the traceback.")
+    ] = False
+
+
+# What the command of a check shares with the others.
+CHECK = (Model, OnData, Out, Resume, Formed, Output, Quiet, Verbose, Configured)

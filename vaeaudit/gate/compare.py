@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from vaeaudit.checks.registry import checks
 from vaeaudit.errors import ConfigError, IncomparableError, clipped, listed, nearest
 from vaeaudit.layout.entry import MetricEntry
 from vaeaudit.model.ranges import span_text
@@ -21,8 +22,6 @@ from vaeaudit.stats.paired import ROUNDING, Difference, difference, holm, least_
 _ESTIMATES = ("frobenius", "spectral", "whitened")
 # The median of the pair [certified, empirical] has the empirical one's samples.
 _PAIR = r"margin\.r[\d.e+-]+\.median"
-# Keys that choose what is measured and are told by a metric's name: more of them change nothing of the others.
-_CHOICES = {"attack": {"modes"}, "noise": {"sigmas"}, "margin": {"r"}}
 # Of a figure's own size: what the search behind it may leave without a failure sign, so that less is no difference that
 # few items could show.
 _SEARCHED = 0.02
@@ -212,9 +211,9 @@ def _settings(report: Report, section: str) -> Mapping[str, object]:
 def _differing(old: Report, new: Report, check: str) -> list[str]:
     """Which settings of a check differ, so that its figures are of different things."""
     one, other = _settings(old, check), _settings(new, check)
-    told = _CHOICES.get(check, set())
+    told = checks()[check].choices if check in checks() else ()
     if one.get("family_wise") or other.get("family_wise"):  # then the confidence of each bound depends on their number
-        told = set()
+        told = ()
     return [key for key in {**one, **other} if key not in told and one.get(key) != other.get(key)]
 
 

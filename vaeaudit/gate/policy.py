@@ -8,16 +8,16 @@ A figure in doubt is inconclusive, unless it is on the wrong side already and a 
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
-from typing import Literal, get_args
+from typing import Literal
 
+from vaeaudit.checks.registry import checks
 from vaeaudit.errors import nearest
 from vaeaudit.layout.entry import MetricEntry, belongs
 from vaeaudit.layout.section import number
 from vaeaudit.report.gates import CheckEntry, WaiverEntry
-from vaeaudit.settings.sections import Check, GateSettings, Settings
+from vaeaudit.settings.sections import GateSettings, Settings
 
 Outcome = Literal["passed", "failed", "inconclusive"]
-CHECK_NAMES: tuple[str, ...] = get_args(Check)
 
 
 def enabled(settings: Settings) -> tuple[tuple[str, ...], frozenset[str]]:
@@ -29,12 +29,11 @@ def enabled(settings: Settings) -> tuple[tuple[str, ...], frozenset[str]]:
     read = {
         name.partition(".")[0] for name in (*settings.checks, *settings.baseline.metrics, *settings.baseline.min_effect)
     }
-    named = settings.run.checks or [
-        check for check in CHECK_NAMES if check in settings.model_fields_set or check in read
-    ]
+    every = tuple(checks())
+    named = settings.run.checks or [check for check in every if check in settings.model_fields_set or check in read]
     if not named:
-        return CHECK_NAMES, frozenset(CHECK_NAMES)
-    return tuple(check for check in CHECK_NAMES if check in named), frozenset()
+        return every, frozenset(every)
+    return tuple(check for check in every if check in named), frozenset()
 
 
 def evaluate(
@@ -132,6 +131,9 @@ def _lost(metric: MetricEntry, gate: GateSettings) -> tuple[Outcome, float, str]
     may narrow or widen as its values move, so that the mean itself must lie on the wrong side as well.
     """
     low, high = _read(metric, gate)
+    if metric.search == "keeps":
+        found = _held(metric, gate)
+        return (*found[:2], f"{found[2]}, which rests on no search") if found[0] == "failed" else None
     above = metric.search == "lowers"
     threshold = gate.min if above else gate.max
     if metric.search == "none" or threshold is None or metric.value is None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from vaeaudit.attacks import modes
+from vaeaudit.checks.margin.entry import MarginEntry
+from vaeaudit.checks.registry import checks
 from vaeaudit.errors import ConfigError, listed
-from vaeaudit.gate.policy import CHECK_NAMES
 from vaeaudit.layout.entry import MetricEntry
 from vaeaudit.layout.inert import one_line
 from vaeaudit.layout.section import number, with_interval
@@ -22,8 +24,8 @@ _DATA = re.compile(r"\.np[yz]$|[.-]idx\d?(-\w+)?(\.gz)?$")
 _MANY = 10_000  # items above which a draw of so many is proposed
 # Of the many figures of a check, those that say most of robustness, with an interval from ten or twenty items.
 _GATED = (
-    r"attack\.(latent|output)\.delta\.median",
-    r"attack\.(damage|worst|untargeted|latent-side)\..*\.damage\.median",
+    rf"attack\.({'|'.join(modes.names(swept=True))})\.delta\.median",
+    rf"attack\.({'|'.join(modes.names(swept=False))})\..*\.damage\.median",
     r"margin\.r[\d.e+-]+\.(certified|empirical)\.median",
     r"noise\.s[\d.e+-]+\.degradation\.median",
 )
@@ -132,12 +134,12 @@ def _checks(report: Report, settings: Settings) -> Iterator[str]:
     """The sections of the checks that could be done; a section, even an empty one, enables its check."""
     shown = {"attack": ("modes", "pairs"), "margin": ("r", "items"), "noise": ("sigmas", "items")}
     comments = {
-        "modes": "latent, output, damage, untargeted, latent-side, worst",
+        "modes": ", ".join(modes.names()),
         "pairs": "more give narrower intervals",
         "r": "in output units; twice the median least radius that holds an unperturbed item's own draws",
         "sigmas": "on the scale of the inputs",
     }
-    for check in CHECK_NAMES:
+    for check in checks():
         section: BaseModel = getattr(settings, check)
         keys = dict.fromkeys(
             [*shown.get(check, ()), *section.model_dump(exclude_defaults=True)]
@@ -156,7 +158,7 @@ def _checks(report: Report, settings: Settings) -> Iterator[str]:
 
 def _radii(report: Report, settings: Settings) -> list[float | str]:
     """The radii that were measured, so that later audits measure the same ones whatever their model."""
-    return [entry.r for entry in report.margins] or list(settings.margin.r)
+    return [entry.r for entry in report.entries(MarginEntry)] or list(settings.margin.r)
 
 
 def _policy(report: Report) -> Iterator[str]:

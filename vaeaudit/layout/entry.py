@@ -47,8 +47,10 @@ class MetricEntry(Entry):
     doubt: str | None = Field(None, description="Why this figure supports no verdict; null where it does.")
     exact: bool = Field(False, description="Nothing is estimated: the figure needs no interval.")
     keeps_infinite: bool = Field(False, description="Infinite values keep their place in order, and are not left out.")
-    search: Literal["lowers", "raises", "none"] = Field(
-        "none", description="What a better search does to the figure; none: nothing that is known, or no search."
+    search: Literal["lowers", "raises", "keeps", "none"] = Field(
+        "none",
+        description="What a better search does to the figure; keeps: nothing, as it rests on none though others of its "
+        "check do; none: nothing that is known, or there is no search.",
     )
 
     @property

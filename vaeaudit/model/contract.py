@@ -1,10 +1,12 @@
-"""Whether a model keeps the contract of :mod:`vaeaudit.vae`: each attribute asked for, and the wrong one named.
+"""Whether a model keeps the contract of :mod:`vaeaudit.model.vae`: each attribute asked for, and the wrong one named.
 
 A fault is told in one sentence: the attribute, what came, what was expected, and the page that shows it.
 """
 
-from collections.abc import Iterator
-from inspect import isroutine
+from collections.abc import Callable, Iterator
+from inspect import isroutine, signature
+from numbers import Integral
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -34,15 +36,33 @@ def fault_of(vae: object) -> str:
             hint = "; it wraps a model, so return its .module"
         return f"without {', '.join(absent)}{hint}; see {PAGE}#what-the-contract-asks"
     shape = getattr(vae, "input_shape", None)
-    if isinstance(shape, int) and not isinstance(shape, bool):
+    if isinstance(shape, Integral) and not isinstance(shape, bool):
         return f"whose input_shape is {shape}, where a tuple was expected: ({shape},) for vectors of {shape} numbers"
-    if not (isinstance(shape, tuple | list) and shape and all(isinstance(n, int) and n > 0 for n in shape)):
+    if not (isinstance(shape, tuple | list) and shape and all(isinstance(n, Integral) and int(n) > 0 for n in shape)):
         return f"whose input_shape is {clipped(repr(shape))}, where positive integers such as (1, 28, 28) were expected"
     for name in ("encode", "decode"):
         if not callable(getattr(vae, name)):
             kind = type(getattr(vae, name)).__name__
             return f"whose {name} is of type {kind}, where a method was expected; see {PAGE}#what-the-contract-asks"
+        if place := _takes_no_batch(getattr(vae, name)):
+            of = {"encode": "x", "decode": "z"}[name]
+            return f"whose {name}{place} cannot be called with one batch, where {name}(self, {of}) was expected"
     return ""
+
+
+def _takes_no_batch(method: Callable[..., object]) -> str:
+    """Where a method stands that cannot be called with one argument, as " (file.py, line 12)"; "" for one that can."""
+    try:
+        signature(method).bind(None)
+    except TypeError:
+        pass
+    except ValueError as error:  # of a bound method without even self; or what is written in C has no signature
+        if "invalid method signature" not in str(error):
+            return ""
+    else:
+        return ""
+    code = getattr(method, "__code__", None)
+    return f" ({Path(code.co_filename).name}, line {code.co_firstlineno})" if code else " "
 
 
 @torch.no_grad()

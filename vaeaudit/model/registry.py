@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vaeaudit.errors import AdapterError, CheckpointError, ContractError, VaeauditError, clipped, listed, nearest
+from vaeaudit.errors import AdapterError, CheckpointError, ContractError, VaeauditError, clipped, listed, nearest, told
 from vaeaudit.model.checkpoints import Checkpoint, check_finite, open_checkpoint, sha256_of
 from vaeaudit.model.contract import PAGE, fault_of
 from vaeaudit.model.files import obstacle
@@ -291,9 +290,9 @@ def _opened(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, obje
         vae, taken = _fitted(adapter, checkpoint, options)
         fault = fault_of(vae)
         of_range = "" if fault else _range_fault(vae.range, tuple(vae.input_shape))
-    except VaeauditError:
+    except (VaeauditError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # an adapter is the user's code: whatever it raises is its failure
+    except BaseException as error:  # an adapter is the user's code: whatever it raises is its failure
         raise AdapterError(
             f"adapter '{clipped(adapter.name)}' could not open {checkpoint.path}: {told(error)}; see {PAGE}"
         ) from error
@@ -321,9 +320,9 @@ def _range_fault(span: object, shape: tuple[int, ...]) -> str:
 def _imported(name: str, load_module: Callable[[], ModuleType]) -> ModuleType:
     try:
         return load_module()
-    except VaeauditError:
+    except (VaeauditError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # likewise: importing runs the user's code
+    except BaseException as error:  # likewise: importing runs the user's code
         place, _, attribute = name.rpartition(":")
         meant = f" (did you mean '{place}.py:{attribute}'?)" if _is_file(f"{place}.py") else ""
         raise AdapterError(f"adapter '{clipped(name)}' cannot be imported{meant}: {told(error)}") from error
@@ -350,19 +349,3 @@ def _module_from_file(file: Path) -> ModuleType:
         sys.path.append(folder)
     spec.loader.exec_module(module)
     return module
-
-
-def told(error: BaseException) -> str:
-    """Tell "ValueError: text (file.py, line 12)": enough to find the fault without a traceback."""
-    ours = ("<frozen", importlib.__file__, __file__)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
-    name = type(error).__name__
-    if not frames or isinstance(error, SyntaxError):  # which says itself where it is
-        place = ""
-    else:
-        place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
-    try:
-        text = clipped(" ".join(str(error).split()), 1000)
-    except Exception:  # it is the user's class
-        text = ""
-    return f"{name}: {text}{place}" if text else f"{name}{place}"

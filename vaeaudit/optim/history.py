@@ -9,10 +9,10 @@ def remember(
 ) -> tuple[Tensor, Tensor]:
     """Write differences of points and of gradients, (a, n), over the oldest of the rows ``chosen`` (a,), in place.
 
-    A pair whose curvature s.y is not positive is left out. ``history`` is (a, 2, m, n); returned are the place of the
-    newest pair in it and how many places hold one, (a,) each.
+    A pair whose curvature s.y is not positive beyond rounding, in whatever units, is left out. ``history`` is
+    (a, 2, m, n); returned are the place of the newest pair in it and how many places hold one, (a,) each.
     """
-    curved = torch.linalg.vecdot(s, y) > torch.finfo(s.dtype).eps * torch.linalg.vecdot(y, y)
+    curved = torch.linalg.vecdot(s, y) > torch.finfo(s.dtype).eps * _length(s) * _length(y)
     useful = chosen & curved
     rows, memory = useful.nonzero().squeeze(1), history.shape[2]
     newest = torch.where(useful, (newest + 1) % memory, newest)
@@ -44,7 +44,7 @@ def inv_hessian_product(g: Tensor, free: Tensor, history: Tensor, newest: Tensor
     curvature = sy.diagonal(dim1=1, dim2=2)  # (a, m): s.y
     y_square = yy.diagonal(dim1=1, dim2=2)
     present = torch.arange(m, device=g.device) >= m - pairs[:, None]
-    usable = present & (curvature > torch.finfo(g.dtype).eps * y_square)
+    usable = present & (curvature > torch.finfo(g.dtype).eps * _length(history[:, 0]) * y_square.sqrt())
     # gamma = s.y / y.y of the newest usable pair, Nocedal & Wright eq. 7.20
     last = torch.where(usable, torch.arange(m, device=g.device), -1).argmax(1, keepdim=True)
     gamma = torch.where(usable.any(1), (curvature / y_square).gather(1, last).squeeze(1), 1.0)[:, None]
@@ -61,3 +61,8 @@ def inv_hessian_product(g: Tensor, free: Tensor, history: Tensor, newest: Tensor
 
     coefficients = torch.empty_like(wg).scatter_(1, both, torch.cat([on_s, on_y], dim=1))  # back to storage
     return (coefficients[:, None] @ w).squeeze(1).mul_(free).addcmul_(gamma, g)
+
+
+def _length(vectors: Tensor) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=-1)
+    return length

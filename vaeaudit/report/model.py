@@ -3,16 +3,12 @@
 ``schema_version`` counts as major.minor: a minor step adds, a major step changes or removes.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, create_model
 
-from vaeaudit.checks.attack.entry import AttackEntry, CappedEntry
-from vaeaudit.checks.latents.entry import LatentsEntry
-from vaeaudit.checks.margin.entry import MarginEntry
-from vaeaudit.checks.mig.entry import MigEntry
-from vaeaudit.checks.noise.entry import NoiseEntry
-from vaeaudit.checks.weights.entry import WeightsEntry
+from vaeaudit.checks.registry import checks
+from vaeaudit.errors import CheckError
 from vaeaudit.layout.entry import Entry, MetricEntry, Number
 from vaeaudit.layout.section import Section
 from vaeaudit.report.comparison import ComparisonEntry
@@ -161,8 +157,8 @@ class ReproductionEntry(Entry):
         return f"{told}, {most}" + (f", within {self.tolerance:g}" if self.agree else "")
 
 
-class Report(Entry):
-    """An audit."""
+class _Head(Entry):
+    """What an audit is of."""
 
     schema_version: str = SCHEMA_VERSION
     tool: str
@@ -175,13 +171,30 @@ class Report(Entry):
     data: DataEntry | None = Field(description="null where no check needed any.")
     environment: Environment
     plausibility: PlausibilityEntry | None = Field(description="null where no check ran the model.")
-    attacks: list[AttackEntry] = Field([])
-    capped: list[CappedEntry] = Field([])
-    margins: list[MarginEntry] = Field([])
-    latents: list[LatentsEntry] = Field([])
-    migs: list[MigEntry] = Field([])
-    noise: list[NoiseEntry] = Field([])
-    weights: list[WeightsEntry] = Field([])
+
+
+# The fields of a report that hold what checks found, in their order, with the class of their entries.
+KINDS: dict[str, Any] = {}
+for _check in checks().values():
+    for _field, _path in _check.entries.items():
+        if _field in KINDS:
+            raise CheckError(f"the check '{_check.name}' has a field of another in reports, '{_field}'; uninstall one")
+        KINDS[_field] = _check.load(_path)
+FIELDS: dict[type[Entry], str] = {kind: field for field, kind in KINDS.items()}
+
+if TYPE_CHECKING:
+    _Measured = _Head
+else:
+    _Measured = create_model(
+        "Measured", __base__=_Head, **{field: (list[kind], Field([])) for field, kind in KINDS.items()}
+    )
+
+E = TypeVar("E", bound=Entry)
+
+
+class Report(_Measured):
+    """An audit."""
+
     metrics: dict[str, MetricEntry]
     checks: list[CheckEntry] = Field(description="Thresholds with their outcome; empty where no policy was asked.")
     baseline: ComparisonEntry | None = Field(description="This audit against an earlier one; null without any.")
@@ -207,13 +220,22 @@ class Report(Entry):
     @property
     def check_sections(self) -> list[Section]:
         """What every check shows, in order."""
-        every = (self.attacks, self.capped, self.margins, self.noise, self.latents, self.migs, self.weights)
-        return [entry.section() for entries in every for entry in entries]
+        return [entry.section() for kind in KINDS.values() for entry in self.entries(kind)]
+
+    def entries(self, kind: type[E]) -> list[E]:
+        """The entries of one class that checks made."""
+        found: list[E] = getattr(self, FIELDS[kind])
+        return found
 
     @property
     def sections(self) -> list[Section]:
         """What the policy and every check show, in order."""
         return [*self.policy_sections, *self.check_sections]
+
+
+for _field, _kind in KINDS.items():
+    if Report.model_fields[_field].annotation != list[_kind]:  # type: ignore[valid-type]
+        raise CheckError(f"a check has the field '{_field}' of every report; uninstall its package")
 
 
 def json_schema() -> dict[str, JsonValue]:

@@ -4,14 +4,15 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
-from vaeaudit.errors import InputError, clipped, nearest
+from vaeaudit.checks.registry import checks
+from vaeaudit.errors import InputError, clipped, listed, nearest
 from vaeaudit.model.files import obstacle
 from vaeaudit.report.model import SCHEMA_VERSION, Report
 from vaeaudit.report.wording import VERDICTS
@@ -163,11 +164,22 @@ def _validated(content: dict[str, JsonValue], newer: str | None, file: Path) -> 
         unknown = [one["loc"] for one in errors if one["type"] == "extra_forbidden"]
         if newer is not None and unknown and all(_leave_out(content, place) for place in unknown):
             return _validated(content, newer, file)
+        if any(len(place) == 1 for place in unknown) and (others := _not_installed(content)):
+            raise ReportError(
+                f"{file} holds what {listed(others)} found, of which no check is installed here; install the package "
+                "that gives it"
+            ) from error
         raise _wrong(file, _place(errors[0]["loc"]), _fault(errors[0]), newer) from error
     for field, value, known in (("verdict", report.verdict, VERDICTS), ("status", report.status, _STATUSES)):
         if value not in known:
             raise _wrong(file, field, f"is {_shown(value)}, where one of {', '.join(known)} was expected", newer)
     return report
+
+
+def _not_installed(content: Mapping[str, JsonValue]) -> list[str]:
+    """The checks that a report was written with and that are not known here."""
+    timings = content.get("timings")
+    return [name for name in timings if name not in checks()] if isinstance(timings, dict) else []
 
 
 def _leave_out(content: Any, place: Sequence[str | int]) -> bool:

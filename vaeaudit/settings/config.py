@@ -15,16 +15,31 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
+from vaeaudit.checks.registry import OURS, checks
 from vaeaudit.errors import ConfigError, clipped, nearest
 from vaeaudit.model.files import obstacle
 from vaeaudit.settings.sections import BaselineSettings, GateSettings, Settings, WaiveSettings
 
-_FILES = frozenset({"model.path", "data.source", "run.out", "weights.against", "baseline.path"})
+_FILES = frozenset(
+    {"model.path", "data.source", "run.out", "baseline.path"}
+    | {f"{check.name}.{key}" for check in checks().values() for key in check.files}
+)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+]+:")  # hf:REPO is no path
 _POLICY = ("checks.", "baseline.")  # the settings that judge figures; all others say how they are measured
+
+
+def _whole() -> type[Settings]:
+    """All sections, those of third parties' checks among them."""
+    others = [check for check in checks().values() if check not in OURS]
+    kinds = {check.name: check.load(check.settings) for check in others}
+    sections: dict[str, Any] = {name: (kind, kind()) for name, kind in kinds.items()}
+    return create_model("Settings", __base__=Settings, **sections) if sections else Settings
+
+
+WHOLE = _whole()
 
 
 @dataclass(frozen=True)
@@ -94,7 +109,7 @@ def read_config(file: Path) -> dict[str, dict[str, object]]:
         raise ConfigError(f"{file} holds no table [tool.vaeaudit]; add one, or name another file")
     sections: dict[str, dict[str, object]] = {}
     for name, values in content.items():
-        if name not in Settings.model_fields:
+        if name not in WHOLE.model_fields:
             raise ConfigError(f"{file}: {_unknown_section(name)}")
         if not isinstance(values, dict):
             raise ConfigError(f"{file}: '{clipped(name)}' must be a section [{name}], but {_shown(values)} came")
@@ -105,7 +120,7 @@ def read_config(file: Path) -> dict[str, dict[str, object]]:
 def json_schema() -> dict[str, object]:
     """The JSON Schema of a configuration file, for editors."""
     about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "vaeaudit.toml"}
-    return {**Settings.model_json_schema(), **about}
+    return {**WHOLE.model_json_schema(), **about}
 
 
 def resolve(given: Mapping[str, tuple[object, str]], file: Path | None) -> Resolved:
@@ -119,15 +134,18 @@ def resolve(given: Mapping[str, tuple[object, str]], file: Path | None) -> Resol
         for section, values in read_config(file).items():
             nested[section] = {}  # a section without keys counts as said: it names its check
             said.update({f"{section}.{key}": (value, str(file)) for key, value in values.items()})
+    in_file = set(nested)
     said.update(given)
     for key, (value, _) in said.items():
         section, _, name = key.partition(".")
         nested.setdefault(section, {})[name] = value
     sources = {key: source for key, (_, source) in said.items()}
     try:
-        return Resolved(Settings.model_validate(nested), sources)
+        settings = WHOLE.model_validate(nested)
     except ValidationError as error:
         raise _explained(error, sources) from error
+    # A section of the file names its check; a flag or a variable changes a value, and chooses none.
+    return Resolved(WHOLE.model_construct(in_file, **dict(settings)), sources)
 
 
 def _own_table(file: Path) -> object:
@@ -184,8 +202,8 @@ def _explained(error: ValidationError, sources: Mapping[str, str]) -> ConfigErro
 
 
 def _unknown_section(name: str) -> str:
-    known = ", ".join(Settings.model_fields)
-    return f"unknown section [{clipped(name)}]{nearest(name, Settings.model_fields)}; known are {known}"
+    known = ", ".join(WHOLE.model_fields)
+    return f"unknown section [{clipped(name)}]{nearest(name, WHOLE.model_fields)}; known are {known}"
 
 
 def _unknown(place: list[str], came: object) -> str:
@@ -200,7 +218,7 @@ def _unknown(place: list[str], came: object) -> str:
         model: object = WaiveSettings if len(place) > 3 else GateSettings
         where = f'[checks."{place[1]}"]' + " waive" * (len(place) > 3)
     else:
-        model, where = Settings.model_fields[section].annotation, f"[{section}]"
+        model, where = WHOLE.model_fields[section].annotation, f"[{section}]"
     assert isinstance(model, type) and issubclass(model, BaseModel)
     fields = model.model_fields
     return f"unknown key '{key}' in {where}{nearest(key, fields)}; known are {', '.join(fields)}"

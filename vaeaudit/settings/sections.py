@@ -1,14 +1,20 @@
 """The settings of an audit, section by section: names, types, defaults, and what each is for."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date, datetime
+from functools import partial
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     JsonValue,
     PlainSerializer,
     PlainValidator,
@@ -16,7 +22,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import CoreSchema, core_schema
 
+from vaeaudit.attacks import modes
+from vaeaudit.checks.registry import checks
 from vaeaudit.model import ranges
 
 End = float | Literal["-inf", "inf"]  # JSON has no infinite number
@@ -50,6 +59,36 @@ def _listed(value: object) -> object:
     return tuple(values)
 
 
+@dataclass(frozen=True)
+class _OneOf:
+    """A text that is one of some names, as they are when it is checked: a Literal of what stands in rows elsewhere."""
+
+    names: Callable[[], tuple[str, ...]]
+
+    def __get_pydantic_core_schema__(self, _source: object, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._checked)
+
+    def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> dict[str, object]:
+        return {"enum": list(self.names()), "type": "string"}
+
+    def _checked(self, value: object) -> str:
+        names = self.names()
+        if not isinstance(value, str) or value not in names:
+            raise ValueError(" or ".join(filter(None, (", ".join(map(repr, names[:-1])), repr(names[-1])))))
+        return value
+
+
+def _some(what: str) -> AfterValidator:
+    """Values of which at least one is needed, each once; None is left."""
+
+    def some(values: tuple[object, ...] | None) -> tuple[object, ...] | None:
+        if values is not None and not values:
+            raise ValueError(what)
+        return values and tuple(dict.fromkeys(values))
+
+    return AfterValidator(some)
+
+
 Whole = Annotated[int, Field(strict=True)]
 Truth = Annotated[bool, Field(strict=True)]
 Positive = Annotated[int, Field(strict=True, ge=1)]
@@ -60,8 +99,10 @@ Length = Annotated[float, Field(gt=0)]
 Radius = Length | Literal["auto"]
 NotNegative = Annotated[float, Field(strict=True, ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-Check = Literal["attack", "margin", "noise", "latents", "mig", "weights"]
-Mode = Literal["latent", "output", "damage", "untargeted", "latent-side", "worst"]
+Check = Annotated[str, _OneOf(lambda: tuple(checks()))]
+Mode = Annotated[str, _OneOf(modes.names)]
+SweptMode = Annotated[str, _OneOf(partial(modes.names, swept=True))]
+CappedMode = Annotated[str, _OneOf(partial(modes.names, swept=False))]
 Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 Reason = Annotated[Name, Field(pattern=r"\S")]
 Key = Annotated[str, Field(min_length=1)]
@@ -74,11 +115,13 @@ Range = Annotated[
 ]
 
 
-class _Section(BaseModel):
+class BaseSettings(BaseModel):
+    """A section: frozen, of known keys only, without NaN and infinity."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class ModelSettings(_Section):
+class ModelSettings(BaseSettings):
     """Which model, and how it is opened."""
 
     path: Name | None = Field(
@@ -89,7 +132,7 @@ class ModelSettings(_Section):
     options: dict[str, JsonValue] = Field({}, description="Options of the adapter, over what the file says of itself.")
 
 
-class DataSettings(_Section):
+class DataSettings(BaseSettings):
     """Which data, and how they become the model's inputs."""
 
     source: Name | None = Field(None, description="npz, npy, safetensors, MNIST idx(.gz), or a folder of images.")
@@ -103,7 +146,7 @@ class DataSettings(_Section):
     )
 
 
-class RunSettings(_Section):
+class RunSettings(BaseSettings):
     """How the audit runs."""
 
     seed: Whole = Field(0, description="Of every random draw.")
@@ -117,24 +160,19 @@ class RunSettings(_Section):
         None, description="Use only N items, drawn at random by the seed, of the first where limit names so many."
     )
     out: Name = Field("vaeaudit-report", description="Folder of the report.")
-    checks: tuple[Check, ...] | None = Field(
+    checks: Annotated[tuple[Check, ...] | None, _some("a list of at least one check")] = Field(
         None,
         description="What `vaeaudit audit` checks; where left out, the checks whose section stands in the file or "
         "that a threshold reads, and without any such, all.",
     )
 
-    @field_validator("checks")
-    @classmethod
-    def _some(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if value is not None and not value:
-            raise ValueError("a list of at least one check")
-        return value if value is None else tuple(dict.fromkeys(value))
 
-
-class AttackSettings(_Section):
+class AttackSettings(BaseSettings):
     """The attack check."""
 
-    modes: tuple[Mode, ...] = Field(("latent",), description="What is attacked.")
+    modes: Annotated[tuple[Mode, ...], _some("a list of at least one mode")] = Field(
+        ("latent",), description="What is attacked."
+    )
     pairs: Annotated[int, Field(strict=True, ge=1, le=100_000)] = Field(10, description="Source and target pairs.")
     pairing: Literal["random", "label"] = Field("random", description="Pairs at random, or of different labels.")
     vary: Name | None = Field(None, description="Pairs that differ in this one factor of the data.")
@@ -160,13 +198,6 @@ class AttackSettings(_Section):
         600, description="Model evaluations for one problem; four times as many where it could still gain at that."
     )
 
-    @field_validator("modes")
-    @classmethod
-    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
-            raise ValueError("a list of at least one mode")
-        return tuple(dict.fromkeys(value))
-
     @field_validator("pair")
     @classmethod
     def _pairs_alone(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
@@ -182,12 +213,12 @@ class AttackSettings(_Section):
         return value
 
 
-class MarginSettings(_Section):
+class MarginSettings(BaseSettings):
     """The margin check."""
 
-    r: Annotated[tuple[Radius, ...], BeforeValidator(_listed, Radius | tuple[Radius, ...])] = Field(
-        ("auto",), description='Radii in output units; "auto" is twice the median of the least that could hold.'
-    )
+    r: Annotated[
+        tuple[Radius, ...], BeforeValidator(_listed, Radius | tuple[Radius, ...]), _some("at least one radius")
+    ] = Field(("auto",), description='Radii in output units; "auto" is twice the median of the least that could hold.')
     items: Positive = Field(20, description="Items, drawn at random.")
     m: Share = Field(0.5, description="Risk level: more than this probability must stay within r.")
     sigma: Literal["frozen", "full"] = Field(
@@ -201,21 +232,14 @@ class MarginSettings(_Section):
         ("certified", "empirical"), description="Which bounds are computed; the estimates always are."
     )
 
-    @field_validator("r")
-    @classmethod
-    def _some(cls, value: tuple[float | str, ...]) -> tuple[float | str, ...]:
-        if not value:
-            raise ValueError("at least one radius")
-        return tuple(dict.fromkeys(value))
 
-
-class MigSettings(_Section):
+class MigSettings(BaseSettings):
     """The mig check."""
 
     items: Several | None = Field(None, description="Items, drawn at random; all if left out.")
 
 
-class LatentsSettings(_Section):
+class LatentsSettings(BaseSettings):
     """The latents check."""
 
     items: Several | None = Field(None, description="Items, drawn at random; all if left out.")
@@ -230,25 +254,22 @@ class LatentsSettings(_Section):
     )
 
 
-class NoiseSettings(_Section):
+class NoiseSettings(BaseSettings):
     """The noise check."""
 
-    sigmas: Annotated[tuple[NotNegative, ...], BeforeValidator(_listed, NotNegative | tuple[NotNegative, ...])] = Field(
+    sigmas: Annotated[
+        tuple[NotNegative, ...],
+        BeforeValidator(_listed, NotNegative | tuple[NotNegative, ...]),
+        _some("at least one standard deviation"),
+    ] = Field(
         (0.1, 0.25, 0.5, 1.0), description="Standard deviations of the noise, on the scale of the model's inputs."
     )
     items: Positive = Field(1000, description="Most items, drawn at random.")
     draws: Draws = Field(10, description="Draws of noise and latents for each item.")
     clip: Truth = Field(False, description="Whether noisy inputs are clipped to the data's range.")
 
-    @field_validator("sigmas")
-    @classmethod
-    def _some(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not value:
-            raise ValueError("at least one standard deviation")
-        return tuple(dict.fromkeys(value))
 
-
-class WeightsSettings(_Section):
+class WeightsSettings(BaseSettings):
     """The weights check, which needs no data and runs no model."""
 
     against: Name | None = Field(None, description="Checkpoint of the same architecture from which change is counted.")
@@ -259,7 +280,7 @@ class WeightsSettings(_Section):
     spectral: Truth = Field(True, description="Whether each tensor's 2-norm is computed.")
 
 
-class DoctorSettings(_Section):
+class DoctorSettings(BaseSettings):
     """What is known of the model that `vaeaudit doctor`, and every audit before its checks, finds on trying it."""
 
     acknowledge: dict[Key, Reason] = Field(
@@ -267,14 +288,14 @@ class DoctorSettings(_Section):
     )
 
 
-class WaiveSettings(_Section):
+class WaiveSettings(BaseSettings):
     """A known fault, which until that day does not count."""
 
     until: Day = Field(description="Last day on which it is waived, as 2026-12-31.")
     reason: Reason = Field(description="Why, or where it is tracked.")
 
 
-class GateSettings(_Section):
+class GateSettings(BaseSettings):
     """A threshold for the metric that the section names, as in [checks."margin.r4.median"]."""
 
     min: Number | None = Field(None, description="It must be at least this.")
@@ -297,7 +318,7 @@ class GateSettings(_Section):
         return self
 
 
-class BaselineSettings(_Section):
+class BaselineSettings(BaseSettings):
     """The earlier audit with which this one is compared."""
 
     path: Name | None = Field(
@@ -314,8 +335,10 @@ class BaselineSettings(_Section):
     )
 
 
-class Settings(_Section):
+class Settings(BaseSettings):
     """All sections."""
+
+    # Those of third parties' checks are added by vaeaudit.settings.config.
 
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()

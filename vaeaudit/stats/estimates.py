@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from vaeaudit.stats.metric import Metric
+
 Support = tuple[float, float]  # the least and the largest value that a figure can have, infinite where there is none
 ANY: Support = (-math.inf, math.inf)
 NOT_NEGATIVE: Support = (0.0, math.inf)
@@ -30,8 +32,9 @@ class Measurement:
     there where the figure is a statistic of one value an item, so that those of two models can be paired. Nothing is
     estimated in an ``exact`` figure, which needs no interval; one that ``keeps_infinite`` is an order statistic, in
     which infinite values keep their place, where others leave them out. ``search`` tells what a better search for a
-    distortion does to the figure: "lowers" or "raises" it, so that it bounds the true one; "none" where there is no
-    search, where it may do either, or where the values found are not to be trusted.
+    distortion does to the figure: "lowers" or "raises" it, so that it bounds the true one; "keeps" it, which rests on
+    no search though others beside it do; "none" where there is no search, where it may do either, or where the values
+    found are not to be trusted.
     """
 
     value: float | None
@@ -46,6 +49,24 @@ class Measurement:
     keeps_infinite: bool = False
     search: str = "none"
     sample: Sample | None = field(default=None, repr=False, compare=False)
+
+
+_QUANTILES = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}
+
+
+def statistics(metric: Metric, values: Sequence[float], level: float = 0.95) -> dict[str, Measurement]:
+    """All statistics that a metric has of ``values``, one an item, by what their names end with."""
+    return {f"{metric.name}.{name}": statistic(metric, name, values, level) for name in metric.statistics}
+
+
+def statistic(metric: Metric, name: str, values: Sequence[float], level: float = 0.95) -> Measurement:
+    """One statistic of ``values``: the mean, or a quantile; a median without quartiles says that it is one."""
+    unit, direction = metric.unit, metric.direction
+    if name == "mean":
+        return mean(values, unit=unit, direction=direction, level=level, support=(metric.least, math.inf))
+    if name == "median" and "upper_quartile" not in metric.statistics:
+        return median(values, unit=unit, direction=direction, level=level)
+    return quantile(values, _QUANTILES[name], unit=unit, direction=direction, level=level)
 
 
 def median(values: Sequence[float], *, unit: str, direction: str, level: float = 0.95) -> Measurement:

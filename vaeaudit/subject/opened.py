@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,14 +12,13 @@ from torch import Tensor
 
 from vaeaudit.data.items import Data, fit
 from vaeaudit.data.sources import read
-from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError, clipped, nearest
+from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError, clipped, nearest, told
 from vaeaudit.model.box import range_of
-from vaeaudit.model.registry import LoadedModel, open_model, told
+from vaeaudit.model.registry import LoadedModel, open_model
 from vaeaudit.model.vae import VAE
 from vaeaudit.settings.sections import Settings
 from vaeaudit.stats.draws import uniform
 from vaeaudit.subject.baselines import unlike_scales
-from vaeaudit.subject.encodings import Encodings
 from vaeaudit.subject.inputs import route_of
 from vaeaudit.subject.plausibility import Plausibility, examine
 from vaeaudit.subject.repairs import explained
@@ -42,7 +41,6 @@ class Subject:
     items: NDArray[np.int64]
     plausibility: Plausibility
     likelihood: str
-    encoded: dict[tuple[int, ...], Encodings] = field(default_factory=dict)  # by items, kept for the checks to come
 
     @property
     def n(self) -> int:
@@ -132,9 +130,9 @@ def prepare(settings: Settings) -> Subject:
         plausibility = examine(model.vae, sample, seed=seed, batch_size=size, items=tried)
         plausibility = explained(plausibility, model.vae, sample, seed=seed, batch_size=size)
         likelihood = _route(model.vae, sample)
-    except VaeauditError:
+    except (VaeauditError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # the adapter is the user's code
+    except BaseException as error:  # the adapter is the user's code
         raise ContractError(f"the model raised {told(error)} when it was tried on the data; see its adapter") from error
     _check_acknowledged(settings, plausibility)
     return Subject(settings, device, dtype, model, data, items, plausibility, likelihood)

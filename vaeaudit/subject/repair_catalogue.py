@@ -23,6 +23,7 @@ _NORMALISATIONS: dict[int, list[tuple[tuple[float, ...], tuple[float, ...]]]] = 
         ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
     ],
 }
+_FACTORS = (10.0, 100.0, 1000.0)
 _RANGE = "compare the range of the data with that of training (--range maps bytes; map floats before they are stored)"
 _ORDER = "compare the order of axes and channels with that of training"
 
@@ -42,6 +43,16 @@ class Units:
     def back(self) -> "Output":
         """Reconstructions alone mapped back."""
         return Output(f"reconstructions {self.undone}", self.advice, self.inverse)
+
+    @property
+    def directed(self) -> bool:
+        """Whether the way back is no other one of the catalogue."""
+        return self.of == "range" and self.done != self.undone
+
+    @property
+    def reversed(self) -> "Units":
+        """The way back: what mends a map that was made needlessly."""
+        return Units(self.undone, self.done, self.advice, self.inverse, self.forward, self.of)
 
 
 @dataclass(frozen=True)
@@ -83,10 +94,13 @@ def _ranges(x: Tensor) -> Iterator[Units]:
     low, high = float(x.min()), float(x.max())
     unit, signed, byte = (0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)
     source = next((span for span in (unit, signed, byte) if span[0] <= low and high <= span[1]), None)
-    if source == unit and high <= 1 / 128:  # bytes divided by 255 twice
+    if source == unit and high <= 1 / 128:  # bytes divided by 255 twice: likelier than a model of bytes
         yield _linear("multiplied by 255", "divided by 255", 255.0, 0.0)
     for span in [(low, high)] if source is None else [source] if source != byte else [byte, (low, high)]:
         yield from (_onto(*span, to) for to in (unit, signed, (-0.5, 0.5), byte) if to != span)
+    for factor in _FACTORS:
+        yield _linear(f"multiplied by {factor:g}", f"divided by {factor:g}", factor, 0.0)
+        yield _linear(f"divided by {factor:g}", f"multiplied by {factor:g}", 1 / factor, 0.0)
     low, high = source or (low, high)
     yield _linear("inverted (light for dark)", "inverted (light for dark)", -1.0, low + high)
     yield _standardised(x, None)
@@ -165,6 +179,13 @@ def _orders(shape: tuple[int, ...]) -> Iterator[Units]:
         yield own("turned by 180 degrees", "turned by 180 degrees", lambda x: x.flip(2, 3))
     if image[0] > 1:
         yield own("in reversed order of channels (BGR for RGB)", "in reversed order of channels", lambda x: x.flip(1))
+        if image[0] == 3:
+            first_last, last_first = (
+                "with the first channel moved to the end",
+                "with the last channel moved to the front",
+            )
+            yield order(first_last, last_first, lambda x: x.roll(-1, 1), lambda x: x.roll(1, 1))
+            yield order(last_first, first_last, lambda x: x.roll(1, 1), lambda x: x.roll(-1, 1))
 
         def to_last(x: Tensor) -> Tensor:
             return x.permute(0, 2, 3, 1).reshape(-1, *image)

@@ -9,20 +9,15 @@ import torch
 from scipy.optimize import lsq_linear, minimize_scalar
 from torch import Tensor
 
+from vaeaudit.attacks.attacked import PENALTIES, Sweep, just_better_than_mean
 from vaeaudit.attacks.objectives import Objective
 from vaeaudit.attacks.search import Effort
 from vaeaudit.attacks.signs import Sign, Signs
 from vaeaudit.attacks.similarity import SIMILARITIES
-from vaeaudit.attacks.sweep import (
-    PENALTIES,
-    Sweep,
-    geometric_lambdas,
-    just_better_than_mean,
-    sweep,
-)
+from vaeaudit.attacks.sweep import geometric_lambdas, sweep
 from vaeaudit.checks.attack.capped import capped_attack
 from vaeaudit.checks.attack.measure import AttackResult, attack
-from vaeaudit.checks.attack.metrics import summarise
+from vaeaudit.checks.attack.summarise import summarise
 from vaeaudit.checks.margin.measure import margin
 from vaeaudit.errors import ConfigError, DataError, VaeauditError
 from vaeaudit.model.batches import RowBatches
@@ -430,7 +425,6 @@ def result_of(norm: list[float], error: list[float], *, gap: float, source: floa
         adversarial=blank,
         data_term=torch.arange(count).float()[None],
         norm=torch.tensor([norm]),
-        objective=2 * torch.arange(count).float()[None],
         status=torch.zeros(1, count).long(),
         evaluations=nothing.long(),
         further=nothing > 0,

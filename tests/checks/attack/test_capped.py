@@ -9,8 +9,9 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from vaeaudit.attacks import capped as engine
+from vaeaudit.attacks.attacked import Capped
 from vaeaudit.attacks.ball import furthest
-from vaeaudit.attacks.capped import Capped, capped
+from vaeaudit.attacks.capped import capped
 from vaeaudit.attacks.directions import pull_back, pullback_directions, random_search
 from vaeaudit.attacks.left import ENOUGH, MOST
 from vaeaudit.attacks.objectives import damage
@@ -119,8 +120,8 @@ def test_the_largest_damage_of_a_linear_model_is_the_oracles(
     }
     for name, term in terms.items():
         found = attack(term, x, None, torch.tensor([exact["cap"]]), max_evaluations=300)
-        assert -float(found.value) == pytest.approx(exact[name], rel=1e-6)
-        assert -float(found.value) <= exact[name] * (1 + 1e-9)
+        assert -float(found.data_term) == pytest.approx(exact[name], rel=1e-6)
+        assert -float(found.data_term) <= exact[name] * (1 + 1e-9)
 
 
 @BOTH_NORMS
@@ -133,7 +134,7 @@ def test_a_linear_term_is_minimised_exactly_and_a_bowl_to_its_bottom(norm: str) 
         radius = cap.expand(len(x))
         best = furthest(-slope.flatten(1), low.flatten(1), high.flatten(1), radius, norm)
         expected = ((x.flatten(1) + best) * slope.flatten(1)).sum(1)
-        torch.testing.assert_close(linear.value[:, c], expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(linear.data_term[:, c], expected, rtol=1e-9, atol=1e-9)
     # A minimum inside of the ball: nothing is gained by going as far as the cap.
     bottom = x + 0.02 * (0.5 - x)
     bowl = attack(lambda points, item: (points - bottom[item]).square().flatten(1).sum(1), x, norm=norm)
@@ -163,11 +164,11 @@ def test_what_is_handed_out_keeps_box_and_cap_to_the_bit(
     assert (norm_of(found.distortion.double(), norm) <= caps.double()).all()
     seen = found.adversarial.double() - x[:, None].double()  # where x + d was rounded, the model saw another d
     assert (norm_of(seen, norm) <= caps.double()).all()
-    assert torch.equal(found.norm_of, norm_of(seen, norm))
+    assert torch.equal(found.norm, norm_of(seen, norm))
     item = torch.arange(5).repeat_interleave(3)
     again = term(found.adversarial.flatten(0, 1), item).reshape(5, 3)
-    torch.testing.assert_close(found.value, again)
-    assert (found.value < found.zero_value[:, None]).all()
+    torch.testing.assert_close(found.data_term, again)
+    assert (found.data_term < found.zero_data_term[:, None]).all()
 
 
 @BOTH_NORMS
@@ -175,8 +176,8 @@ def test_a_larger_cap_is_never_worse_whatever_their_order(norm: str, small_vae: 
     vae, x = small_vae(), images()
     caps = torch.tensor([0.4, 0.1, 3.0, 0.2, 0.2, 0.05], dtype=torch.float64)
     found = attack(damage(vae, x, None), x, caps=caps, norm=norm, max_evaluations=30)
-    assert (found.value[:, caps.argsort()].diff(dim=1) <= 0).all()
-    assert torch.equal(found.value[:, 3], found.value[:, 4])
+    assert (found.data_term[:, caps.argsort()].diff(dim=1) <= 0).all()
+    assert torch.equal(found.data_term[:, 3], found.data_term[:, 4])
 
 
 def test_a_small_model_is_searched_to_the_bottom(small_vae: Any) -> None:
@@ -199,7 +200,7 @@ def test_a_small_model_is_searched_to_the_bottom(small_vae: Any) -> None:
             minimize(objective, start, jac=True, bounds=bounds, constraints=[ball], method="SLSQP").fun
             for start in starts
         )
-        assert float(found.value[i, 0]) <= best + 1e-5 * abs(best)
+        assert float(found.data_term[i, 0]) <= best + 1e-5 * abs(best)
 
 
 def test_the_same_call_gives_the_same_bits_and_batch_size_and_groups_change_rounding_only(
@@ -210,10 +211,10 @@ def test_the_same_call_gives_the_same_bits_and_batch_size_and_groups_change_roun
     found = attack(term, x)
     assert torch.equal(found.distortion, attack(term, x).distortion)
     for size in (1, 7):
-        torch.testing.assert_close(attack(term, x, rows=RowBatches(size)).value, found.value, rtol=1e-6, atol=0)
+        torch.testing.assert_close(attack(term, x, rows=RowBatches(size)).data_term, found.data_term, rtol=1e-6, atol=0)
     monkeypatch.setattr(engine, "_MEMORY", 1)
     alone = attack(term, x)  # each item by itself
-    torch.testing.assert_close(alone.value, found.value, rtol=1e-6, atol=0)
+    torch.testing.assert_close(alone.data_term, found.data_term, rtol=1e-6, atol=0)
     assert alone.evaluations.shape == found.evaluations.shape
 
 
@@ -241,7 +242,7 @@ def test_a_problem_that_still_gains_at_its_limit_is_searched_on_and_only_such(no
     assert (found.evaluations[found.further] > 15).all()
     assert (found.evaluations[~found.further] <= 15).all()
     # What is left of those that are neither settled nor searched to the end is little.
-    gain = found.zero_value[:, None] - found.value
+    gain = found.zero_data_term[:, None] - found.data_term
     short = (found.status == int(Status.LIMIT)) & (found.evaluations <= 2 * 15)
     assert (found.recent[short] <= ENOUGH * gain[short]).all()
     assert not attack(damage(vae, x, None), x, norm=norm, max_evaluations=400).further.any()
@@ -262,7 +263,7 @@ def test_it_stops_when_told_to_with_the_best_it_has(small_vae: Any) -> None:
         found = attack(damage(vae, x, None), x, directions=noise(x, draws=1), go_on=go_on)
         assert found.interrupted
         assert (found.status == int(Status.STOPPED)).any()
-        assert (found.value <= found.zero_value[:, None]).all()
+        assert (found.data_term <= found.zero_data_term[:, None]).all()
     assert stages == {"exploring, rounds", "following"}
     assert not attack(damage(vae, x, None), x).interrupted
 
@@ -307,7 +308,7 @@ def test_where_the_model_is_not_finite_the_search_goes_elsewhere_or_says_so() ->
         return torch.where(d[:, 0].abs() > 0.1, torch.nan, -d.abs().sum(1))
 
     found = attack(wall, x)
-    assert (found.value < 0).all()
+    assert (found.data_term < 0).all()
     assert (found.distortion[:, :, 0, 0].abs() <= 0.1).all()
 
     def island(points: Tensor, item: Tensor) -> Tensor:
@@ -323,7 +324,7 @@ def test_a_model_that_does_not_see_its_input_is_left_alone() -> None:
     x = images()
     found = attack(lambda points, _: torch.ones(len(points), dtype=points.dtype), x)
     assert not found.distortion.any()
-    assert (found.value == 1).all()
+    assert (found.data_term == 1).all()
 
 
 # Directions
@@ -392,4 +393,4 @@ def test_random_search_keeps_norm_and_box_and_takes_the_best(norm: str, dtype: t
     assert (more <= value + 1e-6).all()
     assert (more < value - 1e-6).any()
     searched = attack(term, x, caps=radius[0], norm=norm)
-    assert (searched.value <= more + 1e-6).all()
+    assert (searched.data_term <= more + 1e-6).all()

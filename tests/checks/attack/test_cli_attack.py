@@ -22,7 +22,7 @@ FAST = ("--pairs", "2", "--lambdas", "3", "--max-evaluations", "60")
 MASKED = """
 import torch
 from vaeaudit import DiagonalGaussian
-from vaeaudit.registry import open_model
+from vaeaudit.model.registry import open_model
 
 
 class Masked(torch.nn.Module):

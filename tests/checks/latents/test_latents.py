@@ -15,7 +15,7 @@ from torch.distributions import MultivariateNormal
 
 from vaeaudit import DiagonalGaussian, GaussianChain, GaussianLikelihood
 from vaeaudit.checks.latents.measure import LatentsResult, latents
-from vaeaudit.checks.latents.metrics import summarise_latents
+from vaeaudit.checks.latents.summarise import summarise_latents
 from vaeaudit.checks.latents.traversal import aggregate_quantiles, traverse
 from vaeaudit.errors import ConfigError, DataError, NonFiniteError, UnsupportedError
 from vaeaudit.model.registry import open_model

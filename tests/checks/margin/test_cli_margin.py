@@ -149,6 +149,7 @@ def test_it_bounds_every_item_from_below_and_above_and_writes_that_down(margin: 
     (entry,) = written["margins"]
     assert (entry["r"], entry["m"], entry["sigma"], entry["box"], entry["draws"]) == (4, 0.5, "frozen", [0, 1], 100)
     assert entry["chosen"] == "2 of 576, drawn at random"
+    assert entry["failure_signs"] == {}
     for item in entry["items"]:
         assert 0 < item["certified"] <= item["empirical"]
         assert 0 < item["pathwise"] <= item["empirical"]
@@ -202,6 +203,45 @@ def test_margins_that_contradict_each_other_support_no_verdict(margin: Margin, m
     assert any("exceeds its empirical one" in warning for warning in written["warnings"])
 
 
+LYING = """
+from vaeaudit.model.registry import open_model
+
+
+class Lying:
+    def __init__(self, vae):
+        self.vae, self.input_shape, self.range, self.prior = vae, vae.input_shape, vae.range, vae.prior
+
+    def encode(self, x):
+        return self.vae.encode(2 * x.detach() - x)
+
+    def decode(self, z):
+        return self.vae.decode(z)
+
+
+def open(checkpoint, config):
+    return Lying(open_model(checkpoint.path, "mlp").vae)
+"""
+
+
+def test_a_gradient_that_lies_to_the_margins_search_passes_no_threshold_and_is_told_everywhere(command: Margin) -> None:
+    Path("lying.py").write_text(LYING)
+    asked = '[margin]\nr = [4]\nitems = 2\ndraws = 100\n[checks."margin.r4.empirical.median"]\nmin = 0.01\n'
+    Path("vaeaudit.toml").write_text(f'{asked}bound = "value"\n')
+    done = command("audit", MODEL, "--data", DATA, "--check", "margin", "--adapter", "lying.py:open")
+    written = report()
+    assert (done.code, written["checks"][0]["observed"] > 0.01) == (5, True)
+    jsonschema.validate(written, json_schema())
+    assert (written["verdict"], written["checks"][0]["verdict"]) == ("inconclusive", "inconclusive")
+    (entry,) = written["margins"]
+    assert entry["failure_signs"] == {"wrong gradient": 2}
+    assert all(item["failure_signs"][0].startswith("wrong gradient: the gradient and") for item in entry["items"])
+    told = "failure sign 'wrong gradient' in 2 of 2 items at r = 4, so that they support no verdict; of item "
+    assert any(warning.startswith(told) for warning in written["warnings"])
+    assert told in " ".join(done.out.split())
+    markdown = Path("vaeaudit-report/report.md").read_text(encoding="utf-8")
+    assert sum("wrong gradient" in line.split("|")[-2] for line in markdown.splitlines() if "| wrong" in line) == 2
+
+
 @pytest.mark.parametrize("posterior", ["Point", "stddev_0"])
 def test_a_deterministic_autoencoder_gets_the_margin_that_is_left_of_r_robustness(posterior: str, toy: Margin) -> None:
     done = toy(posterior, "--r", "0.5", "--items", "2")
@@ -210,6 +250,7 @@ def test_a_deterministic_autoencoder_gets_the_margin_that_is_left_of_r_robustnes
     written = report()
     jsonschema.validate(written, json_schema())
     (entry,) = written["margins"]
+    assert entry["failure_signs"] == {}
     assert (entry["deterministic"], entry["alpha"], entry["draws"], entry["missing"]) == (True, 0, 0, [])
     for item in entry["items"]:  # f(x) is a projection: the exact margin is r
         assert item["certified"] == pytest.approx(0.5, rel=0.01)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vaeaudit.checks.margin.measure import margin, usual_radius
-from vaeaudit.checks.margin.metrics import summarise_margin
 from vaeaudit.checks.margin.record import Margins, margin_entries, margin_warnings
+from vaeaudit.checks.margin.summarise import summarise_margin
 from vaeaudit.errors import ConfigError, DataError, UnsupportedError
 from vaeaudit.model.vae import DiagonalGaussian, GaussianLikelihood
 

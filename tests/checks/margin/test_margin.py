@@ -16,8 +16,8 @@ from vaeaudit.certify.graph import trace_encoder
 from vaeaudit.certify.theorem import pathwise_margin
 from vaeaudit.checks.margin.certified import Certificates
 from vaeaudit.checks.margin.measure import MarginResult, margin, usual_radius
-from vaeaudit.checks.margin.metrics import summarise_margin
 from vaeaudit.checks.margin.record import Margins, margin_refusals, margin_warnings
+from vaeaudit.checks.margin.summarise import summarise_margin
 from vaeaudit.errors import ConfigError, DataError, UnsupportedError
 from vaeaudit.model.vae import DiagonalGaussian, GaussianLikelihood
 from vaeaudit.progress import Progress

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vaeaudit import DiagonalGaussian, GaussianLikelihood
 from vaeaudit.attacks.margin import Empirical, empirical_margin
+from vaeaudit.attacks.signs import Sign
 from vaeaudit.errors import ConfigError, NonFiniteError
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.progress import Progress
@@ -141,6 +142,64 @@ def images(dtype: torch.dtype = torch.float64) -> Tensor:
     return (torch.rand(4, 2, 3, generator=generator, dtype=torch.float64) * 2 - 0.5).clamp(0, 1).to(dtype)
 
 
+Z, W = Sign.ZERO_GRADIENT, Sign.WRONG_GRADIENT
+LIES: dict[str, tuple[Any, set[Sign]]] = {
+    "healthy": (lambda x: x, set()),
+    "turned round": (lambda x: 2 * x.detach() - x, {W}),
+    "half as long": (lambda x: (x + x.detach()) / 2, {W}),
+    "detached": (lambda x: x.detach(), {Z, W}),
+    "rounded": (lambda x: (1000 * x).round() / 1000, {Z, W}),
+}
+
+
+@pytest.mark.parametrize("where", ["encoder", "decoder"])
+@pytest.mark.parametrize("sigma", ["frozen", "full"])
+@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("lie", LIES)
+def test_a_gradient_that_lies_is_a_sign_on_every_item_and_an_honest_one_is_none(
+    lie: str, box: tuple[float, float] | None, sigma: str, where: str, small_vae: Any
+) -> None:
+    bend, meant = LIES[lie]
+    vae = small_vae(box=box)
+    of = vae.encode if where == "encoder" else vae.decode
+    setattr(vae, "encode" if where == "encoder" else "decode", lambda values: of(bend(values)))
+    found = margin(vae, images(), 0.5, box=box, sigma=sigma, draws=1024, tolerance=0.1)
+    shown = [set(found.signs.of(item)) for item in range(4)]
+    # What cannot be followed finds no shorter distortion than chance does.
+    assert all(meant <= signs <= meant | ({Sign.RANDOM} if meant else set()) for signs in shown), shown
+
+
+def test_a_map_without_spread_shows_its_signs_too() -> None:
+    vae = Curve(lambda x: x.tanh(), lambda x: torch.full_like(x, -torch.inf))
+    lying = Curve(lambda x: (2 * x.detach() - x).tanh(), vae.log_stddev)
+    x = torch.zeros(2, 1, dtype=torch.float64)
+    assert not margin(vae, x, 0.5, sigma="full").signs.fired.any()
+    assert all(Sign.WRONG_GRADIENT in margin(lying, x, 0.5, sigma="full").signs.of(item) for item in (0, 1))
+
+
+def test_an_item_that_needs_no_search_shows_no_sign(small_vae: Any) -> None:
+    vae = small_vae(box=None)
+    of = vae.encode
+    vae.encode = lambda x: of(2 * x.detach() - x)
+    found = margin(vae, images(), torch.tensor([1e-3, 0.5, 1e-3, 0.5], dtype=torch.float64), draws=1024)
+    assert found.signs.any.tolist() == [False, True, False, True]
+    assert found.margin[[0, 2]].tolist() == [0, 0]
+
+
+def test_a_clamp_of_log_variances_is_a_sign_only_where_the_search_could_move_them(small_vae: Any) -> None:
+    vae = small_vae()
+    of = vae.encode
+
+    def encode(x: Tensor) -> DiagonalGaussian:
+        q = of(x)
+        return DiagonalGaussian(q.mean, q.log_stddev.clamp(max=-0.2))
+
+    vae.encode = encode
+    for sigma, clamped in (("frozen", False), ("full", True)):
+        signs = margin(vae, images(), 0.5, box=(0.0, 1.0), sigma=sigma, draws=1024, tolerance=0.1).signs
+        assert (Sign.CLAMPED in set().union(*(signs.of(item) for item in range(4)))) is clamped
+
+
 def test_what_nothing_breaks_is_censored_and_not_a_number() -> None:
     vae = Curve(lambda x: x.tanh(), lambda x: torch.full_like(x, -3.0))
     found = margin(vae, torch.zeros(2, 1, dtype=torch.float64), torch.tensor([3.0, 0.5]), most=5.0)
@@ -179,6 +238,8 @@ def test_a_stopped_search_hands_out_the_best_so_far_tested_once(oracle: dict[str
     assert found.interrupted
     assert len(asked) == 4
     assert int(found.tests) == 1
+    assert Sign.NOT_CONVERGED in found.signs.of(0)
+    assert "--max-evaluations" not in found.signs.message(Sign.NOT_CONVERGED, 0)
     assert float(found.margin) >= exact["exact_R"]
     nothing = margin(vae, x, exact["r"], go_on=lambda _: False)
     assert nothing.interrupted

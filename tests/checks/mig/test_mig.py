@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vaeaudit.checks.mig.information import Membership, categorical_shares, code_shares, gaussian_shares
 from vaeaudit.checks.mig.measure import ESTIMATORS, MigResult, mig
-from vaeaudit.checks.mig.metrics import summarise_mig
+from vaeaudit.checks.mig.summarise import summarise_mig
 from vaeaudit.data.items import Data, fit
 from vaeaudit.data.sources import read
 from vaeaudit.errors import ConfigError, DataError, UnsupportedError

@@ -80,7 +80,24 @@ def test_one_item_supports_no_verdict(noise: Noise) -> None:
     assert done.code == 5
     assert "0.5 !" in done.out
     assert report()["verdict"] == "inconclusive"
-    assert "twice its standard error over 1 items" in " ".join(report()["warnings"])
+    assert "is of one item" in " ".join(report()["warnings"])
+
+
+def test_a_mean_loss_whose_interval_contains_0_leaves_no_doubt_and_thresholds_read_the_interval(
+    noise: Noise, command: Noise
+) -> None:
+    name = "noise.s0.001.degradation.mean"
+    assert noise("--sigma", 0.001).code == 0
+    assert report()["verdict"] == "ungated"
+    metric = report()["metrics"][name]
+    (low, high), mean = metric["ci"], metric["value"]
+    assert low < 0 < high
+    assert metric["doubt"] is None
+    for limit, word in ((high + 1, "passed"), ((mean + high) / 2, "inconclusive"), (low - 1, "failed")):
+        gate = f'[noise]\nsigmas = [0.001]\nitems = 20\ndraws = 2\n[checks."{name}"]\nmax = {limit}\n'
+        Path("vaeaudit.toml").write_text(gate)
+        command("audit", MODEL, "--data", DATA)
+        assert report()["verdict"] == word
 
 
 ADAPTER = """

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from vaeaudit import BernoulliLogits, BernoulliProbabilities, DiagonalGaussian, GaussianLikelihood
 from vaeaudit.checks.noise import measure as module
 from vaeaudit.checks.noise.entry import NOISE_LEGEND
 from vaeaudit.checks.noise.measure import SIGMAS, NoiseResult, noise, over_draws
-from vaeaudit.checks.noise.metrics import summarise_noise
 from vaeaudit.checks.noise.run import _doubts
+from vaeaudit.checks.noise.summarise import summarise_noise
 from vaeaudit.checks.record import metric_entry
 from vaeaudit.checks.relative import near_zero, remark, share_of
 from vaeaudit.data.items import fit
@@ -237,6 +239,44 @@ def test_a_mean_that_single_draws_carry_is_told_and_the_median_is_not_carried() 
     assert metrics["noise.s1.degradation.mean"].value == pytest.approx(float(means.mean()))
 
 
+def with_losses(losses: Tensor) -> NoiseResult:
+    """The result of one noise under which items lose ``losses`` (I,) nats."""
+    nothing = torch.zeros((1, len(losses)), dtype=losses.dtype)
+    return NoiseResult(
+        (0.5,), 1, tuple(range(len(losses))), None, "", 0, nothing, -losses[None, None], *(nothing,) * 3, False
+    )
+
+
+@given(st.integers(0, 10**6), st.sampled_from([2, 3, 5, 10, 40, 600]))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_a_mean_near_0_that_no_item_carries_is_a_figure_whose_interval_contains_0(seed: int, n: int) -> None:
+    losses = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    result = with_losses(losses - losses.mean() * (n > 2))
+    assert result.signs == (None,)
+    interval = summarise_noise(result)["noise.s0.5.degradation.mean"].ci
+    assert interval is not None
+    assert n == 2 or interval[0] < 0 < interval[1]
+
+
+@given(st.integers(0, 10**6), st.floats(3, 12), st.sampled_from([4, 5, 10, 40, 600]))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_a_mean_that_one_item_carries_is_told_whichever_it_is(seed: int, height: float, n: int) -> None:
+    losses = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).abs()
+    losses[seed % n] = 10**height * n
+    (said,) = with_losses(losses).signs
+    assert f"of whose square item {seed % n} alone makes" in str(said)
+
+
+@given(st.integers(0, 10**6), st.floats(0.2, 4))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_losses_that_are_not_negative_are_told_whenever_their_mean_is_within_two_standard_errors(
+    seed: int, tail: float
+) -> None:
+    losses = torch.rand(400, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** -tail
+    within = bool(2 * losses.std() / 20 > losses.mean())
+    assert (with_losses(losses).signs != (None,)) is within
+
+
 def test_values_that_are_not_finite_are_counted_and_told() -> None:
     class Overflowing(Scaled):
         def decode(self, z: Tensor) -> GaussianLikelihood:
@@ -293,7 +333,7 @@ def test_one_draw_that_is_not_finite_leaves_quantiles_as_they_would_be_were_it_t
 def test_one_item_has_no_standard_error(x: Tensor, small_vae: type[Any]) -> None:
     result = noise(small_vae(), x[:1], (0.0, 0.5))
     assert result.signs[0] is None
-    assert "over 1 items, inf" in str(result.signs[1])
+    assert "is of one item" in str(result.signs[1])
     assert summarise_noise(result)["noise.s0.5.degradation.mean"].ci is None
 
 

@@ -143,7 +143,7 @@ def test_weights_that_are_not_finite_are_an_error_in_the_report(weights: Weights
     assert weights("odd.safetensors").code == 3
     written = report()
     assert written["verdict"] == "error"
-    assert written["error"].startswith("encoder.w holds 1 NaN or infinite value of 2, so that it has no norm")
+    assert written["error"].startswith("encoder.w holds 1 NaN or infinite value of 2, so that no norm")
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from vaeaudit.checks.weights import spectral
 from vaeaudit.checks.weights.measure import PARTS, WeightsResult, assign, weights
-from vaeaudit.checks.weights.metrics import summarise_weights
 from vaeaudit.checks.weights.spectral import GRAM, LANCZOS, measured_norms, row_blocks
 from vaeaudit.checks.weights.stored import read_weights, weight_parts
+from vaeaudit.checks.weights.summarise import summarise_weights
 from vaeaudit.checks.weights.ties import Weight
 from vaeaudit.errors import AdapterError, CheckpointError, ConfigError, NonFiniteError, TrustError
 from vaeaudit.model.registry import Adapter, find_adapter, open_model
@@ -214,7 +214,7 @@ def test_a_file_has_the_norms_of_its_tensors(model: Tensors, tmp_path: Path, dty
 BIG = """
 import sys
 from pathlib import Path
-from vaeaudit.checks.weights import weights
+from vaeaudit.checks.weights.measure import weights
 from vaeaudit.checks.weights.stored import read_weights
 
 def peak():  # of this program alone: getrusage counts the one that started it as well
@@ -274,6 +274,17 @@ def test_weights_that_are_not_finite_have_no_norm(tmp_path: Path, model: Tensors
     for tensors in (model, read_weights(tmp_path / "vae.safetensors")):
         with pytest.raises(NonFiniteError, match=r"encoder.out.weight holds 2 NaN or infinite values of 24"):
             weights(tensors)
+
+
+@pytest.mark.parametrize("file", ["vae.safetensors", "vae.pt"])
+def test_a_model_with_a_bias_that_is_not_finite_has_no_norms_in_any_form(
+    file: str, tmp_path: Path, model: Tensors
+) -> None:
+    bias = next(name for name in model if name.endswith("bias"))
+    model[bias][0] = torch.nan
+    (save_file if file.endswith("safetensors") else torch.save)(model, tmp_path / file)
+    with pytest.raises(NonFiniteError, match=rf"{bias} holds 1 NaN or infinite value of "):
+        weights(read_weights(tmp_path / file))
 
 
 # Which tensors are encoder and decoder

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vaeaudit.attacks.attacked import Capped
 from vaeaudit.attacks.ball import NORMS, length
-from vaeaudit.attacks.capped import Capped, capped
+from vaeaudit.attacks.capped import capped
 from vaeaudit.attacks.directions import pull_back, pullback_directions, random_search
+from vaeaudit.attacks.modes import names
 from vaeaudit.attacks.objectives import Objective
-from vaeaudit.attacks.probes import Found
 from vaeaudit.attacks.signs import DIRECTIONS, Signs, signs_of
 from vaeaudit.attacks.term import DataTerm, Term
 from vaeaudit.errors import ConfigError, nearest
@@ -25,9 +26,6 @@ from vaeaudit.progress import GoOn, Progress, always, within
 from vaeaudit.stats.draws import noise_set
 from vaeaudit.subject.inputs import box_of, check_items, check_pairs, check_size, require_finite_outputs
 
-CAPPED_MODES = ("damage", "untargeted", "latent-side", "worst")
-# What "worst" takes the worst of, besides the damage attack itself and two that follow no gradient.
-_WORST = (Objective("latent", "kl"), Objective("latent", "reverse-kl"), Objective("output"))
 _DRAWS = 4  # reparameterisation draws of one item in the search
 _FRESH = 16  # and in the figures
 _STARTS = 24  # directions from which an attack may start
@@ -43,16 +41,15 @@ class CappedResult:
     the same draws too. (I,): ``zero_damage`` and ``zero_nll``, both at d = 0. The worst of several is taken on the
     draws that are reported, so that it is never less than a member alone; of M figures it is a little above its own
     expectation.
-    ``found`` is the search that ``signs`` judge, with what is handed out put in its place: ``adversarial`` are inputs
-    (I, C, *shape), for "latent-side" latents (I, C, *latent). ``source`` and ``source_reconstruction`` are
-    (I, *shape), ``reconstruction`` (I, C, *shape) at z = the mean.
+    ``capped`` is the search that ``signs`` judge, that of the first of several members, with what is handed out in its
+    place: ``adversarial`` are inputs (I, C, *shape), or latents (I, C, *latent) where those are moved. ``source`` and
+    ``source_reconstruction`` are (I, *shape), ``reconstruction`` (I, C, *shape) at z = the mean.
     """
 
-    mode: str
     objective: Objective
     members: tuple[str, ...]
     seed: int
-    found: Capped
+    capped: Capped
     signs: Signs
     source: Tensor
     source_reconstruction: Tensor
@@ -65,9 +62,14 @@ class CappedResult:
     zero_nll: Tensor
 
     @property
+    def mode(self) -> str:
+        """Name of the attack mode."""
+        return self.objective.mode
+
+    @property
     def interrupted(self) -> bool:
         """Whether a search was told to stop before it ended."""
-        return self.found.interrupted
+        return self.capped.interrupted
 
 
 def capped_attack(
@@ -119,22 +121,22 @@ def capped_attack(
         DataError: shapes that do not fit, or values outside the range.
         NonFiniteError: means or reconstructions of the items or of targets are NaN or infinite.
     """
-    for what, name, known in (("mode", mode, CAPPED_MODES), ("norm", norm, NORMS)):
+    for what, name, known in (("mode", mode, names(swept=False)), ("norm", norm, NORMS)):
         if name not in known:
             raise ConfigError(
                 f"there is no capped attack {what} '{name}'{nearest(name, known)}; try {', '.join(known)}"
             )
-    if mode == "worst" and x_t is None:
-        raise ConfigError("attack mode 'worst' needs a target for each item, but none was given; give x_t")
+    objective = Objective(mode, similarity, on, ref)
+    if objective.row.targeted and x_t is None:
+        raise ConfigError(f"attack mode '{mode}' needs a target for each item, but none was given; give x_t")
     box = box_of(vae, data_range)
     check_items(vae, x, box, "items")
     if x_t is not None:
         check_pairs(vae, x, x_t, box)
     check_size(x, len(caps), "caps")
     keys = list(range(len(x))) if items is None else list(items)
-    objective = Objective("damage" if mode == "worst" else mode, similarity, on, ref)
-    attack = _Attack(vae, x, x_t, box, caps, norm, draws, seed, max_evaluations, batch_size, keys, mode, go_on)
-    return attack.run(objective)
+    attack = _Attack(vae, x, x_t, box, caps, norm, draws, seed, max_evaluations, batch_size, keys, objective, go_on)
+    return attack.run()
 
 
 _SEARCHED = 0.85  # of the time, as measured, goes to searches
@@ -156,15 +158,16 @@ class _Attack:
         max_evaluations: int,
         batch_size: int | None,
         keys: list[int],
-        mode: str,
+        objective: Objective,
         go_on: GoOn,
     ) -> None:
         self.vae, self.x, self.x_t, self.norm, self.draws = vae, x, x_t, norm, draws
-        self.seed, self.most, self.keys, self.mode, self.go_on = seed, max_evaluations, keys, mode, go_on
+        self.seed, self.most, self.keys, self.go_on = seed, max_evaluations, keys, go_on
+        self.objective, self.row = objective, objective.row
         self.searches = 0
         self.caps = torch.tensor(list(caps), dtype=torch.float64, device=x.device)
-        # The worst contains the damage attack to the bit, so it is keyed as that.
-        self.key = "damage" if mode == "worst" else mode
+        # The worst of several contains the first to the bit, so it is keyed as that.
+        self.key = self.row.members[0] if self.row.members else self.row.name
         size = RowBatches.automatic(vae.input_shape, x.device).size if batch_size is None else batch_size
         self.encoder_rows = RowBatches(size)
         self.rows = RowBatches(max(1, size // (_FRESH if draws else 1)))  # the decoder is given a row for each draw
@@ -175,9 +178,8 @@ class _Attack:
         with torch.no_grad():
             means = self.encoder_rows.map(lambda part: (vae.encode(part).mean,), x)[0]
             self.noise_shape = vae.encode(x[:1]).noise_shape
-        # What is moved, and the box it keeps to: the input, or for "latent-side" the latents.
-        side = mode == "latent-side"
-        self.point, self.box = (means, None) if side else (x, box)
+        # What is moved, and the box it keeps to: the input, or the latents.
+        self.point, self.box = (means, None) if self.row.latents else (x, box)
         self.starts = self.directions()
 
     def noise(self, name: str, shape: tuple[int, ...], draws: int) -> Tensor:
@@ -188,17 +190,18 @@ class _Attack:
         draws = _FRESH if name == "fresh" else self.draws
         return self.noise(name, self.noise_shape, draws) if self.draws else None
 
-    def run(self, objective: Objective) -> CappedResult:
+    def run(self) -> CappedResult:
         """All members, the worst of them for each item and cap, and its figures on fresh draws."""
-        search = self.term(objective, "eta")
-        damaging = objective if objective.mode in ("damage", "latent-side") else Objective("damage")
+        search = self.term(self.objective, "eta")
+        damaging = self.objective if self.row.search == "raises" else Objective("damage")
         judged = self.term(damaging, "fresh")
         found = self.search(search, self.starts, self.key)
         members, interrupted = {self.key: found.distortion}, found.interrupted
-        if self.mode == "worst":
-            for other in _WORST:
-                name = f"{other.mode} {other.similarity}" if other.mode == "latent" else other.mode
-                result = self.search(self.term(other, "eta"), self.towards_target(), name)
+        if self.row.members:
+            for name in self.row.members[1:]:
+                mode, _, similarity = name.partition(" ")
+                term = self.term(Objective(mode, similarity or "kl"), "eta")
+                result = self.search(term, self.towards_target(), name)
                 members[name] = result.distortion
                 interrupted |= result.interrupted
             members |= self.without_gradient(self.term(damaging, "eta"))
@@ -210,19 +213,21 @@ class _Attack:
         item = self.item[:, None]
         damage, distortion = damages[member, item, place], d[member, item, place]
         adversarial = self.point[:, None] + distortion
-        if self.mode == "worst":  # it is judged by what it was chosen by
-            found, search = replace(found, value=-damage, zero_value=-zero_damage), judged
+        # The worst contains the first of its members, does no less than that, and is judged as it: on the draws of its
+        # search. On others a search of few draws can lose to chance where draws matter more than a small cap.
+        signs = self.signs(search, found)
+        if self.row.members:
+            found = replace(found, data_term=-damage, zero_data_term=-zero_damage)
         size = length(self.point[:, None].flatten(2), distortion.flatten(2), self.norm)
-        found = replace(found, distortion=distortion, adversarial=adversarial, norm_of=size, interrupted=interrupted)
+        found = replace(found, distortion=distortion, adversarial=adversarial, norm=size, interrupted=interrupted)
         reconstruction, nll = self.look(adversarial)
         source_reconstruction, zero_nll = self.look(self.point[:, None])
         return CappedResult(
-            mode=self.mode,
-            objective=objective,
+            objective=self.objective,
             members=tuple(members),
             seed=self.seed,
-            found=found,
-            signs=self.signs(objective, search, found),
+            capped=found,
+            signs=signs,
             source=self.x,
             source_reconstruction=source_reconstruction[:, 0],
             reconstruction=reconstruction,
@@ -237,12 +242,12 @@ class _Attack:
     def term(self, objective: Objective, name: str) -> DataTerm:
         """The data term on the named draws; similarities take at least one."""
         eta = self.eta(name)
-        if eta is None and objective.mode not in ("damage", "latent-side"):
+        if eta is None and "noise" in objective.row.takes and not objective.row.mean_alone:
             eta = self.noise(name, self.noise_shape, 1)
         return objective.data_term(self.vae, self.point, self.x_t, eta)
 
     def search(self, term: DataTerm, directions: Tensor, name: str) -> Capped:
-        members = 1 + (len(_WORST) if self.mode == "worst" else 0)
+        members = max(1, len(self.row.members))
         of_all = within(self.go_on, _SEARCHED * self.searches / members, _SEARCHED * (self.searches + 1) / members)
         self.searches += 1
 
@@ -263,7 +268,7 @@ class _Attack:
 
     def directions(self) -> Tensor:
         """Where searches start, (R, I, *shape): latents pulled back by the encoder."""
-        if self.mode == "latent-side":
+        if self.row.latents:
             return self.noise("starts", tuple(self.point.shape[1:]), _STARTS)
         latent = tuple(self.mean(self.x[:1]).shape[1:])
         back = pull_back(self.mean, self.x, self.noise("starts", latent, _STARTS), self.encoder_rows)
@@ -320,7 +325,7 @@ class _Attack:
 
         @torch.no_grad()
         def look(part: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
-            if self.mode == "latent-side":
+            if self.row.latents:
                 mean, z = part, part[None]
             else:
                 q = self.vae.encode(part)
@@ -332,21 +337,13 @@ class _Attack:
         rec, nll = self.rows.map(look, points.flatten(0, 1), self.item.repeat_interleave(count))
         return rec.reshape(len(self.x), count, *rec.shape[1:]), nll.reshape(-1, count)
 
-    def signs(self, objective: Objective, term: DataTerm, found: Capped) -> Signs:
+    def signs(self, term: DataTerm, found: Capped) -> Signs:
         return signs_of(
             term,
-            None if self.mode == "latent-side" else self.vae.encode,
+            None if self.row.latents else self.vae.encode,
             self.point,
-            self.x_t if objective.targeted else None,
-            Found(
-                adversarial=found.adversarial,
-                value=found.value,
-                penalty=torch.zeros_like(found.value),
-                radius=found.caps.to(found.value).expand_as(found.value),
-                status=found.status,
-                zero_value=found.zero_value,
-                recent=found.recent,
-            ),
+            self.x_t if "x_t" in self.row.takes else None,
+            found,
             self.noise("directions", tuple(self.point.shape[1:]), DIRECTIONS),
             box=self.box,
             norm=self.norm,

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vaeaudit.checks.attack.metrics import ACCURACY
 from vaeaudit.errors import ConfigError, ContractError, DataError, NonFiniteError
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.vae import VAE, reconstruct
@@ -189,7 +190,7 @@ def _tried(
         found = classes_of(classifier, x, batch_size=rows.size if rows else None).cpu().numpy()
         right = int((found == labels[held_out]).sum())
         commonest = float(np.unique(labels[held_out], return_counts=True)[1].max()) / len(held_out)
-    accuracy = estimates.proportion(right, len(held_out), unit="share", direction="none")
+    accuracy = estimates.proportion(right, len(held_out), unit=ACCURACY.unit, direction=ACCURACY.direction)
     return Judge(classifier, accuracy, commonest, how, warned)
 
 

@@ -4,10 +4,13 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from vaeaudit.attacks.modes import MODES
+from vaeaudit.checks.attack.metrics import METRICS
 from vaeaudit.layout.entry import Entry, Number
 from vaeaudit.layout.section import Section, Shown, Table, number
 from vaeaudit.model.ranges import span_text
-from vaeaudit.settings.sections import Range
+from vaeaudit.settings.sections import CappedMode, Range, SweptMode
+from vaeaudit.stats.metric import meanings
 
 _CLASSES = (
     "reached, left / valid: of the attacks whose clean reconstruction has the source's class, how many end in the "
@@ -36,30 +39,7 @@ CAPPED_LEGEND = {
     "by": "the attack that found it",
     "signs": "failure signs: the figures of an item with one support no verdict",
 }
-# What the metrics of an attack mean, by the part of their name between mode and statistic.
-METRICS = {
-    "delta": "objective, data + λ pen(d), averaged over all λ; in nats it also grows as posteriors narrow",
-    "data_term": "the data term at the λ shown for the pair",
-    "distortion": "‖d‖ there",
-    "target_nll": "-log p(x_t|z) there",
-    "target_error": "‖x_t - rec(x*)‖ there",
-    "curve_area": "area under the distortion curve between its ends d = 0 and d = x_t - x, as a share: "
-    "0 where any touch turns the model, near 1 where it yields only to the target itself",
-    "success.target": "of the pairs whose rec(x) has the source's class, the share whose rec(x*) has the target's",
-    "success.ignore_target": "share of those whose rec(x*) has any other class than the source's",
-    "success.classifier_accuracy": "share of held-out reconstructions that the classifier names rightly",
-    "success.factor": "share of pairs where the image of the data nearest to rec(x*) has the target's value of the "
-    "varied factor and the source's of all others",
-    "success.factor_at_source": "the same at rec(x), without an attack",
-    "success.factor_at_target": "the same at rec(x_t), after a perfect one",
-    "damage": "E ‖g(z) - ref‖ under the named cap, over draws that no search has seen",
-    "degradation": "log p(x|z) - log p(x|z*) there, in nats",
-    "relative_degradation": "the same as a share of |log p(x|z)|, which depends on the likelihood's constants",
-    "ms_ssim_input": "multi-scale structural similarity of x and x*: 1 where the attack cannot be seen",
-    "ms_ssim_reconstruction": "that of rec(x) and rec(x*): 1 where the attack changes nothing",
-    "progress": "1 - ‖rec(x*) - x_t‖ / ‖rec(x) - x_t‖: 0 where nothing changes, 1 at the target",
-}
-
+PANEL, CURVE = "{} panel", "{} curve"  # figures, by mode
 
 Reached = Literal["mean", "std", "both"]
 
@@ -106,7 +86,7 @@ class ClassTableEntry(Entry):
 class AttackEntry(Entry):
     """One attack mode over all pairs and lambda."""
 
-    mode: Literal["latent", "output"]
+    mode: SweptMode
     similarity: str | None = Field(description="What the latent attack compares posteriors by.")
     on: Reached = Field(description="What of the posterior the perturbation reaches: mean, std or both.")
     layers: list[int] | None = Field(description="Layers of a chain that are compared; null for all.")
@@ -142,11 +122,11 @@ class AttackEntry(Entry):
             tables,
             [f"{ends(self)}."],
             {
-                f"{self.mode} panel": "Attack panel of the first pairs: input, reconstruction, adversarial, "
+                PANEL.format(self.mode): "Attack panel of the first pairs: input, reconstruction, adversarial, "
                 "distortion, its reconstruction, target",
-                f"{self.mode} curve": "Distortion curves: distance to the target over the norm of the distortion",
+                CURVE.format(self.mode): "Distortion curves: distance to the target over the norm of the distortion",
             },
-            METRICS,
+            meanings(METRICS),
             {f"attack.{self.mode}.delta.median": "cost of an attack; more is better"},
         )
 
@@ -176,7 +156,7 @@ class CappedItemEntry(Entry):
 class CappedEntry(Entry):
     """One attack mode under caps."""
 
-    mode: Literal["damage", "untargeted", "latent-side", "worst"]
+    mode: CappedMode
     members: list[str] = Field(description="The attacks of which the worst was taken.")
     similarity: str | None
     on: Reached
@@ -201,10 +181,10 @@ class CappedEntry(Entry):
             "An attack is a lower bound on harm: a stronger one may do more.",
             [Shown(f"{self.mode} attack: {maximised(self)}", capped_table(self), CAPPED_LEGEND)],
             figures={
-                f"{self.mode} panel": "Panel of the first items under the largest cap",
-                f"{self.mode} curve": "Damage over the cap",
+                PANEL.format(self.mode): "Panel of the first items under the largest cap",
+                CURVE.format(self.mode): "Damage over the cap",
             },
-            meanings=METRICS,
+            meanings=meanings(METRICS),
             headlines={f"attack.{self.mode}.{self.norm}-{largest:.4g}.damage.median": "damage done; less is better"},
         )
 
@@ -250,14 +230,12 @@ def capped_table(attack: CappedEntry) -> Table:
 def maximised(attack: CappedEntry) -> str:
     """What an attack under a cap makes as large as it can, as a formula."""
     reached = {"both": "", "mean": " (through its mean alone)", "std": " (through its standard deviation alone)"}
-    ref = "g(mu(x))" if attack.ref == "reconstruction" else "x"
-    damage = f"E ‖g(z) - {ref}‖, z ~ q(z|x + d){reached[attack.on]}"
-    return {
-        "damage": damage,
-        "untargeted": f"{attack.similarity}(q(z|x + d), q(z|x)){reached[attack.on]}",
-        "latent-side": "‖g(mu(x) + d) - g(mu(x))‖",
-        "worst": f"{damage}, the worst of {', '.join(attack.members)}",
-    }[attack.mode]
+    return MODES[attack.mode].formula.format(
+        similarity=attack.similarity,
+        ref="g(mu(x))" if attack.ref == "reconstruction" else "x",
+        reached=reached[attack.on],
+        members=", ".join(attack.members),
+    )
 
 
 def class_table(classes: ClassTableEntry) -> Table:
@@ -281,11 +259,8 @@ def minimised(attack: AttackEntry) -> str:
     pen = "‖d‖" if attack.penalty == "l2" else "‖d‖²"
     reached = {"both": "", "mean": " (its mean alone)", "std": " (its standard deviation alone)"}[attack.on]
     layers = f", layers {', '.join(map(str, attack.layers))}" if attack.layers else ""
-    terms = {
-        "latent": f"{attack.similarity}(q(z|x + d){reached}, q(z|x_t)){layers}",
-        "output": f"KL(q(z|x + d) || p(z)) - E log p(x_t|z) over z ~ q(z|x + d){reached}",
-    }
-    return f"{terms[attack.mode]} + λ {pen}"
+    term = MODES[attack.mode].formula.format(similarity=attack.similarity, reached=reached, layers=layers)
+    return f"{term} + λ {pen}"
 
 
 def ends(attack: AttackEntry) -> str:

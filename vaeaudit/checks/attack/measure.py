@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vaeaudit.attacks.attacked import PENALTIES, Sweep
+from vaeaudit.attacks.modes import names
 from vaeaudit.attacks.objectives import Objective
 from vaeaudit.attacks.probes import DrawTerm
 from vaeaudit.attacks.search import Effort
 from vaeaudit.attacks.signs import DIRECTIONS, Signs, signs_of
 from vaeaudit.attacks.similarity import DRAWING
-from vaeaudit.attacks.sweep import PENALTIES, Sweep, geometric_lambdas, sweep
+from vaeaudit.attacks.sweep import geometric_lambdas, sweep
 from vaeaudit.attacks.term import DataTerm, Term
 from vaeaudit.errors import ConfigError, DataError, nearest
 from vaeaudit.model.batches import RowBatches
@@ -25,7 +27,6 @@ from vaeaudit.progress import GoOn, always, within
 from vaeaudit.stats.draws import noise_set
 from vaeaudit.subject.inputs import box_of, check_pairs, check_size, require_finite_outputs
 
-MODES = ("latent", "output")
 _MOST_LAMBDAS = 10_000  # more would not tell anything about the curve
 _SEARCHED = 0.85  # of the time, as measured, goes to the search, the rest to what is made of it
 _DRAWS = 16  # reparameterisation draws of one item, where an expectation over z has no closed form
@@ -157,7 +158,7 @@ def attack(
         DataError: shapes or types that do not fit, values outside the range, no pair, or a pair of equal images.
         NonFiniteError: means or reconstructions of sources or targets are NaN or infinite.
     """
-    for what, name, known in (("mode", mode, MODES), ("penalty", penalty, PENALTIES)):
+    for what, name, known in (("mode", mode, names(swept=True)), ("penalty", penalty, PENALTIES)):
         if name not in known:
             raise ConfigError(f"there is no attack {what} '{name}'{nearest(name, known)}; there are {', '.join(known)}")
     if restarts < 0:
@@ -182,8 +183,7 @@ def attack(
     def noise(name: str, of: tuple[int, ...] = shape, draws: int = _DRAWS) -> Tensor:
         return noise_set(of, draws=draws, items=keys, seed=seed, check=f"attack.{mode}{name}", like=x)
 
-    floor = 0.0 if objective.nonnegative else None
-    searched = RowBatches(max(1, rows.size // _DRAWS)) if objective.decodes else rows
+    searched = RowBatches(max(1, rows.size // _DRAWS)) if objective.row.decodes else rows
     found = sweep(
         objective.data_term(vae, x, x_t, noise("")),
         x,
@@ -191,20 +191,20 @@ def attack(
         box,
         values,
         penalty=penalty,
-        floor=floor,
+        floor=objective.row.floor,
         effort=Effort(Stopping.for_dtype(x.dtype, max_evaluations), starts=1 + restarts),
         rows=searched,
         go_on=within(go_on, 0.0, _SEARCHED),
     )
     fresh = noise(".fresh")
-    drawing = objective.decodes or similarity in DRAWING or isinstance(posterior, Chain)
+    drawing = objective.row.decodes or similarity in DRAWING or isinstance(posterior, Chain)
     terms = [objective.data_term(vae, x, x_t, fresh[draw : draw + 1]) for draw in range(_DRAWS if drawing else 0)]
     signs = signs_of(
         objective.data_term(vae, x, x_t, noise("")),
         vae.encode,
         x,
         x_t,
-        found.judged(floor),
+        found,
         noise(".directions", tuple(x.shape[1:]), DIRECTIONS),
         box=box,
         norm="l2",

@@ -1,106 +1,128 @@
-"""The metrics of a check: its figures over pairs or items, by name.
+"""The metrics of the attack check: ``attack.{mode}.{name}.{statistic}``, ``attack.{mode}.{norm}-{cap}.{name}...``."""
 
-What a search found is a point that it evaluated, so that a better search can only lower the objective that it
-minimises, or raise the damage that it maximises: of each pair, and so of their mean and of every quantile. What is read
-beside the objective, or at the chosen lambda, may move either way.
-"""
+import re
+from collections.abc import Iterator
 
-from dataclasses import replace
+from vaeaudit.attacks.modes import MODES
+from vaeaudit.settings.sections import AttackSettings
+from vaeaudit.stats.metric import ANY_NUMBER, Metric
 
-from vaeaudit.attacks.signs import Sign, Signs
-from vaeaudit.checks.attack.capped import CappedResult
-from vaeaudit.checks.attack.measure import AttackResult
-from vaeaudit.checks.likeness import ms_ssim
-from vaeaudit.checks.relative import share_of
-from vaeaudit.model.ranges import Range
-from vaeaudit.stats import estimates
-from vaeaudit.stats.estimates import Measurement
+_MEDIAN = ("median",)
 
-# Signs that the values themselves are amiss: not finite, other when computed again, or fitted to the search's noise.
-_DISTRUSTED = (Sign.NOT_FINITE, Sign.NOT_REPEATABLE, Sign.ABOVE_ZERO)
+# Of attacks over all lambda; where posteriors are compared by another similarity than a KL, in its unit.
+DELTA = Metric(
+    "delta",
+    "nats",
+    "higher",
+    "objective, data + λ pen(d), averaged over all λ; in nats it also grows as posteriors narrow",
+)
+DATA_TERM = Metric("data_term", "nats", "none", "the data term at the λ shown for the pair", _MEDIAN)
+DISTORTION = Metric("distortion", "input units", "none", "‖d‖ there", _MEDIAN)
+TARGET_NLL = Metric("target_nll", "nats", "none", "-log p(x_t|z) there", _MEDIAN)
+TARGET_ERROR = Metric("target_error", "input units", "none", "‖x_t - rec(x*)‖ there", _MEDIAN)
+CURVE_AREA = Metric(
+    "curve_area",
+    "share",
+    "higher",
+    "area under the distortion curve between its ends d = 0 and d = x_t - x, as a share: 0 where any touch turns the "
+    "model, near 1 where it yields only to the target itself",
+    _MEDIAN,
+)
+SWEPT = (DELTA, CURVE_AREA, DATA_TERM, DISTORTION, TARGET_NLL, TARGET_ERROR)
 
-# Capped attacks that search for damage itself; "untargeted" searches for a change of the posterior.
-_DAMAGING = ("damage", "latent-side", "worst")
+# Whether such an attack succeeded, where pairs were chosen by classes,
+TARGET = Metric(
+    "success.target",
+    "share",
+    "lower",
+    "of the pairs whose rec(x) has the source's class, the share whose rec(x*) has the target's",
+    (),
+)
+IGNORE_TARGET = Metric(
+    "success.ignore_target", "share", "lower", "share of those whose rec(x*) has any other class than the source's", ()
+)
+ACCURACY = Metric(
+    "success.classifier_accuracy",
+    "share",
+    "none",
+    "share of held-out reconstructions that the classifier names rightly",
+    (),
+)
+# or to differ in one factor.
+FACTOR = Metric(
+    "success.factor",
+    "share",
+    "lower",
+    "share of pairs where the image of the data nearest to rec(x*) has the target's value of the varied factor and the "
+    "source's of all others",
+    (),
+)
+AT_SOURCE = Metric("success.factor_at_source", "share", "none", "the same at rec(x), without an attack", ())
+AT_TARGET = Metric("success.factor_at_target", "share", "none", "the same at rec(x_t), after a perfect one", ())
+PROGRESS = Metric(
+    "progress",
+    "share",
+    "lower",
+    "1 - ‖rec(x*) - x_t‖ / ‖rec(x) - x_t‖: 0 where nothing changes, 1 at the target",
+    _MEDIAN,
+)
+BY_CLASS = (TARGET, IGNORE_TARGET, ACCURACY)
+BY_FACTOR = (FACTOR, AT_SOURCE, AT_TARGET, PROGRESS)
+
+# Of attacks under a cap.
+DAMAGE = Metric(
+    "damage",
+    "input units",
+    "lower",
+    "E ‖g(z) - ref‖ under the named cap, over draws that no search has seen",
+    least=0.0,
+)
+DEGRADATION = Metric("degradation", "nats", "lower", "log p(x|z) - log p(x|z*) there, in nats", _MEDIAN)
+RELATIVE = Metric(
+    "relative_degradation",
+    "share",
+    "lower",
+    "the same as a share of |log p(x|z)|, which depends on the likelihood's constants",
+    _MEDIAN,
+)
+MS_SSIM_INPUT = Metric(
+    "ms_ssim_input",
+    "share",
+    "none",
+    "multi-scale structural similarity of x and x*: 1 where the attack cannot be seen",
+    _MEDIAN,
+)
+MS_SSIM_RECONSTRUCTION = Metric(
+    "ms_ssim_reconstruction",
+    "share",
+    "higher",
+    "that of rec(x) and rec(x*): 1 where the attack changes nothing",
+    _MEDIAN,
+)
+CAPPED = (DAMAGE, DEGRADATION, RELATIVE)
+LIKENESS = (MS_SSIM_INPUT, MS_SSIM_RECONSTRUCTION)
+
+METRICS = (*SWEPT, *BY_CLASS, *BY_FACTOR, *CAPPED, *LIKENESS)
 
 
-def summarise(result: AttackResult) -> dict[str, Measurement]:
-    """The metrics of an attack, over its pairs, by name.
-
-    Higher is more robust for ``delta`` and ``curve_area``. The others are read at the chosen lambda, where a longer
-    d and a smaller data term stand for each other, so that neither way is more robust.
-    """
-    unit = result.unit
-    chosen = result.at_chosen
-    summaries = {
-        "delta": (result.delta, unit, "higher"),
-        "curve_area": (result.curve_area, "share", "higher"),
-        "data_term": (chosen(result.sweep.data_term), unit, "none"),
-        "distortion": (chosen(result.sweep.norm), "input units", "none"),
-        "target_nll": (chosen(result.target_nll), "nats", "none"),
-        "target_error": (chosen(result.target_error), "input units", "none"),
-    }
-    prefix = f"attack.{result.mode}"
-    metrics = {
-        f"{prefix}.{name}.median": estimates.median(values.tolist(), unit=of, direction=direction)
-        for name, (values, of, direction) in summaries.items()
-    }
-    support = estimates.NOT_NEGATIVE if result.objective.nonnegative else estimates.ANY  # penalties are never negative
-    metrics[f"{prefix}.delta.mean"] = estimates.mean(
-        result.delta.tolist(), unit=unit, direction="higher", support=support
-    )
-    if _trusted(result.signs):
-        for name in (f"{prefix}.delta.median", f"{prefix}.delta.mean"):
-            metrics[name] = replace(metrics[name], search="lowers")
-    return metrics
+def under(mode: str, norm: str, cap: str) -> str:
+    """What the names begin with of all metrics of an attack under one cap."""
+    return f"attack.{mode}.{norm}-{cap}"
 
 
-def _trusted(signs: Signs) -> bool:
-    """Whether every pair's values are what its points give, however weak the search."""
-    return not any(sign in _DISTRUSTED for item in range(signs.measured.shape[1]) for sign in signs.of(item))
-
-
-def summarise_capped(result: CappedResult) -> dict[str, Measurement]:
-    """The metrics of a capped attack, over its items, by name: ``attack.{mode}.{norm}{cap}.{figure}``.
-
-    ``damage`` is in input units, lower is more robust; ``degradation`` is log p(x|z) - log p(x|z*) in nats, and
-    ``relative_degradation`` its share of |log p(x|z)| (Camuto et al.), which depends on the likelihood's constants
-    and leaves out items whose log p is near 0.
-    """
-    metrics: dict[str, Measurement] = {}
-    for place, cap in enumerate(result.found.caps.tolist()):
-        name = f"attack.{result.mode}.{result.found.norm}-{cap:.4g}"
-        lost = result.nll[:, place] - result.zero_nll
-        columns = {
-            "damage": (result.damage[:, place], "input units"),
-            "degradation": (lost, "nats"),
-            "relative_degradation": (share_of(lost, result.zero_nll), "share"),
-        }
-        for figure, (values, unit) in columns.items():
-            metrics[f"{name}.{figure}.median"] = estimates.median(values.tolist(), unit=unit, direction="lower")
-        metrics[f"{name}.damage.mean"] = estimates.mean(
-            result.damage[:, place].tolist(), unit="input units", direction="lower", support=estimates.NOT_NEGATIVE
+def possible(asked: AttackSettings) -> Iterator[str]:
+    """The names of all metrics that these settings may give, as regular expressions."""
+    by = (BY_CLASS if asked.pairing == "label" else ()) + (BY_FACTOR if asked.vary is not None else ())
+    usual = ["0.5", "1", "2"] if asked.norm == "l2" else [ANY_NUMBER]
+    caps = [re.escape(f"{cap:.4g}") for cap in asked.caps] or usual
+    for mode in asked.modes:
+        if MODES[mode].swept:
+            yield from (re.escape(f"attack.{mode}.{name}") for metric in SWEPT + by for name in metric.names)
+            continue
+        metrics = CAPPED + (LIKENESS if MODES[mode].likeness else ())
+        yield from (
+            rf"{under(re.escape(mode), asked.norm, cap)}\.{re.escape(name)}"
+            for cap in caps
+            for metric in metrics
+            for name in metric.names
         )
-        if result.mode in _DAMAGING and _trusted(result.signs):
-            for key in (f"{name}.damage.median", f"{name}.damage.mean"):
-                metrics[key] = replace(metrics[key], search="raises")
-    return metrics
-
-
-def summarise_likeness(result: CappedResult, data_range: Range) -> dict[str, Measurement]:
-    """MS-SSIM of inputs with adversarial inputs, and of their reconstructions (Kuzina et al. 2022), for each cap.
-
-    An attack that is not seen leaves the first near 1; one that changes nothing leaves the second there. Raises what
-    :func:`vaeaudit.checks.likeness.ms_ssim` does.
-    """
-    metrics: dict[str, Measurement] = {}
-    for place, cap in enumerate(result.found.caps.tolist()):
-        sides = {
-            "input": (result.source, result.found.adversarial[:, place], "none"),
-            "reconstruction": (result.source_reconstruction, result.reconstruction[:, place], "higher"),
-        }
-        for side, (clean, attacked, direction) in sides.items():
-            likeness = ms_ssim(clean, attacked, data_range)
-            measured = estimates.median(likeness.value.tolist(), unit="share", direction=direction)
-            name = f"attack.{result.mode}.{result.found.norm}-{cap:.4g}.ms_ssim_{side}.median"
-            metrics[name] = replace(measured, estimator=f"{likeness.estimator}; {measured.estimator}")
-    return metrics

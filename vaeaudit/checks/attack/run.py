@@ -9,27 +9,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaeaudit.attacks.modes import MODES
 from vaeaudit.attacks.objectives import Objective
 from vaeaudit.checks.attack import pairs as choice
-from vaeaudit.checks.attack.capped import CAPPED_MODES, CappedResult, capped_attack
+from vaeaudit.checks.attack.capped import CappedResult, capped_attack
 from vaeaudit.checks.attack.classifier import Judge, judge
+from vaeaudit.checks.attack.entry import ClassTableEntry
 from vaeaudit.checks.attack.measure import AttackResult, attack
-from vaeaudit.checks.attack.metrics import summarise, summarise_capped, summarise_likeness
 from vaeaudit.checks.attack.pairs import Pairs
 from vaeaudit.checks.attack.record import (
-    Outcome,
     attack_drawings,
     attack_entry,
     attack_rows,
-    attack_warnings,
     capped_drawings,
     capped_entry,
     capped_rows,
+    class_entry,
+    limit_warnings,
     sign_warnings,
     signs,
 )
 from vaeaudit.checks.attack.success import class_success, factor_success, summarise_classes, summarise_factor
-from vaeaudit.checks.record import Record, without_pictures
+from vaeaudit.checks.attack.summarise import summarise, summarise_capped, summarise_likeness
+from vaeaudit.checks.record import Record, Work, without_pictures
 from vaeaudit.checks.relative import remark
 from vaeaudit.errors import UnsupportedError, VaeauditError
 from vaeaudit.model.batches import RowBatches
@@ -45,18 +47,17 @@ _L2_CAPS = (0.5, 1.0, 2.0)
 _LINF_CAPS = (2 / 255, 8 / 255, 16 / 255)  # of the range; the budgets of attacks on latent-diffusion encoders
 
 
-def work(subject: Subject, unit: str) -> float:
+def cost(subject: Subject, unit: str) -> float:
     """About how many rows the model is given in the mode that ``unit`` names, forward and back."""
     asked = subject.settings.attack
-    mode, rows = unit.removeprefix("attack."), asked.max_evaluations * (len(asked.pair) or asked.pairs)
-    if mode in CAPPED_MODES:
-        caps = len(asked.caps) or len(_L2_CAPS)
-        return _DRAWN * rows * caps * (4 if mode == "worst" else 1)
-    lambdas = asked.lambdas if isinstance(asked.lambdas, int) else len(asked.lambdas)
-    return _SETTLE * rows * lambdas * (_DRAWN if mode == "output" else 1)
+    mode, evaluations = MODES[unit.removeprefix("attack.")], asked.max_evaluations * (len(asked.pair) or asked.pairs)
+    rows = (_DRAWN if mode.decodes else 1.0) * evaluations
+    if not mode.swept:
+        return rows * (len(asked.caps) or len(_L2_CAPS)) * max(1, len(mode.members))
+    return _SETTLE * rows * (asked.lambdas if isinstance(asked.lambdas, int) else len(asked.lambdas))
 
 
-def units(subject: Subject) -> dict[str, Callable[[GoOn], Record]]:
+def works(subject: Subject) -> dict[str, Work]:
     """The attack in each mode that the settings name, by name; all of the same pairs."""
     chosen = cache(partial(_choose, subject))
     return {f"attack.{mode}": partial(_run, subject, mode, chosen) for mode in subject.settings.attack.modes}
@@ -87,19 +88,20 @@ def _choose(subject: Subject) -> _Chosen:
 def _run(subject: Subject, mode: str, choose: Callable[[], _Chosen], go_on: GoOn) -> Record:
     chosen = choose()
     pairs, x, x_t = chosen.pairs, chosen.x, chosen.x_t
-    if mode in CAPPED_MODES:
+    if not MODES[mode].swept:
         return _of_caps(subject, pairs, _capped(subject, mode, x, x_t, pairs, go_on))
     result = _attack(subject, mode, x, x_t, pairs, go_on)
-    return _of_sweep(subject, pairs, _outcome(subject, pairs, result, chosen.judged))
+    return _of_sweep(subject, pairs, result, chosen.judged)
 
 
-def _of_sweep(subject: Subject, pairs: Pairs, outcome: Outcome) -> Record:
-    result, name = outcome.result, outcome.result.mode
-    entry, acknowledged = attack_entry(subject, outcome, pairs), subject.settings.doctor.acknowledge
+def _of_sweep(subject: Subject, pairs: Pairs, result: AttackResult, judged: Judge | None) -> Record:
+    name, acknowledged = result.mode, subject.settings.doctor.acknowledge
+    success, faults, classes = _success(subject, pairs, result, judged)
+    entry = attack_entry(subject, result, pairs, classes)
     return Record(
-        {"attacks": [entry]},
-        summarise(result) | outcome.metrics,
-        tuple(attack_warnings(outcome, pairs, acknowledged)),
+        [entry],
+        summarise(result) | success,
+        (*sign_warnings(result, pairs, acknowledged), *faults, *limit_warnings(result)),
         without_pictures("attack", subject.data),
         interrupted=result.interrupted,
         signs=signs(result, acknowledged),
@@ -116,7 +118,7 @@ def _of_caps(subject: Subject, pairs: Pairs, result: CappedResult) -> Record:
     acknowledged = subject.settings.doctor.acknowledge
     near = remark(result.zero_nll, None, name, "degradation")
     return Record(
-        {"capped": [entry]},
+        [entry],
         summarise_capped(result) | likeness,
         (*sign_warnings(result, pairs, acknowledged), *near),
         {**skipped, **without_pictures("attack", subject.data)},
@@ -124,10 +126,10 @@ def _of_caps(subject: Subject, pairs: Pairs, result: CappedResult) -> Record:
         signs=signs(result, acknowledged),
         rows={f"attack.{result.mode}": capped_rows(result, pairs)},
         tensors={
-            f"{result.mode}.adversarial": result.found.adversarial,
-            f"{result.mode}.distortion": result.found.distortion,
+            f"{result.mode}.adversarial": result.capped.adversarial,
+            f"{result.mode}.distortion": result.capped.distortion,
         },
-        about={"pairs": list(pairs), "caps": result.found.caps.tolist()},
+        about={"pairs": list(pairs), "caps": result.capped.caps.tolist()},
         drawings=capped_drawings(entry, result, subject.data.picture_shape),
     )
 
@@ -138,10 +140,8 @@ def _try(subject: Subject, x: Tensor, x_t: Tensor) -> None:
     with torch.no_grad():
         noise = x.new_zeros((1, 1, *vae.encode(x[:1]).noise_shape))
     for mode in chosen.modes:
-        objective = Objective(
-            "damage" if mode == "worst" else mode, chosen.similarity, chosen.on, chosen.ref, chosen.layers or None
-        )
-        if mode == "latent-side":
+        objective = Objective(mode, chosen.similarity, chosen.on, chosen.ref, chosen.layers or None)
+        if objective.row.latents:
             continue
         try:
             with torch.no_grad():
@@ -151,7 +151,8 @@ def _try(subject: Subject, x: Tensor, x_t: Tensor) -> None:
         except UnsupportedError as error:  # raised by the posterior, which knows no options
             if chosen.on != "both" or chosen.layers:
                 raise
-            needs = "--mode damage needs no KL" if mode == "output" else "--similarity mean needs the means alone"
+            means = "similarity" in objective.row.takes
+            needs = "--similarity mean needs the means alone" if means else "--mode damage needs no KL"
             raise UnsupportedError(f"no {mode} attack by {chosen.similarity}: {error}; {needs}") from error
 
 
@@ -186,7 +187,7 @@ def _capped(subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: Pairs, g
         subject.model.vae,
         x,
         mode,
-        x_t if mode == "worst" else None,
+        x_t if MODES[mode].targeted else None,
         caps=chosen.caps or usual,
         norm=chosen.norm,
         similarity=chosen.similarity,
@@ -237,8 +238,10 @@ def _judge(subject: Subject, pairs: Pairs) -> Judge | None:
     )
 
 
-def _outcome(subject: Subject, pairs: Pairs, result: AttackResult, judged: Judge | None) -> Outcome:
-    """An attack with whether it succeeded, at each pair's chosen lambda."""
+def _success(
+    subject: Subject, pairs: Pairs, result: AttackResult, judged: Judge | None
+) -> tuple[dict[str, Measurement], tuple[str, ...], ClassTableEntry | None]:
+    """Whether an attack succeeded at each pair's chosen lambda: metrics, what is wrong with them, and its classes."""
     reconstruction, prefix = result.at_chosen(result.reconstruction), f"attack.{result.mode}"
     data, factors = subject.data, subject.chosen.factors
     if judged is not None and data.labels is not None:
@@ -246,9 +249,9 @@ def _outcome(subject: Subject, pairs: Pairs, result: AttackResult, judged: Judge
         classes = class_success(judged.classifier, reconstruction, result.source_reconstruction, sources, targets)
         faults = (judged.fault,) if judged.fault else ()
         metrics = summarise_classes(classes, judged, prefix=prefix)
-        return Outcome(result, metrics, (*judged.warnings, *faults), classes.table, judged.how)
+        return metrics, (*judged.warnings, *faults), class_entry(classes.table, judged.how)
     if pairs.factor is not None and factors is not None:
-        success = factor_success(
+        found = factor_success(
             reconstruction,
             result.source_reconstruction,
             result.target_reconstruction,
@@ -257,15 +260,15 @@ def _outcome(subject: Subject, pairs: Pairs, result: AttackResult, judged: Judge
             subject.at,
             factors.classes,
         )
-        return Outcome(result, summarise_factor(success, prefix=prefix), (success.fault,) if success.fault else ())
-    return Outcome(result)
+        return summarise_factor(found, prefix=prefix), (found.fault,) if found.fault else (), None
+    return {}, (), None
 
 
 def _likeness(subject: Subject, result: CappedResult) -> tuple[dict[str, Measurement], dict[str, str]]:
-    """MS-SSIM of an untargeted attack on images, or why there is none."""
-    if result.mode != "untargeted" or len(subject.model.vae.input_shape) != 3 or subject.data.range is None:
+    """MS-SSIM where the mode tells it of images, or why there is none."""
+    if not result.objective.row.likeness or len(subject.model.vae.input_shape) != 3 or subject.data.range is None:
         return {}, {}
     try:
         return summarise_likeness(result, subject.data.range), {}
     except VaeauditError as error:
-        return {}, {"attack.untargeted.ms_ssim": str(error)}
+        return {}, {f"attack.{result.mode}.ms_ssim": str(error)}

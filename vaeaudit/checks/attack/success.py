@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaeaudit.checks.attack.classifier import Classifier, Images, Judge, classes_of
+from vaeaudit.checks.attack.metrics import ACCURACY, AT_SOURCE, AT_TARGET, FACTOR, IGNORE_TARGET, PROGRESS, TARGET
 from vaeaudit.errors import DataError, NonFiniteError
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.stats import estimates
@@ -187,7 +188,7 @@ class ClassTable:
     def _per_source(self, counts: NDArray[np.int64]) -> tuple[Measurement, ...]:
         return tuple(
             estimates.mean_proportion(
-                np.delete(k, i).tolist(), np.delete(n, i).tolist(), unit="share", direction="lower"
+                np.delete(k, i).tolist(), np.delete(n, i).tolist(), unit=TARGET.unit, direction=TARGET.direction
             )
             for i, (k, n) in enumerate(zip(counts, self.valid, strict=True))
         )
@@ -247,7 +248,9 @@ class ClassSuccess:
         return ClassTable(tuple(classes.tolist()), *counted)
 
     def _rate(self, which: Tensor) -> Measurement:
-        return estimates.proportion(int(which.sum()), int(self.valid.sum()), unit="share", direction="lower")
+        return estimates.proportion(
+            int(which.sum()), int(self.valid.sum()), unit=TARGET.unit, direction=TARGET.direction
+        )
 
 
 def class_success(
@@ -293,9 +296,9 @@ def summarise_classes(success: ClassSuccess, judge: Judge, *, prefix: str) -> di
 
     The rates have no value without a valid pair, and where the judge is at fault (:attr:`Judge.fault`).
     """
-    rates = {"target": success.target_rate, "ignore_target": success.ignore_target_rate}
-    metrics = {f"{prefix}.success.{name}": _unless(judge.fault, rate) for name, rate in rates.items()}
-    return {**metrics, f"{prefix}.success.classifier_accuracy": judge.accuracy}
+    rates = {TARGET.name: success.target_rate, IGNORE_TARGET.name: success.ignore_target_rate}
+    metrics = {f"{prefix}.{name}": _unless(judge.fault, rate) for name, rate in rates.items()}
+    return {**metrics, f"{prefix}.{ACCURACY.name}": judge.accuracy}
 
 
 def summarise_factor(success: FactorSuccess, *, prefix: str) -> dict[str, Measurement]:
@@ -310,15 +313,14 @@ def summarise_factor(success: FactorSuccess, *, prefix: str) -> dict[str, Measur
             f"one distortion of each pair can be summarised, but {tuple(success.success.shape)} came; choose one lambda"
         )
 
-    def rate(hits: Tensor, direction: str) -> Measurement:
-        return estimates.proportion(int(hits.sum()), len(hits), unit="share", direction=direction)
-
-    return {
-        f"{prefix}.success.factor": _unless(success.fault, rate(success.success, "lower")),
-        f"{prefix}.success.factor_at_source": rate(success.at_source, "none"),
-        f"{prefix}.success.factor_at_target": rate(success.at_target, "none"),
-        f"{prefix}.progress.median": estimates.median(success.progress.tolist(), unit="share", direction="lower"),
+    hits = {FACTOR: success.success, AT_SOURCE: success.at_source, AT_TARGET: success.at_target}
+    rates = {
+        metric.name: estimates.proportion(int(of.sum()), len(of), unit=metric.unit, direction=metric.direction)
+        for metric, of in hits.items()
     }
+    rates[FACTOR.name] = _unless(success.fault, rates[FACTOR.name])
+    rates |= estimates.statistics(PROGRESS, success.progress.tolist())
+    return {f"{prefix}.{name}": value for name, value in rates.items()}
 
 
 def _unless(fault: str | None, measured: Measurement) -> Measurement:

@@ -4,9 +4,12 @@ from typing import Literal
 
 from pydantic import Field
 
+from vaeaudit.checks.latents.metrics import METRICS
 from vaeaudit.layout.entry import Entry, Number
 from vaeaudit.layout.section import Section, Shown, Table, number, with_interval
+from vaeaudit.stats.metric import meanings
 
+UNITS = "KL of each unit"  # figure
 SHOWN = 30  # units in the table; items.json holds all
 
 EVIDENCE_LEGEND = {
@@ -31,15 +34,6 @@ UNITS_LEGEND = {
 ACTIVE_LEGEND = {
     "criterion": "what must exceed the threshold",
     "active": "units that do, between those that surely do and those that may",
-}
-LATENTS_METRICS = {
-    "elbo": "evidence lower bound of each item, no H(q(x)) added",
-    "log_likelihood": "E log p(x|z) of each item, z drawn from its posterior",
-    "kl": "KL of the posterior to the prior: of each item, or of a layer or unit over items",
-    "active_units": "units whose KL, or whose variance of the mean, exceeds the threshold",
-    "mutual_information": "how much the code tells which item was encoded; moves with the number of items",
-    "total_correlation": "how far the units depend on each other over the data; moves with the number of items",
-    "dimension_wise_kl": "how far each unit over the data is from its prior, summed",
 }
 
 
@@ -140,14 +134,14 @@ class LatentsEntry(Entry):
             [evidence, *([apart] if self.apart else []), units, active],
             remarks,
             {
-                "KL of each unit": "KL of every unit to its prior in descending order with its interval; above the "
+                UNITS: "KL of every unit to its prior in descending order with its interval; above the "
                 "dashed line a unit counts as active",
                 **{
                     name: f"What the decoder makes of a unit while the others stay: {told}"
                     for name, told in self.traversals.items()
                 },
             },
-            LATENTS_METRICS,
+            meanings(METRICS),
             {
                 "latents.elbo.mean": "lower bound of log p(x)",
                 "latents.kl.mean": "what the code of an item costs",

@@ -38,7 +38,7 @@ class LatentsResult:
         kl_error: standard error of each item's KL over draws, (n,); None where it is exact, and for a chain.
         kl_draws: how many draws of each item the KL is estimated from; 0 where it is exact.
         layers: from the first stochastic layer on; one, but for a chain.
-        encodings: the posteriors of the top layer, to be passed on; in a chain at the first draw of the layers below.
+        encodings: the posteriors of the top layer; in a chain at the first draw of the layers below.
         decomposition: of the mean KL of the top layer; None where ``interrupted`` came before, or without units of the
             prior.
         route: how log p is computed; None without draws.

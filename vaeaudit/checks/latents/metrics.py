@@ -1,126 +1,49 @@
-"""The metrics of the latents check, by name."""
+"""The metrics of the latents check: ``latents.{name}``, of layers and units ``latents.layer{i}.unit{j}.{name}``."""
 
-import math
-from dataclasses import replace
+import re
+from collections.abc import Iterator
 
-from scipy import stats as distributions
-from torch import Tensor
+from vaeaudit.settings.sections import LatentsSettings
+from vaeaudit.stats.metric import Metric
 
-from vaeaudit.checks.latents.decomposition import Estimate
-from vaeaudit.checks.latents.layers import Layer
-from vaeaudit.checks.latents.measure import LatentsResult
-from vaeaudit.stats import estimates
-from vaeaudit.stats.estimates import Measurement
-
-ACTIVE = 0.01  # the threshold of both criteria: nats, and squared latent units
-_NAMED = 64  # most units of a layer that have metrics of their own
-
-
-def summarise_latents(
-    result: LatentsResult, *, threshold: float = ACTIVE, level: float = 0.95
-) -> dict[str, Measurement]:
-    """The metrics of the latents over items, by name; no direction is more robust.
-
-    ``latents.elbo``, ``latents.log_likelihood`` (both only with draws) and ``latents.kl``, each ``.mean`` and
-    ``.median``; ``latents.unit{j}.kl.mean``, of layers of at most 64 units; ``latents.active_units.kl`` and
-    ``.variance``, the numbers of units whose mean KL, or whose variance of the mean (Burda et al. 2016), exceeds
-    ``threshold``; ``latents.mutual_information``, ``latents.total_correlation``, ``latents.dimension_wise_kl``. In a
-    chain the units' metrics begin with ``latents.layer{i}.``, ``latents.layer{i}.kl.mean`` is that layer's share, and
-    the last three are of the top layer. Without units of the prior there are none of their KL, and none of the last
-    three.
-    """
-    every = {"elbo": result.elbo, "log_likelihood": result.log_likelihood, "kl": result.kl}
-    columns = {name: values for name, values in every.items() if values is not None}
-    metrics: dict[str, Measurement] = {}
-    for name, values in columns.items():
-        support = estimates.NOT_NEGATIVE if name == "kl" else estimates.ANY
-        metrics[f"latents.{name}.mean"] = estimates.mean(
-            values.tolist(), unit="nats", direction="none", level=level, support=support
-        )
-        metrics[f"latents.{name}.median"] = estimates.median(
-            values.tolist(), unit="nats", direction="none", level=level
-        )
-        if name != "log_likelihood" and result.kl_estimator is not None:
-            for which in (f"latents.{name}.mean", f"latents.{name}.median"):
-                metrics[which] = replace(metrics[which], estimator=f"{metrics[which].estimator}; {result.kl_estimator}")
-    for layer in result.layers:
-        prefix = "latents"
-        if len(result.layers) > 1:
-            prefix = f"latents.layer{layer.number}"
-            metrics[f"{prefix}.kl.mean"] = estimates.mean(
-                layer.item_kl.tolist(), unit="nats", direction="none", level=level, support=estimates.NOT_NEGATIVE
-            )
-        metrics |= _units(prefix, layer, result.n, threshold, level)
-    if (parts := result.decomposition) is not None:
-        for name, estimate, support in (
-            ("mutual_information", parts.mutual_information, (0.0, math.log(parts.n))),
-            ("total_correlation", parts.total_correlation, estimates.NOT_NEGATIVE),
-            ("dimension_wise_kl", parts.dimension_wise, estimates.NOT_NEGATIVE),
-        ):
-            metrics[f"latents.{name}"] = replace(
-                estimated(estimate, parts.n, level, support), estimator=f"{parts.estimator}; n counts items"
-            )
-    return metrics
+ELBO = Metric("elbo", "nats", "none", "evidence lower bound of each item, no H(q(x)) added")
+LOG_LIKELIHOOD = Metric("log_likelihood", "nats", "none", "E log p(x|z) of each item, z drawn from its posterior")
+KL = Metric(
+    "kl", "nats", "none", "KL of the posterior to the prior: of each item, or of a layer or unit over items", least=0.0
+)
+ACTIVE_UNITS = Metric(
+    "active_units",
+    "units",
+    "none",
+    "units whose KL, or whose variance of the mean, exceeds the threshold",
+    ("kl", "variance"),
+)
+MUTUAL_INFORMATION = Metric(
+    "mutual_information",
+    "nats",
+    "none",
+    "how much the code tells which item was encoded; moves with the number of items",
+    (),
+)
+TOTAL_CORRELATION = Metric(
+    "total_correlation",
+    "nats",
+    "none",
+    "how far the units depend on each other over the data; moves with the number of items",
+    (),
+)
+DIMENSION_WISE_KL = Metric(
+    "dimension_wise_kl", "nats", "none", "how far each unit over the data is from its prior, summed", ()
+)
+METRICS = (ELBO, LOG_LIKELIHOOD, KL, ACTIVE_UNITS, MUTUAL_INFORMATION, TOTAL_CORRELATION, DIMENSION_WISE_KL)
 
 
-def _units(prefix: str, layer: Layer, n: int, threshold: float, level: float) -> dict[str, Measurement]:
-    metrics: dict[str, Measurement] = {}
-    known = not bool(layer.kl.isnan().all())
-    if known and len(layer.kl) <= _NAMED:
-        for unit, (value, error) in enumerate(zip(layer.kl.tolist(), layer.kl_error.tolist(), strict=True)):
-            metrics[f"{prefix}.unit{unit}.kl.mean"] = estimated(Estimate(value, error, n - 1), n, level)
-    criteria = {
-        "kl": (layer.kl, layer.kl_error, f"units of mean KL > {threshold:g} nats"),
-        "variance": (
-            layer.mean_variance,
-            layer.mean_variance_error,
-            f"continuous units whose posterior mean has variance > {threshold:g} (Burda et al. 2016)",
-        ),
-    }
-    if not known:
-        del criteria["kl"]
-    for name, (values, errors, words) in criteria.items():
-        metrics[f"{prefix}.active_units.{name}"] = _active(values, errors, words, n, threshold, level)
-    return metrics
-
-
-def _active(values: Tensor, errors: Tensor, words: str, n: int, threshold: float, level: float) -> Measurement:
-    """How many exceed the threshold, between those that surely do and those that may; all together at ``level``."""
-    known = ~values.isnan()
-    values, errors = values[known], errors[known]
-    half = errors * float(distributions.t.ppf(1 - (1 - level) / (2 * max(len(values), 1)), n - 1))
-    surely, maybe = int((values - half > threshold).sum()), int((values + half > threshold).sum())
-    return Measurement(
-        value=float((values > threshold).sum()) if len(values) else None,
-        ci=(float(surely), float(maybe)) if len(values) else None,
-        level=level,
-        n=n,
-        nonfinite=0,
-        unit="units",
-        direction="none",
-        estimator=f"{words}, of {len(values)}; simultaneous t intervals over items (Bonferroni)",
-    )
-
-
-def estimated(
-    estimate: Estimate, n: int, level: float, support: estimates.Support = estimates.NOT_NEGATIVE
-) -> Measurement:
-    """A mean in nats over ``n`` items with its Student t interval, where there are degrees of freedom for one.
-
-    What the figure can be is its ``support``; no KL is below 0.
-    """
-    known = estimate.freedom > 0 and math.isfinite(estimate.standard_error)
-    half = float(distributions.t.ppf(0.5 + level / 2, estimate.freedom)) * estimate.standard_error if known else 0.0
-    finite = math.isfinite(estimate.value)
-    return Measurement(
-        value=estimate.value if finite else None,
-        ci=estimates.cut((estimate.value - half, estimate.value + half), estimate.value, support)
-        if known and finite
-        else None,
-        level=level,
-        n=n,
-        nonfinite=int(not finite),
-        unit="nats",
-        direction="none",
-        estimator="mean, Student t interval over items",
-    )
+def possible(asked: LatentsSettings) -> Iterator[str]:
+    """The names of all metrics that these settings may give, as regular expressions."""
+    drawn = (ELBO, LOG_LIKELIHOOD) if asked.draws else ()
+    for metric in (KL, *drawn, MUTUAL_INFORMATION, TOTAL_CORRELATION, DIMENSION_WISE_KL):
+        yield from (re.escape(f"latents.{name}") for name in metric.names)
+    for layer in ("", r"layer\d+\."):
+        yield from (rf"latents\.{layer}{re.escape(name)}" for name in ACTIVE_UNITS.names)
+        yield rf"latents\.{layer}unit\d+\.{KL.name}\.mean"
+    yield rf"latents\.layer\d+\.{KL.name}\.mean"

@@ -9,11 +9,11 @@ import numpy as np
 from scipy import stats as distributions
 
 from vaeaudit.checks.latents.decomposition import Estimate, unit_kl
-from vaeaudit.checks.latents.entry import SHOWN, ActiveEntry, FigureEntry, LatentsEntry, UnitEntry
+from vaeaudit.checks.latents.entry import SHOWN, UNITS, ActiveEntry, FigureEntry, LatentsEntry, UnitEntry
 from vaeaudit.checks.latents.figures import Bars, kl_bars, traversal_panel
 from vaeaudit.checks.latents.layers import Layer
 from vaeaudit.checks.latents.measure import LatentsResult
-from vaeaudit.checks.latents.metrics import ACTIVE, estimated, summarise_latents
+from vaeaudit.checks.latents.summarise import ACTIVE, estimated, summarise_latents
 from vaeaudit.checks.latents.traversal import Traversal
 from vaeaudit.checks.record import Drawing, Row, array, number
 from vaeaudit.layout.figures import as_images
@@ -189,7 +189,7 @@ def latents_drawings(found: Latents, box: Range | None, picture: tuple[int, ...]
     ]
     drawings = {}
     if result.factorised:
-        drawings["KL of each unit"] = Drawing("latents-kl.png", partial(kl_bars, bars, ACTIVE))
+        drawings[UNITS] = Drawing("latents-kl.png", partial(kl_bars, bars, ACTIVE))
     every = np.concatenate([bar.kl for bar in bars])
     if picture is None:
         return drawings

@@ -1,14 +1,15 @@
 """The latents check from settings to record: what the code of the items holds, and traversals of its units."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
 from vaeaudit.checks.latents.measure import LatentsResult, latents
-from vaeaudit.checks.latents.metrics import summarise_latents
 from vaeaudit.checks.latents.record import Latents, latents_drawings, latents_entry, latents_rows, most_informative
+from vaeaudit.checks.latents.summarise import summarise_latents
 from vaeaudit.checks.latents.traversal import Traversal, traverse
-from vaeaudit.checks.record import Record, without_pictures
+from vaeaudit.checks.record import Record, Work, without_pictures
 from vaeaudit.progress import GoOn
 from vaeaudit.stats.draws import uniform
 from vaeaudit.subject.opened import Subject
@@ -17,10 +18,15 @@ _APART = 20_000  # as measured
 _QUANTILES = 4096  # items whose mixture gives the quantiles: of all there are, it would take far longer than it adds
 
 
-def work(subject: Subject) -> float:
+def cost(subject: Subject, _: str) -> float:
     """About how many rows the model is given, forward and back; taking the KL apart costs as much as so many more."""
     asked = subject.settings.latents
     return min(asked.items or subject.n, subject.n) * (1 + asked.draws) + _APART
+
+
+def works(subject: Subject) -> dict[str, Work]:
+    """What there is to do, in one piece."""
+    return {"latents": partial(run, subject)}
 
 
 def run(subject: Subject, go_on: GoOn) -> Record:
@@ -39,11 +45,9 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         batch_size=subject.batch_size,
         go_on=go_on,
     )
-    if not result.interrupted and len(result.layers) == 1:  # a chain's would be those of other draws
-        subject.encoded[tuple(items)] = result.encodings
     found = Latents(result, tuple(items[: result.n]), how, vae.prior, tuple(_traversals(subject, items, result)))
     return Record(
-        {"latents": [latents_entry(found)]},
+        [latents_entry(found)],
         summarise_latents(result),
         result.warnings,
         interrupted=result.interrupted,

@@ -2,11 +2,14 @@
 
 from pydantic import Field
 
+from vaeaudit.checks.margin.metrics import METRICS
 from vaeaudit.layout.entry import Entry, Number
 from vaeaudit.layout.section import Section, Shown, Table, number
 from vaeaudit.model.ranges import span_text
 from vaeaudit.settings.sections import Range
+from vaeaudit.stats.metric import meanings
 
+PANEL, FALLS = "margins at r = {:.6g}", "falls at r = {:.6g}"  # figures
 # What the columns of the margin table mean.
 MARGIN_LEGEND = {
     "item": "number of the item in the data",
@@ -19,21 +22,7 @@ MARGIN_LEGEND = {
     "Frobenius, spectral, whitened": "first-order estimates: what the margin would be if the encoder were linear; they "
     "are no bounds and may lie outside the two that are; in brackets the last's interval, where norms are estimated",
     "empirical": "upper bound of the margin: a distortion of this length was seen to take the item out of r",
-}
-# What the metrics of margins mean, by quantity.
-MARGIN_METRICS = {
-    "min_r": "least r for which an item is r-robust unperturbed",
-    "certified": "lower bound of the margin; its share is that of items certified at all, its mean a bound of E R",
-    "pathwise": "another lower bound of the margin, from how far each draw stays within r",
-    "frobenius": "min sigma (Phi^-1(p) - Phi^-1(m)) / ||J||_F, theorem 1 as printed: an estimate",
-    "spectral": "the same with ||J||_2",
-    "whitened": "(Phi^-1(p) - Phi^-1(m)) / ||D^-1 J||_2, the sharpest of the three",
-    "empirical": "upper bound of the margin",
-    "median": "straight after r: that of R itself, as far as it is known: the empirical median, and an interval from "
-    "the certified median's lower end to the empirical one's upper end; elsewhere that of the figure before it",
-    "correlation": "rank correlation of the empirical margin with the whitened estimate",
-    "not_robust_unperturbed": "items whose own draws do not show that they stay within r",
-    "censored": "items that nothing broke",
+    "signs": "failure signs of the search for the empirical margin: with one, the item's figures support no verdict",
 }
 
 
@@ -60,6 +49,9 @@ class MarginItemEntry(Entry):
     p_at_empirical: Number
     censored: bool = Field(description="Nothing broke the item up to the largest norm tried.")
     largest: Number
+    failure_signs: list[str] = Field(
+        [], description="Of the search for the empirical margin, in words; with one, its figures support no verdict."
+    )
 
 
 class MarginEntry(Entry):
@@ -76,6 +68,9 @@ class MarginEntry(Entry):
     chosen: str = Field(description="How the items and the radius were chosen.")
     estimator: str = Field(description="How the Jacobian's norms were found.")
     items: list[MarginItemEntry]
+    failure_signs: dict[str, int] = Field(
+        {}, description="Of the search for the empirical margins: sign -> items that show it."
+    )
     missing: list[str] = Field(description="Certificates that there are none of, and why.")
     deterministic: bool = Field(
         False, description="The encoder has no spread: margins of g(mu(x)) alone, whose bounds are sure (alpha is 0)."
@@ -90,11 +85,11 @@ class MarginEntry(Entry):
             f"probability 1 - m or more: {asked(self)}. The margin R lies between the certified and the empirical one.",
             [Shown(f"margins at {asked(self)}", margin_table(self), MARGIN_LEGEND)],
             figures={
-                f"margins at {name}": "Left: the margins of all items, each kind in ascending order. Right: the "
+                PANEL.format(self.r): "Left: the margins of all items, each kind in ascending order. Right: the "
                 "empirical margin over the whitened estimate, and the line where they are equal",
-                f"falls at {name}": "Probability of staying within r along the distortion that broke each item",
+                FALLS.format(self.r): "Probability of staying within r along the distortion that broke each item",
             },
-            meanings=MARGIN_METRICS,
+            meanings=meanings(METRICS),
             headlines={
                 f"{prefix}.median": "how far items may safely move",
                 f"{prefix}.certified.median": "proven: no shorter move breaks items",
@@ -115,6 +110,7 @@ def margin_table(margins: MarginEntry) -> Table:
             ", ".join(number(value) for value in (item.frobenius, item.spectral, item.whitened))
             + (" [{}, {}]".format(*map(number, item.whitened_interval)) if item.whitened_interval else ""),
             f"> {number(item.largest)} tried" if item.censored else number(item.empirical),
+            "; ".join(sign.split(":")[0] for sign in item.failure_signs) or "none",
         ]
         for item in margins.items
     ]

@@ -1,108 +1,78 @@
-"""The metrics of margins: figures over items, by name."""
+"""The metrics of the margin check: ``margin.r{r}.{name}.{statistic}``, and ``margin.min_r.median``."""
 
-import math
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 
-from vaeaudit.checks.margin.measure import MarginAt, MarginResult
-from vaeaudit.stats import estimates
-from vaeaudit.stats.estimates import Measurement
+from vaeaudit.settings.sections import MarginSettings
+from vaeaudit.stats.metric import ANY_NUMBER, QUARTILES, Metric
 
-_UNIT = "input units"
-_SEARCHED = (
+_INPUT = "input units"
+
+MIN_R = Metric("min_r", "output units", "lower", "least r for which an item is r-robust unperturbed", ("median",))
+CERTIFIED = Metric(
+    "certified",
+    _INPUT,
+    "higher",
+    "lower bound of the margin; its share is that of items certified at all, its mean a bound of E R",
+    (*QUARTILES, "mean"),
+)
+CERTIFIED_AT_ALL = replace(CERTIFIED, unit="share of items", statistics=("share",))
+PATHWISE = Metric(
+    "pathwise", _INPUT, "higher", "another lower bound of the margin, from how far each draw stays within r", QUARTILES
+)
+FROBENIUS = Metric(
+    "frobenius",
+    _INPUT,
+    "higher",
+    "min sigma (Phi^-1(p) - Phi^-1(m)) / ||J||_F, theorem 1 as printed: an estimate",
+    QUARTILES,
+)
+SPECTRAL = Metric("spectral", _INPUT, "higher", "the same with ||J||_2", QUARTILES)
+WHITENED = Metric(
+    "whitened", _INPUT, "higher", "(Phi^-1(p) - Phi^-1(m)) / ||D^-1 J||_2, the sharpest of the three", QUARTILES
+)
+EMPIRICAL = Metric("empirical", _INPUT, "higher", "upper bound of the margin", (*QUARTILES, "mean"))
+MEDIAN = Metric(
     "median",
-    "censored.share",
-    *(f"empirical.{statistic}" for statistic in ("mean", "lower_quartile", "median", "upper_quartile")),
+    _INPUT,
+    "higher",
+    "straight after r: that of R itself, as far as it is known: the empirical median, and an interval from the "
+    "certified median's lower end to the empirical one's upper end; elsewhere that of the figure before it",
+    (),
+)
+CORRELATION = Metric(
+    "correlation", "rank correlation", "none", "rank correlation of the empirical margin with the whitened estimate", ()
+)
+NOT_ROBUST = Metric(
+    "not_robust_unperturbed",
+    "share of items",
+    "lower",
+    "items whose own draws do not show that they stay within r",
+    ("share",),
+)
+CENSORED = Metric("censored", "share of items", "higher", "items that nothing broke", ("share",))
+METRICS = (
+    *(MIN_R, CERTIFIED, CERTIFIED_AT_ALL, PATHWISE, FROBENIUS, SPECTRAL, WHITENED, EMPIRICAL),
+    *(MEDIAN, CORRELATION, NOT_ROBUST, CENSORED),
 )
 
 
-def summarise_margin(result: MarginResult) -> dict[str, Measurement]:
-    """The metrics of the margins, over items, by name: ``margin.r{r}.{quantity}.{statistic}``.
-
-    Medians and quartiles of the certified margin, of the pathwise one where there is any, of the three estimates and of
-    the empirical margin, in which an item that nothing broke keeps its place at the top; the means of the first and the
-    last, between which E R lies; how the empirical margin goes with the whitened estimate; and the shares of items that
-    are certified at all, that nothing broke, and that are not r-robust even unperturbed. ``margin.r{r}.median`` is
-    that of R itself, as far as it is known. What is refused is not 0: an item without a certificate is left out of
-    the certified figures, of which there are none where no item has one. A better search breaks an item sooner, or at
-    all: it lowers empirical margins and the share that nothing broke; not so where a certified one exceeds them, so
-    that one of both is wrong.
-    """
-    metrics = {
-        "margin.min_r.median": estimates.median(
-            result.min_radius.estimate.tolist(), unit="output units", direction="lower", level=result.level
-        )
-    }
-    for at in result.at:
-        of_radius = _bounds(at, result.level) | _columns(at, result.level) | _shares(at, result.level)
-        for name in _SEARCHED if not bool(at.crossed.any()) else ():
-            if name in of_radius:
-                of_radius[name] = replace(of_radius[name], search="lowers")
-        metrics |= {f"margin.r{at.r:.6g}.{name}": value for name, value in of_radius.items()}
-    return metrics
+def beginning(r: float) -> str:
+    """What the names begin with of all metrics at one radius."""
+    return f"margin.r{r:.6g}"
 
 
-def _bounds(at: MarginAt, level: float) -> dict[str, Measurement]:
-    """What lies between both bounds, R's median and mean, and how well first order foretells the upper one."""
-    metrics = {}
-    certified = [] if at.certified is None else at.certified.radius.tolist()
-    known = not all(map(math.isnan, certified))
-    if known:
-        metrics["certified.mean"] = estimates.bootstrap_mean(certified, unit=_UNIT, direction="higher", level=level)
-    if at.empirical is None:
-        return metrics
-    empirical = at.empirical.margin.tolist()
-    if not bool(at.empirical.censored.any()):
-        metrics["empirical.mean"] = estimates.bootstrap_mean(empirical, unit=_UNIT, direction="higher", level=level)
-    metrics["correlation"] = estimates.rank_correlation(at.estimates.whitened.tolist(), empirical, level=level)
-    if at.certified is not None:
-        high = estimates.median(empirical, unit=_UNIT, direction="higher", level=level)
-        # R is at least 0, whatever was refused.
-        low = estimates.median(certified, unit=_UNIT, direction="higher", level=level).ci if known else (0.0, 0.0)
-        metrics["median"] = Measurement(
-            value=high.value,
-            ci=None if low is None or high.ci is None else (low[0], high.ci[1]),
-            level=level,
-            n=high.n,
-            nonfinite=high.nonfinite,
-            unit=_UNIT,
-            direction="higher",
-            estimator="median of the empirical margin, an upper bound; the interval goes from "
-            + ("the lower end of the certified margin's median" if known else "0, as nothing was certified,")
-            + " to the upper end of the empirical one's",
-            keeps_infinite=True,
-            sample=high.sample,
-        )
-    return metrics
-
-
-def _columns(at: MarginAt, level: float) -> dict[str, Measurement]:
-    columns = {
-        "frobenius": at.estimates.frobenius,
-        "spectral": at.estimates.spectral,
-        "whitened": at.estimates.whitened,
-    }
-    if at.certified is not None:
-        bounds = {"certified": at.certified.radius, "pathwise": at.certified.pathwise}
-        columns = {name: values for name, values in bounds.items() if not values.isnan().all()} | columns
-    if at.empirical is not None:
-        columns["empirical"] = at.empirical.margin
-    return {
-        f"{name}.{part}": estimates.quantile(values.tolist(), q, unit=_UNIT, direction="higher", level=level)
-        for name, values in columns.items()
-        for part, q in (("lower_quartile", 0.25), ("median", 0.5), ("upper_quartile", 0.75))
-    }
-
-
-def _shares(at: MarginAt, level: float) -> dict[str, Measurement]:
-    shares = {"not_robust_unperturbed": (~at.estimates.robust, "lower")}
-    if at.certified is not None and not at.certified.radius.isnan().all():
-        radius = at.certified.radius
-        shares["certified"] = (radius[~radius.isnan()] > 0, "higher")
-    if at.empirical is not None:
-        shares["censored"] = (at.empirical.censored, "higher")
-    return {
-        f"{name}.share": estimates.proportion(
-            int(there.sum()), len(there), unit="share of items", direction=direction, level=level
-        )
-        for name, (there, direction) in shares.items()
-    }
+def possible(asked: MarginSettings) -> Iterator[str]:
+    """The names of all metrics that these settings may give, as regular expressions."""
+    metrics = [FROBENIUS, SPECTRAL, WHITENED, NOT_ROBUST]
+    if "certified" in asked.parts:
+        metrics += [CERTIFIED, CERTIFIED_AT_ALL, PATHWISE]
+    if "empirical" in asked.parts:
+        metrics += [EMPIRICAL, CENSORED, CORRELATION]
+    if len(asked.parts) == 2:
+        metrics.append(MEDIAN)
+    yield from (re.escape(f"margin.{name}") for name in MIN_R.names)
+    for r in asked.r:
+        radius = rf"margin\.r{ANY_NUMBER}" if isinstance(r, str) else re.escape(beginning(r))
+        yield from (rf"{radius}\.{re.escape(name)}" for metric in metrics for name in metric.names)

@@ -1,15 +1,18 @@
 """Writing margins down: entries of the report, what its reader must be warned of, figures."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from vaeaudit.checks import sign_record
 from vaeaudit.checks.margin.certified import Certified
-from vaeaudit.checks.margin.entry import MarginEntry, MarginItemEntry
+from vaeaudit.checks.margin.entry import FALLS, PANEL, MarginEntry, MarginItemEntry
 from vaeaudit.checks.margin.figures import fall_curves, margin_panel
 from vaeaudit.checks.margin.measure import MarginAt, MarginResult
+from vaeaudit.checks.margin.metrics import beginning
 from vaeaudit.checks.record import Drawing, array, number
 from vaeaudit.stats.estimates import rank_correlation
 
@@ -20,22 +23,29 @@ _AUTO = "; r is twice the median of their least r, from other draws"
 class Margins:
     """Margins with the numbers of the items that they are of, and how these were chosen.
 
-    ``auto`` is the radius that was chosen from the data, None where all were given.
+    ``auto`` is the radius that was chosen from the data, None where all were given. ``acknowledged`` are findings of
+    doctor that are meant, with the reason.
     """
 
     result: MarginResult
     items: tuple[int, ...]
     how: str
     auto: float | None = None
+    acknowledged: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def signs(self) -> dict[str, str]:
-        """The radii at which a certified margin exceeds its empirical one, so that one of the two is wrong."""
-        return {
-            f"margin.r{at.r:.6g}": f"a certified margin exceeds the empirical one in {int(crossed.sum())} items"
-            for at in self.result.at
-            if bool((crossed := at.crossed).any())
-        }
+        """The radii at which the search shows failure signs, or a certified margin exceeds its empirical one."""
+        found = {}
+        for at in self.result.at:
+            why = []
+            if bool((crossed := at.crossed).any()):
+                why.append(f"a certified margin exceeds the empirical one in {int(crossed.sum())} items")
+            if at.empirical is not None and (counted := sign_record.counted(at.empirical.signs, self.acknowledged)):
+                why.append(f"failure signs of the empirical margin's search: {counted}")
+            if why:
+                found[beginning(at.r)] = "; ".join(why)
+        return found
 
 
 def margin_entries(margins: Margins) -> list[MarginEntry]:
@@ -54,6 +64,7 @@ def margin_entries(margins: Margins) -> list[MarginEntry]:
             chosen=margins.how + (_AUTO if at.r == margins.auto else ""),
             estimator=result.norms.estimator,
             items=[_item(result, at, place, item) for place, item in enumerate(margins.items)],
+            failure_signs={} if at.empirical is None else sign_record.seen(at.empirical.signs),
             missing=list(at.certified.missing) if at.certified is not None else [],
             deterministic=result.deterministic,
         )
@@ -80,6 +91,7 @@ def _item(result: MarginResult, at: MarginAt, place: int, item: int) -> MarginIt
         p_at_empirical=None if empirical is None else number(empirical.p[place]),
         censored=False if empirical is None else bool(empirical.censored[place]),
         largest=None if empirical is None else number(empirical.largest[place]),
+        failure_signs=[] if empirical is None else sign_record.of_item(empirical.signs, place),
     )
 
 
@@ -98,7 +110,7 @@ def margin_refusals(margins: Margins) -> dict[str, str]:
     for at in margins.result.at:
         if at.certified is None:
             continue
-        name, paths, others = f"margin.r{at.r:.6g}", *_reasons(at.certified)
+        name, paths, others = beginning(at.r), *_reasons(at.certified)
         if bool(at.certified.radius.isnan().all()):
             refused[f"{name}.certified"] = "; ".join(others) or "it was stopped before"
         if bool(at.certified.pathwise.isnan().all()) and not margins.result.deterministic:
@@ -136,6 +148,8 @@ def margin_warnings(margins: Margins) -> list[str]:
             told += _reasons(at.certified)[1]
         if at.empirical is None:
             continue
+        names = [f"item {item}" for item in margins.items]
+        told += sign_record.warnings(at.empirical.signs, f"items at {name}", names, margins.acknowledged)
         broken = at.empirical.margin
         beyond = int((at.estimates.whitened > broken).sum())
         if beyond:
@@ -167,7 +181,7 @@ def margin_drawings(margins: Margins) -> dict[str, Drawing]:
     drawings = {}
     for at in margins.result.at:
         name = f"{at.r:.6g}"
-        drawings[f"margins at r = {name}"] = Drawing(f"margin-r{name}.png", partial(_margin_panel, at))
+        drawings[PANEL.format(at.r)] = Drawing(f"margin-r{name}.png", partial(_margin_panel, at))
         if at.fall is not None and len(at.fall.place) and at.empirical is not None:
             falls = partial(
                 fall_curves,
@@ -177,7 +191,7 @@ def margin_drawings(margins: Margins) -> dict[str, Drawing]:
                 [str(margins.items[place]) for place in at.fall.place.tolist()],
                 margins.result.m,
             )
-            drawings[f"falls at r = {name}"] = Drawing(f"margin-r{name}-falls.png", falls)
+            drawings[FALLS.format(at.r)] = Drawing(f"margin-r{name}-falls.png", falls)
     return drawings
 
 

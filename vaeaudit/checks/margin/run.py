@@ -1,9 +1,12 @@
 """The margin check from settings to record: randomly drawn items at every radius."""
 
+from functools import partial
+
 from vaeaudit.checks.margin.measure import margin, usual_radius
-from vaeaudit.checks.margin.metrics import summarise_margin
+from vaeaudit.checks.margin.metrics import beginning
 from vaeaudit.checks.margin.record import Margins, margin_drawings, margin_entries, margin_refusals, margin_warnings
-from vaeaudit.checks.record import Record
+from vaeaudit.checks.margin.summarise import summarise_margin
+from vaeaudit.checks.record import Record, Work
 from vaeaudit.progress import GoOn
 from vaeaudit.subject.opened import Subject
 
@@ -11,11 +14,16 @@ _ROWS = 10_000.0  # for the empirical margin of an item at a radius, as measured
 _TIMES = 2.0  # of the median of the items' least radii: what "auto" stands for
 
 
-def work(subject: Subject) -> float:
+def cost(subject: Subject, _: str) -> float:
     """About how many rows the model is given, forward and back."""
     asked = subject.settings.margin
     of_radius = _ROWS if "empirical" in asked.parts else 0.0
     return min(asked.items, subject.n) * (asked.draws + len(asked.r) * of_radius)
+
+
+def works(subject: Subject) -> dict[str, Work]:
+    """What there is to do, in one piece."""
+    return {"margin": partial(run, subject)}
 
 
 def run(subject: Subject, go_on: GoOn) -> Record:
@@ -45,18 +53,18 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         go_on=go_on,
     )
     items = items[: result.n]  # all, unless the audit was stopped
-    margins = Margins(result, tuple(items), how, auto)
+    margins = Margins(result, tuple(items), how, auto, subject.settings.doctor.acknowledge)
     entries = margin_entries(margins)
     return Record(
-        {"margins": entries},
+        entries,
         summarise_margin(result),
         tuple(margin_warnings(margins)),
         margin_refusals(margins),
         interrupted=result.interrupted,
         signs=margins.signs,
-        rows={f"margin.r{entry.r:.6g}": [item.model_dump(mode="json") for item in entry.items] for entry in entries},
+        rows={beginning(entry.r): [item.model_dump(mode="json") for item in entry.items] for entry in entries},
         tensors={
-            f"margin.r{at.r:.6g}.distortion": at.empirical.distortion for at in result.at if at.empirical is not None
+            f"{beginning(at.r)}.distortion": at.empirical.distortion for at in result.at if at.empirical is not None
         },
         about={"items": items},
         drawings=margin_drawings(margins),

@@ -4,10 +4,13 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from vaeaudit.checks.mig.metrics import METRICS
 from vaeaudit.errors import listed
 from vaeaudit.layout.entry import Entry, Number
 from vaeaudit.layout.section import Section, Shown, Table, number
+from vaeaudit.stats.metric import meanings
 
+INFORMATION = "mutual informations"  # figure
 # What the columns of the table mean; those of the gaps come once for each estimator.
 MIG_LEGEND = {
     "factor": "what varies in the data; the last row is the mean over factors, the MIG",
@@ -19,11 +22,6 @@ MIG_LEGEND = {
 _ESTIMATORS = {
     "chen": "chen takes each unit's noise into account (the exact mixture of all items' posteriors)",
     "hist20": "hist20 takes the posterior's mean alone, in 20 bins of equal width",
-}
-# What the metrics mean, by quantity.
-MIG_METRICS = {
-    "chen": "mutual information gap by the mixtures over all items: of all factors (the mean), and of each",
-    "hist20": "the same by the histogram of the posterior's mean, in 20 bins",
 }
 
 
@@ -85,10 +83,10 @@ class MigEntry(Entry):
             [Shown(f"mutual information gap: {of}", mig_table(self), MIG_LEGEND)],
             [f"Left out, since constant over these items: {listed(self.constant)}."] if self.constant else [],
             {
-                "mutual informations": "What each unit knows of each factor, as a share of the factor's entropy, by "
+                INFORMATION: "What each unit knows of each factor, as a share of the factor's entropy, by "
                 "both estimators; a frame marks the unit that knows most"
             },
-            MIG_METRICS,
+            meanings(METRICS),
             {"mig.chen": "1: each factor has its own unit"},
         )
 

@@ -6,11 +6,11 @@ from pathlib import PurePath
 import numpy as np
 from torch import Tensor
 
-from vaeaudit.checks.mig.entry import GapsEntry, HeldEntry, MigEntry
+from vaeaudit.checks.mig.entry import INFORMATION, GapsEntry, HeldEntry, MigEntry
 from vaeaudit.checks.mig.figures import information_panel
 from vaeaudit.checks.mig.measure import Gaps, MigResult, mig
-from vaeaudit.checks.mig.metrics import summarise_mig
-from vaeaudit.checks.record import Drawing, Record, array, number
+from vaeaudit.checks.mig.summarise import summarise_mig
+from vaeaudit.checks.record import Drawing, Record, Work, array, number
 from vaeaudit.data.items import Factors
 from vaeaudit.errors import DataError
 from vaeaudit.progress import GoOn
@@ -19,10 +19,15 @@ from vaeaudit.subject.opened import Subject
 _KEY = "latents_classes"
 
 
-def work(subject: Subject) -> float:
+def cost(subject: Subject, _: str) -> float:
     """About how many rows the model is given, forward and back; the mixtures cost as much as several more each."""
     asked = subject.settings.mig.items
     return 10 * min(asked or subject.n, subject.n)
+
+
+def works(subject: Subject) -> dict[str, Work]:
+    """What there is to do, in one piece."""
+    return {"mig": partial(run, subject)}
 
 
 def run(subject: Subject, go_on: GoOn) -> Record:
@@ -35,13 +40,12 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         factors.classes[items],
         names=factors.names,
         items=items,
-        encoded=subject.encoded.get(tuple(items)),
         seed=subject.settings.run.seed,
         batch_size=subject.batch_size,
         go_on=go_on,
     )
     return Record(
-        {"migs": [_entry(result, how)]},
+        [_entry(result, how)],
         summarise_mig(result),
         result.warnings,
         interrupted=result.interrupted,
@@ -126,4 +130,4 @@ def _drawings(result: MigResult) -> dict[str, Drawing]:
     if result.interrupted:
         return {}
     shares = {gaps.estimator: array(gaps.information / result.entropy) for gaps in result.by}
-    return {"mutual informations": Drawing("mig.png", partial(information_panel, shares, list(result.names)))}
+    return {INFORMATION: Drawing("mig.png", partial(information_panel, shares, list(result.names)))}

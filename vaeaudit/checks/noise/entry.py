@@ -2,11 +2,14 @@
 
 from pydantic import Field
 
+from vaeaudit.checks.noise.metrics import METRICS
 from vaeaudit.layout.entry import Entry, MetricEntry
 from vaeaudit.layout.section import Section, Shown, Table, number, with_interval
 from vaeaudit.model.ranges import span_text
 from vaeaudit.settings.sections import Range
+from vaeaudit.stats.metric import meanings
 
+HISTOGRAMS, CURVES = "noise histograms", "noise curves"  # figures
 # What the columns of the noise table mean.
 NOISE_LEGEND = {
     "s": "standard deviation of the noise, on the scale of the model's inputs; 0 is the clean input",
@@ -18,15 +21,6 @@ NOISE_LEGEND = {
     "larger than 0; it depends on constants of the likelihood",
     "‖rec(x+ε)-x‖": "how far the reconstruction from the noisy input is from the clean input, in input units: median",
     "‖ε‖": "how long the noise is, after clipping if there is any: median",
-}
-# What the metrics of noise mean, by quantity.
-NOISE_METRICS = {
-    "log_likelihood": "log p(x|z) of the clean input, the encoder seeing it under the noise",
-    "degradation": "how much of it the noise costs",
-    "relative_degradation": "its absolute value, gains counted as losses, as a share of |log p(x|z)| where that is not "
-    "near 0",
-    "denoising_error": "||rec(x + eps) - x||",
-    "noise_norm": "||eps||",
 }
 
 
@@ -70,11 +64,11 @@ class NoiseEntry(Entry):
             [Shown("log-likelihood of clean inputs under noise", self._table(), NOISE_LEGEND, numbers_from=0)],
             ["Rows marked ! support no verdict: see the warnings."] if signs else [],
             figures={
-                "noise histograms": "Smoothed histograms of log p of all draws, one curve a standard deviation",
-                "noise curves": "Left: mean and median of log p over the standard deviation of the noise. Right: the "
+                HISTOGRAMS: "Smoothed histograms of log p of all draws, one curve a standard deviation",
+                CURVES: "Left: mean and median of log p over the standard deviation of the noise. Right: the "
                 "distance of the reconstruction from the clean input, beside the norm of the noise",
             },
-            meanings=NOISE_METRICS,
+            meanings=meanings(METRICS),
             headlines={
                 f"noise.s{most:.6g}.degradation.median": "log p lost; less is better",
                 "noise.s0.log_likelihood.median": "log p(x|z) without noise",

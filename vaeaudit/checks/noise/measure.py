@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from scipy import stats as distributions
 from torch import Tensor
 
 from vaeaudit.checks.relative import near_zero, share_of
@@ -28,6 +29,8 @@ from vaeaudit.subject.inputs import box_of, check_items, numbered, route_of
 Over = Literal["mean", "median"]
 SIGMAS = (0.1, 0.25, 0.5, 1.0)
 _DRAWS = 10
+_SHARE = 0.25  # of the squared deviations of all items, above which one of them may carry a mean
+_OUTLYING = 1e-3  # chance that an item of a few counts as one that does, though all are normal
 _MOST_NUMBERS = 2**23  # of noise held at once, as long as one item needs no more
 
 
@@ -88,9 +91,10 @@ class NoiseResult:
         """For each sigma why its figures support no verdict, in a sentence; None where they do.
 
         Off the data, log-variances can explode, and a mean is then carried by single draws. Signs are values that are
-        NaN or infinite, and a mean degradation of less than two standard errors over items. Less than one would be no
-        sign of heavy tails: the standard error of numbers that are not negative never exceeds their mean. All are of
-        means: quantiles keep what is not finite in its place, as the worst.
+        NaN or infinite, and a mean degradation of less than two standard errors over items that a single item carries.
+        Less than one would be no sign of heavy tails: the standard error of numbers that are not negative never exceeds
+        their mean. Where no item carries it, a mean near 0 is one that little noise does little to, as its interval
+        says. All are of means: quantiles keep what is not finite in its place, as the worst.
         """
         return tuple(_sign(sigma, lost, self.items) for sigma, lost in zip(self.sigmas, self.degradation, strict=True))
 
@@ -244,14 +248,32 @@ def _sign(sigma: float, degradation: Tensor, items: Sequence[int]) -> str | None
     if sigma == 0:
         return None
     of_items = over_draws(degradation)
-    effect = abs(float(of_items.mean()))
-    error = float(of_items.std()) / math.sqrt(len(of_items)) if len(of_items) > 1 else math.inf
-    if 2 * error <= effect:
+    n, mean = len(of_items), float(of_items.mean())
+    said = f"with noise of {sigma:g}, the mean degradation of {mean:.3g} nats"
+    if n < 2:
+        return f"{said} is of one item, so that nothing tells how far others lie from it; take more items"
+    squares = (of_items - mean).square()
+    error = math.sqrt(float(squares.sum()) / (n - 1) / n)
+    share, first = (float(value) for value in (squares / squares.sum()).max(0))
+    if 2 * error <= abs(mean) or not share > _carried(n):
         return None
     return (
-        f"with noise of {sigma:g}, the mean degradation of {effect:.3g} nats is less than twice its standard error "
-        f"over {len(of_items)} items, {error:.3g}; read the median, or take more items"
+        f"{said} is less than twice its standard error over {n} items, {error:.3g}, of whose square item "
+        f"{items[int(first)]} alone makes {share:.0%}; read the median, or take more items"
     )
+
+
+def _carried(n: int) -> float:
+    """The share of the squared deviations of ``n`` items above which the largest of them carries their mean.
+
+    A quarter: a mean of many numbers that are not negative, of less than two standard errors, always has one beyond it.
+    Of few items more, since one of them always has a large share: what normal numbers exceed with a probability of
+    less than 0.001 (Grubbs' test for one outlier).
+    """
+    if n < 3:
+        return 1.0
+    t = float(distributions.t.isf(_OUTLYING / (2 * n), n - 2))
+    return max(_SHARE, (n - 1) / n * t**2 / (n - 2 + t**2))
 
 
 def _levels(sigmas: Sequence[float]) -> tuple[float, ...]:

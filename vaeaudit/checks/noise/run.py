@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaeaudit.checks.noise.entry import NoiseEntry, NoiseLevelEntry
+from vaeaudit.checks.noise.entry import CURVES, HISTOGRAMS, NoiseEntry, NoiseLevelEntry
 from vaeaudit.checks.noise.figures import likelihood_histograms, noise_curves
 from vaeaudit.checks.noise.measure import NoiseResult, noise, over_draws
-from vaeaudit.checks.noise.metrics import summarise_noise
-from vaeaudit.checks.record import Drawing, Record, Row, array, metric_entry, number
+from vaeaudit.checks.noise.metrics import DEGRADATION, LOG_LIKELIHOOD, RELATIVE, beginning
+from vaeaudit.checks.noise.summarise import summarise_noise
+from vaeaudit.checks.record import Drawing, Record, Row, Work, array, metric_entry, number
 from vaeaudit.checks.relative import remark
 from vaeaudit.layout.entry import MetricEntry
 from vaeaudit.layout.figures import Array
@@ -23,10 +24,14 @@ from vaeaudit.subject.opened import Subject
 Metrics = Mapping[str, Measurement]
 
 _RELATIVE = ("relative degradation under noise", "degradation")
-_LOSSES = ("degradation", "relative_degradation")
 
 
-def work(subject: Subject) -> float:
+def works(subject: Subject) -> dict[str, Work]:
+    """What there is to do, in one piece."""
+    return {"noise": partial(run, subject)}
+
+
+def cost(subject: Subject, _: str) -> float:
     """About how many rows the model is given, forward and back."""
     asked = subject.settings.noise
     return min(asked.items, subject.n) * asked.draws * (1 + len(asked.sigmas))
@@ -51,7 +56,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
     )
     metrics = summarise_noise(result)
     return Record(
-        {"noise": [_entry(result, metrics, how)]},
+        [_entry(result, metrics, how)],
         metrics,
         (*filter(None, result.signs), *remark(over_draws(result.clean), result.clean_spread, *_RELATIVE)),
         interrupted=result.interrupted,
@@ -66,9 +71,9 @@ def _doubts(result: NoiseResult) -> dict[str, str]:
     found: dict[str, str] = {}
     errors = [result.clean_error, *result.error.unbind(0)]
     for (sigma, noisy, values, sign), error in zip(_levels(result), errors, strict=True):
-        name = f"noise.s{sigma:.6g}"
+        name = beginning(sigma)
         if sign:
-            found |= {f"{name}.{figure}.mean": sign for figure in ("log_likelihood", *_LOSSES)}
+            found |= {f"{name}.{metric.name}.mean": sign for metric in (LOG_LIKELIHOOD, DEGRADATION, RELATIVE)}
         if not noisy:
             found |= _left_out(f"{name}.log_likelihood.mean", values.T, result.items)
         found |= _left_out(f"{name}.denoising_error.mean", error, result.items)
@@ -116,7 +121,7 @@ def _levels(result: NoiseResult) -> list[tuple[float, bool, Tensor, str | None]]
 
 
 def _metric(metrics: Metrics, sigma: float, name: str) -> MetricEntry:
-    return metric_entry(metrics[f"noise.s{sigma:.6g}.{name}"])
+    return metric_entry(metrics[f"{beginning(sigma)}.{name}"])
 
 
 def _rows(result: NoiseResult) -> list[Row]:
@@ -145,12 +150,12 @@ def _drawings(result: NoiseResult, metrics: Metrics) -> dict[str, Drawing]:
     sigmas = [sigma for sigma, *_ in levels]
     likelihood: dict[str, Array] = {}
     for name in ("mean", "lower_quartile", "median", "upper_quartile"):
-        found = [metrics[f"noise.s{sigma:.6g}.log_likelihood.{name}"] for sigma in sigmas]
+        found = [metrics[f"{beginning(sigma)}.log_likelihood.{name}"] for sigma in sigmas]
         ends = [(m.value, *(m.ci or (None, None))) for m in found]
         likelihood[name] = np.array(ends, dtype=np.float64)  # None becomes NaN
     error = array(torch.stack([result.clean_error, *result.error.unbind(0)]))
     length = array(torch.stack([torch.zeros_like(result.clean_error), *result.length.unbind(0)]))
     return {
-        "noise histograms": Drawing("noise-histograms.png", partial(likelihood_histograms, values)),
-        "noise curves": Drawing("noise-curves.png", partial(noise_curves, sigmas, likelihood, error, length)),
+        HISTOGRAMS: Drawing("noise-histograms.png", partial(likelihood_histograms, values)),
+        CURVES: Drawing("noise-curves.png", partial(noise_curves, sigmas, likelihood, error, length)),
     }

@@ -2,10 +2,13 @@
 
 from pydantic import Field
 
+from vaeaudit.checks.weights.metrics import METRICS
 from vaeaudit.errors import listed
 from vaeaudit.layout.entry import Entry, Number
 from vaeaudit.layout.section import Section, Shown, Table, number
+from vaeaudit.stats.metric import meanings
 
+NORMS = "weights"  # figure
 # What the columns of the tables mean.
 _PARTS = {
     "part": "encoder or decoder",
@@ -26,10 +29,6 @@ _TENSORS = {
 _OTHER = {
     "other's L2": "the same of the other model",
     "change": "100 (L2 - other's L2) / other's L2: how much larger the norm is here",
-}
-_METRICS = {
-    "l2": "L2 norm of the weights",
-    "change": "by how many percent that is larger than the other model's",
 }
 
 
@@ -113,8 +112,8 @@ class WeightsEntry(Entry):
                 ),
             ],
             remarks,
-            {"weights": "L2 norm of each tensor, by part" + (", and of the other model's" if self.against else "")},
-            meanings=_METRICS,
+            {NORMS: "L2 norm of each tensor, by part" + (", and of the other model's" if self.against else "")},
+            meanings=meanings(METRICS),
             headlines={
                 "weights.encoder.l2.change": "% that the encoder outweighs the other's",
                 "weights.encoder.l2": "size of the encoder's weights",

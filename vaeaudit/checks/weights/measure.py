@@ -16,7 +16,7 @@ from torch import Tensor
 from vaeaudit.checks.weights.reparametrised import at_work
 from vaeaudit.checks.weights.spectral import Measured, matrix_shape, measured_norms
 from vaeaudit.checks.weights.ties import Weight, shared, tied
-from vaeaudit.errors import ConfigError, NonFiniteError, listed
+from vaeaudit.errors import ConfigError, NonFiniteError, clipped, listed
 from vaeaudit.progress import GoOn, Progress, always
 
 # Name prefixes of each part's tensors, where an adapter says nothing else; the longest that fits a name decides.
@@ -110,7 +110,7 @@ def weights(
 
     Raises:
         ConfigError: tensors that fit no part, a part without weights, ``against`` of another architecture.
-        NonFiniteError: a weight is NaN or infinite.
+        NonFiniteError: a tensor is NaN or infinite, one that does not count included.
     """
     found = at_work(_taken(tensors))
     ours = found.weights
@@ -130,6 +130,9 @@ def weights(
     same = tied(counted, part_of)
     same_there = {} if theirs is None else tied({name: theirs[name] for name in counted}, part_of)
     done: list[TensorNorm] = []
+    for name, weight in ours.items():  # what no norm tells of, as biases, the model works with all the same
+        if name not in counted and weight.dtype.is_floating_point:
+            _finite(name, measured_norms(matrix_shape(weight.shape), weight.block, False))
     for left, (name, weight) in zip(range(len(counted), 0, -1), counted.items(), strict=True):
         if done and not go_on(Progress("weights", left, len(counted))):
             break
@@ -236,12 +239,13 @@ def _check_alike(ours: Mapping[str, Weight], theirs: Mapping[str, Weight]) -> No
 def _finite(name: str, measured: Measured) -> Measured:
     if measured.bad:
         raise NonFiniteError(
-            f"{name} holds {measured.bad} NaN or infinite value{'s' * (measured.bad > 1)} of {measured.numbers}, so "
-            "that it has no norm; export the model again from a sound state"
+            f"{clipped(name)} holds {measured.bad} NaN or infinite value{'s' * (measured.bad > 1)} of "
+            f"{measured.numbers}, so that no norm of this model would mean anything; export it again from a sound state"
         )
     if not math.isfinite(measured.l2):
         raise NonFiniteError(
-            f"the norm of {name} is larger than any number of float64; export the model again from a sound state"
+            f"the norm of {clipped(name)} is larger than any number of float64; export the model again from a sound "
+            "state"
         )
     return measured
 

@@ -1,35 +1,19 @@
-"""The metrics of the weights check, by name."""
+"""The metrics of the weights check: ``weights.{encoder,decoder}.{name}``."""
 
-import math
+import re
+from collections.abc import Iterator
 
-from vaeaudit.checks.weights.measure import WeightsResult
-from vaeaudit.stats.estimates import Measurement
+from vaeaudit.settings.sections import WeightsSettings
+from vaeaudit.stats.metric import Metric
+
+L2 = Metric("l2", "weight units", "none", "L2 norm of the weights", ())
+CHANGE = Metric("change", "%", "none", "by how many percent that is larger than the other model's", ())
+METRICS = (L2, CHANGE)
 
 
-def summarise_weights(result: WeightsResult, level: float = 0.95) -> dict[str, Measurement]:
-    """``weights.{encoder,decoder}.l2`` and, against another model, ``.l2.change`` in percent.
-
-    Nothing is estimated: there is no interval, and ``n`` is how many numbers were counted. Neither way is more robust.
-    """
-    which = "all tensors" if result.vectors else "tensors of two or more dimensions"
-    metrics: dict[str, Measurement] = {}
-    for part in result.parts:
-        exact = f"square root of the sum of squares over {which}, in float64; exact, so that it has no interval"
-        change = "100 (n2 - n1) / n1 of those norms, n1 the other model's; exact, so that it has no interval"
-        figures = {"l2": (part.l2, "weight units", exact)}
-        if part.against is not None:
-            value = math.nan if part.change is None else part.change
-            figures["l2.change"] = (value, "%", f"{change}; {part.why}" if part.why else change)
-        for name, (value, unit, estimator) in figures.items():
-            metrics[f"weights.{part.name}.{name}"] = Measurement(
-                value=value if math.isfinite(value) else None,
-                ci=None,
-                level=level,
-                n=part.numbers,
-                nonfinite=0,
-                unit=unit,
-                direction="none",
-                estimator=estimator,
-                exact=True,
-            )
-    return metrics
+def possible(asked: WeightsSettings) -> Iterator[str]:
+    """The names of all metrics that these settings may give, as regular expressions."""
+    for part in ("encoder", "decoder"):
+        yield re.escape(f"weights.{part}.{L2.name}")
+        if asked.against is not None:
+            yield re.escape(f"weights.{part}.{L2.name}.{CHANGE.name}")

@@ -1,15 +1,15 @@
 """The weights check from settings to record; it takes a file, where the others take a model with its data."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from vaeaudit.checks.record import Drawing, Record, number
-from vaeaudit.checks.weights.entry import OtherEntry, PartEntry, TensorEntry, WeightsEntry
+from vaeaudit.checks.record import Drawing, Record, Work, number
+from vaeaudit.checks.weights.entry import NORMS, OtherEntry, PartEntry, TensorEntry, WeightsEntry
 from vaeaudit.checks.weights.figures import norm_bars
 from vaeaudit.checks.weights.measure import PartNorm, TensorNorm, weights
-from vaeaudit.checks.weights.metrics import summarise_weights
 from vaeaudit.checks.weights.stored import StoredModel, fitting, held_weights
+from vaeaudit.checks.weights.summarise import summarise_weights
 from vaeaudit.model.checkpoints import sha256_of
 from vaeaudit.model.stated import find_checkpoint
 from vaeaudit.progress import GoOn
@@ -17,9 +17,14 @@ from vaeaudit.progress import GoOn
 _SHOWN = 30  # most tensors in the report; all are in items.json
 
 
-def work(_: object) -> float:
+def cost(*_: object) -> float:
     """What it costs is that of a few rows of the model."""
     return 3_000
+
+
+def works(stored: Callable[[], StoredModel]) -> dict[str, Work]:
+    """What there is to do, in one piece, of what ``stored`` reads."""
+    return {"weights": lambda go_on: run(stored(), go_on)}
 
 
 def run(stored: StoredModel, go_on: GoOn) -> Record:
@@ -50,13 +55,13 @@ def run(stored: StoredModel, go_on: GoOn) -> Record:
         computed=list(result.computed),
     )
     return Record(
-        {"weights": [entry]},
+        [entry],
         summarise_weights(result),
         result.warnings,
         interrupted=result.interrupted,
         signs={f"weights.{part}": why for part, why in result.doubts.items()},
         rows={"weights": [tensor.model_dump(mode="json") for tensor in tensors]},
-        drawings={} if result.interrupted else {"weights": Drawing("weights.png", partial(_bars, entry.tensors))},
+        drawings={} if result.interrupted else {NORMS: Drawing("weights.png", partial(_bars, entry.tensors))},
     )
 
 
