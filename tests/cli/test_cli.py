@@ -345,12 +345,6 @@ def test_flags_win_over_variables_over_the_file_over_facts(attack: Cli, monkeypa
         ("VAEAUDIT_CHECKS", "0.1", "VAEAUDIT_CHECKS must be a table as JSON, but '0.1' came"),
         ("VAEAUDIT_CHECKS", '{"mig.chen": {"mni": 1}}', "VAEAUDIT_CHECKS: unknown key 'mni'"),
         ("VAEAUDIT_SEED", "x", "VAEAUDIT_SEED must be a valid integer, but 'x' came"),
-        (
-            "VAEAUDIT_DRAWS",
-            "5",
-            "VAEAUDIT_DRAWS meant another setting for each command; set VAEAUDIT_MARGIN_DRAWS or VAEAUDIT_NOISE_DRAWS "
-            "or VAEAUDIT_LATENTS_DRAWS in its place",
-        ),
         ("VAEAUDIT_CONFIG", "no.toml", "there is no configuration file 'no.toml'"),
     ],
 )

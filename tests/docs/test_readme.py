@@ -75,38 +75,6 @@ def test_every_option_that_the_interface_names_exists_or_is_to_come(offered: dic
     assert named <= set().union(*offered.values())
 
 
-def test_both_commands_share_their_common_options(offered: dict[str, set[str]]) -> None:
-    own = {"--mode", "--pairs", "--pairing", "--vary", "--pair", "--lambdas", "--similarity", "--on", "--layers"}
-    own |= {"--penalty", "--restarts", "--cap", "--norm", "--ref", "--max-evaluations", "--out", "--resume"}
-    assert offered["attack"] - offered["doctor"] == own
-    assert offered["doctor"] <= offered["attack"]
-    assert offered["margin"] - offered["doctor"] == {
-        *("--r", "--items", "--m", "--sigma", "--level", "--family-wise", "--draws", "--box", "--no-box", "--part"),
-        *("--out", "--resume"),
-    }
-    assert offered["noise"] - offered["doctor"] == {
-        "--sigma",
-        "--items",
-        "--draws",
-        "--clip",
-        "--no-clip",
-        "--out",
-        "--resume",
-    }
-    assert offered["weights"] - offered["doctor"] == {
-        *("--against", "--part", "--vectors", "--spectral", "--no-spectral", "--out"),
-    }
-    assert offered["latents"] - offered["doctor"] == {
-        "--items",
-        "--draws",
-        "--estimator",
-        "--traverse",
-        "--out",
-        "--resume",
-    }
-    assert offered["mig"] - offered["doctor"] == {"--items", "--out", "--resume"}
-
-
 def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
     told = set(map(int, re.findall(r"^\| (\d+) \|", README, re.MULTILINE)))
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]

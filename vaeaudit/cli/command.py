@@ -205,8 +205,8 @@ class Command(TyperCommand):
         parts: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             own = "Arguments" if parameter.param_type_name == "argument" else "Options"
-            if parameter.name == "help":
-                own = [*parts, own][-2 if parts else -1]
+            if parameter.name == "help" and parts:
+                own = [*parts][-1]
             if (record := parameter.get_help_record(ctx)) is not None:
                 parts.setdefault(getattr(parameter, "rich_help_panel", None) or own, []).append(record)
         width = max((len(first) for rows in parts.values() for first, _ in rows if len(first) <= _FIRST_COLUMN))
