@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vaeaudit.settings.sections import Settings
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 PAGE = (ROOT / "docs" / "own-checks.md").read_text(encoding="utf-8")
+Run = Callable[..., str]
 COMMAND = Path(sys.executable).with_name("vaeaudit")
 ON = [EXAMPLES / "shapes-beta1.safetensors", "--data", EXAMPLES / "shapes.npz"]
 
@@ -48,9 +50,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def run(site: Path | None, *arguments: object, cwd: Path, code: int = 0) -> str:
-    """What the installed command prints with a folder of packages besides, after it ended with ``code``."""
-    return called([COMMAND, *arguments], site, cwd, code)
+@pytest.fixture(scope="module")
+def run(loaded: Any, site: Path) -> Run:
+    """What the installed command prints with the package besides, after it ended with ``code``."""
+    command = loaded(PYTHONPATH=str(site))
+
+    def printed(*arguments: object, cwd: Path, code: int = 0) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(cwd)
+            done = command(*arguments)
+        assert done.code == code, done
+        return str(done.out + done.err)
+
+    return printed
 
 
 def called(command: list[object], site: Path | None, cwd: Path, code: int = 0) -> str:
@@ -63,11 +75,11 @@ def called(command: list[object], site: Path | None, cwd: Path, code: int = 0) -
 
 
 @pytest.fixture(scope="module")
-def audited(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def audited(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the configuration of the page, and a report of the audit that it asks for."""
     folder = tmp_path_factory.mktemp("audited")
     (folder / "vaeaudit.toml").write_text(blocks("text")[1] + "[run]\nlimit = 120\n")
-    run(site, "audit", *ON, "--out", "first", cwd=folder)
+    run("audit", *ON, "--out", "first", cwd=folder)
     return folder
 
 
@@ -86,25 +98,25 @@ def test_it_has_its_section_its_threshold_and_its_place_in_an_audit(audited: Pat
     assert len(json.loads((audited / "first" / "items.json").read_text())["calibration"]) == 100
 
 
-def test_it_has_its_command_and_help_needs_none_of_its_libraries(site: Path, audited: Path) -> None:
+def test_it_has_its_command_and_help_needs_none_of_its_libraries(run: Run, site: Path, audited: Path) -> None:
     told = called([sys.executable, "-X", "importtime", COMMAND, "--help"], site, audited)
     assert re.search(r"calibration +Whether the decoder's mean is right", told)
     assert not re.search(r"\| +(torch|pydantic)$", told, re.MULTILINE)
-    told = run(site, "calibration", *ON, "--items", 50, "--out", "alone", cwd=audited)
+    told = run("calibration", *ON, "--items", 50, "--out", "alone", "-v", cwd=audited)
     assert report(audited / "alone")["calibrations"][0]["n"] == 50
     assert "calibration.gap.median" in told
 
 
 @pytest.mark.parametrize("form", ["markdown", "html", "junit", "github", "card"])
-def test_every_form_of_a_report_shows_it(site: Path, audited: Path, form: str) -> None:
-    shown = run(site, "report", "first", "--format", form, cwd=audited).replace("<wbr>", "")
+def test_every_form_of_a_report_shows_it(run: Run, audited: Path, form: str) -> None:
+    shown = run("report", "first", "--format", form, cwd=audited).replace("<wbr>", "")
     assert "calibration.gap.median" in shown
     if form in ("markdown", "html"):
         assert "|mean of x - mean of its reconstruction|" in shown.replace("\\", "")
 
 
-def test_it_is_compared_with_a_baseline(site: Path, audited: Path) -> None:
-    run(site, "audit", *ON, "--out", "second", "--baseline", "first", cwd=audited)
+def test_it_is_compared_with_a_baseline(run: Run, audited: Path) -> None:
+    run("audit", *ON, "--out", "second", "--baseline", "first", cwd=audited)
     differences = report(audited / "second")["baseline"]["differences"]
     assert {one["metric"]: one["outcome"] for one in differences}["calibration.gap.median"] == "no difference shown"
 
@@ -147,14 +159,14 @@ def test_the_page_on_configuration_has_its_rows(site: Path) -> None:
     assert "| `items` | whole number, at least 2 | none | Items, drawn at random; all if left out. |" in page
 
 
-def test_a_threshold_that_it_cannot_give_is_told(site: Path, tmp_path: Path) -> None:
+def test_a_threshold_that_it_cannot_give_is_told(run: Run, tmp_path: Path) -> None:
     (tmp_path / "vaeaudit.toml").write_text('[checks."calibration.gap.medan"]\nmax = 1\n')
-    told = run(site, "audit", *ON, cwd=tmp_path, code=2)
+    told = run("audit", *ON, cwd=tmp_path, code=2)
     assert "gives no such figure (did you mean 'calibration.gap.median'?)" in told
 
 
 def test_a_report_of_a_check_that_is_not_installed_says_so(audited: Path) -> None:
-    told = run(None, "report", "first", cwd=audited, code=2)
+    told = called([COMMAND, "report", "first"], None, audited, 2)
     assert "first/report.json holds what calibration found, of which no check is installed here" in told
 
 
@@ -165,8 +177,8 @@ def test_a_check_that_cannot_be_used_is_told_in_a_sentence_and_help_is_there(tmp
         "No module named 'no_such_module'; mend or uninstall its package\n"
     )
     for arguments in (["noise", *ON], ["calibration", *ON]):
-        assert run(tmp_path / "site", *arguments, cwd=tmp_path, code=2) == fault
-    assert "calibration" in run(tmp_path / "site", "--help", cwd=tmp_path)
+        assert called([COMMAND, *arguments], tmp_path / "site", tmp_path, 2) == fault
+    assert "calibration" in called([COMMAND, "--help"], tmp_path / "site", tmp_path)
 
 
 def point(value: str, name: str = "calibration") -> EntryPoint:

@@ -55,6 +55,7 @@ min = 0.001
 NOISE = SMALL.partition("[attack]")[0] + "[noise]\nsigmas = [0.5]\n"
 
 Command = Callable[..., Any]
+Audited = Callable[..., None]
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +80,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def audited(command: Command, store: Path) -> Callable[..., None]:
+def audited(command: Command, store: Path) -> Audited:
     """The report of an audit, done once for all tests that start from it, as a copy of their own."""
 
     def copied(out: str, more: str = POLICY, base: str = SMALL) -> None:
@@ -140,7 +141,7 @@ def test_model_and_data_are_opened_once(command: Command, monkeypatch: pytest.Mo
     assert opened == ["mlp", "mlp"]  # the model's, and that of the weights, which are read from the file
 
 
-def test_an_audit_done_twice_is_the_same_to_the_bit(command: Command, audited: Callable[..., None]) -> None:
+def test_an_audit_done_twice_is_the_same_to_the_bit(command: Command, audited: Audited) -> None:
     audited("a")
     command("audit", "-q", "--out", "b")
     assert but_for_time(report("a")) == but_for_time(report("b"))
@@ -165,9 +166,7 @@ def test_another_batch_size_changes_no_figure_that_no_optimiser_found_by_more_th
         np.testing.assert_allclose(*np.array(values, dtype=float), rtol=1e-4, atol=1e-9, err_msg=name)
 
 
-def test_an_audit_done_again_from_its_report_says_that_all_figures_agree(
-    command: Command, audited: Callable[..., None]
-) -> None:
+def test_an_audit_done_again_from_its_report_says_that_all_figures_agree(command: Command, audited: Audited) -> None:
     audited("first")
     Path("vaeaudit.toml").unlink()  # the report alone is enough
     done = command("audit", "--from", "first/report.json", "--out", "again")
@@ -182,9 +181,7 @@ def test_an_audit_done_again_from_its_report_says_that_all_figures_agree(
     assert "agree with" in Path("again/report.md").read_text(encoding="utf-8")
 
 
-def test_figures_that_do_not_agree_are_named_and_make_it_inconclusive(
-    command: Command, audited: Callable[..., None]
-) -> None:
+def test_figures_that_do_not_agree_are_named_and_make_it_inconclusive(command: Command, audited: Audited) -> None:
     audited("first", "", NOISE)
     file = Path("first/report.json")
     found = json.loads(file.read_text())
@@ -221,9 +218,7 @@ def test_an_audit_is_done_again_only_of_the_same_model_and_data_and_beside_its_r
     assert done.err == "error: the new report would take the place of first; name another folder with --out\n"
 
 
-def test_a_baseline_is_compared_in_the_same_run_and_the_worse_model_fails(
-    command: Command, audited: Callable[..., None]
-) -> None:
+def test_a_baseline_is_compared_in_the_same_run_and_the_worse_model_fails(command: Command, audited: Audited) -> None:
     audited("audit/v1", "", NOISE)
     done = command("audit", "--baseline", "audit/v1")
     assert (done.code, report()["verdict"]) == (0, "passed")
@@ -245,7 +240,7 @@ def test_a_baseline_is_compared_in_the_same_run_and_the_worse_model_fails(
     )  # fmt: skip
 
 
-def test_allowing_a_difference_is_an_option_and_a_setting(command: Command, audited: Callable[..., None]) -> None:
+def test_allowing_a_difference_is_an_option_and_a_setting(command: Command, audited: Audited) -> None:
     audited("v1", "", NOISE)
     command("audit", EXAMPLES / "shapes-beta8.safetensors", "-q", "--out", "v2")
     name = "noise.s0.log_likelihood.median"
@@ -303,7 +298,7 @@ def test_one_check_alone_is_ungated_and_reads_no_threshold(command: Command) -> 
 
 @pytest.mark.parametrize("form", ["markdown", "junit", "github", "card", "html"])
 def test_a_report_is_shown_in_every_form(
-    command: Command, audited: Callable[..., None], form: str, monkeypatch: pytest.MonkeyPatch
+    command: Command, audited: Audited, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     audited("vaeaudit-report", POLICY.partition('[checks."margin')[0], NOISE)
@@ -417,7 +412,7 @@ def test_a_mean_that_one_item_carries_is_in_doubt_and_the_median_beside_it_is_no
     assert "alone makes" in done.out
 
 
-def test_a_report_never_takes_the_place_of_its_baseline(command: Command, audited: Callable[..., None]) -> None:
+def test_a_report_never_takes_the_place_of_its_baseline(command: Command, audited: Audited) -> None:
     """The second run of the same command would be compared with the first, and pass."""
     audited("v1", "", NOISE)
     for _ in range(2):
@@ -426,9 +421,7 @@ def test_a_report_never_takes_the_place_of_its_baseline(command: Command, audite
         assert "error: the report would take the place of its baseline v1; name another folder with --out" in done.err
 
 
-def test_a_baseline_that_is_not_there_is_told_with_the_nearest_that_is(
-    command: Command, audited: Callable[..., None]
-) -> None:
+def test_a_baseline_that_is_not_there_is_told_with_the_nearest_that_is(command: Command, audited: Audited) -> None:
     audited("good", "", NOISE)
     done = command("audit", "--baseline", "gooood")
     assert (done.code, report()["verdict"]) == (0, "ungated")
