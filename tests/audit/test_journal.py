@@ -161,12 +161,13 @@ def test_an_interrupted_record_is_not_kept(small: Journal) -> None:
 
 def test_odd_values_come_back_as_they_were(small: Journal) -> None:
     tensors = {"x": torch.tensor([0.1, -0.0, 1e-45]), "none": torch.empty(0, 3)}
-    first = Record(tensors=tensors, about={"pairs": [[1, 2]]}, doubts={"noise.s1": "ü\ud800"}, skipped={"a": "b"})
+    doubts, signs = {"noise.s1.degradation.mean": "ü\ud800"}, {"margin.r4": "crossed"}
+    first = Record(tensors=tensors, about={"pairs": [[1, 2]]}, signs=signs, doubts=doubts, skipped={"a": "b"})
     small.record("noise", SETTINGS, lambda _: first, go)
     again = small.record("noise", SETTINGS, lambda _: Record(), go)
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in tensors.items())
     assert torch.signbit(again.tensors["x"][1])
-    assert (again.about, again.doubts, again.skipped) == (first.about, first.doubts, first.skipped)
+    assert (again.about, again.signs, again.doubts, again.skipped) == (first.about, signs, doubts, first.skipped)
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -390,7 +390,7 @@ def test_a_mean_that_one_item_carries_is_in_doubt_and_the_median_beside_it_is_no
     configured(base=base, more=median)
     assert command("audit", "-q").code == 0
     configured(base=base, more=mean)
-    done = command("audit")
+    done = command("audit", "-v")
     assert done.code == 5
     assert "noise.s0.6.degradation.mean !" in done.out
     assert "alone makes" in done.out

@@ -1022,7 +1022,7 @@ def test_quiet_leaves_whole_what_is_for_a_program_or_a_file(command: Command) ->
     loud, quiet = (command("latents", *more, "--format", "json") for more in ([], ["-q"]))
     assert strict(loud.out)["metrics"] == strict(quiet.out)["metrics"]
     assert command("latents", "-q", "-o", "result.txt") == Outcome(0, "", "")
-    assert len(Path("result.txt").read_text(encoding="utf-8").splitlines()) > 20
+    assert "latents.elbo " in Path("result.txt").read_text(encoding="utf-8")
 
 
 def test_quiet_still_tells_an_error(command: Command) -> None:

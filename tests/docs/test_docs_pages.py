@@ -19,7 +19,7 @@ from vaeaudit.audit.journal import FOLDER
 from vaeaudit.checks.naming import check_names
 from vaeaudit.cli.app import app
 from vaeaudit.cli.environment import variable
-from vaeaudit.gate.policy import EXIT_CODES
+from vaeaudit.gate.ending import EXIT_CODES
 from vaeaudit.layout.entry import MetricEntry
 from vaeaudit.report.comparison import ComparisonEntry, DifferenceEntry
 from vaeaudit.report.gates import CheckEntry

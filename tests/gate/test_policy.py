@@ -1,4 +1,4 @@
-"""Thresholds read intervals, waivers end, what is missing never passes, and one verdict comes of it all."""
+"""Thresholds read intervals, waivers end, and what is missing never passes."""
 
 from datetime import date
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from vaeaudit.checks.naming import check_names
 from vaeaudit.checks.registry import checks
 from vaeaudit.errors import ConfigError
-from vaeaudit.gate.policy import EXIT_CODES, enabled, evaluate, remarks, verdict, waived
+from vaeaudit.gate.policy import enabled, evaluate, remarks, waived
 from vaeaudit.layout.entry import MetricEntry, belongs
 from vaeaudit.report.gates import CheckEntry
 from vaeaudit.settings.config import resolve
@@ -189,30 +189,6 @@ def test_what_only_warns_is_told_and_does_not_count() -> None:
         "margin.r4.median: even the upper end 0.6 is below 9; it only warns"
     ]
     assert remarks([held(gate(min=0, severity="warn"))], {}, TODAY) == []
-
-
-@pytest.mark.parametrize(
-    ("outcomes", "doubtful", "word", "code"),
-    [
-        ([], False, "ungated", 0),
-        ([], True, "inconclusive", 5),
-        (["passed"], False, "passed", 0),
-        (["passed"], True, "passed", 0),  # the doubt is about single figures that no threshold reads
-        (["passed", "inconclusive"], False, "inconclusive", 5),
-        (["passed", "inconclusive", "failed"], False, "failed", 1),
-    ],
-)
-def test_the_worst_outcome_that_counts_is_the_verdict(outcomes: Any, doubtful: bool, word: str, code: int) -> None:
-    assert verdict(outcomes, doubtful) == word
-    assert EXIT_CODES[word] == code
-
-
-@pytest.mark.parametrize(
-    ("outcome", "word"), [("passed", "inconclusive"), ("inconclusive", "inconclusive"), ("failed", "failed")]
-)
-def test_an_audit_with_a_failure_sign_never_passes_and_may_fail(outcome: Any, word: str) -> None:
-    assert verdict([outcome], doubtful=True, sign=True) == word
-    assert verdict([], doubtful=True, sign=True) == "inconclusive"
 
 
 def settings(**values: object) -> Settings:

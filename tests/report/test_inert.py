@@ -108,7 +108,7 @@ def obeyed(text: str) -> list[str]:
 
 
 FORMS: dict[str, Callable[[Report], str]] = {
-    "table": lambda report: report_text(report, Path("out"), to_terminal=False),
+    "table": lambda report: report_text(report, Path("out"), to_terminal=False, verbose=True),
     "last line": lambda report: report_line(report, Path("out")),
     "comparison": lambda report: comparison_lines(report.baseline, to_terminal=False),  # type: ignore[arg-type]
     "json": to_json,
@@ -144,7 +144,8 @@ def test_no_line_of_a_table_begins_with_a_command_at_any_width(
 ) -> None:
     monkeypatch.setenv("COLUMNS", width)
     monkeypatch.setenv("NO_COLOR", "1")
-    assert obeyed(report_text(report_of(text), Path("out"), to_terminal=True)) == []
+    for verbose in (False, True):
+        assert obeyed(report_text(report_of(text), Path("out"), to_terminal=True, verbose=verbose)) == []
 
 
 def tokens(text: str) -> Iterator[Any]:
@@ -256,7 +257,7 @@ def test_xml_yaml_and_json_hold_the_text_and_no_part_more(text: str, tmp_path: P
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_the_terminal_shows_the_text(text: str) -> None:
-    shown = report_text(report_of(text), Path("out"), to_terminal=False)
+    shown = report_text(report_of(text), Path("out"), to_terminal=False, verbose=True)
     assert f"partial: {line(text)}\n" in shown
     assert f"warning: {line(text)}\n" in shown
 
@@ -525,7 +526,7 @@ def test_every_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         tables = []
         for width in (20, 40, 80, 120):
             monkeypatch.setenv("COLUMNS", str(width))
-            shown = report_text(report_of(text), Path("out"), to_terminal=True)
+            shown = report_text(report_of(text), Path("out"), to_terminal=True, verbose=True)
             drawn = [one for one in shown.splitlines() if one and one[0] in "┏┃┡│└+|"]
             assert all(cell_len(one) <= width for one in drawn)
             tables.append(shown.count("┏"))
@@ -536,7 +537,7 @@ def test_every_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_row_without_room_for_a_table_is_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("NO_COLOR", "1")
-    lines = report_text(report_of("plain"), Path("out"), to_terminal=True).splitlines()
+    lines = report_text(report_of("plain"), Path("out"), to_terminal=True, verbose=True).splitlines()
     start = lines.index("metrics")
     assert lines[start + 1 : start + 4] == [
         "plain !",

@@ -24,10 +24,13 @@ from vaeaudit.layout.entry import MetricEntry
 from vaeaudit.layout.figures import PANEL_ROWS
 from vaeaudit.layout.section import interval, number
 from vaeaudit.model.registry import open_model
+from vaeaudit.report import glance
 from vaeaudit.report import model as entries
 from vaeaudit.report.forms.markdown import render
 from vaeaudit.report.forms.tables import metric_table
+from vaeaudit.report.glance import at_a_glance
 from vaeaudit.report.model import Report, json_schema
+from vaeaudit.report.reading import read_report
 from vaeaudit.report.writer import check_writable, to_json, write, write_file
 from vaeaudit.settings.config import Resolved, resolve
 from vaeaudit.subject.opened import Subject, prepare
@@ -356,3 +359,32 @@ def test_json_of_a_report_is_ascii_and_keeps_odd_paths(small: Report) -> None:
     odd = small.model_copy(update={"argv": ["é", "λ", "\U0001f600"]})
     assert to_json(odd).isascii()
     assert strict(to_json(odd))["argv"] == ["é", "λ", "\U0001f600"]
+
+
+# ---- At a glance
+
+
+def test_every_check_has_a_line_at_a_glance_that_is_one_of_its_metrics(first: Path) -> None:
+    report = read_report(first)[0]
+    assert [one.name for one in at_a_glance(report)] == ["attack.latent.delta.median"]
+    for section in report.check_sections:
+        assert section.headlines.keys() & report.metrics.keys()
+        assert all(len(meaning.split()) <= 8 for meaning in section.headlines.values())
+
+
+@pytest.mark.parametrize(
+    ("ci", "thresholds", "before", "drawn"),
+    [
+        ((1.0, 2.0), (), None, "0·········├───●────┤"),
+        ((1.25, 2.0), (1.0,), 0.5, "0····○····┃·├─●────┤"),
+        ((-2.0, 2.0), (), None, "├─────────0──────●─┤"),
+        (None, (4.0,), None, "0······●···········┃"),
+    ],
+)
+def test_a_picture_shows_the_interval_and_what_it_is_held_against(
+    ci: tuple[float, float] | None, thresholds: tuple[float, ...], before: float | None, drawn: str
+) -> None:
+    drawing = glance.picture(measured(1.5, ci), thresholds, before)
+    assert drawing is not None
+    assert drawing.text() == drawn
+    assert glance.picture(measured(None, None), thresholds, before) is None

@@ -259,7 +259,7 @@ def test_text_becomes_no_command_and_no_property() -> None:
 
 
 def test_a_summary_that_is_too_long_is_cut_after_a_whole_line() -> None:
-    metrics = {f"margin.r{n}.median": REPORT.metrics["margin.r4.median"] for n in range(20_000)}
+    metrics = REPORT.metrics | {f"margin.r{n}.median": REPORT.metrics["margin.r4.median"] for n in range(20_000)}
     whole, cut = github.summary(REPORT), github.summary(REPORT.model_copy(update={"metrics": metrics}))
     assert 990_000 < len(cut.encode()) < 1_048_576
     assert cut[: cut.index("<details>")] == whole[: whole.index("<details>")]
@@ -343,7 +343,8 @@ def test_the_page_begins_with_the_verdict_and_holds_every_part() -> None:
     headings = re.findall(r"<h([123])[^>]*>(.*?)</h\1>", page)
     texts = [(level, re.sub(r"<svg.*</svg>|<[^>]*>", "", text)) for level, text in headings]
     assert texts == [
-        ("1", "my vae.pt"), ("2", "Failed"), ("2", "Thresholds"), ("2", "Compared with an earlier audit"),
+        ("1", "my vae.pt"), ("2", "Failed"), ("2", "At a glance"), ("2", "Thresholds"),
+        ("2", "Compared with an earlier audit"),
         ("2", "Attack: latent"), ("2", "Attack under a cap: worst"), ("2", "Margins at r = 4"), ("2", "Metrics"),
         ("2", "Is it the model it claims to be?"), ("2", "What was audited"), ("2", "Configuration"),
     ]  # fmt: skip

@@ -26,6 +26,7 @@ from vaeaudit.progress import GoOn, Progress, always
 # Radius of the ball in which a chain starts, as a multiple of the cap: measured; a cube grows faster than a ball.
 _WIDE = {"l2": 2.0, "linf": 1.3}
 _SHRUNK = 0.8  # share of exploring after which the ball has shrunk to the cap
+_EXPLORED = 0.5  # of the time, as measured, has gone when what was explored is followed
 _EXPLORING = 0.8  # share of the evaluations spent on exploring chains
 _CHAIN = 27  # evaluations that an exploring chain needs at least
 _MOMENTUM = 0.75
@@ -147,7 +148,7 @@ class _Search:
         before = d = self._furthest(directions[:, self.item].flatten(0, 1), low, high, wide * cap)
         best, best_d = torch.full_like(cap, torch.inf), self._furthest(d, low, high, cap, most=1.0)
         for done in range(rounds):
-            if not self._go_on("exploring, rounds", rounds - done, rounds):
+            if not self._go_on("exploring, rounds", rounds - done, rounds, _EXPLORED * done / rounds):
                 break
             share = done / rounds
             radius = cap * (1 + (wide - 1) * max(0.0, 1 - share / _SHRUNK))
@@ -168,7 +169,7 @@ class _Search:
         The variable is v in the box, and d = v min(1, cap / ||v||): all of ball and box, with no other constraint. A
         start on the sphere is put a little outside, where the gradient has no radial part to spoil the curvature.
         """
-        if not self._go_on(stage, len(problem), len(problem)):
+        if not self._go_on(stage, len(problem), len(problem), _EXPLORED):
             self.status[problem] = int(Status.STOPPED)
             return
         item, cap, start = self.item[problem], self.cap[problem], self.distortion[problem]
@@ -189,7 +190,8 @@ class _Search:
         descent = Descent(objective, v, low, high, Stopping.for_dtype(x.dtype, most))
         half = descent.minima().value.clone()
         for done in range(1, most):
-            if not descent.running or not self._go_on(stage, descent.running, len(problem)):
+            share = min(1.0, _EXPLORED + (1 - _EXPLORED) * (followed + done) / self.max_evaluations)
+            if not descent.running or not self._go_on(stage, descent.running, len(problem), share):
                 break
             descent.advance(1)
             # What it had after half of the time that it is followed in all.
@@ -205,8 +207,8 @@ class _Search:
         self.recent[problem] = torch.where(finite, torch.minimum(before, half) - value, torch.inf)
         self.status[problem] = torch.where(finite | stopped, found.status, int(Status.NONFINITE))
 
-    def _go_on(self, stage: str, left: int, whole: int) -> bool:
-        self.stopped = self.stopped or not self.go_on(Progress(stage, left, whole))
+    def _go_on(self, stage: str, left: int, whole: int, share: float) -> bool:
+        self.stopped = self.stopped or not self.go_on(Progress(stage, left, whole, share))
         return not self.stopped
 
     def _steepest(self, gradient: Tensor, d: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ a much smaller one a search from afar crawls. Then all problems are refined from
 and every few rounds those that another's distortion serves better move there.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,8 @@ _EXPLORED = 2.0**-13  # least lambda that is explored, as a share of the least f
 _EXPLORING = 4  # exploring takes this part of a problem's evaluations, from each start
 _ROUNDS = 50  # rounds between two exchanges
 _TELLING = 100  # evaluations from which on a search's last gains tell of those to come
+# Shares of the time at whose end problems are explored, refined, and searched on, as measured.
+_EXPLORES, _REFINES = 0.2, 0.95
 _WORTHWHILE = 1e-3  # relative gain for which a problem moves to another's distortion
 
 
@@ -96,12 +99,13 @@ class Search:
         self._explore()
         self._adopt()
         begin = (self.norm > 0) | ~self.stationary
-        self._refine(begin.nonzero().squeeze(1), self.effort.stopping.max_evaluations, "refining")
+        rounds = self.effort.stopping.max_evaluations
+        self._refine(begin.nonzero().squeeze(1), rounds, "refining", _EXPLORES, _REFINES)
 
     def run_on(self, problem: Tensor, most: int) -> None:
         """Search the problems (b,) on from the best that is known, with ``most`` further evaluations of each."""
         self.further[problem] = True
-        self._refine(problem, most, "searching on")
+        self._refine(problem, most, "searching on", _REFINES, 1.0)
 
     @property
     def objective(self) -> Tensor:
@@ -146,18 +150,19 @@ class Search:
         most = -(-self.effort.stopping.max_evaluations // _EXPLORING)
         several = problem.repeat(len(points))
         search = self._descent(several, torch.cat(points), most, None)
-        before = self.evaluations
+        before, turn = self.evaluations, 0
         for rounds in (most // 2, most):  # halfway is remembered, for what is gained later
             for _ in range(rounds):
-                stage = f"exploring from {len(points)} points"
-                if not search.running or not self._asked(Progress(stage, search.running, len(several))):
+                stage, done = f"exploring from {len(points)} points", _EXPLORES * turn / most
+                if not search.running or not self._asked(Progress(stage, search.running, len(several), done)):
                     break
                 search.advance(1)
+                turn += 1
             self._harvest(search, several)
             self.evaluations = before.index_add(0, several, search.minima().evaluations)
             self.history.append((self.evaluations, self.objective))
 
-    def _refine(self, begin: Tensor, most: int, stage: str) -> None:
+    def _refine(self, begin: Tensor, most: int, stage: str, begun_at: float, ends_at: float) -> None:
         """Search the problems ``begin`` (b,) from the best known; any moves to better ones as they are found.
 
         What is left is told in evaluations of those that run, and never rises, though a problem that has settled runs
@@ -173,7 +178,10 @@ class Search:
         while not self.stopped:
             for _ in range(_ROUNDS):
                 left = min(left, search.left)
-                if not search.left or not self._asked(Progress(f"{stage}, evaluations", left, most * len(begin))):
+                # Most problems settle long before their limit, and the last few take their time.
+                share = begun_at + (ends_at - begun_at) * (1 - math.sqrt(left / max(1, most * len(begin))))
+                told = Progress(f"{stage}, evaluations", left, most * len(begin), share)
+                if not search.left or not self._asked(told):
                     break
                 search.advance(1)
             self._harvest(search, problem)

@@ -12,7 +12,7 @@ from vaeaudit.errors import VaeauditError
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import bounds
 from vaeaudit.model.ranges import Range
-from vaeaudit.progress import GoOn, always
+from vaeaudit.progress import GoOn, always, within
 
 _MEMORY = 2**33  # bytes that the state of the problems searched together may take
 _VECTORS = 40  # that state, in vectors of the size of an input for each problem
@@ -57,7 +57,8 @@ def sweep(
 
         group = slice(first, first + size)
         term = Term(of_group, shape, rows)
-        search = Search(term, x[group].flatten(1), x_t[group].flatten(1), box, lambdas, penalty, floor, effort, go_on)
+        of_all = within(go_on, first / len(x), min(1.0, (first + size) / len(x)))
+        search = Search(term, x[group].flatten(1), x_t[group].flatten(1), box, lambdas, penalty, floor, effort, of_all)
         search.run()
         found = _result(search, shape, floor)
         for times in FURTHER:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from vaeaudit.audit.run import Audit, audit, journal_of, weigh
+from vaeaudit.audit.writing import in_doubt
 from vaeaudit.checks import registry
 from vaeaudit.checks.naming import check_names
 from vaeaudit.checks.weights.stored import open_weights
 from vaeaudit.errors import ConfigError, nearest
 from vaeaudit.gate.compare import Side, array_name, compare, side_of
-from vaeaudit.gate.policy import EXIT_CODES, decisive, enabled, evaluate, remarks, verdict, waived
+from vaeaudit.gate.ending import concluded
+from vaeaudit.gate.policy import enabled, evaluate, remarks
 from vaeaudit.layout.entry import MetricEntry
 from vaeaudit.progress import GoOn
 from vaeaudit.report.model import Report, ReproductionEntry
@@ -66,8 +68,10 @@ def release_audit(
             optional = frozenset(earlier.skipped)
         ready()
         done = audit(subject, named, argv, names, go_on, journal_of(subject, resume), optional)
-    done = judged(_with_the_rest(done, names), resolved.settings, held, today)
-    return done if earlier is None or again is None else reproduced(done, earlier, again)
+    done = _with_the_rest(done, names)
+    if earlier is not None and again is not None:
+        done = reproduced(done, earlier, again)
+    return judged(done, resolved.settings, held, today)
 
 
 def _with_the_rest(done: Audit, names: Sequence[str]) -> Audit:
@@ -116,27 +120,7 @@ def judged(done: Audit, settings: Settings, held: Terms, today: date) -> Audit:
     warnings = [*report.warnings, *held.warnings, *remarks(checks, gates, today)]
     warnings += compared.warnings if compared else []
     update: dict[str, Any] = {"checks": checks, "baseline": compared, "warnings": warnings}
-    if complete:
-        outcomes = [check.verdict for check in checks if check.counts]
-        if compared is not None and (compared.tested or compared.refused):
-            outcomes.append(compared.verdict)
-        elif compared is not None:
-            warnings.append(f"the comparison does not count: {compared.summary()}")
-        doubts = _doubts(done)
-        reasons = {name: reason for name in doubts if (reason := waived(name, checks)) is not None}
-        warnings += [
-            f"{name}: {doubts[name]}; it does not count, since the thresholds that read it are waived ({reason})"
-            for name, reason in reasons.items()
-        ]
-        counted = {name: why for name, why in doubts.items() if name not in reasons}
-        # Of whole attacks, radii or checks; doubts of single figures are no signs.
-        signs = [f"{name}: {why}" for name, why in counted.items() if name not in report.metrics]
-        failed = report.plausibility is not None and bool(report.plausibility.failed)
-        word = verdict(outcomes, doubtful=failed or bool(counted), sign=failed or bool(signs))
-        update |= {"verdict": word, "exit_code": EXIT_CODES[word]}
-        if signs and set(outcomes) == {"passed"}:
-            warnings.append(f"no audit with a failure sign passes: {'; '.join(signs)}")
-    return _decided(done, update)
+    return replace(done, report=concluded(report.model_copy(update=update), *in_doubt(done.records)))
 
 
 def same_model(source: str, sha256: str, earlier: Report, path: str) -> None:
@@ -161,30 +145,13 @@ def same_data(subject: Subject, earlier: Report, path: str) -> None:
 
 
 def reproduced(done: Audit, earlier: Report, path: str) -> Audit:
-    """The audit with whether its figures agree with those of ``earlier``; where they do not, it is inconclusive."""
-    report = done.report
-    differing = _differing(earlier.metrics, report.metrics)
+    """The audit with whether its figures agree with those of ``earlier``."""
+    differing = _differing(earlier.metrics, done.report.metrics)
     agree = all(value is not None and value <= ROUNDING for value in differing.values())
     entry = ReproductionEntry(
         report=path, figures=len(earlier.metrics), differing=differing, tolerance=ROUNDING, agree=agree
     )
-    update: dict[str, Any] = {"reproduced": entry}
-    if report.status == "complete" and not agree:
-        update["warnings"] = [*report.warnings, entry.summary()]
-        word = "failed" if report.verdict == "failed" else "inconclusive"
-        update |= {"verdict": word, "exit_code": EXIT_CODES[word]}
-    return _decided(done, update)
-
-
-def _doubts(done: Audit) -> dict[str, str]:
-    """Why figures are in doubt, by how their names begin."""
-    return {name: why for record in done.records for name, why in record.doubts.items()}
-
-
-def _decided(done: Audit, update: Mapping[str, Any]) -> Audit:
-    """The audit with what became of its report, and what its verdict rests on."""
-    report = done.report.model_copy(update=update)
-    return replace(done, report=report.model_copy(update={"decided": decisive(report, _doubts(done))}))
+    return replace(done, report=done.report.model_copy(update={"reproduced": entry}))
 
 
 def _differing(old: Mapping[str, MetricEntry], new: Mapping[str, MetricEntry]) -> dict[str, float | None]:

@@ -6,10 +6,12 @@ Nothing here prints; the command line renders what this returns. Only a journal,
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from pydantic import BaseModel
@@ -115,11 +117,14 @@ def audit(
     failed = subject.plausibility.failed
     skipped = {check: f"the model did not pass: {', '.join(failed)}" for check in names if failed}
     works: dict[str, Work] = {}
+    costs: dict[str, float] = {}
     stored = partial(open_weights, subject.settings)
     for check in () if failed else map(checks().__getitem__, names):
         for unit, work in works_of(check, stored if check.of_file else subject).items():
             works[unit] = work if journal is None else _kept(journal, unit, check, subject, work)
-    return _carried_out(works, whole(subject), resolved, argv, skipped, go_on, optional)
+            if check.cost:
+                costs[unit] = check.load(check.cost)(subject, unit)
+    return _carried_out(works, whole(subject), resolved, argv, skipped, go_on, optional, costs)
 
 
 def _kept(journal: Journal, unit: str, check: Check, subject: Subject, work: Work) -> Work:
@@ -141,8 +146,15 @@ def _carried_out(
     skipped: dict[str, str],
     go_on: GoOn,
     optional: Collection[str] = (),
+    costs: Mapping[str, float] = MappingProxyType({}),
 ) -> Audit:
-    """Do the works, of which the check is what their names begin with, and write down what they gave."""
+    """Do the works, of which the check is what their names begin with, and write down what they gave.
+
+    ``costs`` tell how long each takes relative to the others.
+    """
+    usual = sum(costs.values()) / len(costs) if costs else 1.0
+    sums = [0.0, *accumulate(costs.get(unit, usual) for unit in works)]
+    shares = [some / sums[-1] for some in sums]
     records: list[Record] = []
     seconds = dict.fromkeys([*skipped, *(unit.partition(".")[0] for unit in works)], 0.0)
     fault: BaseException | None = None
@@ -150,7 +162,7 @@ def _carried_out(
         check, started = unit.partition(".")[0], time.monotonic()
         if fault is None and not any(record.interrupted for record in records):
             try:
-                records.append(work(_placed(go_on, unit, place, len(works))))  # what came before an error stays
+                records.append(work(_placed(go_on, unit, place, shares)))  # what came before an error stays
             except InputError as error:
                 if check in optional and not isinstance(error, OutputError):  # a full disk is no answer
                     skipped[check] = str(error)
@@ -166,10 +178,16 @@ def _carried_out(
     return Audit(write_down(audited, resolved, argv, records, skipped, fault, seconds), tuple(records), fault)
 
 
-def _placed(go_on: GoOn, unit: str, place: int, works: int) -> GoOn:
-    """Progress that tells which of several works it is of."""
+def _placed(go_on: GoOn, unit: str, place: int, shares: Sequence[float]) -> GoOn:
+    """Progress that tells which of several works it is of; ``shares`` of the whole are done before each and at last."""
+    works, (begin, end) = len(shares) - 1, shares[place : place + 2]
     if works == 1:
         return go_on
-    return lambda progress: go_on(
-        Progress(f"{unit} ({place + 1} of {works}): {progress.stage}", progress.running, progress.problems)
-    )
+    named = f"{unit} ({place + 1} of {works}): "
+
+    def placed(progress: Progress) -> bool:
+        whole = begin + (end - begin) * progress.done
+        return go_on(replace(progress, stage=named + progress.stage, check=unit, whole=whole))
+
+    placed(Progress("beginning", 1, 1, 0.0))  # its time starts here; whether to go on the work asks itself
+    return placed

@@ -1,7 +1,7 @@
 """Writing an audit down: from what was audited and found to the report that says so."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import vaeaudit
-from vaeaudit.checks.record import Record, doubt_of, metric_entry
+from vaeaudit.checks.record import Record, metric_entry
 from vaeaudit.checks.weights.stored import StoredModel
 from vaeaudit.errors import VaeauditError, told
-from vaeaudit.gate.policy import decisive
+from vaeaudit.gate.ending import concluded, ending
 from vaeaudit.layout.entry import Entry
 from vaeaudit.model.box import range_of
 from vaeaudit.model.registry import Adapter
@@ -84,18 +84,10 @@ def write_down(
 ) -> Report:
     """The report of an audit, with the ``seconds`` of each check; ``fault`` is what ended it early, if anything did."""
     interrupted = any(record.interrupted for record in records)
-    error: str | None = None
-    exit_code = 0
-    if isinstance(fault, VaeauditError):
-        status, verdict, exit_code, error = "error", "error", fault.exit_code, str(fault)
-    elif fault is not None:
-        status, verdict, exit_code, error = "error", "error", 3, f"the model raised {told(fault)}"
-    elif interrupted:
-        status, verdict, exit_code = "interrupted", "inconclusive", 130
-    elif (audited.plausibility is None or not audited.plausibility.failed) and not any(r.doubts for r in records):
-        status, verdict = "complete", "ungated"
-    else:
-        status, verdict, exit_code = "complete", "inconclusive", 5
+    end = ending(fault=fault, interrupted=interrupted)
+    error = None
+    if fault is not None:
+        error = str(fault) if isinstance(fault, VaeauditError) else f"the model raised {told(fault)}"
     partial = [*audited.partial]
     if interrupted:
         partial.append("interrupted: figures are of what was done until then")
@@ -117,7 +109,7 @@ def write_down(
             "plausibility": audited.plausibility,
             **entries,
             "metrics": {
-                name: metric_entry(value, doubt_of(name, record.doubts))
+                name: metric_entry(value, record.doubt(name))
                 for record in records
                 for name, value in record.metrics.items()
             },
@@ -126,16 +118,24 @@ def write_down(
             "partial": partial,
             "skipped": skipped | {name: why for record in records for name, why in record.skipped.items()},
             "warnings": [*audited.warnings, *(warning for record in records for warning in record.warnings)],
-            "status": status,
+            "status": end.status,
             "error": error,
-            "verdict": verdict,
-            "exit_code": exit_code,
+            "verdict": end.verdict,
+            "exit_code": end.exit_code,
             "timings": {check: round(taken, 3) for check, taken in seconds.items()},
             "files": {},
         }
     )
-    doubts = {name: why for record in records for name, why in record.doubts.items()}
-    return report.model_copy(update={"decided": decisive(report, doubts)})
+    return concluded(report, *in_doubt(records))
+
+
+def in_doubt(records: Iterable[Record]) -> tuple[dict[str, str], dict[str, str]]:
+    """The failure signs of all records, and the doubts of single figures."""
+    signs, doubts = dict[str, str](), dict[str, str]()
+    for record in records:
+        signs |= record.signs
+        doubts |= record.doubts
+    return signs, doubts
 
 
 def plausibility_entry(plausibility: Plausibility, acknowledged: Mapping[str, str]) -> PlausibilityEntry:

@@ -29,7 +29,8 @@ class Record:
 
     ``entries`` go into the report, under the field that lists those of their class; ``rows`` into items.json,
     ``tensors`` into adversarial.safetensors with what ``about`` says of them, and ``drawings`` by what they show.
-    ``doubts`` tell why some metrics support no verdict: how their names begin -> a sentence.
+    ``signs`` and ``doubts`` tell in a sentence why metrics support no verdict: signs those of the whole check, or of an
+    attack, a radius or another part of it, by how their names begin; doubts single ones, by name.
     """
 
     entries: Sequence[Entry] = ()
@@ -37,11 +38,16 @@ class Record:
     warnings: tuple[str, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     interrupted: bool = False
+    signs: Mapping[str, str] = field(default_factory=dict)
     doubts: Mapping[str, str] = field(default_factory=dict)
     rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     about: Row = field(default_factory=dict)
     drawings: Mapping[str, Drawing] = field(default_factory=dict)
+
+    def doubt(self, name: str) -> str | None:
+        """Why the metric ``name`` supports no verdict; None where it does."""
+        return next((why for part, why in self.signs.items() if belongs(name, part)), self.doubts.get(name))
 
 
 Work = Callable[[GoOn], Record]  # a piece of a check
@@ -56,11 +62,6 @@ def without_pictures(check: str, data: Data) -> dict[str, str]:
         f"{check}.pictures": f"items of shape {stored}, for a model that takes {taken}, are no images of one or three "
         "channels; data stored in the shape of images, as (n, height, width), are drawn"
     }
-
-
-def doubt_of(name: str, doubts: Mapping[str, str]) -> str | None:
-    """Why the metric ``name`` supports no verdict; None where it does."""
-    return next((why for beginning, why in doubts.items() if belongs(name, beginning)), None)
 
 
 def metric_entry(measurement: Measurement, doubt: str | None = None) -> MetricEntry:

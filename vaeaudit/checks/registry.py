@@ -40,6 +40,8 @@ class Check:
         entries: the classes of its entries in a report, each a :class:`vaeaudit.layout.entry.Entry` with a
             ``section()``, by the field of the report that lists them.
         command: the function of its command.
+        cost: function of the subject and a work's name that tells about how many rows the model is given in it, for the
+            time left of a whole audit; "" where that is not known.
         of_file: it needs the model's file alone, no data and no model that runs.
         choices: keys of its section that choose what is measured and are told by a metric's name, so that another
             choice changes nothing of a metric that both have.
@@ -55,6 +57,7 @@ class Check:
     possible: str
     entries: Mapping[str, str]
     command: str
+    cost: str = ""
     of_file: bool = False
     choices: tuple[str, ...] = ()
     pieces: str | None = None
@@ -82,6 +85,7 @@ def _ours(name: str, about: str, entries: Mapping[str, str], **more: Any) -> Che
         possible=f"{package}.metrics:possible",
         entries={field: f"{package}.entry:{kind}" for field, kind in entries.items()},
         command=f"vaeaudit.cli.{name}:command",
+        cost=f"{package}.run:cost",
         **more,
     )
 

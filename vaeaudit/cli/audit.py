@@ -53,7 +53,7 @@ def command(
         from vaeaudit.audit.release import release_audit
 
         def ready() -> None:
-            reporter.keeping = True
+            reporter.keep()
 
         today = datetime.now(UTC).date()
         return release_audit(resolved, sys.argv, today, asked.resume, reporter.go_on, ready, again, earlier)

@@ -27,7 +27,7 @@ def carry_out(checks: Sequence[str], asked: Asked) -> int:
         from vaeaudit.subject.opened import prepare
 
         subject = prepare(resolved.settings)
-        reporter.keeping = True
+        reporter.keep()
         return audit(subject, resolved, sys.argv, checks, reporter.go_on, journal_of(subject, asked.resume))
 
     return show("opening the model and the data", work, resolved, asked)
@@ -36,18 +36,20 @@ def carry_out(checks: Sequence[str], asked: Asked) -> int:
 def show(doing: str, work: Callable[[Reporter], "Audit"], resolved: "Resolved", asked: Asked) -> int:
     """Do the ``work``, write its report and show it; the report's exit code."""
     from vaeaudit.cli.forms import text_of
+    from vaeaudit.gate.ending import exit_code
     from vaeaudit.report.writer import write_json
 
     folder = Path(resolved.settings.run.out)
     report = written(doing, work, folder, asked)
     try:
-        deliver(text_of(report, folder, asked.form, asked.output, asked.quiet), asked.output)
+        told = text_of(report, folder, asked.form, asked.output, asked.quiet, asked.verbose)
+        deliver(told, asked.output)
     except VaeauditError as error:  # the report must not claim another exit code than there is
         write_json(report.model_copy(update={"exit_code": error.exit_code}), folder)
         raise
     if report.error is not None:
         complain(f"error: {report.error}")
-    return 0 if asked.exit_zero and report.exit_code == 1 else report.exit_code
+    return exit_code(report.exit_code, asked.exit_zero)
 
 
 def written(doing: str, work: Callable[[Reporter], "Audit"], folder: Path, asked: Asked) -> "Report":

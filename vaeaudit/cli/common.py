@@ -15,8 +15,7 @@ from vaeaudit.errors import OutputError, clipped
 from vaeaudit.layout.inert import visible
 
 if TYPE_CHECKING:
-    from rich.status import Status
-
+    from vaeaudit.cli.progress import Live
     from vaeaudit.progress import Progress
 
 _KEPT = (".safetensors", ".pt", ".pth", ".ckpt", ".npz", ".npy")  # what no result should ever replace
@@ -26,7 +25,7 @@ _LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
 class Reporter:
-    """Progress on stderr: a live line on a terminal, a plain line now and then elsewhere; and interruption.
+    """Progress on stderr: bars on a terminal, a plain line now and then elsewhere; and interruption.
 
     Ctrl-C (or SIGTERM) ends the work at once, until ``keeping`` is set: then the first one asks the work to stop
     and keep what it has, and the second one ends it.
@@ -35,12 +34,21 @@ class Reporter:
     def __init__(self, quiet: bool) -> None:
         from rich.console import Console
 
+        from vaeaudit.cli.progress import Clock
+
         self.quiet = quiet
         self.keeping = False
         self.interrupted = False
         self.console = Console(stderr=True)
-        self._live: Status | None = None
+        self.clock = Clock()
+        self._live: Live | None = None
         self._told = time.monotonic()
+
+    def keep(self) -> None:
+        """The work begins: from now on an interruption keeps what was found, and time is told."""
+        from vaeaudit.cli.progress import Clock
+
+        self.keeping, self.clock = True, Clock()
 
     def say(self, text: str) -> None:
         """A remark, unless quiet."""
@@ -48,15 +56,15 @@ class Reporter:
             complain(text)
 
     def go_on(self, progress: "Progress") -> bool:
-        """Show how far the sweep is; False once interrupted."""
+        """Show how far the work is, and how long the rest may take; False once interrupted."""
+        self.clock.told(progress)
         text = f"{progress.stage}: {progress.running} of {progress.problems} left"
         if self._live is not None:
-            from rich.text import Text  # which, unlike a plain string, is no markup
-
-            self._live.update(Text(line(text)))
+            self._live.show(self.clock, line(progress.stage), several=progress.whole is not None)
         elif time.monotonic() - self._told >= _LINE_EVERY:
             self._told = time.monotonic()
-            self.say(text)
+            left = self.clock.text()
+            self.say(f"{text}; {left}" if left else text)
         return not self.interrupted
 
     @contextmanager
@@ -66,7 +74,10 @@ class Reporter:
         try:
             with _aside(), redirect_stdout(sys.stderr):
                 if sys.stderr.isatty() and self.console.is_terminal and not self.quiet:
-                    with self.console.status(text) as self._live:
+                    from vaeaudit.cli.progress import Live
+
+                    self._live = Live(self.console, text)
+                    with self._live.bars:
                         yield
                 else:
                     yield

@@ -63,7 +63,7 @@ def command(
     check_output(None, asked.output)
     from vaeaudit.cli.forms import comparison_text
     from vaeaudit.gate.compare import check_known, compare, side_of
-    from vaeaudit.gate.policy import EXIT_CODES
+    from vaeaudit.gate.ending import ending, exit_code
 
     sides = side_of(old), side_of(new)
     for name in (*baseline.metrics, *baseline.min_effect):
@@ -72,5 +72,4 @@ def command(
     deliver(comparison_text(compared, form, asked.output, asked.quiet), asked.output)
     for reason in [] if asked.quiet else compared.refused:
         complain(f"not compared: {reason}")
-    code = EXIT_CODES[compared.verdict]
-    return 0 if asked.exit_zero and code == 1 else code
+    return exit_code(ending([compared.verdict]).exit_code, asked.exit_zero)

@@ -14,6 +14,7 @@ def command(asked: Asked) -> int:
     resolved = asked.settings()
     from vaeaudit.audit.writing import data_entry, model_entry, plausibility_entry
     from vaeaudit.cli.render import doctor_line, doctor_text, stdout_is_terminal
+    from vaeaudit.gate.ending import ending
     from vaeaudit.model.ranges import span_text
     from vaeaudit.report.writer import dumps
     from vaeaudit.subject.opened import prepare
@@ -50,4 +51,4 @@ def command(asked: Asked) -> int:
             *(("warning", sentence) for sentence in subject.data.warnings),
         ]
         deliver(doctor_text(plausibility, facts, asked.output is None and stdout_is_terminal()), asked.output)
-    return 5 if plausibility.failed else 0
+    return ending(plausible=not plausibility.failed).exit_code

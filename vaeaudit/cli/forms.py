@@ -4,14 +4,17 @@ import os
 from pathlib import Path
 
 from vaeaudit.cli.common import append
+from vaeaudit.errors import ConfigError, clipped
 from vaeaudit.report.comparison import ComparisonEntry
 from vaeaudit.report.model import Report
 
 
-def text_of(report: Report, folder: Path, form: str, output: str | None, quiet: bool = False) -> str:
+def text_of(
+    report: Report, folder: Path, form: str, output: str | None, quiet: bool = False, verbose: bool = False
+) -> str:
     """The report, which lies in ``folder``, in a form, as it goes to the file ``output`` or to stdout (None).
 
-    Of a table on stdout ``quiet`` leaves its last line; what is for a file or a program stays whole.
+    Of a table on stdout ``quiet`` leaves its last line; ``verbose`` shows every table and metric before the summary.
     On GitHub the summary of "github" goes to the job's summary page, and only the annotations are left to show.
     Each form loads what it needs and no other.
     """
@@ -39,12 +42,18 @@ def text_of(report: Report, folder: Path, form: str, output: str | None, quiet: 
             return html.render(report, figures_of(report, folder))
         case "github":
             return _github(report)
-        case _:
+        case "table":
             from vaeaudit.cli.render import report_line, report_text, stdout_is_terminal
 
             if quiet and output is None:
                 return report_line(report, folder)
-            return report_text(report, folder, output is None and stdout_is_terminal())
+            return report_text(report, folder, output is None and stdout_is_terminal(), verbose)
+        case _:
+            raise _unknown(form)
+
+
+def _unknown(form: str) -> ConfigError:
+    return ConfigError(f"a result has no form '{clipped(form)}'; see --help for those that it has")
 
 
 def _github(report: Report) -> str:
@@ -68,9 +77,11 @@ def comparison_text(compared: ComparisonEntry, form: str, output: str | None, qu
             from vaeaudit.report.forms import markdown
 
             return markdown.render_comparison(compared)
-        case _:
+        case "table":
             from vaeaudit.cli.render import comparison_line, comparison_lines, stdout_is_terminal
 
             if quiet and output is None:
                 return comparison_line(compared)
             return comparison_lines(compared, output is None and stdout_is_terminal())
+        case _:
+            raise _unknown(form)

@@ -49,7 +49,7 @@ def command(
         every = tuple(checks())
         resolved = measuring(Resolved(settings, here_found | dict(given.sources)), every)
         subject = prepare(settings)
-        reporter.keeping = True
+        reporter.keep()
         return audit(subject, resolved, sys.argv, every, reporter.go_on, journal_of(subject, asked.resume), every)
 
     report = written("opening the model and the data", work, Path(settings.run.out), asked)

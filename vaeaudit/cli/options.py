@@ -198,7 +198,9 @@ class Quiet:
 class Verbose:
     """Report and result."""
 
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")] = False
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show every table and metric; of an error, the traceback.")
+    ] = False
 
 
 # What the command of a check shares with the others.

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from vaeaudit.cli.common import line
 from vaeaudit.layout.section import Section, Table
 from vaeaudit.report.comparison import ComparisonEntry
 from vaeaudit.report.forms.tables import finding_table, metric_table
+from vaeaudit.report.glance import Line, at_a_glance
 from vaeaudit.report.model import PlausibilityEntry, Report
 from vaeaudit.report.wording import acknowledged, decision, skipped
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from vaeaudit.settings.facts import Sourced
 
 _PLAIN_WIDTH = 140  # where there is no terminal whose width would count
+_HEIGHT = 24  # lines of a screen of which nothing is known
+_MOST_GROUNDS = 3  # of a verdict beside the first
 _WORD = 16  # letters from which a column of a table on a terminal may break a word
 
 
@@ -40,41 +43,116 @@ class Grid:
     numbers_from: int | None = None
 
 
-Part = str | Grid  # a sentence is one line, which a search finds and a terminal wraps
+Part = str | Text | Grid  # a sentence is one line, which a search finds and a terminal wraps
 
 
-def report_text(report: Report, folder: Path, to_terminal: bool) -> str:
-    """The tables of the check, the metrics, and where the report lies; of several checks what decides, and medians.
+def report_text(report: Report, folder: Path, to_terminal: bool, verbose: bool = False) -> str:
+    """What was found, as fits a screen: a line a check, what must be known beside, what decided, where the report lies.
 
-    Tables of all checks would be some hundred lines, between which a failed threshold is not seen.
+    Before it stands the main table of a single check where there is room for it as well, and with ``verbose`` every
+    table and metric, as the report has them.
     """
+    screen = _console(io.StringIO(), to_terminal)
+    width, height = (screen.width, max(screen.height, _HEIGHT)) if to_terminal else (None, _HEIGHT)
+    told = _summary(report, folder, width, height - 1)
+    if verbose:
+        return _text([*_everything(report), *told], to_terminal)
+    shown = _text(told, to_terminal)
+    tables = [shown for section in report.check_sections for shown in section.tables[:1]]
+    if len(tables) == 1:
+        (one,) = tables
+        above = _text([Grid(one.table, one.caption, one.numbers_from), ""], to_terminal)
+        if (above + shown).count("\n") < height:
+            return above + shown
+    return shown
+
+
+def _everything(report: Report) -> list[Part]:
+    """Every table and metric of a report."""
     parts: list[Part] = []
     if report.plausibility is not None and report.plausibility.failed:
         parts += [Grid(finding_table(report.plausibility), "Is it the model it claims to be?")]
-    several = len(report.timings) > 1
-    for section in report.policy_sections:
-        parts += _section(section, most=1)
-    for section in [] if several else report.check_sections:
+    for section in report.sections:
         parts += _section(section)
-    metrics = report.metrics
-    if several:
-        read = {check.id for check in report.checks}
-        metrics = {name: m for name, m in metrics.items() if name in read or _is_headline(name)}
-    if metrics:
-        title = (
-            "metrics" if len(metrics) == len(report.metrics) else f"metrics, {len(metrics)} of {len(report.metrics)}"
-        )
-        parts += [Grid(metric_table(metrics), title, numbers_from=1)]
-    parts += [f"partial: {reason}" for reason in report.partial]
-    parts += [f"skipped {name}: {reason}" for name, reason in skipped(report).items()]
-    parts += [f"warning: {warning}" for warning in report.warnings]
-    if report.baseline is not None:
-        parts += [f"compared with {report.baseline.old.report}: {report.baseline.summary()}"]
-    if report.reproduced is not None:
-        parts += [f"reproduced: {report.reproduced.summary()}"]
-    parts += [f"acknowledged {told}" for told in acknowledged(report)]
-    parts += [_verdict(report), f"report: {folder / 'report.md'}"]
-    return _text(parts, to_terminal)
+    if report.metrics:
+        parts += [Grid(metric_table(report.metrics), "metrics", numbers_from=1), ""]
+    return parts
+
+
+def _summary(report: Report, folder: Path, width: int | None, most: int) -> list[Part]:
+    """Of at most ``most`` lines, of which none but the verdict is broken at ``width``."""
+    found = at_a_glance(report)
+    lines = [list(_glance(one, found, width)) for one in found]
+    verdict, others = _verdict(report), _further(report)
+    where = f"report: {folder / 'report.md'}"
+    ends = [Text(line(verdict), style=_STYLES.get(report.verdict, "")), *(_fitting(line(one), width) for one in others)]
+    room = most - sum(map(len, lines)) - len(others) - sum(_height(one, width) for one in (verdict, where))
+    while room < 0 and len(lines) > 1:  # a dozen attacks and radii: the first say what to look for
+        room += len(lines.pop()) - (len(lines) + 1 == len(found))
+    if len(lines) < len(found):
+        lines.append([Text(f"and {len(found) - len(lines)} more, in the report")])
+    notes = [line(note) for note in _notes(report)]
+    if sum(_height(note, width) for note in notes) <= room:
+        return [*(part for of in lines for part in of), *notes, *ends, where]
+    if len(notes) > max(room, 0):
+        kept = max(room - 1, 0)
+        notes[kept:] = [f"and {len(notes) - kept} more remarks, in the report"]
+    return [*(part for of in lines for part in of), *(_fitting(note, width) for note in notes), *ends, where]
+
+
+def _further(report: Report) -> list[str]:
+    """What else decided than :func:`decision` has told in full."""
+    others = [one for one in report.decided if one.why != report.decided[0].why]
+    told = [f"  {one.name}: {one.why}" for one in others[:_MOST_GROUNDS]]
+    return [*told, *([f"  and {n} more, in the report"] if (n := len(others) - len(told)) else [])]
+
+
+def _height(text: str, width: int | None) -> int:
+    """How many lines a text takes."""
+    return 1 if width is None else max(1, -(-cell_len(line(text)) // width))
+
+
+def _fitting(text: str, width: int | None, style: str = "") -> Text:
+    """A text that came through :func:`line`, cut at the width."""
+    shown = Text(text, style=style)
+    if width is not None:
+        shown.truncate(width, overflow="ellipsis")
+    return shown
+
+
+def _glance(one: Line, among: Sequence[Line], width: int | None) -> Iterator[Text]:
+    """The line of a check, broken between its parts where it must be; what speaks against it is below it."""
+    label, figure = (max(cell_len(text(each)) for each in among) for text in (_label, lambda each: each.figure))
+    parts = [_label(one).ljust(label), one.figure.ljust(figure), one.means]
+    shown = ""
+    for part in parts:
+        if shown and width is not None and cell_len(f"{shown}  {part.rstrip()}") > width:
+            yield Text(shown.rstrip())
+            shown = f"  {part}"
+        else:
+            shown += f"  {part}" if shown else part
+    unit = "" if one.metric.unit == "share" else f" ({one.metric.unit})"
+    yield Text(shown.rstrip() + (unit if width is None or cell_len(shown + unit) <= width else ""))
+    if one.sign:
+        yield _fitting(f"  ! {line(one.sign)}", width, "yellow")
+    if one.against:
+        yield _fitting(f"  {one.against}", width, "bold red" if one.against.endswith("regressed") else "")
+
+
+def _label(one: Line) -> str:
+    return line(one.name.removesuffix(".median").removesuffix(".mean"))
+
+
+def _notes(report: Report) -> list[str]:
+    """What a reader must know beside the figures, the gravest first."""
+    return [
+        *(f"partial: {reason}" for reason in report.partial),
+        *([f"compared with {report.baseline.old.report}: {report.baseline.summary()}"] if report.baseline else []),
+        *([f"reproduced: {report.reproduced.summary()}"] if report.reproduced else []),
+        *(f"warning: {warning}" for warning in report.warnings),
+        *(f"skipped {name}: {reason}" for name, reason in skipped(report).items()),
+        *(f"acknowledged {told}" for told in acknowledged(report)),
+    ]
 
 
 def report_line(report: Report, folder: Path) -> str:
@@ -105,11 +183,6 @@ def _section(section: Section, most: int | None = None) -> list[Part]:
     """At ``most`` so many of its tables, and its remarks."""
     shown = section.tables[:most]
     return [*(Grid(one.table, one.caption, one.numbers_from) for one in shown), *section.remarks, ""]
-
-
-def _is_headline(name: str) -> bool:
-    """Whether a metric is among the few that tell most: no quartiles, means beside medians, or single units."""
-    return not name.endswith(("_quartile", ".mean", ".share")) or name in ("latents.elbo.mean", "latents.kl.mean")
 
 
 def adapters_text(adapters: Iterable["InstalledAdapter"], to_terminal: bool) -> str:
@@ -210,19 +283,23 @@ _STYLES = {
 }
 
 
-def _text(parts: Iterable[Part], to_terminal: bool) -> str:
-    stream = io.StringIO()
+def _console(stream: io.StringIO, to_terminal: bool) -> Console:
     colour = to_terminal and not os.environ.get("NO_COLOR")
-    console = Console(
+    return Console(
         file=stream,
         width=None if to_terminal else _PLAIN_WIDTH,
         force_terminal=colour,
         no_color=not colour,
         highlight=False,
     )
+
+
+def _text(parts: Iterable[Part], to_terminal: bool) -> str:
+    stream = io.StringIO()
+    console = _console(stream, to_terminal)
     for part in parts:
-        if isinstance(part, str):
-            console.print(Text(line(part)), soft_wrap=True)
+        if not isinstance(part, Grid):
+            console.print(Text(line(part)) if isinstance(part, str) else part, soft_wrap=True)
             continue
         console.print(Text(line(part.title), style="bold"), soft_wrap=True)
         drawn = _drawn(part, console.width if to_terminal else None)

@@ -1,4 +1,4 @@
-"""From figures to a verdict: thresholds, waivers, and what counts.
+"""From figures to outcomes: thresholds, waivers, and what counts.
 
 A threshold that reads a whole interval passes where all of it lies on the right side, fails where all of it lies on the
 wrong side, and is inconclusive in between: then more items would tell, and neither red nor green would be earned.
@@ -15,11 +15,9 @@ from vaeaudit.errors import nearest
 from vaeaudit.layout.entry import MetricEntry, belongs
 from vaeaudit.layout.section import number
 from vaeaudit.report.gates import CheckEntry, WaiverEntry
-from vaeaudit.report.model import DecisionEntry, Report
 from vaeaudit.settings.sections import GateSettings, Settings
 
 Outcome = Literal["passed", "failed", "inconclusive"]
-EXIT_CODES = {"passed": 0, "ungated": 0, "failed": 1, "inconclusive": 5}
 
 
 def enabled(settings: Settings) -> tuple[tuple[str, ...], frozenset[str]]:
@@ -45,59 +43,12 @@ def evaluate(
     return [_evaluated(name, gate, metrics, skipped, today) for name, gate in gates.items()]
 
 
-def verdict(outcomes: Iterable[Outcome], doubtful: bool, sign: bool = False) -> str:
-    """What the ``outcomes`` that count come to; without any "ungated", or "inconclusive" where there are doubts.
-
-    A failure ``sign`` of a whole attack or check, or a model that failed to pass for what it claims to be, makes what
-    would have passed inconclusive, whatever was read.
-    """
-    found = set(outcomes)
-    if "failed" in found:
-        return "failed"
-    if "inconclusive" in found or (sign and found):
-        return "inconclusive"
-    return "passed" if found else "inconclusive" if doubtful else "ungated"
-
-
 def waived(beginning: str, checks: Iterable[CheckEntry]) -> str | None:
     """Why a doubt of the figures that ``beginning`` names does not count: all that would count of them is waived."""
     read = [check for check in checks if belongs(check.id, beginning)]
     if any(check.counts for check in read):
         return None
     return "; ".join(dict.fromkeys(check.waived.reason for check in read if check.waived is not None)) or None
-
-
-def decisive(report: Report, doubts: Mapping[str, str]) -> list[DecisionEntry]:
-    """What the verdict of a report rests on; ``doubts`` are those of its figures, of which some may be waived."""
-    verdict, gates = report.verdict, [check for check in report.checks if check.counts]
-    compared, told = report.baseline, list[DecisionEntry]()
-    if verdict == "passed":
-        if gates:
-            told.append(DecisionEntry(kind="threshold", name="thresholds", why=f"all {len(gates)} that count are met"))
-        if compared is not None and compared.tested:
-            told.append(DecisionEntry(kind="comparison", name="comparison", why=compared.summary()))
-    if verdict not in ("failed", "inconclusive"):
-        return told
-    if report.plausibility is not None and report.plausibility.failed:  # nothing was measured: all else follows
-        failed = report.plausibility.failed
-        return [DecisionEntry(kind="plausibility", name=one.name, why=f"failed: {one.message}") for one in failed]
-    if report.status == "interrupted":
-        return [DecisionEntry(kind="interruption", name="interruption", why="the audit did not complete")]
-    told += [DecisionEntry(kind="threshold", name=one.id, why=one.why) for one in gates if one.verdict == verdict]
-    if compared is not None and verdict == "inconclusive" and compared.refused:
-        told.append(DecisionEntry(kind="comparison", name="comparison", why=compared.summary()))
-    for one in compared.of("regressed" if verdict == "failed" else "cannot tell") if compared is not None else ():
-        why = one.why or "it regressed"
-        told.append(DecisionEntry(kind="comparison", name=one.metric, why=f"compared with the baseline, {why}"))
-    if report.reproduced is not None and verdict == "inconclusive" and not report.reproduced.agree:
-        told.append(DecisionEntry(kind="reproduction", name="reproduction", why=report.reproduced.summary()))
-    known = " ".join(one.why for one in told)
-    judged = bool(gates) or compared is not None
-    for name, why in doubts.items() if verdict == "inconclusive" else ():
-        counts = name not in report.metrics or not judged  # a policy asks of single figures what it asks
-        if counts and why not in known and waived(name, report.checks) is None:
-            told.append(DecisionEntry(kind="sign", name=name, why=why))
-    return told
 
 
 def remarks(checks: Sequence[CheckEntry], gates: Mapping[str, GateSettings], today: date) -> list[str]:

@@ -25,6 +25,8 @@ class Section:
 
     ``figures`` are the purposes of files beside the report, each with a description for those who cannot see it.
     ``meanings`` say what the metrics of this check mean, by the part of their name between check and statistic.
+    ``headlines`` are the metrics that tell most of this section, each with what it means in about six words: the first
+    that was measured stands for the section at a glance.
     """
 
     heading: str
@@ -33,6 +35,7 @@ class Section:
     remarks: Sequence[str] = ()
     figures: Mapping[str, str] = field(default_factory=dict)
     meanings: Mapping[str, str] = field(default_factory=dict)
+    headlines: Mapping[str, str] = field(default_factory=dict)
 
 
 def number(value: float | None, digits: int = 4) -> str:

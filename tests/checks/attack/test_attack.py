@@ -485,10 +485,10 @@ def test_there_is_no_area_where_the_source_is_as_near_the_target_as_its_own_reco
 
 
 def test_the_summary_reads_delta_over_lambda_and_the_rest_at_the_chosen_lambda() -> None:
-    metrics = summarise(result_of([3.0, 2.0, 1.0], [2.0, 3.0, 7.0], gap=4.0, source=10.0, floor=2.0))
-    # data terms 0, 1, 2: the largest below their mean is the first; objectives 0, 2, 4
-    assert metrics["attack.latent.delta.median"].value == 2.0
-    assert metrics["attack.latent.delta.mean"].value == 2.0
+    metrics = summarise(result_of([3.0, 2.0, 2.5], [2.0, 3.0, 7.0], gap=4.0, source=10.0, floor=2.0))
+    # data terms 0, 1, 2: the largest below their mean is the first; objectives at lambda = 1: 3, 3, 4.5
+    assert metrics["attack.latent.delta.median"].value == 3.5
+    assert metrics["attack.latent.delta.mean"].value == 3.5
     assert metrics["attack.latent.data_term.median"].value == 0.0
     assert metrics["attack.latent.distortion.median"].value == 3.0
     assert metrics["attack.latent.target_error.median"].value == 2.0

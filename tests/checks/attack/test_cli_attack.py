@@ -114,7 +114,7 @@ def markdown() -> str:
 
 
 def test_a_healthy_model_gives_0_and_no_sign_in_either_mode(attack: Attack) -> None:
-    done = attack("--mode", "latent", "--mode", "output", "--max-evaluations", "300")
+    done = attack("-v", "--mode", "latent", "--mode", "output", "--max-evaluations", "300")
     assert done.code == 0
     assert all(line.endswith(" left") for line in done.err.splitlines())  # how far it is, where that takes long
     written = report()
@@ -166,7 +166,7 @@ def test_options_reach_the_attack_and_are_told(
 
 
 def test_pairs_by_label_have_success_rates_with_intervals_and_what_named_the_classes(attack: Attack) -> None:
-    done = attack("--pairing", "label", "--pairs", "6", "--max-evaluations", "40", data="labelled.npz")
+    done = attack("-v", "--pairing", "label", "--pairs", "6", "--max-evaluations", "40", data="labelled.npz")
     assert done.code in (0, 5)
     assert done.err == ""
     written = report()

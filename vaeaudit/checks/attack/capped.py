@@ -22,7 +22,7 @@ from vaeaudit.errors import ConfigError, nearest
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import VAE
-from vaeaudit.progress import GoOn, Progress, always
+from vaeaudit.progress import GoOn, Progress, always, within
 from vaeaudit.stats.draws import noise_set
 from vaeaudit.subject.inputs import box_of, check_items, check_pairs, check_size, require_finite_outputs
 
@@ -139,6 +139,9 @@ def capped_attack(
     return attack.run()
 
 
+_SEARCHED = 0.85  # of the time, as measured, goes to searches
+
+
 class _Attack:
     """What the members of one attack share."""
 
@@ -161,6 +164,7 @@ class _Attack:
         self.vae, self.x, self.x_t, self.norm, self.draws = vae, x, x_t, norm, draws
         self.seed, self.most, self.keys, self.go_on = seed, max_evaluations, keys, go_on
         self.objective, self.row = objective, objective.row
+        self.searches = 0
         self.caps = torch.tensor(list(caps), dtype=torch.float64, device=x.device)
         # The worst of several contains the first to the bit, so it is keyed as that.
         self.key = self.row.members[0] if self.row.members else self.row.name
@@ -243,8 +247,12 @@ class _Attack:
         return objective.data_term(self.vae, self.point, self.x_t, eta)
 
     def search(self, term: DataTerm, directions: Tensor, name: str) -> Capped:
+        members = max(1, len(self.row.members))
+        of_all = within(self.go_on, _SEARCHED * self.searches / members, _SEARCHED * (self.searches + 1) / members)
+        self.searches += 1
+
         def go_on(progress: Progress) -> bool:
-            return self.go_on(replace(progress, stage=f"{name}, {progress.stage}"))
+            return of_all(replace(progress, stage=f"{name}, {progress.stage}"))
 
         return capped(
             term,

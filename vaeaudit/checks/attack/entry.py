@@ -127,6 +127,7 @@ class AttackEntry(Entry):
                 CURVE.format(self.mode): "Distortion curves: distance to the target over the norm of the distortion",
             },
             meanings(METRICS),
+            {f"attack.{self.mode}.delta.median": "cost of an attack; more is better"},
         )
 
 
@@ -172,6 +173,7 @@ class CappedEntry(Entry):
         """How the attack is shown."""
         box = f"x + d in {span_text(self.box)}" if self.box else "no box"
         norm = "‖d‖₂" if self.norm == "l2" else "‖d‖∞"
+        largest = max((cap.cap for item in self.items for cap in item.caps), default=0.0)
         return Section(
             f"Attack under a cap: {self.mode}",
             f"Maximises {maximised(self)}, over d with {norm} at most the cap and {box}; items: {len(self.items)}, "
@@ -183,6 +185,7 @@ class CappedEntry(Entry):
                 CURVE.format(self.mode): "Damage over the cap",
             },
             meanings=meanings(METRICS),
+            headlines={f"attack.{self.mode}.{self.norm}-{largest:.4g}.damage.median": "damage done; less is better"},
         )
 
 

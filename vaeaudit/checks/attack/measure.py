@@ -23,11 +23,12 @@ from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import VAE, Chain
 from vaeaudit.optim.lbfgsb import Stopping
-from vaeaudit.progress import GoOn, always
+from vaeaudit.progress import GoOn, always, within
 from vaeaudit.stats.draws import noise_set
 from vaeaudit.subject.inputs import box_of, check_pairs, check_size, require_finite_outputs
 
 _MOST_LAMBDAS = 10_000  # more would not tell anything about the curve
+_SEARCHED = 0.85  # of the time, as measured, goes to the search, the rest to what is made of it
 _DRAWS = 16  # reparameterisation draws of one item, where an expectation over z has no closed form
 
 
@@ -193,7 +194,7 @@ def attack(
         floor=objective.row.floor,
         effort=Effort(Stopping.for_dtype(x.dtype, max_evaluations), starts=1 + restarts),
         rows=searched,
-        go_on=go_on,
+        go_on=within(go_on, 0.0, _SEARCHED),
     )
     fresh = noise(".fresh")
     drawing = objective.row.decodes or similarity in DRAWING or isinstance(posterior, Chain)

@@ -36,7 +36,7 @@ def sign_warnings(result: AttackResult | CappedResult, pairs: Pairs, acknowledge
     return sign_record.warnings(result.signs, f"{result.mode} {what}", sources, acknowledged)
 
 
-def doubts(result: AttackResult | CappedResult, acknowledged: Container[str]) -> dict[str, str]:
+def signs(result: AttackResult | CappedResult, acknowledged: Container[str]) -> dict[str, str]:
     """Why the metrics of an attack support no verdict, where a pair or item shows a failure sign."""
     counted = sign_record.counted(result.signs, acknowledged)
     return {f"attack.{result.mode}": f"failure signs of the attack: {counted}"} if counted else {}

@@ -25,9 +25,9 @@ from vaeaudit.checks.attack.record import (
     capped_entry,
     capped_rows,
     class_entry,
-    doubts,
     limit_warnings,
     sign_warnings,
+    signs,
 )
 from vaeaudit.checks.attack.success import class_success, factor_success, summarise_classes, summarise_factor
 from vaeaudit.checks.attack.summarise import summarise, summarise_capped, summarise_likeness
@@ -41,8 +41,20 @@ from vaeaudit.stats.estimates import Measurement
 from vaeaudit.subject.inputs import require_finite_outputs
 from vaeaudit.subject.opened import Subject
 
+_DRAWN = 4.0  # draws of the decoder in an evaluation
+_SETTLE = 0.75  # of the evaluations that a problem may take; most settle before, and one costs several rows
 _L2_CAPS = (0.5, 1.0, 2.0)
 _LINF_CAPS = (2 / 255, 8 / 255, 16 / 255)  # of the range; the budgets of attacks on latent-diffusion encoders
+
+
+def cost(subject: Subject, unit: str) -> float:
+    """About how many rows the model is given in the mode that ``unit`` names, forward and back."""
+    asked = subject.settings.attack
+    mode, evaluations = MODES[unit.removeprefix("attack.")], asked.max_evaluations * (len(asked.pair) or asked.pairs)
+    rows = (_DRAWN if mode.decodes else 1.0) * evaluations
+    if not mode.swept:
+        return rows * (len(asked.caps) or len(_L2_CAPS)) * max(1, len(mode.members))
+    return _SETTLE * rows * (asked.lambdas if isinstance(asked.lambdas, int) else len(asked.lambdas))
 
 
 def works(subject: Subject) -> dict[str, Work]:
@@ -92,7 +104,7 @@ def _of_sweep(subject: Subject, pairs: Pairs, result: AttackResult, judged: Judg
         (*sign_warnings(result, pairs, acknowledged), *faults, *limit_warnings(result)),
         without_pictures("attack", subject.data),
         interrupted=result.interrupted,
-        doubts=doubts(result, acknowledged),
+        signs=signs(result, acknowledged),
         rows={f"attack.{name}": attack_rows(result, pairs)},
         tensors={f"{name}.adversarial": result.sweep.adversarial, f"{name}.distortion": result.sweep.distortion},
         about={"pairs": list(pairs), "lambdas": result.sweep.lambdas.tolist()},
@@ -111,7 +123,7 @@ def _of_caps(subject: Subject, pairs: Pairs, result: CappedResult) -> Record:
         (*sign_warnings(result, pairs, acknowledged), *near),
         {**skipped, **without_pictures("attack", subject.data)},
         interrupted=result.interrupted,
-        doubts=doubts(result, acknowledged),
+        signs=signs(result, acknowledged),
         rows={f"attack.{result.mode}": capped_rows(result, pairs)},
         tensors={
             f"{result.mode}.adversarial": result.capped.adversarial,

@@ -142,6 +142,11 @@ class LatentsEntry(Entry):
                 },
             },
             meanings(METRICS),
+            {
+                "latents.elbo.mean": "lower bound of log p(x)",
+                "latents.kl.mean": "what the code of an item costs",
+                "latents.active_units.variance": "units of the code in use",
+            },
         )
 
     def _units(self) -> Table:

@@ -14,7 +14,14 @@ from vaeaudit.progress import GoOn
 from vaeaudit.stats.draws import uniform
 from vaeaudit.subject.opened import Subject
 
+_APART = 20_000  # as measured
 _QUANTILES = 4096  # items whose mixture gives the quantiles: of all there are, it would take far longer than it adds
+
+
+def cost(subject: Subject, _: str) -> float:
+    """About how many rows the model is given, forward and back; taking the KL apart costs as much as so many more."""
+    asked = subject.settings.latents
+    return min(asked.items or subject.n, subject.n) * (1 + asked.draws) + _APART
 
 
 def works(subject: Subject) -> dict[str, Work]:
@@ -44,7 +51,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         summarise_latents(result),
         result.warnings,
         interrupted=result.interrupted,
-        doubts={"latents": "an item has log p(x|z) of -inf, +inf or NaN"} if result.impossible else {},
+        signs={"latents": "an item has log p(x|z) of -inf, +inf or NaN"} if result.impossible else {},
         skipped=_skipped(subject, result) | (without_pictures("latents", subject.data) if chosen.traverse else {}),
         rows=latents_rows(found),
         drawings=latents_drawings(found, subject.data.range, subject.data.picture_shape),

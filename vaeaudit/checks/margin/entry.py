@@ -78,7 +78,7 @@ class MarginEntry(Entry):
 
     def section(self) -> Section:
         """How the margins are shown."""
-        name = f"r = {self.r:.6g}"
+        name, prefix = f"r = {self.r:.6g}", f"margin.r{self.r:.6g}"
         return Section(
             f"Margins at {name}",
             "How far an item may move before its reconstruction leaves the ball of radius r around g(mu(x)) with "
@@ -90,6 +90,11 @@ class MarginEntry(Entry):
                 FALLS.format(self.r): "Probability of staying within r along the distortion that broke each item",
             },
             meanings=meanings(METRICS),
+            headlines={
+                f"{prefix}.median": "how far items may safely move",
+                f"{prefix}.certified.median": "proven: no shorter move breaks items",
+                f"{prefix}.empirical.median": "how far items moved to break",
+            },
         )
 
 

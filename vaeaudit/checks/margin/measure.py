@@ -25,11 +25,13 @@ from vaeaudit.errors import ConfigError, DataError, nearest
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import VAE
-from vaeaudit.progress import GoOn, Progress, always
+from vaeaudit.progress import GoOn, Progress, always, within
 from vaeaudit.subject.inputs import box_of, check_items, without_spread
 
 PARTS = ("certified", "empirical")
 _DRAWS = 1000
+# Shares of the time, as measured, when the slopes are known, when all is drawn, and of a radius its certificates.
+_SLOPES, _DREW, _CERTIFIED = 0.02, 0.08, 0.05
 _DRAWN = "margin"  # what the draws are keyed by
 _SHOWN, _LENGTHS = 6, 13  # items whose fall is shown, and at how many lengths
 
@@ -160,20 +162,23 @@ def margin(
     bounds = len(x) * (1 + len(radii) * (1 + len(set(parts))))
     alpha = (1 - level) / (bounds if family_wise else 1)
     _check_draws(draws, m, alpha)
-    norms = jacobian_norms(vae, x, rows, items=keys, seed=seed, level=level, go_on=watch)
+    norms = jacobian_norms(vae, x, rows, items=keys, seed=seed, level=level, go_on=within(watch, 0.0, _SLOPES))
     x, keys = x[: len(norms.spectral)], keys[: len(norms.spectral)]
-    distances = draw_distances(vae, x, rows, draws=draws, items=keys, seed=seed, check=_DRAWN, go_on=watch)
+    drawing = within(watch, _SLOPES, _DREW)
+    distances = draw_distances(vae, x, rows, draws=draws, items=keys, seed=seed, check=_DRAWN, go_on=drawing)
     x, keys, norms = x[: distances.shape[1]], keys[: distances.shape[1]], norms.first(distances.shape[1])
     certificates = growth = None
     if "certified" in parts:
         certificates = Certificates(lambda: trace_encoder(vae, x, sigma), x, sigma)
         growth = certificates.growth(vae, draws=draws, items=keys, seed=seed, check=_DRAWN)
     at = []
-    for radius in radii:
-        within = kept(distances, radius, alpha)
-        estimates = first_order(norms, within.p_low, m)
+    for number, radius in enumerate(radii):
+        asked = within(watch, *(_DREW + (1 - _DREW) * done / len(radii) for done in (number, number + 1)))
+        split = _CERTIFIED if "empirical" in parts else 1.0
+        held = kept(distances, radius, alpha)
+        estimates = first_order(norms, held.p_low, m)
         paths = None if growth is None else pathwise_margin(distances, growth, radius, m, alpha)
-        certified = None if certificates is None else certificates.of(within.p_low, m, watch, paths)
+        certified = None if certificates is None else certificates.of(held.p_low, m, within(asked, 0.0, split), paths)
         empirical = None
         if "empirical" in parts and not watch.stopped:
             empirical = empirical_margin(
@@ -187,14 +192,14 @@ def margin(
                 seed=seed,
                 items=keys,
                 rows=rows,
-                go_on=watch,
+                go_on=within(asked, split if certified else 0.0, 1.0),
             )
         fall = None
         if empirical is not None:
             place = ((empirical.margin > 0) & empirical.margin.isfinite()).nonzero().squeeze(1)[:_SHOWN]
             chosen = [keys[k] for k in place.tolist()]
             fall = Fall(place, *_fall(vae, x[place], empirical, place, radius, sigma, used, seed, chosen, rows))
-        at.append(MarginAt(radius, within, estimates, certified, empirical, fall))
+        at.append(MarginAt(radius, held, estimates, certified, empirical, fall))
     of_all = min_radius(distances, m, alpha)
     return MarginResult(m, sigma, used, level, alpha, family_wise, draws, seed, of_all, norms, tuple(at), watch.stopped)
 

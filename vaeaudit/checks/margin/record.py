@@ -34,7 +34,7 @@ class Margins:
     acknowledged: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def doubts(self) -> dict[str, str]:
+    def signs(self) -> dict[str, str]:
         """The radii at which the search shows failure signs, or a certified margin exceeds its empirical one."""
         found = {}
         for at in self.result.at:

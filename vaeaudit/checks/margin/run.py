@@ -10,7 +10,15 @@ from vaeaudit.checks.record import Record, Work
 from vaeaudit.progress import GoOn
 from vaeaudit.subject.opened import Subject
 
+_ROWS = 10_000.0  # for the empirical margin of an item at a radius, as measured
 _TIMES = 2.0  # of the median of the items' least radii: what "auto" stands for
+
+
+def cost(subject: Subject, _: str) -> float:
+    """About how many rows the model is given, forward and back."""
+    asked = subject.settings.margin
+    of_radius = _ROWS if "empirical" in asked.parts else 0.0
+    return min(asked.items, subject.n) * (asked.draws + len(asked.r) * of_radius)
 
 
 def works(subject: Subject) -> dict[str, Work]:
@@ -53,7 +61,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         tuple(margin_warnings(margins)),
         margin_refusals(margins),
         interrupted=result.interrupted,
-        doubts=margins.doubts,
+        signs=margins.signs,
         rows={beginning(entry.r): [item.model_dump(mode="json") for item in entry.items] for entry in entries},
         tensors={
             f"{beginning(at.r)}.distortion": at.empirical.distortion for at in result.at if at.empirical is not None

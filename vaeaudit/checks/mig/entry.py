@@ -87,6 +87,7 @@ class MigEntry(Entry):
                 "both estimators; a frame marks the unit that knows most"
             },
             meanings(METRICS),
+            {"mig.chen": "1: each factor has its own unit"},
         )
 
 

@@ -19,6 +19,12 @@ from vaeaudit.subject.opened import Subject
 _KEY = "latents_classes"
 
 
+def cost(subject: Subject, _: str) -> float:
+    """About how many rows the model is given, forward and back; the mixtures cost as much as several more each."""
+    asked = subject.settings.mig.items
+    return 10 * min(asked or subject.n, subject.n)
+
+
 def works(subject: Subject) -> dict[str, Work]:
     """What there is to do, in one piece."""
     return {"mig": partial(run, subject)}

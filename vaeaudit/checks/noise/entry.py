@@ -56,6 +56,7 @@ class NoiseEntry(Entry):
         done = "" if complete else f", of which {self.n} were done"
         asked = f"{self.draws} draws of noise and latents an item; noisy inputs {clip}; {self.route}"
         signs = [level for level in self.levels if level.sign]
+        most = max((level.sigma for level in self.levels), default=0.0)
         return Section(
             "Noise",
             "How well the model still explains a clean input when its encoder sees the input under Gaussian noise: "
@@ -68,6 +69,10 @@ class NoiseEntry(Entry):
                 "distance of the reconstruction from the clean input, beside the norm of the noise",
             },
             meanings=meanings(METRICS),
+            headlines={
+                f"noise.s{most:.6g}.degradation.median": "log p lost; less is better",
+                "noise.s0.log_likelihood.median": "log p(x|z) without noise",
+            },
         )
 
     def _table(self) -> Table:

@@ -31,6 +31,12 @@ def works(subject: Subject) -> dict[str, Work]:
     return {"noise": partial(run, subject)}
 
 
+def cost(subject: Subject, _: str) -> float:
+    """About how many rows the model is given, forward and back."""
+    asked = subject.settings.noise
+    return min(asked.items, subject.n) * asked.draws * (1 + len(asked.sigmas))
+
+
 def run(subject: Subject, go_on: GoOn) -> Record:
     """The likelihoods of the items under noise of every standard deviation that the settings name."""
     chosen = subject.settings.noise

@@ -114,6 +114,11 @@ class WeightsEntry(Entry):
             remarks,
             {NORMS: "L2 norm of each tensor, by part" + (", and of the other model's" if self.against else "")},
             meanings=meanings(METRICS),
+            headlines={
+                "weights.encoder.l2.change": "% that the encoder outweighs the other's",
+                "weights.encoder.l2": "size of the encoder's weights",
+                "weights.decoder.l2": "size of the decoder's weights",
+            },
         )
 
     def _whose(self) -> str:

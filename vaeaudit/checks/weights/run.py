@@ -17,6 +17,11 @@ from vaeaudit.progress import GoOn
 _SHOWN = 30  # most tensors in the report; all are in items.json
 
 
+def cost(*_: object) -> float:
+    """What it costs is that of a few rows of the model."""
+    return 3_000
+
+
 def works(stored: Callable[[], StoredModel]) -> dict[str, Work]:
     """What there is to do, in one piece, of what ``stored`` reads."""
     return {"weights": lambda go_on: run(stored(), go_on)}
@@ -54,7 +59,7 @@ def run(stored: StoredModel, go_on: GoOn) -> Record:
         summarise_weights(result),
         result.warnings,
         interrupted=result.interrupted,
-        doubts={f"weights.{part}": why for part, why in result.doubts.items()},
+        signs={f"weights.{part}": why for part, why in result.doubts.items()},
         rows={"weights": [tensor.model_dump(mode="json") for tensor in tensors]},
         drawings={} if result.interrupted else {NORMS: Drawing("weights.png", partial(_bars, entry.tensors))},
     )

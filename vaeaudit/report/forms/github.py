@@ -11,8 +11,10 @@ from vaeaudit.errors import clipped
 from vaeaudit.layout.inert import one_line, visible
 from vaeaudit.layout.section import Section, Table
 from vaeaudit.report.forms import literal
+from vaeaudit.report.forms.markdown import glance_table
 from vaeaudit.report.forms.tables import doubts, metric_table
 from vaeaudit.report.gates import check_table, gates_section
+from vaeaudit.report.glance import LEGEND
 from vaeaudit.report.model import Report
 from vaeaudit.report.outcomes import KINDS, Kind, outcomes, together
 from vaeaudit.report.wording import NOT_ASKED, VERDICTS, decision, sentence, skipped
@@ -112,6 +114,7 @@ def _verdict(report: Report) -> list[str]:
         *(f"- {literal.block(f'{one.name}: {one.why}')}" for one in told),
         "",
         f"{literal.block(report.model.adapter.name if report.model.adapter else 'weights alone')}{data}",
+        *(["", *_drawn(*glance), "", LEGEND] if (glance := glance_table(report)) else []),
     ]
 
 
@@ -173,8 +176,11 @@ def _metrics(report: Report) -> list[str]:
 
 def _table(table: Table) -> list[str]:
     headers, rows = table
-    lines = [headers, ["---"] * len(headers)]
-    return [f"| {' | '.join(cells)} |" for cells in (*lines, *([literal.cell(cell) for cell in row] for row in rows))]
+    return _drawn(headers, [[literal.cell(cell) for cell in row] for row in rows])
+
+
+def _drawn(headers: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (headers, ["---"] * len(headers), *rows)]
 
 
 def _cut(lines: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from vaeaudit.layout.entry import MetricEntry
 from vaeaudit.layout.inert import visible
 from vaeaudit.layout.section import Section, Shown, Table
 from vaeaudit.report.forms.tables import doubts, finding_table, metric_table
+from vaeaudit.report.glance import LEGEND, at_a_glance
 from vaeaudit.report.model import PlausibilityEntry, Report
 from vaeaudit.report.outcomes import COUNTING, Outcome, outcomes, together
 from vaeaudit.report.reading import PNG
@@ -124,6 +125,8 @@ def render(report: Report, figures: Mapping[str, bytes]) -> str:
         meaning=f"{meaning[:1].upper()}{meaning[1:]}",
         reasons=reasons[:_MOST_REASONS],
         more=max(0, len(reasons) - _MOST_REASONS),
+        glance=at_a_glance(report),
+        glance_legend=LEGEND,
         asides=asides(report),
         parts=[_part(n, section, report, figures) for n, section in enumerate(report.sections, 1)],
         metrics=list(_metrics(report.metrics)),

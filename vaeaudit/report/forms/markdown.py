@@ -9,6 +9,7 @@ from vaeaudit.layout.section import Section, Table
 from vaeaudit.report.comparison import ComparisonEntry
 from vaeaudit.report.forms import literal
 from vaeaudit.report.forms.tables import doubts, finding_table, metric_table
+from vaeaudit.report.glance import LEGEND, at_a_glance
 from vaeaudit.report.model import PlausibilityEntry, Report
 from vaeaudit.report.reading import lies_beside
 from vaeaudit.report.wording import METRIC_NOTES, VERDICTS, Fact, asides, decision, meanings, provenance, sentence
@@ -20,6 +21,8 @@ def render(report: Report) -> str:
         f"# Audit of {literal.code(report.model.file.path)}",
         f"**{VERDICTS[report.verdict]}**" + (f" {literal.inline(report.error)}." if report.error else ""),
         literal.block(sentence(decision(report))),
+        _drawn(*glance) if (glance := glance_table(report)) else "",
+        LEGEND if glance else "",
         _items(asides(report)),
         *(part for section in report.sections for part in _section(section, report.files)),
         "## Metrics" if report.metrics else "",
@@ -32,6 +35,25 @@ def render(report: Report) -> str:
         _drawn(["", ""], [_fact(fact) for fact in provenance(report)]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def glance_table(report: Report) -> tuple[list[str], list[list[str]]] | None:
+    """The report at a glance: headers and rows whose cells are Markdown; None where there is nothing to see."""
+    lines = at_a_glance(report)
+    if not lines:
+        return None
+    remarked = any(one.remarks for one in lines)
+    rows = [
+        [
+            literal.code(one.name),
+            literal.cell(f"{one.figure} {one.metric.unit}"),
+            literal.code(one.picture.text()) if one.picture else "",
+            literal.cell(one.means),
+            *([literal.cell(one.remarks)] if remarked else []),
+        ]
+        for one in lines
+    ]
+    return ["figure", "value and interval", "from 0", "what it means", *(["remarks"] if remarked else [])], rows
 
 
 def render_comparison(compared: ComparisonEntry) -> str:
