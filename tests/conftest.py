@@ -5,15 +5,20 @@ Test modules do not import each other, so everything shared is a fixture; a fixt
 
 import json
 import math
+import os
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vaeaudit import BernoulliLogits, DiagonalGaussian, GaussianLikelihood
@@ -25,6 +30,8 @@ from vaeaudit.model.registry import open_model
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
 SHARED = HERE.parents[1] / "shared"
+COMMAND = Path(sys.executable).with_name("vaeaudit")
+MOST_SECONDS = 60  # after which a run of the installed command counts as hanging
 
 # One thread sums in one order, whatever the machine.
 torch.set_num_threads(1)
@@ -87,6 +94,51 @@ class SmallVAE(nn.Module):
         return BernoulliLogits(self.decoder(z))
 
 
+@dataclass(frozen=True)
+class Projection:
+    """A VAE for the adapter "mlp" that needs no training: x -> z = B'(x - 1/2) -> 1/2 + B z, through ReLUs."""
+
+    shape: tuple[int, ...] = (1, 4, 4)
+    latents: int = 3
+
+    @property
+    def basis(self) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return torch.linalg.qr(torch.randn(math.prod(self.shape), self.latents, generator=generator))[0]
+
+    @property
+    def facts(self) -> dict[str, str]:
+        stated = {"adapter": "mlp", "likelihood": "gaussian", "stddev": "0.1", "range": "[0, 1]"}
+        return {f"vaeaudit.{name}": value for name, value in (stated | {"input_shape": str([*self.shape])}).items()}
+
+    def weights(self) -> dict[str, Tensor]:
+        basis, size, latents = self.basis, math.prod(self.shape), self.latents
+        sides = torch.cat([torch.eye(latents), -torch.eye(latents)])
+        return {
+            "encoder.shared.0.weight": torch.eye(size),
+            "encoder.shared.0.bias": torch.zeros(size),
+            "encoder.mean.0.weight": basis.t().contiguous(),
+            "encoder.mean.0.bias": -0.5 * basis.sum(0),
+            "encoder.logvar.0.weight": torch.zeros(latents, size),
+            "encoder.logvar.0.bias": torch.full((latents,), -6.0),
+            "decoder.0.weight": sides,
+            "decoder.0.bias": torch.zeros(2 * latents),
+            "decoder.2.weight": basis @ sides.t(),
+            "decoder.2.bias": torch.full((size,), 0.5),
+        }
+
+    def images(self, seed: int = 1) -> np.ndarray[Any, Any]:
+        """40 items that it reconstructs, in [0, 1]."""
+        z = 0.25 * np.random.default_rng(seed).normal(size=(40, self.latents))
+        return np.clip(0.5 + z @ self.basis.numpy().T, 0, 1).astype(np.float32).reshape(40, *self.shape)
+
+    def fill(self, folder: Path, **facts: str) -> None:
+        """Put it into a folder as vae.safetensors, with these facts of its own, and its items as val.npy."""
+        stated = self.facts | {f"vaeaudit.{name}": value for name, value in facts.items()}
+        save_file(self.weights(), folder / "vae.safetensors", stated)
+        np.save(folder / "val.npy", self.images())
+
+
 @pytest.fixture(scope="session")
 def oracle() -> dict[str, Any]:
     """Exact answers, confirmed by a second method; a copy of ../shared/oracle/cases.json."""
@@ -101,6 +153,11 @@ def linear_gaussian() -> type[LinearGaussian]:
 @pytest.fixture(scope="session")
 def small_vae() -> type[SmallVAE]:
     return SmallVAE
+
+
+@pytest.fixture(scope="session")
+def projection() -> Projection:
+    return Projection()
 
 
 @pytest.fixture(scope="session")
@@ -137,13 +194,29 @@ def published() -> Callable[[str, int], tuple[Any, Tensor]]:
     return opened
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a command ended, and what it wrote to stdout and stderr."""
 
     code: int
     out: str
     err: str
+
+    @property
+    def message(self) -> str:
+        """The one sentence on stderr, once it is known to be one, free of jargon."""
+        assert self.err.startswith("error: "), self.err
+        assert self.err.count("\n") == 1, self.err
+        assert self.err.endswith("\n"), self.err
+        for jargon in ("Traceback", "Input should", "pydantic", "Value error", "unexpected", "<frozen"):
+            assert jargon not in self.err, self.err
+        return self.err.removeprefix("error: ").rstrip("\n")
+
+    def said(self, code: int, message: str) -> bool:
+        """Whether it ended with this code and one sentence that holds the message, and gave no result."""
+        assert self.code == code, self
+        assert self.out == ""
+        assert message in self.message
+        return True
 
 
 @pytest.fixture
@@ -161,3 +234,141 @@ def command(
         return Outcome(ended.value.code, *capsys.readouterr())
 
     return run
+
+
+# Answers every request, a line of JSON, with the id of a fork that becomes the command, and then with how it ended.
+LOADED = """
+import atexit, gc, json, os, resource, runpy, signal, sys
+import vaeaudit.audit.artifacts, vaeaudit.audit.release, vaeaudit.cli.app, vaeaudit.cli.forms
+import matplotlib.figure, torch.fx.experimental.symbolic_shapes  # what is loaded on the way, and takes longest
+matplotlib.figure.Figure().savefig(os.devnull, format="png")
+command = sys.argv[1]
+sys.path.insert(0, os.path.dirname(command))
+gc.collect()
+gc.freeze()  # so that a fork does not copy what it only looks through
+for line in iter(sys.stdin.readline, ""):
+    asked = json.loads(line)
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    signal.alarm(asked["seconds"])
+    os.chdir(asked["folder"])
+    for number, name in enumerate(asked["streams"]):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOCTTY), number)
+    # As a fresh interpreter makes them.
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+    if asked["largest"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (asked["largest"], asked["largest"]))
+    sys.argv = [command, *asked["arguments"]]
+    try:
+        runpy.run_path(command, run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code
+    # The end of an interpreter, but for taking down all that is loaded, which would take longest.
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        code = 120
+    os._exit(code)
+"""
+
+
+def variables() -> dict[str, str]:
+    """The environment of every run: none of ours, and one thread."""
+    ours = ("VAEAUDIT_", "GITHUB_")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return plain | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TERM": "xterm"}
+
+
+@dataclass
+class Running:
+    """The command on its way; ``end`` waits for it."""
+
+    pid: int
+    served: subprocess.Popen[str]
+    streams: tuple[Path, Path, Path]
+
+    def end(self) -> Outcome:
+        assert self.served.stdout is not None
+        code = int(self.served.stdout.readline())
+        assert code != -signal.SIGALRM, "the command hangs"
+        _, out, err = self.streams
+        return Outcome(code, *("" if not file.is_file() else file.read_text(encoding="utf-8") for file in (out, err)))
+
+
+class Installed:
+    """The installed command, each run a process of its own: most are forks of one that has loaded what takes seconds.
+
+    They run the command's own file, with streams and folder of their own. ``cold`` starts the command from nothing.
+    """
+
+    def __init__(self, place: Path, more: Mapping[str, str]) -> None:
+        self.place = place
+        self.served = subprocess.Popen(
+            [sys.executable, "-P", "-c", LOADED, COMMAND],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            env=variables() | more,
+        )
+
+    def start(
+        self, *arguments: object, out: str | None = None, err: str | None = None, largest: int | None = None
+    ) -> Running:
+        """Begin a run in the current folder; ``largest`` is the size in bytes that no file may exceed."""
+        streams = (Path(os.devnull), Path(out or self.place / "out"), Path(err or self.place / "err"))
+        asked = {
+            "arguments": [str(argument) for argument in arguments],
+            "folder": str(Path.cwd()),
+            "streams": [str(stream) for stream in streams],
+            "largest": largest,
+            "seconds": MOST_SECONDS,
+        }
+        assert self.served.stdin is not None
+        assert self.served.stdout is not None
+        self.served.stdin.write(json.dumps(asked) + "\n")
+        self.served.stdin.flush()
+        return Running(int(self.served.stdout.readline()), self.served, streams)
+
+    def __call__(self, *arguments: object, **more: Any) -> Outcome:
+        return self.start(*arguments, **more).end()
+
+    @staticmethod
+    def cold(*arguments: object, shell: str = '"$@"') -> Outcome:
+        """Run the installed command from nothing, where need be within a shell's redirections."""
+        done = subprocess.run(
+            ["bash", "-c", shell, "bash", COMMAND, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=MOST_SECONDS,
+            env=variables(),
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def close(self) -> None:
+        self.served.communicate(timeout=MOST_SECONDS)
+
+
+@pytest.fixture(scope="session")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Installed]]:
+    """Makes the installed command, with variables of the environment from before anything is loaded."""
+    with ExitStack() as ending:
+
+        def make(**variables: str) -> Installed:
+            one = Installed(tmp_path_factory.mktemp("streams"), variables)
+            ending.callback(one.close)
+            return one
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def installed(loaded: Callable[..., Installed]) -> Installed:
+    return loaded()

@@ -1,8 +1,6 @@
 """Exit codes and streams of the installed command, row by row, as a user or a pipeline sees them.
 
-Every run is a process of its own. Loading torch takes each of them seconds, so that most are forks of one process which
-has loaded it; they then run the command's own file, with streams, folder and variables of their own. ``cold`` starts
-the command from nothing.
+Every run is a process of its own.
 """
 
 import json
@@ -16,8 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -26,60 +23,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
-COMMAND = Path(sys.executable).with_name("vaeaudit")
-MOST_SECONDS = 60  # after which a run counts as hanging
-
-# Answers every request, a line of JSON, with the id of a fork that becomes the command, and then with how it ended.
-LOADED = """
-import atexit, gc, json, os, resource, runpy, signal, sys
-import vaeaudit.audit.artifacts, vaeaudit.audit.release, vaeaudit.cli.app, vaeaudit.cli.forms
-import matplotlib.figure, torch.fx.experimental.symbolic_shapes  # what is loaded on the way, and takes longest
-matplotlib.figure.Figure().savefig(os.devnull, format="png")
-command = sys.argv[1]
-sys.path.insert(0, os.path.dirname(command))
-gc.collect()
-gc.freeze()  # so that a fork does not copy what it only looks through
-for line in iter(sys.stdin.readline, ""):
-    asked = json.loads(line)
-    child = os.fork()
-    if child:
-        print(child, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-        continue
-    signal.alarm(asked["seconds"])
-    os.chdir(asked["folder"])
-    for number, name in enumerate(asked["streams"]):
-        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOCTTY), number)
-    # As a fresh interpreter makes them.
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
-    if asked["largest"] is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (asked["largest"], asked["largest"]))
-    sys.argv = [command, *asked["arguments"]]
-    try:
-        runpy.run_path(command, run_name="__main__")
-    except SystemExit as stop:
-        code = stop.code
-    # The end of an interpreter, but for taking down all that is loaded, which would take longest.
-    atexit._run_exitfuncs()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:
-        code = 120
-    os._exit(code)
-"""
-
-BASIS = torch.linalg.qr(torch.randn(16, 3, generator=torch.Generator().manual_seed(0)))[0]
-FACTS = {
-    "vaeaudit.adapter": "mlp",
-    "vaeaudit.likelihood": "gaussian",
-    "vaeaudit.stddev": "0.1",
-    "vaeaudit.input_shape": "[1, 4, 4]",
-    "vaeaudit.range": "[0, 1]",
-}
+MOST_SECONDS = 60
+Command = Any  # `Installed` of conftest.py: a function of arguments, and more
 SUBJECT = '[model]\npath = "vae.safetensors"\n[data]\nsource = "val.npy"\n'
 LATENTS = "[latents]\ntraverse = 0\n"
 NOISE = "[noise]\nsigmas = [0.1]\ndraws = 2\n"
@@ -125,149 +71,21 @@ def open(checkpoint, config):
 IN_THE_MIDDLE = "if noise_is_done(): "
 
 
-def weights() -> dict[str, Tensor]:
-    """A VAE for the adapter "mlp" that needs no training: x -> z = B'(x - 1/2) -> 1/2 + B z, through ReLUs."""
-    return {
-        "encoder.shared.0.weight": torch.eye(16),
-        "encoder.shared.0.bias": torch.zeros(16),
-        "encoder.mean.0.weight": BASIS.t().contiguous(),
-        "encoder.mean.0.bias": -0.5 * BASIS.sum(0),
-        "encoder.logvar.0.weight": torch.zeros(3, 16),
-        "encoder.logvar.0.bias": torch.full((3,), -6.0),
-        "decoder.0.weight": torch.cat([torch.eye(3), -torch.eye(3)]),
-        "decoder.0.bias": torch.zeros(6),
-        "decoder.2.weight": torch.cat([BASIS, -BASIS], 1),
-        "decoder.2.bias": torch.full((16,), 0.5),
-    }
-
-
-def images(seed: int = 1) -> np.ndarray:
-    z = 0.25 * np.random.default_rng(seed).normal(size=(40, 3))
-    return np.clip(0.5 + z @ BASIS.numpy().T, 0, 1).astype(np.float32).reshape(40, 1, 4, 4)
-
-
-def fill(folder: Path, settings: str) -> None:
-    """Put a model, data and settings into a folder."""
-    save_file(weights(), folder / "vae.safetensors", FACTS)
-    np.save(folder / "val.npy", images())
-    (folder / "vaeaudit.toml").write_text(SUBJECT + settings)
-
-
 def strict(text: str) -> Any:
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one sentence on stderr, once it is known to be one."""
-        assert self.err.startswith("error: "), self.err
-        assert self.err.count("\n") == 1, self.err
-        assert self.err.endswith("\n"), self.err
-        for jargon in ("Traceback", "pydantic", "Input should", "<frozen"):
-            assert jargon not in self.err
-        return self.err.removeprefix("error: ").rstrip("\n")
-
-    def said(self, code: int, message: str) -> bool:
-        """Whether it ended with this code and one sentence that holds the message, and gave no result."""
-        assert self.code == code, self
-        assert self.out == ""
-        assert message in self.error
-        return True
-
-
-@dataclass
-class Running:
-    """The command on its way; ``end`` waits for it."""
-
-    pid: int
-    served: subprocess.Popen[str]
-    streams: tuple[Path, Path, Path]
-
-    def end(self) -> Outcome:
-        assert self.served.stdout is not None
-        code = int(self.served.stdout.readline())
-        assert code != -signal.SIGALRM, "the command hangs"
-        _, out, err = self.streams
-        return Outcome(code, *("" if not file.is_file() else file.read_text(encoding="utf-8") for file in (out, err)))
-
-
-class Command:
-    """The installed command in a fork of a process that has loaded what it needs."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self.served = subprocess.Popen(
-            [sys.executable, "-P", "-c", LOADED, COMMAND],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            env=variables(),
-        )
-
-    def start(
-        self, *arguments: object, out: str | None = None, err: str | None = None, largest: int | None = None
-    ) -> Running:
-        """Begin a run in the current folder; ``largest`` is the size in bytes that no file may exceed."""
-        streams = (Path(os.devnull), Path(out or self.place / "out"), Path(err or self.place / "err"))
-        asked = {
-            "arguments": [str(argument) for argument in arguments],
-            "folder": str(Path.cwd()),
-            "streams": [str(stream) for stream in streams],
-            "largest": largest,
-            "seconds": MOST_SECONDS,
-        }
-        assert self.served.stdin is not None
-        assert self.served.stdout is not None
-        self.served.stdin.write(json.dumps(asked) + "\n")
-        self.served.stdin.flush()
-        return Running(int(self.served.stdout.readline()), self.served, streams)
-
-    def __call__(self, *arguments: object, **more: Any) -> Outcome:
-        return self.start(*arguments, **more).end()
-
-    def close(self) -> None:
-        self.served.communicate(timeout=MOST_SECONDS)
-
-
-def variables() -> dict[str, str]:
-    """The environment of every run: none of ours, and one thread."""
-    ours = ("VAEAUDIT_", "GITHUB_")
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return plain | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TERM": "xterm"}
-
-
-def cold(*arguments: object, shell: str = '"$@"') -> Outcome:
-    """Run the installed command from nothing, where need be within a shell's redirections."""
-    done = subprocess.run(
-        ["bash", "-c", shell, "bash", COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=MOST_SECONDS,
-        env=variables(),
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
-
-
 @pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    loaded = Command(tmp_path_factory.mktemp("streams"))
-    yield loaded
-    loaded.close()
+def command(installed: Command) -> Command:
+    return installed
 
 
 @pytest.fixture(autouse=True)
-def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, projection: Any) -> None:
     """A folder of its own, outside any repository, with a model, data, and settings that ask for the latents."""
     monkeypatch.chdir(tmp_path)
-    fill(tmp_path, LATENTS)
+    projection.fill(tmp_path)
+    configure(LATENTS)
 
 
 def configure(settings: str) -> None:
@@ -346,12 +164,13 @@ def test_one_threshold_that_fails_outweighs_those_that_pass_or_cannot_tell(comma
 
 
 @pytest.fixture(scope="module")
-def earlier(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def earlier(command: Command, tmp_path_factory: pytest.TempPathFactory, projection: Any) -> Path:
     """The report of an audit of the same model on the same data, as a baseline."""
     folder = tmp_path_factory.mktemp("earlier")
-    fill(folder, NOISE)
+    projection.fill(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        configure(NOISE)
         assert command("audit").code == 0
     return folder / "vaeaudit-report"
 
@@ -360,11 +179,11 @@ def baseline(path: object) -> str:
     return f'{NOISE}[baseline]\npath = "{path}"\nmetrics = ["{COMPARED}"]\n'
 
 
-def test_a_regression_against_the_baseline_ends_with_1(command: Command, earlier: Path) -> None:
+def test_a_regression_against_the_baseline_ends_with_1(command: Command, earlier: Path, projection: Any) -> None:
     configure(baseline(earlier))
-    worse = weights()
+    worse = projection.weights()
     worse["decoder.2.weight"] *= 1.3
-    save_file(worse, "vae.safetensors", FACTS)
+    save_file(worse, "vae.safetensors", projection.facts)
     done = command("audit")
     assert (done.code, done.err) == (1, "")
     assert ended() == ("complete", "failed", 1)
@@ -447,10 +266,10 @@ def test_a_threshold_of_no_figure_is_told_with_the_nearest_before_the_model_is_o
     assert left() == {"own.py"}
 
 
-def test_usage_errors_end_with_2_from_nothing() -> None:
-    assert cold("audit", "--chekc", "latents").said(2, "No such option: --chekc")
-    assert cold("audit", "--check", "latnets").said(2, "(did you mean 'latents'?)")
-    assert cold("adit").said(2, "No such command 'adit'")
+def test_usage_errors_end_with_2_from_nothing(command: Command) -> None:
+    assert command.cold("audit", "--chekc", "latents").said(2, "No such option: --chekc")
+    assert command.cold("audit", "--check", "latnets").said(2, "(did you mean 'latents'?)")
+    assert command.cold("adit").said(2, "No such command 'adit'")
     assert left() == set()
 
 
@@ -473,7 +292,7 @@ def test_a_check_that_the_data_cannot_answer_ends_with_2_and_keeps_what_was_foun
     configure(LATENTS + MET + '[checks."mig.chen"]\nmin = 0\n')
     done = command("audit")
     assert done.code == 2
-    assert "factors" in done.error
+    assert "factors" in done.message
     assert ended() == ("error", "error", 2)
     assert FIGURE in report()["metrics"]
     assert [check["verdict"] for check in report()["checks"]] == ["inconclusive", "inconclusive"]
@@ -548,10 +367,10 @@ def test_a_model_that_fails_in_the_middle_ends_with_3_and_keeps_what_was_found(
     configure(NOISE + LATENTS + MET)
     done = command("audit", "--adapter", own(IN_THE_MIDDLE + deed), "--format", "json", "--exit-zero")
     assert done.code == 3
-    assert message in done.error
+    assert message in done.message
     assert strict(done.out) == report()
     assert ended() == ("error", "error", 3)
-    assert report()["error"] == done.error
+    assert report()["error"] == done.message
     assert COMPARED in report()["metrics"]
     assert FIGURE not in report()["metrics"]
     assert report()["checks"][0]["verdict"] == "inconclusive"
@@ -586,10 +405,10 @@ def test_a_model_that_cannot_even_be_tried_ends_with_3_and_no_report(command: Co
     assert left() == {"own.py"}
 
 
-def test_weights_that_are_not_finite_end_with_3(command: Command) -> None:
-    broken = weights()
+def test_weights_that_are_not_finite_end_with_3(command: Command, projection: Any) -> None:
+    broken = projection.weights()
     broken["decoder.2.bias"][0] = torch.nan
-    save_file(broken, "vae.safetensors", FACTS)
+    save_file(broken, "vae.safetensors", projection.facts)
     assert command("audit").said(3, "decoder.2.bias holds 1 NaN or infinite value")
 
 
@@ -599,7 +418,7 @@ def test_an_accident_of_our_own_never_reads_as_a_failed_check(command: Command, 
     adapter, (module, _, name) = own(), where.rpartition(".")
     before("own.py", f"import {module}\ndef broken(*_): raise ValueError('of our own')\n{module}.{name} = broken")
     done = command("audit", "--adapter", adapter)
-    assert done.said(3, "unexpected ValueError: of our own; -v shows where")
+    assert done == (3, "", "error: unexpected ValueError: of our own; -v shows where, and a report helps\n")
     assert not Path("vaeaudit-report/report.json").exists()
 
 
@@ -613,8 +432,8 @@ class Evil:
         return os.system, ("touch canary",)
 
 
-def test_a_checkpoint_that_would_run_code_ends_with_4_and_does_not(command: Command) -> None:
-    torch.save({"state_dict": weights(), "callback": Evil()}, "vae.pt")
+def test_a_checkpoint_that_would_run_code_ends_with_4_and_does_not(command: Command, projection: Any) -> None:
+    torch.save({"state_dict": projection.weights(), "callback": Evil()}, "vae.pt")
     Path("bare.pt").write_bytes(pickle.dumps(Evil()))
     assert command("audit", "vae.pt", "--adapter", "mlp").said(4, "could run code, so it was not loaded")
     assert command("audit", "bare.pt", "--adapter", "mlp", "--exit-zero").said(
@@ -662,9 +481,9 @@ def test_a_model_that_does_not_pass_doctor_ends_with_5(command: Command) -> None
     ],
 )
 def test_audits_of_other_seeds_or_data_cannot_be_compared_and_end_with_5(
-    command: Command, earlier: Path, arguments: list[str], why: str
+    command: Command, earlier: Path, projection: Any, arguments: list[str], why: str
 ) -> None:
-    np.save("other.npy", images(seed=2))
+    np.save("other.npy", projection.images(seed=2))
     configure(baseline(earlier))
     done = command("audit", *arguments, "--exit-zero")
     assert (done.code, done.err) == (5, "")
@@ -702,7 +521,7 @@ with Path("count").open("a") as counting: counting.write("x")
 STOPPING = "stopping: keeping what has been found (once more to end at once)\n"
 
 
-def interrupted(command: Command, number: signal.Signals, *arguments: object, times: int = 1) -> Outcome:
+def interrupted(command: Command, number: signal.Signals, *arguments: object, times: int = 1) -> Any:
     """An audit of noise and latents that is sent the signal within the latents."""
     Path("stop").touch()
     running = command.start("audit", "--adapter", own(WAITING), *arguments)
@@ -790,7 +609,7 @@ def test_an_audit_that_is_interrupted_twice_says_nothing_false_of_what_is_kept(c
 )
 def test_a_signal_while_the_command_line_is_loaded_ends_with_130(number: signal.Signals, loading: str) -> None:
     traced = [sys.executable, "-X", "importtime", "-m", "vaeaudit", "audit"]
-    with subprocess.Popen(traced, stderr=subprocess.PIPE, text=True, env=variables()) as running:
+    with subprocess.Popen(traced, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
         seen = next((line for line in running.stderr if f" {loading}" in line), "")
         running.send_signal(number)
@@ -803,9 +622,8 @@ def test_a_signal_while_the_command_line_is_loaded_ends_with_130(number: signal.
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not show what a process has loaded")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_torch_is_loaded_ends_with_130(number: signal.Signals) -> None:
-    running = subprocess.Popen(
-        [COMMAND, "audit"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables()
-    )
+    command = Path(sys.executable).with_name("vaeaudit")
+    running = subprocess.Popen([command, "audit"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     maps = Path(f"/proc/{running.pid}/maps")
     while running.poll() is None and "libtorch" not in maps.read_text():
         time.sleep(0.01)
@@ -849,17 +667,17 @@ def test_a_full_stderr_changes_no_exit_code(command: Command, settings: str, cod
     assert command("audit", err="/dev/full").code == code
 
 
-def test_a_full_file_system_ends_with_2_and_leaves_no_half_written_report() -> None:
+def test_a_full_file_system_ends_with_2_and_leaves_no_half_written_report(command: Command) -> None:
     configure(LATENTS + NOISE + MET)
     Path("small").mkdir()
     mounted = "unshare --mount bash -c 'mount -t tmpfs -o size=48k tmpfs small && echo MOUNTED && {}' bash \"$@\""
-    done = cold(
+    done = command.cold(
         "audit", "--out", "small/report", shell=mounted.format('{ "$@"; code=$?; find small -type f; exit $code; }')
     )
     if not done.out.startswith("MOUNTED"):
         pytest.skip(f"no small file system can be made here: {done.err.strip()}")
     assert done.code == 2, done
-    assert "No space left on device" in done.error
+    assert "No space left on device" in done.message
     assert not re.search(r"report\.json|/\.", done.out)
 
 
@@ -912,9 +730,9 @@ def test_a_file_in_place_of_the_journal_ends_with_2_and_stays(command: Command) 
     assert Path("vaeaudit-report/vaeaudit-journal").read_text() == "mine"
 
 
-def test_a_reader_who_leaves_early_changes_no_exit_code() -> None:
+def test_a_reader_who_leaves_early_changes_no_exit_code(command: Command) -> None:
     configure(LATENTS + MISSED)
-    assert cold("audit", "--format", "json", shell='set -o pipefail; "$@" | true') == Outcome(1, "", "")
+    assert command.cold("audit", "--format", "json", shell='set -o pipefail; "$@" | true') == (1, "", "")
     assert ended() == ("complete", "failed", 1)
 
 
@@ -965,8 +783,8 @@ def test_json_on_stdout_is_nothing_but_json_where_code_below_python_writes_to_it
     assert "beside" in done.err
 
 
-def test_json_is_strict_where_figures_are_not_finite(command: Command) -> None:
-    save_file(weights(), "vae.safetensors", FACTS | {"vaeaudit.stddev": "1e-30"})
+def test_json_is_strict_where_figures_are_not_finite(command: Command, projection: Any) -> None:
+    projection.fill(Path(), stddev="1e-30")
     done = command("audit", "--format", "json")
     assert (done.code, done.err) == (5, "")
     assert strict(done.out) == report()
@@ -1012,7 +830,7 @@ def test_quiet_leaves_one_line_of_every_check(command: Command, check: str) -> N
 
 
 def test_quiet_leaves_one_line_of_doctor_and_of_a_comparison(command: Command, earlier: Path) -> None:
-    assert command("doctor", "-q") == Outcome(0, "verdict: plausible\n", "")
+    assert command("doctor", "-q") == (0, "verdict: plausible\n", "")
     done = command("compare", earlier, earlier, "-q")
     assert done.err == ""
     assert re.fullmatch(r"verdict: \w+, of \d+ metrics .*\n", done.out)
@@ -1021,7 +839,7 @@ def test_quiet_leaves_one_line_of_doctor_and_of_a_comparison(command: Command, e
 def test_quiet_leaves_whole_what_is_for_a_program_or_a_file(command: Command) -> None:
     loud, quiet = (command("latents", *more, "--format", "json") for more in ([], ["-q"]))
     assert strict(loud.out)["metrics"] == strict(quiet.out)["metrics"]
-    assert command("latents", "-q", "-o", "result.txt") == Outcome(0, "", "")
+    assert command("latents", "-q", "-o", "result.txt") == (0, "", "")
     assert "latents.elbo " in Path("result.txt").read_text(encoding="utf-8")
 
 

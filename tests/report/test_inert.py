@@ -285,7 +285,6 @@ def test_only_what_would_act_is_escaped(text: str, shown: str) -> None:
 # ---- The command line
 
 Command = Callable[..., Any]
-BASIS = torch.linalg.qr(torch.randn(16, 3, generator=torch.Generator().manual_seed(0)))[0]
 # One of each kind that a message may carry: a log's command, a line of ours, a terminal's sequence, markup, and much.
 SPOKEN = [
     "::error::x",
@@ -307,44 +306,13 @@ def said(done: Any) -> str:
     return done.out + done.err
 
 
-def tensors() -> dict[str, torch.Tensor]:
-    """A VAE for the adapter "mlp" that needs no training: x -> z = B'(x - 1/2) -> 1/2 + B z, through ReLUs."""
-    return {
-        "encoder.shared.0.weight": torch.eye(16),
-        "encoder.shared.0.bias": torch.zeros(16),
-        "encoder.mean.0.weight": BASIS.t().contiguous(),
-        "encoder.mean.0.bias": -0.5 * BASIS.sum(0),
-        "encoder.logvar.0.weight": torch.zeros(3, 16),
-        "encoder.logvar.0.bias": torch.full((3,), -6.0),
-        "decoder.0.weight": torch.cat([torch.eye(3), -torch.eye(3)]),
-        "decoder.0.bias": torch.zeros(6),
-        "decoder.2.weight": torch.cat([BASIS, -BASIS], 1),
-        "decoder.2.bias": torch.full((16,), 0.5),
-    }
-
-
-def place(**facts: str) -> None:
-    """A model and data in the working directory."""
-    stated = {
-        "adapter": "mlp",
-        "likelihood": "gaussian",
-        "stddev": "0.1",
-        "input_shape": "[1, 4, 4]",
-        "range": "[0, 1]",
-    }
-    save_file(tensors(), "vae.safetensors", {f"vaeaudit.{name}": value for name, value in (stated | facts).items()})
-    z = 0.25 * np.random.default_rng(1).normal(size=(40, 3))
-    images = np.clip(0.5 + z @ BASIS.numpy().T, 0, 1).astype(np.float32).reshape(40, 1, 4, 4)
-    np.save("val.npy", images)
-
-
 MODELS = ("audit", "attack", "margin", "noise", "mig", "latents", "weights", "doctor", "init")
 WITH_DATA = [name for name in MODELS if name != "weights"]
 
 
 @spoken
-def test_no_option_or_path_acts_through_a_message(command: Command, text: str) -> None:
-    place()
+def test_no_option_or_path_acts_through_a_message(command: Command, projection: Any, text: str) -> None:
+    projection.fill(Path())
     np.save("x.npy", np.zeros(3))
     calls = [
         *([name, text] for name in MODELS),
@@ -398,11 +366,11 @@ def test_no_name_of_a_tensor_acts(command: Command, text: str) -> None:
 
 
 @spoken
-def test_no_fact_of_a_file_and_no_word_of_an_adapter_acts(command: Command, text: str) -> None:
+def test_no_fact_of_a_file_and_no_word_of_an_adapter_acts(command: Command, projection: Any, text: str) -> None:
     plain = text.encode(errors="backslashreplace").decode()
     Path("own.py").write_text(f"def open(checkpoint, config):\n    raise ValueError({text!r})\n", encoding="utf-8")
     for facts in ({"adapter": plain}, {"activation": plain}, {plain: "1"}):
-        place(**facts)
+        projection.fill(Path(), **facts)
         assert command("config", "show", "vae.safetensors").code == 0
         done = command("doctor", "vae.safetensors", "--data", "val.npy")
         assert done.code == 2
@@ -416,10 +384,10 @@ def test_no_fact_of_a_file_and_no_word_of_an_adapter_acts(command: Command, text
 
 
 @spoken
-def test_no_name_of_a_factor_acts(command: Command, text: str) -> None:
+def test_no_name_of_a_factor_acts(command: Command, projection: Any, text: str) -> None:
     if text == "\udcff":
         pytest.skip("NumPy stores names as text")
-    place()
+    projection.fill(Path())
     classes = np.stack([np.arange(40) % 2, np.zeros(40, int), np.arange(40) // 20], 1)
     names = np.array([f"{text}a", f"{text}b", "c"])
     np.savez("val.npz", imgs=np.load("val.npy"), latents_classes=classes, latents_names=names)
@@ -489,22 +457,22 @@ def test_a_report_with_any_field_changed_is_read_and_shown_or_refused_with_its_n
 
 
 @pytest.mark.parametrize("depth", [300, 1000, 100_000])
-def test_values_nested_too_deeply_are_refused(command: Command, depth: int) -> None:
+def test_values_nested_too_deeply_are_refused(command: Command, projection: Any, depth: int) -> None:
     deep = "[" * depth + "]" * depth
     Path("vaeaudit.toml").write_text(f"[model]\noptions = {{ a = {deep} }}\n")
     done = command("config", "show")
     assert done.code == 2
     assert "nested" in said(done)
     Path("config.json").write_text(json.dumps({}).replace("}", f'"vaeaudit": {{"a": {deep}}}}}'))
-    save_file(tensors(), "vae.safetensors", {"vaeaudit.a": deep})
+    save_file(projection.weights(), "vae.safetensors", {"vaeaudit.a": deep})
     assert command("config", "show", "vae.safetensors", "--isolated").code == 0
     done = command("doctor", "vae.safetensors", "--isolated", "--data", "vae.safetensors")
     assert done.code == 2
     said(done)
 
 
-def test_names_that_are_no_utf8_are_refused_with_a_way_out_or_taken(command: Command) -> None:
-    place()
+def test_names_that_are_no_utf8_are_refused_with_a_way_out_or_taken(command: Command, projection: Any) -> None:
+    projection.fill(Path())
     name = os.fsdecode(b"m\xff.safetensors")
     Path("vae.safetensors").rename(name)
     done = command("weights", name)

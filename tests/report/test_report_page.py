@@ -1,12 +1,8 @@
 """The page in a real browser: it asks for nothing, complains of nothing, and is readable on a phone and in the dark."""
 
-import base64
-import json
-import os
-import select
 import shutil
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,108 +13,44 @@ from PIL import Image
 from vaeaudit.report.forms import html
 from vaeaudit.report.reading import read_report
 
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
-PATIENCE = 30.0  # seconds for one answer
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
-    "--remote-debugging-pipe",
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 
 
-class Browser:
-    """Chromium at the other end of a pipe, by the DevTools protocol; ``events`` are what it told meanwhile."""
+@dataclass
+class Opened:
+    """A page in the browser: ``value`` evaluates JavaScript in it."""
 
-    def __init__(self, profile: Path) -> None:
-        assert CHROMIUM is not None
-        to_read, self._write = os.pipe()
-        self._read, to_write = os.pipe()
-        shell = f'exec "$@" 3<&{to_read} 4>&{to_write}'
-        self._process = subprocess.Popen(
-            ["bash", "-c", shell, "-", CHROMIUM, *FLAGS, f"--user-data-dir={profile}"],
-            pass_fds=(to_read, to_write),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(to_read)
-        os.close(to_write)
-        self._rest, self._sent, self._session = b"", 0, ""
-        self.events: list[dict[str, Any]] = []
-        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Network", "Log", "Runtime"):
-            self.ask(f"{domain}.enable")
+    page: Any
+    asked: list[str] = field(default_factory=list)  # the addresses of all requests
+    said: list[str] = field(default_factory=list)  # what the browser complained of, and what the page wrote or raised
 
-    def ask(self, method: str, **given: object) -> Any:
-        self._sent += 1
-        message = {"id": self._sent, "method": method, "params": given}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._write, json.dumps(message).encode() + b"\0")
-        while (answer := self._next()).get("id") != self._sent:
-            self.events.append(answer)
-        assert "error" not in answer, answer
-        return answer["result"]
+    def __post_init__(self) -> None:
+        self.value: Callable[[str], Any] = self.page.evaluate
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
 
-    def _next(self) -> dict[str, Any]:
-        while b"\0" not in self._rest:
-            assert select.select([self._read], [], [], PATIENCE)[0], "the browser does not answer"
-            came = os.read(self._read, 1 << 20)
-            assert came, "the browser ended"
-            self._rest += came
-        message, _, self._rest = self._rest.partition(b"\0")
-        return json.loads(message)
 
-    def open(self, file: Path, width: int, scheme: str = "light") -> None:
-        self.events.clear()
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 500)
-        self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.ask("Page.navigate", url=file.as_uri())
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
-            self.events.append(self._next())
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Callable[..., Opened]]:
+    """Opens a file in Chromium, in a window so many pixels wide."""
+    with playwright.sync_playwright() as started, started.chromium.launch(executable_path=CHROMIUM) as chromium:
 
-    def said(self) -> list[str]:
-        """What it complained of since the page was opened, and what the page wrote to its console."""
-        return [
-            json.dumps(event["params"])
-            for event in self.events
-            if event.get("method") in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
-        ]
+        def opened(file: Path, width: int, scheme: str = "light") -> Opened:
+            window = {"width": width, "height": 800}
+            page = Opened(chromium.new_page(viewport=window, color_scheme=scheme, is_mobile=width < 500))
+            page.page.goto(file.as_uri())
+            return page
 
-    def value(self, expression: str) -> Any:
-        answer = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    def picture(self) -> bytes:
-        height = self.value("document.documentElement.scrollHeight")
-        width = self.value("innerWidth")
-        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-        shot = self.ask("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
-        return base64.b64decode(shot["data"])
-
-    def close(self) -> None:
-        os.close(self._write)  # at which it ends
-        os.close(self._read)
-        try:
-            self._process.wait(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        yield opened
 
 
 def png(width: int, height: int) -> bytes:
     content = BytesIO()
     Image.new("RGB", (width, height), "white").save(content, "PNG")
     return content.getvalue()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium on PATH")
-    opened = Browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -135,45 +67,46 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("width", [360, 1280])
 def test_the_page_asks_for_nothing_says_nothing_and_never_scrolls_sideways(
-    browser: Browser, page: Path, width: int
+    browser: Callable[..., Opened], page: Path, width: int
 ) -> None:
-    browser.open(page, width)
+    opened = browser(page, width)
     # Everything open is the widest that it can be.
-    browser.value("document.querySelectorAll('details').forEach(one => { one.open = true })")
-    assert browser.value("document.documentElement.scrollWidth") <= width
-    assert browser.value("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
-    assert browser.value("document.images.length") == 2
-    assert browser.value("document.querySelectorAll('script').length") == 0
-    asked = [event["params"]["request"]["url"] for event in browser.events if "request" in event.get("params", {})]
-    assert [url for url in asked if not url.startswith("data:")] == [page.as_uri()]
-    assert browser.said() == []
+    opened.value("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    assert opened.value("document.documentElement.scrollWidth") <= width
+    assert opened.value("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
+    assert opened.value("document.images.length") == 2
+    assert opened.value("document.querySelectorAll('script').length") == 0
+    assert [url for url in opened.asked if not url.startswith("data:")] == [page.as_uri()]
+    assert opened.said == []
 
 
-def test_what_slipped_through_would_be_stopped_by_the_policy(browser: Browser, page: Path, tmp_path: Path) -> None:
+def test_what_slipped_through_would_be_stopped_by_the_policy(
+    browser: Callable[..., Opened], page: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "broken.html"
     slipped = '<script>document.title = "ran"</script><img src="https://example.org/x.png"><p style="color: red">'
     file.write_text(page.read_text(encoding="utf-8").replace("<main>", f"<main>{slipped}"), encoding="utf-8")
-    browser.open(file, 800)
-    assert browser.value("document.title") == "Audit of my vae.pt: failed"
-    assert browser.value("getComputedStyle(document.querySelector('main > p')).color") != "rgb(255, 0, 0)"
-    assert len([text for text in browser.said() if "Content Security Policy" in text]) == 3
+    opened = browser(file, 800)
+    assert opened.value("document.title") == "Audit of my vae.pt: failed"
+    assert opened.value("getComputedStyle(document.querySelector('main > p')).color") != "rgb(255, 0, 0)"
+    assert len([text for text in opened.said if "Content Security Policy" in text]) == 3
 
 
-def test_what_is_wide_scrolls_in_its_own_box_on_a_phone(browser: Browser, page: Path) -> None:
-    browser.open(page, 360)
+def test_what_is_wide_scrolls_in_its_own_box_on_a_phone(browser: Callable[..., Opened], page: Path) -> None:
+    opened = browser(page, 360)
     boxes = "[...document.querySelectorAll('.scroll, .card')]"
-    assert browser.value(f"{boxes}.some(one => one.scrollWidth > one.clientWidth)")
-    assert browser.value(f"{boxes}.every(one => getComputedStyle(one).overflowX === 'auto')")
-    assert browser.value("parseFloat(getComputedStyle(document.querySelector('td')).fontSize)") >= 12
+    assert opened.value(f"{boxes}.some(one => one.scrollWidth > one.clientWidth)")
+    assert opened.value(f"{boxes}.every(one => getComputedStyle(one).overflowX === 'auto')")
+    assert opened.value("parseFloat(getComputedStyle(document.querySelector('td')).fontSize)") >= 12
 
 
-def test_the_style_sheet_is_let_in_and_follows_the_scheme(browser: Browser, page: Path) -> None:
+def test_the_style_sheet_is_let_in_and_follows_the_scheme(browser: Callable[..., Opened], page: Path) -> None:
     pictures, papers = {}, {}
     for scheme in ("light", "dark"):
-        browser.open(page, 800, scheme)
-        pictures[scheme] = browser.picture()
-        papers[scheme] = browser.value("getComputedStyle(document.body).backgroundColor")
-        assert browser.value("getComputedStyle(document.querySelector('figure .card')).backgroundColor") == (
+        opened = browser(page, 800, scheme)
+        pictures[scheme] = opened.page.screenshot(full_page=True)
+        papers[scheme] = opened.value("getComputedStyle(document.body).backgroundColor")
+        assert opened.value("getComputedStyle(document.querySelector('figure .card')).backgroundColor") == (
             "rgb(255, 255, 255)"
         )
     assert pictures["light"] != pictures["dark"]
@@ -181,9 +114,9 @@ def test_the_style_sheet_is_let_in_and_follows_the_scheme(browser: Browser, page
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_stands_out_from_what_is_behind_it(browser: Browser, page: Path, scheme: str) -> None:
-    browser.open(page, 800, scheme)
-    ratios = browser.value(
+def test_every_text_stands_out_from_what_is_behind_it(browser: Callable[..., Opened], page: Path, scheme: str) -> None:
+    opened = browser(page, 800, scheme)
+    ratios = opened.value(
         """(() => {
           const light = colour => {
             const parts = colour.match(/[\\d.]+/g).slice(0, 3).map(part => {

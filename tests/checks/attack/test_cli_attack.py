@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 
 from vaeaudit.attacks.signs import Sign
-from vaeaudit.cli.app import main
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 MODEL, DATA = EXAMPLES / "shapes-beta1.safetensors", EXAMPLES / "shapes.npz"
@@ -56,22 +54,7 @@ def open(checkpoint, config):
 """
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def message(self) -> str:
-        """The one sentence on stderr, once it is known to be one."""
-        assert self.err.startswith("error: "), self.err
-        assert self.err.count("\n") == 1, self.err
-        assert "Traceback" not in self.err, self.err
-        return self.err.removeprefix("error: ").rstrip("\n")
-
-
-Attack = Callable[..., Outcome]
+Attack = Callable[..., Any]  # `Outcome` of conftest.py
 
 
 @pytest.fixture(autouse=True)
@@ -88,17 +71,9 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def attack(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Attack:
+def attack(command: Attack) -> Attack:
     """A small attack on the bundled model in this process; further arguments follow and win."""
-
-    def run(*more: object, data: object = DATA) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["vaeaudit", *map(str, ("attack", MODEL, "--data", data, *FAST, *more))])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        return Outcome(ended.value.code, *capsys.readouterr())
-
-    return run
+    return lambda *more, data=DATA: command("attack", MODEL, "--data", data, *FAST, *more)
 
 
 def report() -> dict[str, Any]:
