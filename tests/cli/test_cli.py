@@ -33,7 +33,7 @@ REPORT = {
 }
 # The projection of conftest.py as an adapter of a user's own; tests replace parts of it.
 ADAPTER = """
-import builtins, os, time
+import builtins, inspect, os, time
 import torch
 from torch import nn
 import vaeaudit
@@ -582,7 +582,7 @@ def test_a_model_that_is_not_plausible_gets_no_verdict_and_no_attack(attack: Cli
 
 LATE = """
 def {method}(self, x):
-    self.calls += 1
+    self.calls += any("checks/attack" in one.filename for one in inspect.stack(0))
     if self.calls > {after}:
         {deed}
     return super().{method}(x)
@@ -607,7 +607,7 @@ def test_an_error_in_the_middle_ends_with_3_and_a_report_that_says_so(
 ) -> None:
     number = re.search(r"late_\d", message)
     name = number[0] if number else f"late_{len(message)}"
-    after = 40 if method == "encode" else 30  # doctor calls them less often
+    after = 20 if method == "encode" else 1
     adapter = own(sub(LATE.format(method=method, deed=deed, after=after)), name)
     done = attack("--adapter", adapter, *(["-q"] if quiet else []))
     assert done.code == 3

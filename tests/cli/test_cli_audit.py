@@ -1,5 +1,6 @@
 """`vaeaudit audit`, `compare` and `report` as a release engineer uses them, on the bundled model with few items."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -51,6 +52,7 @@ max = 200
 [checks."margin.r4.certified.median"]
 min = 0.001
 """
+NOISE = SMALL.partition("[attack]")[0] + "[noise]\nsigmas = [0.5]\n"
 
 Command = Callable[..., Any]
 
@@ -69,6 +71,27 @@ def _plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def configured(more: str = POLICY, base: str = SMALL) -> None:
     Path("vaeaudit.toml").write_text(base + more)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def audited(command: Command, store: Path) -> Callable[..., None]:
+    """The report of an audit, done once for all tests that start from it, as a copy of their own."""
+
+    def copied(out: str, more: str = POLICY, base: str = SMALL) -> None:
+        configured(more, base)
+        kept = store / hashlib.sha256((base + more).encode()).hexdigest()
+        if not kept.exists():
+            assert command("audit", "-q", "--out", out).code == 0
+            shutil.copytree(out, kept)
+        elif not Path(out).exists():
+            shutil.copytree(kept, out)
+
+    return copied
 
 
 def report(folder: str = "vaeaudit-report") -> dict[str, Any]:
@@ -117,9 +140,8 @@ def test_model_and_data_are_opened_once(command: Command, monkeypatch: pytest.Mo
     assert opened == ["mlp", "mlp"]  # the model's, and that of the weights, which are read from the file
 
 
-def test_an_audit_done_twice_is_the_same_to_the_bit(command: Command) -> None:
-    configured()
-    command("audit", "-q", "--out", "a")
+def test_an_audit_done_twice_is_the_same_to_the_bit(command: Command, audited: Callable[..., None]) -> None:
+    audited("a")
     command("audit", "-q", "--out", "b")
     assert but_for_time(report("a")) == but_for_time(report("b"))
     names = {file.name for file in Path("a").iterdir()}
@@ -143,9 +165,10 @@ def test_another_batch_size_changes_no_figure_that_no_optimiser_found_by_more_th
         np.testing.assert_allclose(*np.array(values, dtype=float), rtol=1e-4, atol=1e-9, err_msg=name)
 
 
-def test_an_audit_done_again_from_its_report_says_that_all_figures_agree(command: Command) -> None:
-    configured()
-    command("audit", "-q", "--out", "first")
+def test_an_audit_done_again_from_its_report_says_that_all_figures_agree(
+    command: Command, audited: Callable[..., None]
+) -> None:
+    audited("first")
     Path("vaeaudit.toml").unlink()  # the report alone is enough
     done = command("audit", "--from", "first/report.json", "--out", "again")
     assert done.code == 0
@@ -159,9 +182,10 @@ def test_an_audit_done_again_from_its_report_says_that_all_figures_agree(command
     assert "agree with" in Path("again/report.md").read_text(encoding="utf-8")
 
 
-def test_figures_that_do_not_agree_are_named_and_make_it_inconclusive(command: Command) -> None:
-    configured(more="", base=SMALL.partition("[attack]")[0] + "[noise]\nsigmas = [0.5]\n")
-    command("audit", "-q", "--out", "first")
+def test_figures_that_do_not_agree_are_named_and_make_it_inconclusive(
+    command: Command, audited: Callable[..., None]
+) -> None:
+    audited("first", "", NOISE)
     file = Path("first/report.json")
     found = json.loads(file.read_text())
     found["metrics"]["noise.s0.5.degradation.median"]["value"] *= 1.01
@@ -197,10 +221,10 @@ def test_an_audit_is_done_again_only_of_the_same_model_and_data_and_beside_its_r
     assert done.err == "error: the new report would take the place of first; name another folder with --out\n"
 
 
-def test_a_baseline_is_compared_in_the_same_run_and_the_worse_model_fails(command: Command) -> None:
-    noise = SMALL.partition("[attack]")[0] + "[noise]\nsigmas = [0.5]\n"
-    configured(more="", base=noise)
-    command("audit", "-q", "--out", "audit/v1")
+def test_a_baseline_is_compared_in_the_same_run_and_the_worse_model_fails(
+    command: Command, audited: Callable[..., None]
+) -> None:
+    audited("audit/v1", "", NOISE)
     done = command("audit", "--baseline", "audit/v1")
     assert (done.code, report()["verdict"]) == (0, "passed")
     worse = EXAMPLES / "shapes-beta8.safetensors"
@@ -221,15 +245,13 @@ def test_a_baseline_is_compared_in_the_same_run_and_the_worse_model_fails(comman
     )  # fmt: skip
 
 
-def test_allowing_a_difference_is_an_option_and_a_setting(command: Command) -> None:
-    noise = SMALL.partition("[attack]")[0] + "[noise]\nsigmas = [0.5]\n"
-    configured(more="", base=noise)
-    command("audit", "-q", "--out", "v1")
+def test_allowing_a_difference_is_an_option_and_a_setting(command: Command, audited: Callable[..., None]) -> None:
+    audited("v1", "", NOISE)
     command("audit", EXAMPLES / "shapes-beta8.safetensors", "-q", "--out", "v2")
     name = "noise.s0.log_likelihood.median"
     assert command("compare", "v1", "v2", "--metric", name, "--min-effect", f"{name}=1").code == 1
     assert command("compare", "v1", "v2", "--metric", name, "--min-effect", f"{name}=1000").code == 0
-    configured(more=f'[baseline]\nmetrics = ["{name}"]\nmin_effect = {{ "{name}" = 1000 }}\n', base=noise)
+    configured(more=f'[baseline]\nmetrics = ["{name}"]\nmin_effect = {{ "{name}" = 1000 }}\n', base=NOISE)
     assert command("compare", "v1", "v2").code == 0
     done = command("compare", "v1", "v2", "--min-effect", name)
     assert (done.code, done.err) == (
@@ -280,12 +302,11 @@ def test_one_check_alone_is_ungated_and_reads_no_threshold(command: Command) -> 
 
 
 @pytest.mark.parametrize("form", ["markdown", "junit", "github", "card", "html"])
-def test_a_report_is_shown_in_every_form(command: Command, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_is_shown_in_every_form(
+    command: Command, audited: Callable[..., None], form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
-    configured(
-        base=SMALL.partition("[attack]")[0] + "[noise]\nsigmas = [0.5]\n", more=POLICY.partition('[checks."margin')[0]
-    )
-    command("audit", "-q")
+    audited("vaeaudit-report", POLICY.partition('[checks."margin')[0], NOISE)
     done = command("report", "vaeaudit-report", "--format", form)
     assert (done.code, done.err) == (0, "")
     assert "noise.s0.5.degradation.median" in re.sub(r"<wbr>|</?span[^>]*>", "", done.out)
@@ -396,22 +417,19 @@ def test_a_mean_that_one_item_carries_is_in_doubt_and_the_median_beside_it_is_no
     assert "alone makes" in done.out
 
 
-NOISE = SMALL.partition("[attack]")[0] + "[noise]\nsigmas = [0.5]\n"
-
-
-def test_a_report_never_takes_the_place_of_its_baseline(command: Command) -> None:
+def test_a_report_never_takes_the_place_of_its_baseline(command: Command, audited: Callable[..., None]) -> None:
     """The second run of the same command would be compared with the first, and pass."""
-    configured(more="", base=NOISE)
-    command("audit", "-q", "--out", "v1")
+    audited("v1", "", NOISE)
     for _ in range(2):
         done = command("audit", EXAMPLES / "shapes-beta8.safetensors", "-q", "--out", "v1", "--baseline", "v1")
         assert done.code == 2
         assert "error: the report would take the place of its baseline v1; name another folder with --out" in done.err
 
 
-def test_a_baseline_that_is_not_there_is_told_with_the_nearest_that_is(command: Command) -> None:
-    configured(more="", base=NOISE)
-    command("audit", "-q", "--out", "good")
+def test_a_baseline_that_is_not_there_is_told_with_the_nearest_that_is(
+    command: Command, audited: Callable[..., None]
+) -> None:
+    audited("good", "", NOISE)
     done = command("audit", "--baseline", "gooood")
     assert (done.code, report()["verdict"]) == (0, "ungated")
     assert "there is no baseline at gooood yet (did you mean 'good'?), so that nothing was compared" in done.out

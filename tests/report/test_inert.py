@@ -65,7 +65,13 @@ def made(kind: Any, text: str, name: str = "") -> Any:
     if origin is tuple:
         return [made(one, text, name) for one in arguments]
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return {field: made(info.annotation, text, field) for field, info in kind.model_fields.items()}
+        named = {  # those that must be one of a row's names
+            field: one.names()[0]
+            for field, info in kind.model_fields.items()
+            for one in info.metadata
+            if hasattr(one, "names")
+        }
+        return {field: made(info.annotation, text, field) for field, info in kind.model_fields.items()} | named
     return {str: text, int: 1, float: 1.0, bool: True}[kind]
 
 

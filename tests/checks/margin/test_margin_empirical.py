@@ -53,9 +53,6 @@ def test_a_linear_models_margin_is_just_above_the_oracles(
         pytest.skip("p0 is below this level")
     found = margin(*linear(oracle, linear_gaussian), exact["r"], m=m)
     assert 0.999 * exact[key] <= float(found.margin) <= 1.05 * exact[key]
-    # certified <= exact <= empirical, for each kind of certificate that holds here
-    for certificate in (exact["bounds"]["mahalanobis"], exact["pathwise_joint"]):
-        assert m != 0.5 or certificate <= float(found.margin)
     assert not found.censored.any()
     assert float(found.interval[0, 1]) <= m
 
