@@ -98,6 +98,13 @@ def test_it_has_its_section_its_threshold_and_its_place_in_an_audit(audited: Pat
     assert len(json.loads((audited / "first" / "items.json").read_text())["calibration"]) == 100
 
 
+def test_its_settings_have_variables(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VAEAUDIT_CALIBRATION_ITEMS", "7")
+    shown = json.loads(called([COMMAND, "config", "show", "--format", "json"], site, tmp_path))
+    assert shown["calibration.items"] == {"value": 7, "source": "VAEAUDIT_CALIBRATION_ITEMS"}
+    assert "[env:VAEAUDIT_CALIBRATION_ITEMS]" in called([COMMAND, "calibration", "--help"], site, tmp_path)
+
+
 def test_it_has_its_command_and_help_needs_none_of_its_libraries(run: Run, site: Path, audited: Path) -> None:
     told = called([sys.executable, "-X", "importtime", COMMAND, "--help"], site, audited)
     assert re.search(r"calibration +Whether the decoder's mean is right", told)

@@ -749,11 +749,10 @@ def test_colour_and_width_of_a_terminal_do_not_reach_a_pipe(
 
 SLOW = """
 def encode(self, x):
-    self.calls += 1
     time.sleep(0.005)
-    if self.calls == 1:
-        builtins.open("loading", "w").close()
-    if self.calls == 50:
+    builtins.open("loading", "w").close()
+    self.calls += any("checks/attack" in one.filename for one in inspect.stack(0))
+    if self.calls == 20:
         builtins.open("sweeping", "w").close()
     return super().encode(x)
 """

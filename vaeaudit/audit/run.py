@@ -154,7 +154,7 @@ def _carried_out(
     """
     usual = sum(costs.values()) / len(costs) if costs else 1.0
     sums = [0.0, *accumulate(costs.get(unit, usual) for unit in works)]
-    shares = [some / sums[-1] for some in sums]
+    shares = [some / (sums[-1] or 1.0) for some in sums]
     records: list[Record] = []
     seconds = dict.fromkeys([*skipped, *(unit.partition(".")[0] for unit in works)], 0.0)
     fault: BaseException | None = None

@@ -60,7 +60,7 @@ def _add_checks() -> None:
         except CheckError as error:
             faults = {check.name: str(error), **faults}
             continue
-        app.command(check.name, cls=Command, short_help=check.help)(function)
+        app.command(check.name, cls=Command, short_help=f"{check.help}.")(function)
     for name, fault in faults.items():
         if name not in TAKEN | {check.name for check in OURS}:
             anything = {"ignore_unknown_options": True, "allow_extra_args": True}

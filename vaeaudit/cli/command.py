@@ -17,8 +17,9 @@ shares. A group is a class of annotated options, and its docstring heads them in
 
 ``Setting`` says which setting an option is, and how its text is read where typer's own way is not enough. Such an
 option has None for its default, since another source may give the setting; its help names the variable of the
-environment. Options that are no settings are typer's own. The first sentence of the docstring is the command's line in
-``vaeaudit --help``, which imports nothing but this: settings are resolved when the command asks for them.
+environment. Options that are no settings are typer's own. ``vaeaudit --help`` shows what the row of a check says of it,
+of other commands the docstring's first sentence; it imports nothing but this, since settings are resolved only when the
+command asks for them.
 """
 
 import inspect

@@ -19,11 +19,12 @@ from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.divergence import to_prior
 from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import VAE, Chain, Posterior
-from vaeaudit.progress import GoOn, Progress, always
+from vaeaudit.progress import GoOn, Progress, always, within
 from vaeaudit.stats.draws import noise_set
 from vaeaudit.subject.encodings import Encodings, Images, count_of, numbers_of, units_of
 from vaeaudit.subject.inputs import box_of, check_items, route_of
 
+_ENCODED = 0.85  # of the time, as measured, goes to the model, the rest to taking the KL apart
 _KL_DRAWS = 64  # of z for each item, at least, where a KL without a closed form is estimated: no decoder is run
 
 
@@ -180,10 +181,11 @@ def latents(
         return log_likelihood, kl_error, *found
 
     rows = RowBatches.automatic(tuple(vae.input_shape), first.device) if batch_size is None else RowBatches(batch_size)
+    encoding, taking = within(go_on, 0.0, _ENCODED), within(go_on, _ENCODED, 1.0)
     log_likelihood, kl_error, kl, mean, log_stddev, *rest = rows.map(
         of_items,
         torch.arange(count),
-        go_on=lambda left, whole: go_on(Progress("encoding and decoding", left, whole)),
+        go_on=lambda left, whole: encoding(Progress("encoding and decoding", left, whole)),
     )
     interrupted = len(kl) < count
     if chain is not None:
@@ -196,7 +198,7 @@ def latents(
 
     def watch(progress: Progress) -> bool:
         nonlocal interrupted
-        interrupted = not go_on(progress)
+        interrupted = not taking(progress)
         return not interrupted
 
     if not interrupted and prior is not None:

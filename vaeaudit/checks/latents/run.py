@@ -9,8 +9,8 @@ from vaeaudit.checks.latents.measure import LatentsResult, latents
 from vaeaudit.checks.latents.record import Latents, latents_drawings, latents_entry, latents_rows, most_informative
 from vaeaudit.checks.latents.summarise import summarise_latents
 from vaeaudit.checks.latents.traversal import Traversal, traverse
-from vaeaudit.checks.record import Record, Work, without_pictures
-from vaeaudit.progress import GoOn
+from vaeaudit.checks.record import Record, Work, measured, without_pictures
+from vaeaudit.progress import GoOn, within
 from vaeaudit.stats.draws import uniform
 from vaeaudit.subject.opened import Subject
 
@@ -43,7 +43,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         data_range=subject.data.range,
         seed=seed,
         batch_size=subject.batch_size,
-        go_on=go_on,
+        go_on=within(go_on, 0.0, measured(len(items) * (1 + chosen.draws))),
     )
     found = Latents(result, tuple(items[: result.n]), how, vae.prior, tuple(_traversals(subject, items, result)))
     return Record(

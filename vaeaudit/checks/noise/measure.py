@@ -7,7 +7,7 @@ clean x, so that noisy inputs may leave the range and the likelihood's support.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +21,7 @@ from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import bounds
 from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import VAE
-from vaeaudit.progress import GoOn, Progress, always
+from vaeaudit.progress import GoOn, Progress, always, within
 from vaeaudit.stats.draws import noise_set
 from vaeaudit.subject.encodings import Images, count_of, numbers_of
 from vaeaudit.subject.inputs import box_of, check_items, numbered, route_of
@@ -164,7 +164,15 @@ def noise(
         for limits in (box, likelihood.support):
             check_items(vae, part, limits, "items")
         keys = [numbers[i] for i in index.tolist()]
-        values, errors, lengths = _of_part(vae, part, keys, levels, draws, box if clip else None, seed, rows.size)
+        done, count = int(index[0]), len(numbers)
+        here = within(go_on, done / count, (done + len(part)) / count)
+
+        def tell(left: int, of: int) -> bool:
+            here(Progress("noise", count - done, count, 1 - left / of))
+            return True  # a part is done or left out as a whole
+
+        within_box = box if clip else None
+        values, errors, lengths = _of_part(vae, part, keys, levels, draws, within_box, seed, rows.size, tell)
         return values.view(draws, len(part), -1).transpose(0, 1), errors, lengths
 
     together = max(1, min(rows.size, _MOST_NUMBERS // (draws * first[0].numel())))
@@ -200,6 +208,7 @@ def _of_part(
     clip: Range | None,
     seed: int,
     size: int,
+    tell: Callable[[int, int], bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log p(x|z) without and with noise, (draws * b, 1 + S); of the first draw ||rec - x|| and ||eps||, (b, 1 + S)."""
     q = vae.encode(x)
@@ -231,7 +240,7 @@ def _of_part(
 
     place = torch.arange(draws * len(x), device=x.device)
     # Batches of its own: where memory runs out here, the items outside stay as they were counted.
-    values, errors, lengths = RowBatches(size).map(of_rows, place, eta.flatten(0, 1), latent.flatten(0, 1))
+    values, errors, lengths = RowBatches(size).map(of_rows, place, eta.flatten(0, 1), latent.flatten(0, 1), go_on=tell)
     return values, errors, lengths
 
 

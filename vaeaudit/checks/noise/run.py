@@ -12,11 +12,11 @@ from vaeaudit.checks.noise.figures import likelihood_histograms, noise_curves
 from vaeaudit.checks.noise.measure import NoiseResult, noise, over_draws
 from vaeaudit.checks.noise.metrics import DEGRADATION, LOG_LIKELIHOOD, RELATIVE, beginning
 from vaeaudit.checks.noise.summarise import summarise_noise
-from vaeaudit.checks.record import Drawing, Record, Row, Work, array, metric_entry, number
+from vaeaudit.checks.record import Drawing, Record, Row, Work, array, measured, metric_entry, number
 from vaeaudit.checks.relative import remark
 from vaeaudit.layout.entry import MetricEntry
 from vaeaudit.layout.figures import Array
-from vaeaudit.progress import GoOn
+from vaeaudit.progress import GoOn, within
 from vaeaudit.stats.estimates import Measurement
 from vaeaudit.subject.inputs import not_finite, numbered
 from vaeaudit.subject.opened import Subject
@@ -52,7 +52,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         data_range=subject.data.range,
         seed=subject.settings.run.seed,
         batch_size=subject.batch_size,
-        go_on=go_on,
+        go_on=within(go_on, 0.0, measured(cost(subject, "noise"))),
     )
     metrics = summarise_noise(result)
     return Record(
