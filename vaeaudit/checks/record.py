@@ -13,7 +13,7 @@ from vaeaudit.progress import GoOn
 from vaeaudit.stats.estimates import Measurement
 
 Row = dict[str, object]
-_FIGURES = 8_000.0  # rows of a model that take as long as the figures of a check
+_FIGURES = 5_000.0  # rows of a model that take as long as the figures of a check
 
 
 @dataclass(frozen=True)
