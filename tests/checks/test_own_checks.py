@@ -188,6 +188,14 @@ def test_a_check_that_cannot_be_used_is_told_in_a_sentence_and_help_is_there(tmp
     assert "calibration" in called([COMMAND, "--help"], tmp_path / "site", tmp_path)
 
 
+def test_the_row_and_the_command_of_a_check_may_lie_in_one_module(tmp_path: Path) -> None:
+    install(tmp_path / "site", "calibration = together:CHECK")
+    row, command = next(one for one in blocks("python") if "vaeaudit.Check(" in one), blocks("python")[-1]
+    (tmp_path / "site" / "together.py").write_text(f"{command}\n{row}".replace("calibration.command:", "together:"))
+    for arguments in (["--help"], ["calibration", "--help"], ["audit", "--help"]):
+        assert "cannot be used" not in run(tmp_path / "site", *arguments, cwd=tmp_path)
+
+
 def point(value: str, name: str = "calibration") -> EntryPoint:
     return EntryPoint(name, value, GROUP)
 

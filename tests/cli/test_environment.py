@@ -193,3 +193,21 @@ def test_remarks_are_said_once_and_not_where_quiet_is_asked_for(command: Run, mo
     error = "error: no model is named"
     assert [line.startswith(error) for line in command("noise").err.splitlines()] == [False, False, True]
     assert command("noise", "-q").err.startswith(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("NOPE", ""), ("QUIET", ""), ("RUN_SEEDS", "RUN_SEED"), ("NOISE_SIGMA", "NOISE_SIGMAS"), ("CHECK", "CHECKS")],
+)
+def test_what_two_names_share_by_their_prefix_makes_them_not_alike(
+    monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+) -> None:
+    monkeypatch.setenv(f"VAEAUDIT_{name}", "1")
+    hint = f" (did you mean 'VAEAUDIT_{meant}'?)" if meant else ""
+    assert said()[1] == [f"VAEAUDIT_{name} is no variable that vaeaudit knows{hint}; nothing was made of it"]
+
+
+def test_of_a_list_as_json_the_wrong_value_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VAEAUDIT_NOISE_SIGMAS", '[0.1, "a"]')
+    with pytest.raises(ConfigError, match=r"^VAEAUDIT_NOISE_SIGMAS must be a valid number, but 'a' came$"):
+        resolved()

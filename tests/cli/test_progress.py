@@ -1,5 +1,7 @@
 """The time left is foretold from the share of the work that is done, and shown where somebody looks."""
 
+import sys
+
 import pytest
 
 from vaeaudit.cli import common
@@ -62,3 +64,19 @@ def test_where_there_is_no_terminal_a_plain_line_tells_the_time_left_now_and_the
         assert reporter.go_on(Progress("noise", 25, 100))
     out, err = capsys.readouterr()
     assert (out, err) == ("", "noise: 25 of 100 left; about 10 s left\n")
+
+
+@pytest.mark.parametrize(("kind", "bars"), [("xterm", True), ("dumb", False)])
+def test_a_terminal_that_cannot_draw_bars_gets_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str, bars: bool
+) -> None:
+    for name in ("TTY_COMPATIBLE", "TTY_INTERACTIVE", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", kind)
+    monkeypatch.setattr(common, "_LINE_EVERY", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    reporter = Reporter(quiet=False)
+    with reporter.working("opening"):
+        reporter.go_on(Progress("noise", 25, 100))
+    err = capsys.readouterr().err
+    assert ("noise: 25 of 100 left\n" in err, "\x1b" in err) == (not bars, bars)

@@ -5,6 +5,7 @@ import os
 import re
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,10 +21,12 @@ from pydantic import BaseModel, JsonValue
 from rich.cells import cell_len
 from safetensors.torch import save_file
 
+from vaeaudit.cli import render
 from vaeaudit.cli.common import line
 from vaeaudit.cli.render import comparison_lines, report_line, report_text
 from vaeaudit.layout.inert import one_line, visible
 from vaeaudit.report.forms import card, github, html, junit, literal, markdown
+from vaeaudit.report.glance import at_a_glance
 from vaeaudit.report.model import SCHEMA_VERSION, Report
 from vaeaudit.report.reading import PNG, ReportError, read_report
 from vaeaudit.report.wording import NOT_ASKED
@@ -531,3 +534,17 @@ def test_what_nobody_asked_for_is_one_line_and_no_annotation() -> None:
     for form in ("summary", "markdown", "table", "html"):
         assert FORMS[form](report).count(told) == 1
         assert FORMS[form](report).count("kipped") == 2
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_unit_or_meaning_acts_at_a_glance(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    report, folder = read_report(str(Path(__file__).parent / "reports"))
+    (first, *_) = at_a_glance(report)
+    unit = first.metric.model_copy(update={"unit": text})
+    doctored = report.model_copy(update={"metrics": report.metrics | {first.name: unit}})
+    assert at_a_glance(doctored)[0].metric.unit == text
+    told = [replace(one, means=text) for one in at_a_glance(doctored)]
+    monkeypatch.setattr(render, "at_a_glance", lambda _: told)
+    shown = report_text(doctored, folder, to_terminal=False)
+    assert obeyed(shown) == []
+    assert shown.count(line(text).rstrip()) >= 2

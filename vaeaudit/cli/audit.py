@@ -17,11 +17,11 @@ from vaeaudit.cli.options import (
     OnData,
     Out,
     Output,
-    Policy,
     Quiet,
     Resume,
     Verbose,
 )
+from vaeaudit.cli.policy import Policy
 
 if TYPE_CHECKING:
     from vaeaudit.audit.run import Audit

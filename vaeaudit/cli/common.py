@@ -73,7 +73,7 @@ class Reporter:
         before = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             with _aside(), redirect_stdout(sys.stderr):
-                if sys.stderr.isatty() and self.console.is_terminal and not self.quiet:
+                if sys.stderr.isatty() and self.console.is_interactive and not self.quiet:
                     from vaeaudit.cli.progress import Live
 
                     self._live = Live(self.console, text)

@@ -4,7 +4,8 @@ import typer
 
 from vaeaudit.cli.command import Asked, Command, takes
 from vaeaudit.cli.common import check_output, deliver
-from vaeaudit.cli.options import Configured, Model, OnData, Out, Output, Policy, TableOrJson, Verbose
+from vaeaudit.cli.options import Configured, Model, OnData, Out, Output, TableOrJson, Verbose
+from vaeaudit.cli.policy import Policy
 
 app = typer.Typer(help="Show what an audit is configured to do.", no_args_is_help=True, rich_markup_mode=None)
 

@@ -6,7 +6,7 @@ resolved, and not before.
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vaeaudit.errors import ConfigError, clipped, nearest
@@ -68,13 +68,19 @@ def said() -> tuple[dict[str, tuple[object, str]], list[str]]:
             given |= _given(key, fields[key], name, ours[name])
     renamed = sorted(ours.keys() & _RENAMED.keys() - known.keys())
     remarks = [
-        f"{clipped(name)} is no variable that vaeaudit knows{nearest(name, known, cutoff=0.7)}; nothing was made of it"
+        f"{clipped(name)} is no variable that vaeaudit knows{_meant(name, known)}; nothing was made of it"
         for name in sorted(ours.keys() - known.keys() - _RENAMED.keys())
     ]
     if renamed:
         told = ", ".join(f"{name} is {variable(_RENAMED[name])} now" for name in renamed)
         remarks.append(f"{told}; the next release does not read the old name{'s' * (len(renamed) > 1)}")
     return given, remarks
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """The variable nearest to ``name`` by what follows the prefix, which all of them share."""
+    rest = nearest(name.removeprefix(_PREFIX), (one.removeprefix(_PREFIX) for one in known), cutoff=0.7)
+    return rest.replace("'", f"'{_PREFIX}", 1)
 
 
 def _fields(settings: Any) -> Iterator[tuple[str, "FieldInfo"]]:
@@ -121,11 +127,12 @@ def _value(field: "FieldInfo", text: str) -> object:
 
 
 def _readings(text: str) -> Iterator[object]:
-    words = [word for word in re.split(r"\s*,\s*" if "," in text else r"\s+", text.strip()) if word]
     yield text
-    yield _plain(text)
-    yield words
-    yield [_plain(word) for word in words]
+    yield (whole := _plain(text))
+    if not isinstance(whole, list | dict):  # of which no list between commas is made
+        words = [word for word in re.split(r"\s*,\s*" if "," in text else r"\s+", text.strip()) if word]
+        yield words
+        yield [_plain(word) for word in words]
     if text.strip().lower() in _TRUTH:
         yield _TRUTH[text.strip().lower()]
 

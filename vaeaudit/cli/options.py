@@ -6,7 +6,6 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-from vaeaudit.checks.registry import installed
 from vaeaudit.cli.command import Key, Setting
 from vaeaudit.errors import ConfigError, clipped
 
@@ -37,12 +36,12 @@ def _rows(text: str) -> int | str:
 def form_of(kind: object) -> typer.models.OptionInfo:
     """The option that chooses one of the forms that ``kind``, a Literal, lists."""
     option: typer.models.OptionInfo = typer.Option(
-        "--format", metavar="NAME", help=f"Form of the result: {_named(get_args(kind))}."
+        "--format", metavar="NAME", help=f"Form of the result: {one_of(get_args(kind))}."
     )
     return option
 
 
-def _named(names: Iterable[str]) -> str:
+def one_of(names: Iterable[str]) -> str:
     """One, another or a third."""
     *some, last = names
     return f"{', '.join(some)} or {last}"
@@ -113,24 +112,6 @@ class OnData:
     batch_size: Annotated[
         str | None,
         Setting("run.batch_size", "auto|N", "Most rows given to the model at once. [default: auto]", read=_rows),
-    ] = None
-
-
-class Policy:
-    """Policy."""
-
-    check: Annotated[
-        list[str] | None,
-        Setting(
-            "run.checks",
-            "NAME",
-            f"Check to carry out: {_named(installed()[0])}; repeatable. [default: those that the configuration "
-            "names, else all]",
-        ),
-    ] = None
-    baseline: Annotated[
-        str | None,
-        Setting("baseline.path", "PATH", "Report of an earlier audit, or its folder, with which this one is compared."),
     ] = None
 
 

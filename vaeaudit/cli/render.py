@@ -123,7 +123,7 @@ def _fitting(text: str, width: int | None, style: str = "") -> Text:
 def _glance(one: Line, among: Sequence[Line], width: int | None) -> Iterator[Text]:
     """The line of a check, broken between its parts where it must be; what speaks against it is below it."""
     label, figure = (max(cell_len(text(each)) for each in among) for text in (_label, lambda each: each.figure))
-    parts = [_label(one).ljust(label), one.figure.ljust(figure), one.means]
+    parts = [_label(one).ljust(label), one.figure.ljust(figure), line(one.means)]
     shown = ""
     for part in parts:
         if shown and width is not None and cell_len(f"{shown}  {part.rstrip()}") > width:
@@ -131,7 +131,7 @@ def _glance(one: Line, among: Sequence[Line], width: int | None) -> Iterator[Tex
             shown = f"  {part}"
         else:
             shown += f"  {part}" if shown else part
-    unit = "" if one.metric.unit == "share" else f" ({one.metric.unit})"
+    unit = "" if one.metric.unit == "share" else f" ({line(one.metric.unit)})"
     yield Text(shown.rstrip() + (unit if width is None or cell_len(shown + unit) <= width else ""))
     if one.sign:
         yield _fitting(f"  ! {line(one.sign)}", width, "yellow")
