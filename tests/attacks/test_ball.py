@@ -138,10 +138,10 @@ def test_an_attack_on_inputs_far_from_zero_keeps_to_a_cap_that_is_about_their_ro
     x[:, 1].clamp_(min=999_999.5)
     x[0, 1] = 1e6
     caps = (1e-3, 0.1, 0.5)
-    found = capped_attack(vae, x, caps=caps, norm=norm, max_evaluations=40).found
+    found = capped_attack(vae, x, caps=caps, norm=norm, max_evaluations=40).capped
     size = exact(x[:, None].flatten(2), found.adversarial.flatten(2), norm)
     assert (size <= torch.tensor(caps, dtype=torch.float64)).all()
-    assert torch.equal(size, found.norm_of)
+    assert torch.equal(size, found.norm)
     assert ((found.adversarial[:, :, 1] >= 999_999.5) & (found.adversarial[:, :, 1] <= 1e6)).all()
     assert (size[:, -1] > 0.3).all()  # and something is found
     # One unit in the last place of float32 is 1/16 here: the smallest cap lets the model see nothing at all.

@@ -365,7 +365,7 @@ def test_a_capped_attack_of_a_sound_model_shows_no_sign_though_its_gradient_is_z
     term = make(bundled_model, x)
     step = 0.1 * noise_set((1, 28, 28), draws=1, items=range(3), seed=1, check="start", like=x)[0]
     one, other = (descend(term, x, x + way, norm=norm, box=box) for way in (step, -step))
-    better = (other.value < one.value).reshape(3, -1, 1, 1, 1)
+    better = (other.data_term < one.data_term).reshape(3, -1, 1, 1, 1)
     found = of_points(term, x, torch.where(better, other.adversarial, one.adversarial), one.radius)
     signs = look(term, bundled_model.encode, x, None, found, norm=norm, box=box)
     assert shown(signs) == [set()] * 3, signs.measured

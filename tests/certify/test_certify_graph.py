@@ -14,7 +14,7 @@ from vaeaudit.certify.graph import Graph, Kind, trace, trace_decoder, trace_enco
 from vaeaudit.certify.lipschitz import LipschitzBounds
 from vaeaudit.certify.local import displacement, local_margin
 from vaeaudit.certify.maximum import without_maxima
-from vaeaudit.certify.propagation import Ball, first_norms
+from vaeaudit.certify.propagation import first_norms, propagate
 from vaeaudit.checks.margin.measure import margin
 from vaeaudit.errors import UnsupportedError
 from vaeaudit.model.vae import DiagonalGaussian, GaussianLikelihood
@@ -415,7 +415,7 @@ def test_nothing_in_a_ball_of_an_odd_graph_moves_further_than_is_certified(name:
     everywhere = float(bounds.of_output(0, unit)), float(bounds.of_output(1))
     plain = without_maxima(graph)
     for rho in (1e-3, 0.1, 1.0):
-        around = displacement(Ball(plain, x, torch.tensor([rho], dtype=torch.float64), first_norms(plain, x)))
+        around = displacement(propagate(plain, x, torch.tensor([rho], dtype=torch.float64), first_norms(plain, x)))
         moved = [
             lambda p: ((vae.encode(p).mean - q0.mean) * unit).norm(dim=1),
             lambda p: (vae.encode(p).log_stddev - q0.log_stddev).norm(dim=1),

@@ -193,7 +193,7 @@ def test_the_row_and_the_command_of_a_check_may_lie_in_one_module(tmp_path: Path
     row, command = next(one for one in blocks("python") if "vaeaudit.Check(" in one), blocks("python")[-1]
     (tmp_path / "site" / "together.py").write_text(f"{command}\n{row}".replace("calibration.command:", "together:"))
     for arguments in (["--help"], ["calibration", "--help"], ["audit", "--help"]):
-        assert "cannot be used" not in run(tmp_path / "site", *arguments, cwd=tmp_path)
+        assert "cannot be used" not in called([COMMAND, *arguments], tmp_path / "site", tmp_path)
 
 
 def point(value: str, name: str = "calibration") -> EntryPoint:

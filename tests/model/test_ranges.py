@@ -127,7 +127,7 @@ def test_attacks_under_a_cap_stay_in_the_range(
     x = items(span)
     x_t = x[3:] if mode == "worst" else None
     found = vaeaudit.capped_attack(model(span), x[:3], mode, x_t, caps=[0.3, 40.0], norm=norm, max_evaluations=60)
-    adversarial = found.found.adversarial
+    adversarial = found.capped.adversarial
     assert inside(adversarial, span)
     # A cap far wider than the box leaves the box alone to stop the attack, each row at its own ends.
     for row, (low, high) in enumerate(intervals(span) * (2 if len(intervals(span)) == 1 else 1)):
@@ -142,7 +142,7 @@ def test_equal_intervals_for_each_channel_are_one_interval_to_the_bit(model: Cal
         vaeaudit.capped_attack(model(span), x[:3], "damage", caps=[0.5], max_evaluations=60)
         for span in ((0, 1), [[0, 1], [0, 1]])
     )
-    assert torch.equal(one.found.adversarial, several.found.adversarial)
+    assert torch.equal(one.capped.adversarial, several.capped.adversarial)
 
 
 @each_range
