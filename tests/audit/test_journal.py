@@ -69,8 +69,9 @@ def but_for_time(done: Audit) -> str:
     return to_json(done.report.model_copy(update={"timings": {}, "created": ""}))
 
 
-def never(_: Progress) -> bool:
-    raise AssertionError("something was computed again")
+def never(progress: Progress) -> bool:
+    assert progress.stage.endswith("beginning"), "something was computed again"
+    return True
 
 
 def test_a_resumed_audit_gives_the_same_report_and_files_to_the_bit(kept: tuple[Resolved, Audit]) -> None:
@@ -215,7 +216,8 @@ def test_a_mode_more_computes_that_mode_alone_and_another_file_to_compare_weight
     more = asked(run__out=kept[0].settings.run.out, attack__modes=["latent", "damage", "latent-side"])
     stages = []
     carried_out(more, resume=True, go_on=lambda progress: stages.append(progress.stage) or True)
-    assert {stage.partition(" ")[0] for stage in stages} == {"attack.latent-side"}
+    computed = [stage for stage in stages if not stage.endswith("beginning")]
+    assert {stage.partition(" ")[0] for stage in computed} == {"attack.latent-side"}
     against = tmp_path / "other.safetensors"
     for source in ("shapes-beta1.safetensors", "shapes-beta8.safetensors"):
         against.write_bytes((EXAMPLES / source).read_bytes())

@@ -84,7 +84,7 @@ def test_prefixes_can_be_given_and_a_long_table_shows_the_largest(weights: Weigh
     layers = {f"enc.{i:02}.w": torch.full((2, 2), float(i)) for i in range(1, 36)}
     save_file({**layers, "dec.w": torch.full((2, 2), 100.0), "disc.w": torch.ones(2, 2)}, "long.safetensors")
     parts = ("--part", "encoder=enc.", "--part", "decoder=dec.")
-    done = weights("long.safetensors", *parts, "--part", "neither=disc.")
+    done = weights("-v", "long.safetensors", *parts, "--part", "neither=disc.")
     assert done.code == 0
     assert "the 30 largest of 36 tensors" in done.out
     assert "The other 6 tensors are in items.json." in done.out
@@ -113,7 +113,7 @@ def test_weights_under_weight_norm_are_those_at_work_and_unknown_ones_are_in_dou
     nn.utils.parametrizations.weight_norm(layers["encoder"])
     nn.utils.parametrizations.weight_norm(layers["decoder"])
     save_file(layers.state_dict(), "normed.safetensors")
-    done = weights("normed.safetensors")
+    done = weights("-v", "normed.safetensors")
     assert done.code == 0
     assert "Counted as the model works with them" in done.out
     written = report()
