@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 import pytest
 import typer
 
-from vaeaudit.checks.registry import GROUP, OURS, TAKEN, among, checks
+from vaeaudit.audit.run import works_of
+from vaeaudit.checks.registry import GROUP, OURS, TAKEN, Check, among, checks
 from vaeaudit.cli.app import app
+from vaeaudit.errors import CheckError
 from vaeaudit.settings.sections import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -231,3 +234,22 @@ def test_every_path_of_a_row_leads_somewhere(check: Any) -> None:
     assert check.load(check.settings) is section
     assert {*check.choices, *check.files, *filter(None, [check.pieces])} <= {*section.model_fields}  # type: ignore[union-attr]
     assert (ROOT / "docs" / check.page).is_file()
+
+
+def leaves(_: object) -> object:
+    raise SystemExit(1)
+
+
+@pytest.mark.parametrize(
+    ("works", "fault"),
+    [
+        (leaves, "works of the check 'odd' raised SystemExit"),
+        (lambda _: {"odd": 3}, "works of the check 'odd' must be functions by name"),
+        (lambda _: {1: print}, "works of the check 'odd' must be functions by name"),
+        (lambda _: {"other": print}, "works of the check 'odd' begin with its name"),
+    ],
+)
+def test_what_is_wrong_with_its_works_is_told_as_the_checks(works: Any, fault: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(Check, "load", lambda *_: works)
+    with pytest.raises(CheckError, match=fault):
+        works_of(replace(OURS[0], name="odd"), lambda: None)

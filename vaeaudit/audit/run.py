@@ -22,7 +22,7 @@ from vaeaudit.audit.writing import Audited, device_name, file_alone, whole, writ
 from vaeaudit.checks.record import Record, Work
 from vaeaudit.checks.registry import OURS, Check, checks
 from vaeaudit.checks.weights.stored import StoredModel, open_weights
-from vaeaudit.errors import CheckError, InputError, OutputError, listed
+from vaeaudit.errors import CheckError, InputError, OutputError, VaeauditError, listed, told
 from vaeaudit.model.checkpoints import sha256_of
 from vaeaudit.model.registry import code_beside
 from vaeaudit.model.stated import find_checkpoint
@@ -78,7 +78,15 @@ def _asked(check: Check, subject: Subject) -> dict[str, object]:
 
 def works_of(check: Check, audited: Subject | Callable[[], StoredModel]) -> Mapping[str, Work]:
     """What a check has to do, in pieces of which each gives a record that can be kept."""
-    works: Mapping[str, Work] = check.load(check.works)(audited)
+    function = check.load(check.works)
+    try:
+        works: Mapping[str, Work] = function(audited)
+    except (VaeauditError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a third party's code
+        raise CheckError(f"works of the check '{check.name}' raised {told(error)}; mend its package") from error
+    if not isinstance(works, Mapping) or not all(isinstance(unit, str) and callable(works[unit]) for unit in works):
+        raise CheckError(f"works of the check '{check.name}' must be functions by name; mend its package")
     if any(unit.partition(".")[0] != check.name for unit in works):
         raise CheckError(f"works of the check '{check.name}' begin with its name, but {listed(works)} came")
     return works
