@@ -33,7 +33,7 @@ REPORT = {
 }
 # The projection of conftest.py as an adapter of a user's own; tests replace parts of it.
 ADAPTER = """
-import builtins, inspect, os, time
+import builtins, os, time, traceback
 import torch
 from torch import nn
 import vaeaudit
@@ -582,7 +582,7 @@ def test_a_model_that_is_not_plausible_gets_no_verdict_and_no_attack(attack: Cli
 
 LATE = """
 def {method}(self, x):
-    self.calls += any("checks/attack" in one.filename for one in inspect.stack(0))
+    self.calls += any("checks/attack" in frame.f_code.co_filename for frame, _ in traceback.walk_stack(None))
     if self.calls > {after}:
         {deed}
     return super().{method}(x)
@@ -751,7 +751,7 @@ SLOW = """
 def encode(self, x):
     time.sleep(0.005)
     builtins.open("loading", "w").close()
-    self.calls += any("checks/attack" in one.filename for one in inspect.stack(0))
+    self.calls += any("checks/attack" in frame.f_code.co_filename for frame, _ in traceback.walk_stack(None))
     if self.calls == 20:
         builtins.open("sweeping", "w").close()
     return super().encode(x)

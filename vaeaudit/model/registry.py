@@ -180,10 +180,12 @@ def code_beside(adapter: Adapter) -> dict[str, str]:
     own = _source_file(code_of(adapter.open))
     if own is None:
         return {}
-    folder = Path(own).resolve().parent
-    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    mine = sorted({Path(file).resolve() for file in files if file and file.endswith(".py")})
-    return {str(file): sha256_of(file) for file in mine if file.is_relative_to(folder) and file.is_file()}
+    of_modules = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    files = [Path(file) for file in of_modules if file and file.endswith(".py")]
+    folders = {folder: folder.resolve() for folder in {file.parent for file in files}}  # few beside the files
+    top = Path(own).resolve().parent
+    mine = sorted({folders[file.parent] / file.name for file in files if folders[file.parent].is_relative_to(top)})
+    return {str(file): sha256_of(file) for file in mine if file.is_file()}
 
 
 def open_model(
