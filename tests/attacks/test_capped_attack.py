@@ -174,6 +174,7 @@ def test_an_interrupted_attack_hands_out_what_it_has(mode: str, small_vae: Any) 
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
+        ({"caps": [0.5, 0.50001]}, ConfigError, "caps must differ in their first four digits"),
         ({"mode": "damge"}, ConfigError, "'damge' .did you mean 'damage'"),
         ({"norm": "l1"}, ConfigError, "norm 'l1'"),
         ({"caps": []}, ConfigError, "cap"),

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from itertools import chain, combinations, product
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vaeaudit.errors import ConfigError, IncomparableError, NonFiniteError, TrustError, VaeauditError
-from vaeaudit.gate.ending import Ending, ending, exit_code
+from vaeaudit.gate.ending import Ending, concluded, ending, exit_code
+from vaeaudit.report.reading import read_report
 
 PASSED, FAILED, OPEN, UNGATED = ("passed", 0), ("failed", 1), ("inconclusive", 5), ("ungated", 0)
 # The outcomes that count -> the ending without doubts, with doubts of single figures only, and with a failure sign or
@@ -56,3 +58,14 @@ def test_every_combination_has_the_one_ending_that_the_table_gives() -> None:
 def test_exit_zero_turns_a_failure_and_nothing_else_into_0(code: int) -> None:
     assert exit_code(code, False) == code
     assert exit_code(code, True) == (0 if code == 1 else code)
+
+
+def test_a_comparison_that_does_not_count_leaves_the_ground_of_the_verdict_told() -> None:
+    report, _ = read_report(str(Path(__file__).parents[1] / "report" / "reports"))
+    assert report.baseline is not None
+    uncounted = report.baseline.model_copy(update={"differences": [], "refused": []})
+    for baseline in (None, uncounted):
+        audited = report.model_copy(update={"checks": [], "plausibility": None, "baseline": baseline})
+        found = concluded(audited, {}, {"weights.decoder.l2": "it is not known which tensors are of the decoder"})
+        assert (found.verdict, found.exit_code) == ("inconclusive", 5)
+        assert [one.name for one in found.decided] == ["weights.decoder.l2"]

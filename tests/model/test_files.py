@@ -140,6 +140,11 @@ def test_a_pointer_of_git_lfs_is_no_data(tmp_path: Path, name: str) -> None:
         ("a.npz#x", ("a.npz", "x")),
         ("d/a.pt#b#c", ("d/a.pt", "b#c")),
         ("a.pt#", ("a.pt", "")),
+        ("d/a.pt#nets/b", ("d/a.pt", "nets/b")),
+        ("a.npz#group/x", ("a.npz", "group/x")),
+        ("run#3/a.pt", ("run#3/a.pt", None)),
+        ("run#3/a.pt#b/c", ("run#3/a.pt", "b/c")),
+        ("folder#b", ("folder", "b")),
     ],
 )
 def test_a_part_of_a_file_is_named_after_it(path: str, expected: tuple[str, str | None]) -> None:

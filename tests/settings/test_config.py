@@ -305,3 +305,9 @@ def test_a_switch_is_true_or_false_and_nothing_like_it(key: str) -> None:
 def test_the_mark_that_editors_put_before_text_is_no_part_of_a_configuration(tmp_path: Path) -> None:
     file = written(tmp_path / "vaeaudit.toml", b"\xef\xbb\xbf[run]\nseed = 3\n")
     assert resolve({}, file).settings.run.seed == 3
+
+
+def test_what_is_listed_twice_counts_once() -> None:
+    given = {"attack.caps": [1, 0.5, 1.0], "margin.parts": ["certified"] * 2, "margin.r": [4, 4]}
+    found = resolve({key: (value, "x.toml") for key, value in given.items()}, None).settings
+    assert (found.attack.caps, found.margin.parts, found.margin.r) == ((1, 0.5), ("certified",), (4,))

@@ -53,7 +53,7 @@ class Clock:
             self.whole.reach(progress.whole, now)
 
     def text(self) -> str:
-        """The time left of both, as far as it can be told: "about 40 s left, 3 min in all"."""
+        """The time left of both, as far as it can be told: "about 40 s left, about 3 min left in all"."""
         now = self.now()
         part, whole = self.part.left(now), self.whole.left(now)
         told = [] if part is None else [f"about {spoken(part)} left"]

@@ -80,7 +80,7 @@ def command(
         from vaeaudit.checks.weights.stored import open_weights
 
         stored = open_weights(resolved.settings)
-        reporter.keeping = True
+        reporter.keep()
         return weigh(stored, resolved, sys.argv, ["weights"], reporter.go_on)
 
     return show("reading the weights", work, resolved, asked)

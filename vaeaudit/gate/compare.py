@@ -3,13 +3,14 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 
 from vaeaudit.checks.registry import checks
 from vaeaudit.errors import ConfigError, IncomparableError, clipped, listed, nearest
 from vaeaudit.layout.entry import MetricEntry
+from vaeaudit.model.files import split_part
 from vaeaudit.model.ranges import span_text
 from vaeaudit.report.comparison import ComparisonEntry, DifferenceEntry, Result, SideEntry
 from vaeaudit.report.model import Report
@@ -65,7 +66,7 @@ def side_of(path: str) -> Side:
 
 def array_name(source: str) -> str:
     """The array of a file that holds several, as "x_test" of "mnist.npz#x_test"; "" where none is named."""
-    return PurePath(source).name.partition("#")[2]
+    return split_part(source)[1] or ""
 
 
 def check_known(name: str, sides: Sequence[Side]) -> None:

@@ -116,7 +116,7 @@ def _grounds(report: Report, signs: Mapping[str, str], doubts: Mapping[str, str]
         told.append(DecisionEntry(kind="reproduction", name="reproduction", why=report.reproduced.summary()))
     known = " ".join(one.why for one in told)
     # A policy asks of single figures what it asks.
-    unasked = {} if gates or compared is not None else doubts
+    unasked = {} if gates or (compared is not None and (compared.tested or compared.refused)) else doubts
     for name, why in {**signs, **unasked}.items() if verdict == "inconclusive" else ():
         if why not in known and waived(name, report.checks) is None:
             told.append(DecisionEntry(kind="sign", name=name, why=why))

@@ -106,7 +106,7 @@ def _no_ground(metric: MetricEntry, gate: GateSettings) -> str | None:
     if metric.ci is None and gate.bound != "value" and not metric.exact:
         if metric.doubt is not None:
             return metric.doubt
-        if metric.nonfinite:
+        if metric.endless:
             return f"an end of its interval is infinite: {metric.nonfinite} of {metric.n} values are"
         return f"it has no interval, since {metric.n} values are too few for one"
     return None

@@ -171,7 +171,7 @@ def _policy(report: Report) -> Iterator[str]:
         measured = f"{with_interval(metric.value, metric.ci, 4)} {metric.unit}, n = {metric.n}"
         value = threshold(metric)
         if value is None:
-            why = metric.doubt or ("too few items for an interval" if metric.ci is None else "its interval reaches 0")
+            why = metric.doubt or _no_threshold(metric)
             yield f"# No threshold for {name} ({measured}): {why}"
         else:
             yield f'[checks."{name}"]'
@@ -187,6 +187,14 @@ def _policy(report: Report) -> Iterator[str]:
     allowed = {name: _rounded((metric.ci[1] - metric.ci[0]) / 2, up=True) for name, metric in gated if metric.ci}
     yield f"# metrics = {_toml(list(allowed))}"
     yield f"# min_effect = {_toml(allowed)}"
+
+
+def _no_threshold(metric: MetricEntry) -> str:
+    if metric.value is None:
+        return "it is not a finite number"
+    if metric.ci is not None:
+        return "its interval reaches 0"
+    return "an end of its interval is infinite" if metric.endless else "too few items for an interval"
 
 
 def _near(path: str, folder: Path) -> str:

@@ -60,6 +60,11 @@ class MetricEntry(Entry):
             return None
         return f"{self.nonfinite} of its values are NaN or infinite and were left out"
 
+    @property
+    def endless(self) -> bool:
+        """That it has no interval because an end of that is infinite, and not because its sample is too small."""
+        return self.ci is None and not self.exact and self.keeps_infinite and self.nonfinite > 0
+
 
 def belongs(name: str, beginning: str) -> bool:
     """Whether the metric ``name`` is of what ``beginning`` names, as margin.r4.median and not margin.r4.5.median."""

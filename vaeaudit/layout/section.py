@@ -44,11 +44,11 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def interval(metric: MetricEntry, digits: int = 4) -> str:
-    """The interval as "[low, high]", or why there is none: no figure, an exact one, or a sample too small."""
+    """The interval as "[low, high]", or why there is none: no figure, an exact one, an end infinite, n too small."""
     if metric.value is None:
         return "n/a"
     if metric.ci is None:
-        return "exact" if metric.exact else "n too small"
+        return "exact" if metric.exact else "an end is infinite" if metric.endless else "n too small"
     return "[{}, {}]".format(*(number(end, digits) for end in metric.ci))
 
 

@@ -5,6 +5,7 @@ bytes can claim terabytes, so what a header claims is held against the file's ow
 """
 
 import json
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from vaeaudit.errors import clipped
 
 _JSON: TypeAdapter[object] = TypeAdapter(JsonValue)
 
+_HOLDS_PARTS = re.compile(r"(.*?\.(?:npz|safetensors|ckpt|pth?))#(.*)", re.DOTALL | re.IGNORECASE)
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISFIFO, "a named pipe"),
@@ -52,10 +54,17 @@ def is_pointer(file: Path) -> bool:
 def named_part(path: str | Path) -> tuple[Path, str | None]:
     """The file, and the part of it that "FILE#PART" names; None where it names none, or a file is called so."""
     whole = Path(path)
-    if "#" not in whole.name or whole.exists():
-        return whole, None
-    name, _, part = whole.name.partition("#")
-    return whole.with_name(name) if name else whole, part
+    file, part = split_part(str(path))
+    return (whole, None) if part is None or whole.exists() else (Path(file), part)
+
+
+def split_part(text: str) -> tuple[str, str | None]:
+    """What stands before and after the # of "FILE#PART", None where there is none; a part may hold a slash.
+
+    The # is the first behind the ending of a file that can hold several parts, or else in the name itself.
+    """
+    found = _HOLDS_PARTS.match(text) or re.match(r"(.*[^/])#([^/]*)$", text, re.DOTALL)
+    return (found[1], found[2]) if found else (text, None)
 
 
 def excess(claimed: int, size: int, times: int) -> str | None:

@@ -78,6 +78,9 @@ class _OneOf:
         return value
 
 
+_ONCE = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
+
+
 def _some(what: str) -> AfterValidator:
     """Values of which at least one is needed, each once; None is left."""
 
@@ -186,7 +189,7 @@ class AttackSettings(BaseSettings):
     on: Literal["both", "mean", "std"] = Field("both", description="What of the posterior the perturbation reaches.")
     layers: tuple[Positive, ...] = Field((), description="Layers of a chain that are compared, from 1; all if empty.")
     penalty: Literal["l2", "l2sq"] = Field("l2", description="||d||_2 or its square.")
-    caps: Annotated[tuple[Length, ...], BeforeValidator(_listed, Length | tuple[Length, ...])] = Field(
+    caps: Annotated[tuple[Length, ...], BeforeValidator(_listed, Length | tuple[Length, ...]), _ONCE] = Field(
         (), description="Largest norms of a distortion under a cap; by norm if empty."
     )
     norm: Literal["l2", "linf"] = Field("l2", description="Norm of the cap.")
@@ -228,7 +231,7 @@ class MarginSettings(BaseSettings):
     family_wise: Truth = Field(False, description="Whether that is the confidence of all bounds together.")
     draws: Draws = Field(1000, description="Draws of the posterior for each item.")
     boxed: Truth = Field(True, description="Whether the empirical margin stays within the data's range.")
-    parts: tuple[Literal["certified", "empirical"], ...] = Field(
+    parts: Annotated[tuple[Literal["certified", "empirical"], ...], _ONCE] = Field(
         ("certified", "empirical"), description="Which bounds are computed; the estimates always are."
     )
 

@@ -134,6 +134,8 @@ def capped_attack(
     if x_t is not None:
         check_pairs(vae, x, x_t, box)
     check_size(x, len(caps), "caps")
+    if len({f"{cap:.4g}" for cap in caps}) < len(caps):
+        raise ConfigError(f"caps must differ in their first four digits, which name them, but {list(caps)} were given")
     keys = list(range(len(x))) if items is None else list(items)
     attack = _Attack(vae, x, x_t, box, caps, norm, draws, seed, max_evaluations, batch_size, keys, objective, go_on)
     return attack.run()

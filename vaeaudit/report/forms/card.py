@@ -42,11 +42,13 @@ def _stated(report: Report) -> Mapping[str, MetricEntry]:
 
 def _metric(name: str, metric: MetricEntry) -> dict[str, object]:
     words = re.sub(r"(?<!\d)\.|\.(?!\d)", " ", name).replace("_", " ")
-    told = interval(metric)
     shown = f"{words[:1].upper()}{words[1:]} in {metric.unit}, "
-    shown += (
-        f"{100 * metric.level:.4g}% interval {told}" if metric.ci else told.replace("small", "small for an interval")
-    )
+    if metric.ci:
+        shown += f"{100 * metric.level:.4g}% interval {interval(metric)}"
+    elif metric.exact or metric.value is None:
+        shown += interval(metric)
+    else:
+        shown += "an end of its interval is infinite" if metric.endless else "n too small for an interval"
     args: dict[str, object] = {"ci": list(metric.ci)} if metric.ci else {}
     args |= {"level": metric.level, "n": metric.n, "estimator": one_line(metric.estimator)}
     if metric.doubt:

@@ -11,18 +11,19 @@ def metric_table(metrics: dict[str, MetricEntry], digits: int = 4) -> Table:
     The names of figures that support no verdict are marked !.
     """
     directed = any(m.direction != "none" for m in metrics.values())
+    levels = {m.level for m in metrics.values() if m.ci}
     rows = [
         [
             name + (" !" if m.doubt else ""),
             number(m.value, digits),
-            interval(m, digits),
+            interval(m, digits) + (f" at {100 * m.level:.4g}%" if m.ci and len(levels) > 1 else ""),
             m.unit,
             *([m.direction.replace("none", "")] if directed else []),
             str(m.n) + (f" ({m.nonfinite} not finite)" if m.nonfinite else ""),
         ]
         for name, m in metrics.items()
     ]
-    level = next((f"{m.level:.0%} interval" for m in metrics.values()), "interval")
+    level = f"{100 * levels.pop():.4g}% interval" if len(levels) == 1 else "interval"
     return ["metric", "value", level, "unit", *(["more robust"] if directed else []), "n"], rows
 
 
