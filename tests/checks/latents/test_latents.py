@@ -243,14 +243,6 @@ def test_the_number_of_active_units_is_uncertain_where_a_unit_is_near_the_thresh
     assert metrics["latents.active_units.kl"].ci == (0, 1)
 
 
-def test_one_item_tells_no_interval_of_the_number_of_active_units(linear_gaussian: type[Any]) -> None:
-    numbers = {"A": [[1.0]], "b": [2.0], "sigma": [0.1], "B": [[1.0]], "c": [0.0], "tau": 1.0}
-    stopped = latents(linear_gaussian(numbers), randn(5, 1), draws=0, batch_size=1, go_on=lambda _: False)
-    metrics = summarise_latents(stopped)
-    assert stopped.n == 1
-    assert (metrics["latents.active_units.kl"].value, metrics["latents.active_units.kl"].ci) == (1, None)
-
-
 def test_a_joint_models_parts_are_its_units() -> None:
     vae, x = JointModel(), randn(200, 6)
     found = latents(vae, x, draws=2)
@@ -542,6 +534,9 @@ def test_stopping_leaves_the_first_items(small_vae: type[Any]) -> None:
     assert later.decomposition is not None and whole.decomposition is not None
     assert later.decomposition.points < whole.decomposition.points
     assert not whole.interrupted
+    fewest = latents(small_vae(), x, batch_size=1, go_on=lambda _: False)
+    assert (fewest.n, fewest.interrupted) == (2, True)  # one item alone has no spread
+    assert summarise_latents(fewest)["latents.active_units.kl"].n == 2
 
 
 def test_what_cannot_be_looked_at_is_refused(small_vae: type[Any], lin2: Any) -> None:

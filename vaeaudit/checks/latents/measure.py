@@ -24,6 +24,7 @@ from vaeaudit.stats.draws import noise_set
 from vaeaudit.subject.encodings import Encodings, Images, count_of, numbers_of, units_of
 from vaeaudit.subject.inputs import box_of, check_items, route_of
 
+_FEWEST = 2  # items, of which there is a spread
 _ENCODED = 0.85  # of the time, as measured, goes to the model, the rest to taking the KL apart
 _KL_DRAWS = 64  # of z for each item, at least, where a KL without a closed form is estimated: no decoder is run
 
@@ -135,7 +136,7 @@ def latents(
         ContractError: a prior of other units than the posterior.
         NonFiniteError: an encoder or a decoder that gives NaN.
     """
-    count = count_of(x, n, least=2)
+    count = count_of(x, n, least=_FEWEST)
     box = box_of(vae, data_range)
     if draws < 0:
         raise ConfigError(f"a number of draws is 0 or more, but {draws} were asked for")
@@ -185,7 +186,7 @@ def latents(
     log_likelihood, kl_error, kl, mean, log_stddev, *rest = rows.map(
         of_items,
         torch.arange(count),
-        go_on=lambda left, whole: encoding(Progress("encoding and decoding", left, whole)),
+        go_on=lambda left, whole: encoding(Progress("encoding and decoding", left, whole)) or whole - left < _FEWEST,
     )
     interrupted = len(kl) < count
     if chain is not None:

@@ -89,7 +89,7 @@ def _active(values: Tensor, errors: Tensor, words: str, n: int, threshold: float
     surely, maybe = int((values - half > threshold).sum()), int((values + half > threshold).sum())
     return Measurement(
         value=float((values > threshold).sum()) if len(values) else None,
-        ci=(float(surely), float(maybe)) if len(values) and n > 1 else None,
+        ci=(float(surely), float(maybe)) if len(values) else None,
         level=level,
         n=n,
         nonfinite=0,
