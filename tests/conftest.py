@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
 SHARED = HERE.parents[1] / "shared"
 COMMAND = Path(sys.executable).with_name("vaeaudit")
+BLANK = b"\x89PNG\r\n\x1a\n"  # how every PNG file begins
 MOST_SECONDS = 60  # after which a run of the installed command counts as hanging
 
 # One thread sums in one order, whatever the machine.
@@ -221,10 +222,18 @@ class Outcome(NamedTuple):
 
 @pytest.fixture
 def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> Callable[..., Outcome]:
-    """`vaeaudit` with the given arguments in this process, outside any repository."""
+    """`vaeaudit` with the given arguments in this process, outside any repository.
+
+    Figures cost most of a small run: only tests marked so, and the installed command, have them drawn.
+    """
     monkeypatch.chdir(tmp_path)
+    if request.node.get_closest_marker("figures") is None:
+        monkeypatch.setattr("vaeaudit.audit.journal.drawn", lambda drawing: replace(drawing, draw=lambda: BLANK))
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["vaeaudit", *map(str, arguments)])

@@ -75,11 +75,8 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, projection: Any) -> 
 
 
 @pytest.fixture
-def attack(command: Cli, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """A small attack; further arguments follow and win. Figures cost most of its time: only odd models draw them."""
-    if "drawn" not in request.fixturenames:
-        monkeypatch.setattr("vaeaudit.checks.attack.record.attack_panel", lambda *_: b"png")
-        monkeypatch.setattr("vaeaudit.checks.attack.record.distortion_curves", lambda *_: b"png")
+def attack(command: Cli) -> Cli:
+    """A small attack; further arguments follow and win."""
     return lambda *more, model="vae.safetensors": command("attack", model, "--data", "val.npy", *FAST, *more)
 
 
@@ -475,6 +472,7 @@ def save_odd(projection: Any, shape: tuple[int, ...], latents: int, **facts: str
     np.save("val.npy", np.clip(0.5 + z @ other.basis.numpy().T, 0, 1).astype(np.float32).reshape(40, *shape))
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize(
     ("shape", "latents", "facts", "drawn"),
     [

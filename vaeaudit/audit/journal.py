@@ -47,7 +47,7 @@ class Journal:
         record = work(go_on)
         if record.interrupted:
             return record
-        record = replace(record, drawings={what: _drawn(drawing) for what, drawing in record.drawings.items()})
+        record = replace(record, drawings={what: drawn(drawing) for what, drawing in record.drawings.items()})
         write_file(file, _packed(record, key))
         return record
 
@@ -60,7 +60,7 @@ class Journal:
             (folder / FOLDER).rmdir()
 
 
-def _drawn(drawing: Drawing) -> Drawing:
+def drawn(drawing: Drawing) -> Drawing:
     """The same figure, drawn now and once."""
     return Drawing(drawing.name, partial(bytes, drawing.draw()))
 
