@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 import typer
 
-from vaeaudit.audit.run import works_of
+from vaeaudit.audit.run import weigh, works_of
 from vaeaudit.checks.registry import GROUP, OURS, TAKEN, Check, among, checks
+from vaeaudit.checks.weights.stored import open_weights
 from vaeaudit.cli.app import app
 from vaeaudit.errors import CheckError
+from vaeaudit.settings.config import resolve
 from vaeaudit.settings.sections import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -253,3 +255,16 @@ def test_what_is_wrong_with_its_works_is_told_as_the_checks(works: Any, fault: s
     monkeypatch.setattr(Check, "load", lambda *_: works)
     with pytest.raises(CheckError, match=fault):
         works_of(replace(OURS[0], name="odd"), lambda: None)
+
+
+def test_what_its_work_raises_is_told_of_the_check_and_not_of_the_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(_: object) -> None:
+        raise RuntimeError("late")
+
+    odd = replace(OURS[-1], name="odd")
+    monkeypatch.setattr("vaeaudit.audit.run.checks", lambda: {"odd": odd})
+    monkeypatch.setattr(Check, "load", lambda *_: lambda _: {"odd": work})
+    resolved = resolve({"model.path": (str(EXAMPLES / "shapes-beta1.safetensors"), "test")}, None)
+    done = weigh(open_weights(resolved.settings), resolved, ["test"], ["odd"], lambda _: True)
+    assert (done.report.verdict, done.report.exit_code) == ("error", 3)
+    assert str(done.report.error).startswith("the check 'odd', or the model in it, raised RuntimeError: late (test_own")

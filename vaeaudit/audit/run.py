@@ -182,6 +182,9 @@ def _carried_out(
                 raise
             except BaseException as error:  # the adapter is the user's code: it must not read as a finding
                 fault = error
+                if checks()[check] not in OURS and not isinstance(error, VaeauditError):
+                    fault = VaeauditError(f"the check '{check}', or the model in it, raised {told(error)}")
+                    fault.__cause__ = error
         seconds[check] += time.monotonic() - started
     return Audit(write_down(audited, resolved, argv, records, skipped, fault, seconds), tuple(records), fault)
 

@@ -7,7 +7,7 @@ one of them is told by every command that needs to know the checks, since an aud
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -47,6 +47,10 @@ class Check:
             choice changes nothing of a metric that both have.
         pieces: the one of these of whose values each has a work of its own.
         files: keys of its section that are paths of checkpoints.
+        gated: names of its metrics, as regular expressions, for which `vaeaudit init` proposes thresholds: of the many
+            that it has, those that say most and have an interval from ten or twenty items.
+        aside: names of its metrics, likewise, that regress in a comparison only where they are named, as estimates
+            that are no bounds, and what repeats another.
     """
 
     name: str
@@ -61,7 +65,9 @@ class Check:
     of_file: bool = False
     choices: tuple[str, ...] = ()
     pieces: str | None = None
-    files: tuple[str, ...] = field(default=())
+    files: tuple[str, ...] = ()
+    gated: tuple[str, ...] = ()
+    aside: tuple[str, ...] = ()
 
     def load(self, path: str) -> Any:
         """What an import path of this row names; raises :class:`CheckError`."""
@@ -98,9 +104,24 @@ OURS = (
         {"attacks": "AttackEntry", "capped": "CappedEntry"},
         choices=("modes",),
         pieces="modes",
+        gated=(r"attack\..*\.(delta|damage)\.median",),
     ),
-    _ours("margin", "How far each item may move and stay within r", {"margins": "MarginEntry"}, choices=("r",)),
-    _ours("noise", "How log p falls where the encoder sees noise", {"noise": "NoiseEntry"}, choices=("sigmas",)),
+    _ours(
+        "margin",
+        "How far each item may move and stay within r",
+        {"margins": "MarginEntry"},
+        choices=("r",),
+        gated=(r"margin\.r[\d.e+-]+\.(certified|empirical)\.median",),
+        # The median of the pair [certified, empirical] has the empirical one's samples.
+        aside=(r"margin\..*\.(frobenius|spectral|whitened)\..*", r"margin\.r[\d.e+-]+\.median"),
+    ),
+    _ours(
+        "noise",
+        "How log p falls where the encoder sees noise",
+        {"noise": "NoiseEntry"},
+        choices=("sigmas",),
+        gated=(r"noise\.s[\d.e+-]+\.degradation\.median",),
+    ),
     _ours("latents", "ELBO, KL of each unit, active units", {"latents": "LatentsEntry"}),
     _ours("mig", "Whether one unit alone holds each known factor", {"migs": "MigEntry"}),
     _ours("weights", "L2 norms of encoder and decoder", {"weights": "WeightsEntry"}, of_file=True, files=("against",)),

@@ -19,10 +19,6 @@ from vaeaudit.report.samples import read_samples
 from vaeaudit.stats.estimates import Sample
 from vaeaudit.stats.paired import ROUNDING, Difference, difference, holm, least_p, signed_rank_p
 
-# First-order estimates are no bounds, and quartiles repeat what medians say: neither regresses unless it is named.
-_ESTIMATES = ("frobenius", "spectral", "whitened")
-# The median of the pair [certified, empirical] has the empirical one's samples.
-_PAIR = r"margin\.r[\d.e+-]+\.median"
 # Of a figure's own size: what the search behind it may leave without a failure sign, so that less is no difference that
 # few items could show.
 _SEARCHED = 0.02
@@ -119,9 +115,10 @@ def compare(
 
 
 def _may_regress(name: str, metric: MetricEntry) -> bool:
-    """Whether a metric is of the family where nobody names one."""
-    repeated = any(f".{estimate}." in name for estimate in _ESTIMATES) or re.fullmatch(_PAIR, name)
-    return metric.direction != "none" and name.endswith(".median") and not repeated
+    """Whether a metric is of the family where nobody names one: quartiles and means repeat what medians say."""
+    check = checks().get(name.partition(".")[0])
+    aside = check is not None and any(re.fullmatch(pattern, name) for pattern in check.aside)
+    return metric.direction != "none" and name.endswith(".median") and not aside
 
 
 def _obstacles(old: Report, new: Report) -> Iterator[str]:

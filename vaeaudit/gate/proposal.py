@@ -22,13 +22,6 @@ FILE = "vaeaudit.toml"
 _MODELS = (".safetensors", ".pt", ".pth", ".ckpt")
 _DATA = re.compile(r"\.np[yz]$|[.-]idx\d?(-\w+)?(\.gz)?$")
 _MANY = 10_000  # items above which a draw of so many is proposed
-# Of the many figures of a check, those that say most of robustness, with an interval from ten or twenty items.
-_GATED = (
-    rf"attack\.({'|'.join(modes.names(swept=True))})\.delta\.median",
-    rf"attack\.({'|'.join(modes.names(swept=False))})\..*\.damage\.median",
-    r"margin\.r[\d.e+-]+\.(certified|empirical)\.median",
-    r"noise\.s[\d.e+-]+\.degradation\.median",
-)
 
 
 def find_model(folder: Path) -> str:
@@ -166,7 +159,8 @@ def _policy(report: Report) -> Iterator[str]:
     yield "# fails where all of it is on the wrong side, and is inconclusive (exit code 5) in between. They lie half an"
     yield "# interval beyond what was measured; move them to what your release needs."
     yield ""
-    gated = [item for item in report.metrics.items() if any(re.fullmatch(pattern, item[0]) for pattern in _GATED)]
+    patterns = [pattern for check in checks().values() for pattern in check.gated]
+    gated = [item for item in report.metrics.items() if any(re.fullmatch(pattern, item[0]) for pattern in patterns)]
     for name, metric in gated:
         measured = f"{with_interval(metric.value, metric.ci, 4)} {metric.unit}, n = {metric.n}"
         value = threshold(metric)

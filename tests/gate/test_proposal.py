@@ -1,0 +1,24 @@
+"""What `vaeaudit init` proposes of a first audit."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vaeaudit.checks.registry import OURS
+from vaeaudit.gate import proposal
+from vaeaudit.report.reading import read_report
+from vaeaudit.settings.sections import Settings
+
+
+def test_thresholds_are_proposed_for_the_metrics_that_the_rows_of_checks_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    report, _ = read_report(str(Path(__file__).parents[1] / "report" / "reports"))
+    for gated, named in (((), []), ((r"margin\.r4\..*mean",), ["margin.r4.certified.mean"])):
+        monkeypatch.setattr(
+            proposal, "checks", lambda gated=gated: {n: replace(c, gated=gated) for n, c in rows.items()}
+        )
+        text = proposal.propose(report, Settings.model_validate({"model": {"path": "vae.pt"}}), tmp_path)
+        assert re.findall(r'^\[checks\."(.*)"\]$', text, re.MULTILINE) == named
