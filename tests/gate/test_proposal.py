@@ -17,8 +17,7 @@ def test_thresholds_are_proposed_for_the_metrics_that_the_rows_of_checks_name(
 ) -> None:
     report, _ = read_report(str(Path(__file__).parents[1] / "report" / "reports"))
     for gated, named in (((), []), ((r"margin\.r4\..*mean",), ["margin.r4.certified.mean"])):
-        monkeypatch.setattr(
-            proposal, "checks", lambda gated=gated: {n: replace(c, gated=gated) for n, c in rows.items()}
-        )
+        rows = {check.name: replace(check, gated=gated) for check in OURS}
+        monkeypatch.setattr(proposal, "checks", lambda rows=rows: rows)
         text = proposal.propose(report, Settings.model_validate({"model": {"path": "vae.pt"}}), tmp_path)
         assert re.findall(r'^\[checks\."(.*)"\]$', text, re.MULTILINE) == named
