@@ -1,10 +1,12 @@
 """What figures of several checks are made of, and how they become PNG bytes."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from vaeaudit.errors import clipped
@@ -13,6 +15,7 @@ from vaeaudit.model.ranges import Range, intervals
 
 Array = NDArray[np.float64]
 
+_STEP = 1.08  # from the left edge of one image of a row to that of the next, in widths of an image
 PANEL_ROWS = 20  # most pairs that a panel shows; a figure of hundreds can neither be drawn nor read
 
 
@@ -42,13 +45,28 @@ def scale(images: Array, box: Range | None) -> tuple[Array, Array]:
     return low, np.where(width > 0, width, 1.0)
 
 
-def draw_image(axis: Axes, image: Array) -> None:
-    """An image (channels, height, width) of values in [0, 1]; what lies outside is drawn as the nearest."""
-    shown = image.clip(0, 1)
-    if len(shown) == 1:
-        axis.imshow(shown[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    else:
-        axis.imshow(shown.transpose(1, 2, 0), interpolation="nearest")
+def draw_row(axis: Axes, images: Sequence[Array], label: str, below: Sequence[str], above: Sequence[str] = ()) -> None:
+    """Images (channels, height, width) of values in [0, 1] side by side, what lies outside drawn as the nearest.
+
+    All of a row share one pair of axes, since those cost far more to draw than an image does.
+    """
+    height = images[0].shape[1] / images[0].shape[2]
+    lefts = [_STEP * place for place in range(len(images))]
+    for left, image in zip(lefts, images, strict=True):
+        pixels = image.clip(0, 1).transpose(1, 2, 0)
+        where = (left, left + 1, 0, height)
+        grey = pixels.shape[2] == 1
+        axis.imshow(pixels, "gray" if grey else None, vmin=0, vmax=1, interpolation="nearest", extent=where)
+        axis.add_patch(Rectangle((left, 0), 1, height, fill=False, edgecolor="0.4", linewidth=0.8))
+    axis.set_xlim(-0.02, lefts[-1] + 1.02)
+    axis.set_ylim(-0.02, height + 0.02)
+    axis.set_frame_on(False)
+    axis.set_yticks([])
+    axis.text(-0.08, height / 2, label, fontsize=8, ha="right", va="center")
+    axis.set_xticks([left + 0.5 for left in lefts], below, fontsize=7)
+    axis.tick_params(length=0, pad=2)
+    for left, name in zip(lefts, above, strict=False):
+        axis.text(left + 0.5, height + 0.06, name, fontsize=10, ha="center", va="bottom")
 
 
 def label(text: str) -> str:

@@ -1,9 +1,10 @@
 """The figures of the attack check, as PNG bytes."""
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from vaeaudit.layout.figures import Array, draw_image, scale, to_png
+from vaeaudit.layout.figures import Array, draw_row, scale, to_png
 from vaeaudit.model.ranges import Range
 
 
@@ -17,24 +18,21 @@ def attack_panel(columns: dict[str, Array], labels: list[str], box: Range | None
     rows = len(labels)
     images = np.concatenate([column for name, column in columns.items() if name != "distortion"])
     low, width = scale(images, box)
-    figure = Figure(figsize=(1.5 * len(columns) + 1.6, 1.62 * rows + 0.5), layout="constrained")
-    axes = figure.subplots(rows, len(columns), squeeze=False)
-    for row in range(rows):
-        for place, (name, column) in enumerate(columns.items()):
-            axis = axes[row, place]
-            axis.set_xticks([])
-            axis.set_yticks([])
+    figure = Figure(figsize=(1.5 * len(columns) + 1.6, 1.62 * rows + 0.5), layout="compressed")
+    for row, axis in enumerate(figure.subplots(rows, 1, squeeze=False)[:, 0]):
+        drawn, below = [], []
+        for name, column in columns.items():
             item = column[row]
             if name == "distortion":
                 reach = float(np.abs(item).max())
                 signed = item.sum(0) if len(item) == 1 else np.take_along_axis(item, np.abs(item).argmax(0)[None], 0)[0]
-                axis.imshow(signed, cmap="RdBu_r", vmin=-(reach or 1), vmax=reach or 1, interpolation="nearest")
-                axis.set_xlabel(f"largest {reach:.2g}", fontsize=8)
+                colours = colormaps["RdBu_r"]((signed / (reach or 1) + 1) / 2)
+                drawn.append(colours[:, :, :3].transpose(2, 0, 1))
+                below.append(f"largest {reach:.2g}")
             else:
-                draw_image(axis, (item - low) / width)
-            if row == 0:
-                axis.set_title(name, fontsize=10)
-        axes[row, 0].set_ylabel(labels[row], fontsize=8, rotation=0, ha="right", va="center")
+                drawn.append((item - low) / width)
+                below.append("")
+        draw_row(axis, drawn, labels[row], below, [] if row else [*columns])
     return to_png(figure)
 
 

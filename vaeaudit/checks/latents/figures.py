@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from vaeaudit.layout.figures import Array, draw_image, scale, to_png
+from vaeaudit.layout.figures import Array, draw_row, scale, to_png
 from vaeaudit.model.ranges import Range
 
 _LABELLED = 64  # most bars with a label of their own
@@ -60,15 +60,8 @@ def traversal_panel(images: Array, values: Array, labels: list[str], box: Range 
     """One row a unit: ``images`` (units, steps, channels, height, width), and below them ``values`` (units, steps)."""
     rows, steps = values.shape
     low, width = scale(images, box)
-    figure = Figure(figsize=(1.05 * steps + 1.3, 1.22 * rows + 0.6), layout="constrained")
-    axes = figure.subplots(rows, steps, squeeze=False)
-    for row in range(rows):
-        for step in range(steps):
-            axis, image = axes[row, step], images[row, step]
-            axis.set_xticks([])
-            axis.set_yticks([])
-            draw_image(axis, (image - low) / width)
-            axis.set_xlabel(f"{values[row, step]:.3g}", fontsize=7, labelpad=2)
-        axes[row, 0].set_ylabel(labels[row], fontsize=8, rotation=0, ha="right", va="center")
+    figure = Figure(figsize=(1.05 * steps + 1.3, 1.22 * rows + 0.6), layout="compressed")
+    for row, axis in enumerate(figure.subplots(rows, 1, squeeze=False)[:, 0]):
+        draw_row(axis, (images[row] - low) / width, labels[row], [f"{value:.3g}" for value in values[row]])
     figure.suptitle(title, fontsize=9)
     return to_png(figure)
