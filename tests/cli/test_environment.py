@@ -211,3 +211,21 @@ def test_of_a_list_as_json_the_wrong_value_is_told(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("VAEAUDIT_NOISE_SIGMAS", '[0.1, "a"]')
     with pytest.raises(ConfigError, match=r"^VAEAUDIT_NOISE_SIGMAS must be a valid number, but 'a' came$"):
         resolved()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "fault"),
+    [
+        ("CHECKS", '{"a": {"min": "x"}}', "VAEAUDIT_CHECKS: checks.\"a\".min must be a valid number, but 'x' came"),
+        ("CHECKS", '{"a": 3}', 'VAEAUDIT_CHECKS: checks."a" must be a table of keys and values, but 3 came'),
+        ("MODEL_OPTIONS", '{"a": [1e400]}', "VAEAUDIT_MODEL_OPTIONS: model.options.a must be a finite number"),
+        ("MODEL_OPTIONS", "3", "VAEAUDIT_MODEL_OPTIONS must be a valid dictionary, but 3 came"),
+    ],
+)
+def test_what_is_wrong_in_a_table_of_a_variable_is_told_by_its_key(
+    variable: str, value: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"VAEAUDIT_{variable}", value)
+    with pytest.raises(ConfigError) as told:
+        resolved()
+    assert str(told.value).startswith(fault)

@@ -196,8 +196,8 @@ def _explained(error: ValidationError, sources: Mapping[str, str]) -> ConfigErro
     if fault["type"] == "extra_forbidden":
         return ConfigError(f"{source}: {_unknown(place, fault['input'])}")
     others = [f for f in error.errors() if f["loc"][:2] == fault["loc"][:2]]  # the other types it could have had
-    # A flag or a variable is what its user knows; the key is what the file says.
-    spoken = source.startswith(("-", "VAEAUDIT_")) or source == "MODEL"
+    # A flag or a variable is what its user knows; the key is what the file says, and which of those in a table.
+    spoken = (source.startswith(("-", "VAEAUDIT_")) or source == "MODEL") and name == f"{section}.{key}"
     return ConfigError(told(source if spoken else f"{source}: {name}", others))
 
 
