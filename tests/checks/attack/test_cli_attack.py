@@ -318,4 +318,5 @@ def test_a_detached_encoder_is_not_attacked_at_all(attack: Attack, how: str) -> 
     assert done.code == 5
     assert report()["attacks"] == []
     assert "gradients" in report()["skipped"]["attack"]
+    assert {path.name for path in Path("vaeaudit-report").iterdir()} == {"report.json", "report.md"}
     assert "verdict: inconclusive" in done.out
