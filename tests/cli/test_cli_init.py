@@ -34,11 +34,12 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(EXAMPLES / name, folder)
     (folder / "pyproject.toml").write_text(
         "[tool.vaeaudit.noise]\ndraws = 3\n"
-        "[tool.vaeaudit.attack]\npairs = 6\nlambdas = 6\n"
+        "[tool.vaeaudit.attack]\npairs = 6\nlambdas = 6\nmax_evaluations = 300\n[tool.vaeaudit.latents]\ntraverse = 0\n"
         "[tool.vaeaudit.margin]\nitems = 6\ndraws = 100\n"
     )
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
+        patched.setattr("matplotlib.figure.Figure.savefig", lambda _, file, **__: file.write(b"png"))
         patched.setattr(sys, "argv", ["vaeaudit", "init", "--limit", "12", "-q"])
         with pytest.raises(SystemExit) as ended:
             main()

@@ -76,8 +76,9 @@ OPENED = {
 ENDINGS = {"model": ".pt", "model of weights": ".safetensors", "other model": ".ckpt", "data": ".npz", "adapter": ".py"}
 
 
-@pytest.mark.parametrize("make", [fifo, listening, device])
-@pytest.mark.parametrize("where", OPENED)
+@pytest.mark.parametrize(
+    ("where", "make"), [*((where, fifo) for where in OPENED), ("data", listening), ("data", device)]
+)
 def test_what_is_no_regular_file_is_refused_at_once_wherever_a_path_is_opened(
     where: str, make: Callable[[Path], str], command: Callable[..., object]
 ) -> None:
