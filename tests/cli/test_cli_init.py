@@ -35,7 +35,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pyproject.toml").write_text(
         "[tool.vaeaudit.noise]\ndraws = 3\n"
         "[tool.vaeaudit.attack]\npairs = 6\nlambdas = 6\nmax_evaluations = 300\n[tool.vaeaudit.latents]\ntraverse = 0\n"
-        "[tool.vaeaudit.margin]\nitems = 6\ndraws = 100\n"
+        "[tool.vaeaudit.margin]\nitems = 6\ndraws = 100\nparts = ['certified']\n"
     )
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)

@@ -366,7 +366,19 @@ def test_the_hash_of_a_model_of_two_files_is_of_both_and_each_is_listed(two_file
 
 @pytest.mark.usefixtures("two_files")
 def test_a_report_lists_every_file_of_a_model(command: Callable[..., Any]) -> None:
-    command("latents", "encoder.safetensors", "--adapter", "two.py:open", "--data", DATA, "--limit", 20, "-q")
+    command(
+        "latents",
+        "encoder.safetensors",
+        "--adapter",
+        "two.py:open",
+        "--data",
+        DATA,
+        "--limit",
+        20,
+        "--traverse",
+        0,
+        "-q",
+    )
     entry = json.loads(Path("vaeaudit-report/report.json").read_text())["model"]
     assert [file["path"] for file in entry["files"]] == ["encoder.safetensors", "decoder.safetensors"]
     assert len({entry["file"]["sha256"], *(file["sha256"] for file in entry["files"])}) == 3
