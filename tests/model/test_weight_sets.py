@@ -187,8 +187,7 @@ def test_every_output_names_the_key_that_was_taken(
     Path("vaeaudit.toml").write_text("[model.options]\ninput_shape = [1, 28, 28]\n")
     common = ("--adapter", "mlp", "--data", DATA)
     done = command("doctor", "vae.ckpt", *common)
-    assert done.code == 2
-    assert "'state_dict', 'ema', as of a model and its averaged copy" in done.err
+    assert done.said(2, "'state_dict', 'ema', as of a model and its averaged copy")
     assert "vae.ckpt#ema" in command("doctor", "vae.ckpt#ema", *common).out
     assert command("weights", "vae.ckpt#state_dict", "--adapter", "mlp", "--no-spectral", "-q").code == 0
     report = json.loads(Path("vaeaudit-report/report.json").read_text())
@@ -202,8 +201,7 @@ def test_weights_of_two_sets_are_compared_by_their_keys(
 ) -> None:
     save_file(prefixed("model.", weights) | prefixed("ema.", averaged), "vae.safetensors")
     done = command("weights", "vae.safetensors")
-    assert done.code == 2
-    assert "holds 2 sets of weights" in done.err
+    assert done.said(2, "holds 2 sets of weights")
     assert command("weights", "vae.safetensors#ema", "--against", "vae.safetensors#model", "--no-spectral").code == 0
     report = json.loads(Path("vaeaudit-report/report.json").read_text())
     assert [part["change"] for part in report["weights"][0]["parts"]] == pytest.approx([-50, -50])

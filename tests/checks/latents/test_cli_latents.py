@@ -325,10 +325,7 @@ def test_an_interruption_keeps_the_items_so_far(bundled: Latents, monkeypatch: p
 )
 def test_bad_input_is_one_sentence_and_exit_2(arguments: list[str], words: str, bundled: Latents) -> None:
     done = bundled(*arguments)
-    assert done.code == 2
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    assert words in done.err
+    assert done.said(2, words)
     assert not Path("vaeaudit-report").exists()
 
 
