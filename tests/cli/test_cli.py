@@ -3,11 +3,9 @@
 import io
 import json
 import os
-import pickle
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import textwrap
 import time
@@ -19,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 COMMAND = Path(sys.executable).with_name("vaeaudit")
 FAST = ("--pairs", "2", "--lambdas", "3", "--max-evaluations", "400")
@@ -139,23 +136,6 @@ def test_markdown_on_stdout_is_the_report_file(attack: Cli) -> None:
     assert done.out == Path("a b/ü/report.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["attack", "--help"]])
-def test_help_and_version_are_quick_and_import_no_torch(arguments: list[str]) -> None:
-    probe = (
-        "import sys, time; start = time.perf_counter(); from vaeaudit.cli.app import main; "
-        f"sys.argv = ['vaeaudit', *{arguments!r}]\n"
-        "try: main()\n"
-        "except SystemExit as end: assert end.code == 0\n"
-        "heavy = {'torch', 'numpy', 'scipy', 'matplotlib', 'safetensors'} & set(sys.modules)\n"
-        "print('HEAVY', sorted(heavy), time.perf_counter() - start)"
-    )
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True)
-    text, _, told = done.stdout.partition("HEAVY ")
-    assert told.startswith("[]")
-    assert float(told.split()[-1]) < 2  # 0.2 s on a quiet machine; a busy one is no failure
-    assert "Usage: vaeaudit" in text or text == "vaeaudit 0.1.0\n"
-
-
 def test_the_command_alone_shows_its_help_as_usage_error(command: Cli) -> None:
     done = command()
     assert (done.code, done.out) == (2, "")
@@ -220,14 +200,9 @@ def test_the_command_alone_shows_its_help_as_usage_error(command: Cli) -> None:
         (["--option", "activation=tan"], "adapter 'mlp' cannot take activation = 'tan'"),
         (["--out", ""], "--out must be a text that is not empty"),
         (["-o", ""], "--output must name a file, but nothing came"),
-        (["-o", "."], "--output must name a file, but '.' is a folder"),
         (["-o", "a\0b"], "--output must name a file, but 'a\\x00b' holds a NUL"),
         (["--batch-size", "9" * 5000], "--batch-size must be a valid integer or 'auto', but '9999"),
         (["--seed", "9" * 5000], "--seed must be a whole number of fewer digits, but '9999"),
-        (["-o", "val.npy/x"], "nothing can be written to val.npy: File exists; name another place with --output"),
-        (["--out", "val.npy"], "nothing can be written to val.npy: File exists; name another place with --out"),
-        (["--out", "val.npy/x"], "nothing can be written to val.npy/x: Not a directory"),
-        (["--out", "/proc/no/where"], "nothing can be written to /proc/no/where: No such file or directory"),
         (["--config", "no.toml"], "there is no configuration file 'no.toml'; expected a TOML file"),
         (["--config", "x", "--isolated"], "--config names a file and --isolated reads none; give one of them"),
         (["--par", "2"], "No such option: --par"),
@@ -261,8 +236,7 @@ def test_a_wrong_option_ends_with_one_sentence_and_leaves_nothing(
 )
 def test_what_is_not_named_or_not_there_is_told(command: Cli, arguments: list[str], message: str) -> None:
     done = command(*arguments)
-    assert (done.code, done.out) == (2, "")
-    assert message in done.message
+    assert done.said(2, message)
 
 
 @pytest.mark.parametrize(
@@ -350,8 +324,7 @@ def test_a_wrong_variable_is_named(
 ) -> None:
     monkeypatch.setenv(name, value)
     done = command("attack", "vae.safetensors", "--data", "val.npy", "-q")
-    assert done.code == 2
-    assert message in done.message
+    assert done.said(2, message)
 
 
 def test_the_file_of_the_repository_is_found_below_it_and_its_paths_are_from_there(
@@ -378,29 +351,6 @@ def test_odd_file_names_are_taken_as_they_are(command: Cli) -> None:
 
 
 # ---- Wrong models and data
-
-
-@pytest.mark.parametrize(
-    ("change", "code", "message"),
-    [
-        (lambda t: t.pop("decoder.2.bias"), 2, "(missing: decoder.2.bias)"),
-        (lambda t: t.update(extra=torch.zeros(2)), 2, "(not expected: extra)"),
-        (lambda t: t.update({"decoder.2.bias": torch.zeros(3)}), 2, "decoder.2.bias (expected 16, came 3)"),
-        (lambda t: t.update({"decoder.0.bias": torch.zeros(0)}), 2, "decoder.0.bias (expected 6, came 0)"),
-        (lambda t: t["decoder.2.bias"].fill_(float("nan")), 3, "decoder.2.bias holds 16 NaN or infinite values of 16"),
-        (lambda t: t["decoder.2.bias"].mul_(float("inf")), 3, "decoder.2.bias holds 16 NaN or infinite values of 16"),
-    ],
-)
-def test_a_checkpoint_that_does_not_fit_is_told_by_name(
-    attack: Cli, projection: Any, change: Callable[[dict[str, Tensor]], object], code: int, message: str
-) -> None:
-    tensors = projection.weights()
-    change(tensors)
-    save_file(tensors, "vae.safetensors", projection.facts)
-    done = attack()
-    assert (done.code, done.out) == (code, "")
-    assert message in done.message
-    assert here() == set()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -430,37 +380,8 @@ def test_data_that_do_not_fit_are_told(
 ) -> None:
     np.save("val.npy", change(np.load("val.npy")))
     done = attack()
-    assert (done.code, done.out) == (code, "")
-    assert message in done.message
+    assert done.said(code, message)
     assert here() == set()
-
-
-class Evil:
-    """Touches a file when it is unpickled."""
-
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, ("touch canary",)
-
-
-def test_pickled_objects_are_left_out_or_refused_and_never_run(command: Cli, projection: Any) -> None:
-    objects = np.empty(2, object)
-    objects[:] = [Evil(), Evil()]
-    np.savez("both.npz", imgs=np.load("val.npy"), metadata=objects)
-    done = command("doctor", "vae.safetensors", "--data", "both.npz")
-    assert done.code == 0
-    assert "metadata: pickled objects are not loaded" in done.out
-    np.savez("only.npz", imgs=objects)
-    Path("bare.npz").write_bytes(pickle.dumps(Evil()))
-    np.save("list.npy", objects, allow_pickle=True)
-    for data in ("only.npz", "bare.npz", "list.npy"):
-        done = command("doctor", "vae.safetensors", "--data", data)
-        assert done.code == 4
-        assert "could run code" in done.message
-    torch.save({"state_dict": projection.weights(), "callback": Evil()}, "vae.pt")
-    done = command("attack", "vae.pt", "--data", "val.npy", "--adapter", "mlp")
-    assert done.code == 4
-    assert "could run code, so it was not loaded" in done.message
-    assert not Path("canary").exists()
 
 
 def save_odd(projection: Any, shape: tuple[int, ...], latents: int, **facts: str | None) -> None:
@@ -526,22 +447,10 @@ def test_odd_models_are_audited_and_drawn_where_they_are_images(
         ("def open(c, o): raise RuntimeError('bad')", 2, r"could not open vae.safetensors: RuntimeError: bad \(own3"),
         ("def open(c, o): raise SystemExit(1)", 2, r"could not open vae.safetensors: SystemExit: 1 \(own4"),
         ("def open(): pass", 2, r"TypeError: open\(\) takes 0 positional arguments but 2 were given; see docs"),
-        ("def open(c, o): return None", 3, "returned a NoneType where a model was expected"),
         ("open = 3", 2, "defines no function 'open'"),
-        (sub("input_shape = None"), 3, r"whose input_shape is None, where positive integers"),
-        (sub("input_shape = (1, -4, 4)"), 3, r"whose input_shape is \(1, -4, 4\)"),
         (sub("range = (1, 0)"), 3, r"whose range is \(1, 0\), where two numbers LO < HI"),
-        (sub("range = 'ab'"), 3, "whose range is 'ab'"),
-        (sub("prior = 3"), 3, "the model's prior is an object of type int without mean, noise_shape"),
-        (sub("def encode(self, x): return (x, x)"), 3, r"the model's encode\(x\) is a tuple of 2 tensors"),
-        (sub("def decode(self, z): return z"), 3, r"the model's decode\(z\) is a Tensor, where a likelihood"),
         (sub("def encode(self, x): raise IndexError('no')"), 3, r"raised IndexError: no \(own15.py, line \d+\) when"),
         (sub("def encode(self, x): raise SystemExit(0)"), 3, r"the model raised SystemExit: 0 \(own16"),
-        (
-            sub("def decode(self, z): return vaeaudit.GaussianLikelihood(z, z.new_tensor(0.0))"),
-            3,
-            r"mean of decode\(z\) is of shape \(2, 3\), where shape \(2, 1, 4, 4\)",
-        ),
         (
             sub("def encode(self, x): z = x.flatten(1)[:, :3]; return vaeaudit.DiagonalGaussian(z * torch.inf, z)"),
             3,
@@ -560,24 +469,6 @@ def test_an_adapter_that_raises_or_returns_nonsense_is_told(
     assert here() == {f"{name}.py"}
 
 
-@pytest.mark.parametrize(
-    ("name", "body"),
-    [
-        ("constant", "def encode(self, x): z = x.new_zeros(len(x), 3); return vaeaudit.DiagonalGaussian(z, z)"),
-        ("detached", "def encode(self, x): return super().encode(x.detach())"),
-        ("noisy", "def encode(self, x): return super().encode(x + 0.1 * torch.rand_like(x))"),
-        ("training", "def encode(self, x): self.train(); return super().encode(x)"),
-    ],
-)
-def test_a_model_that_is_not_plausible_gets_no_verdict_and_no_attack(attack: Cli, name: str, body: str) -> None:
-    done = attack("--adapter", own(sub(body), f"implausible_{name}"))
-    assert (done.code, done.err) == (5, "")
-    assert report()["verdict"] == "inconclusive"
-    assert report()["attacks"] == []
-    assert "attack" in report()["skipped"]  # type: ignore[operator]
-    assert {path.name for path in Path("vaeaudit-report").iterdir()} == {"report.json", "report.md"}
-
-
 LATE = """
 def {method}(self, x):
     self.calls += any("checks/attack" in frame.f_code.co_filename for frame, _ in traceback.walk_stack(None))
@@ -592,22 +483,18 @@ def {method}(self, x):
     [
         ("encode", "raise RuntimeError('late')", "the model raised RuntimeError: late (late_0.py, line "),
         ("decode", "raise RuntimeError('late')", "the model raised RuntimeError: late (late_1.py, line "),
-        ("encode", "raise SystemExit(0)", "the model raised SystemExit: 0 (late_2.py, line "),
         ("encode", "raise BrokenPipeError", "the model raised BrokenPipeError (late_3.py, line "),
-        ("encode", "raise MemoryError", "the model raised MemoryError (late_4.py, line "),
         ("encode", "raise torch.OutOfMemoryError('x')", "not even one row of the model fits into memory"),
         ("encode", "return super().encode(x * torch.nan)", "the sweep's result is not finite"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("quiet", [True, False])
 def test_an_error_in_the_middle_ends_with_3_and_a_report_that_says_so(
-    attack: Cli, method: str, deed: str, message: str, quiet: bool
+    attack: Cli, method: str, deed: str, message: str
 ) -> None:
     number = re.search(r"late_\d", message)
     name = number[0] if number else f"late_{len(message)}"
     after = 20 if method == "encode" else 1
-    adapter = own(sub(LATE.format(method=method, deed=deed, after=after)), name)
-    done = attack("--adapter", adapter, *(["-q"] if quiet else []))
+    done = attack("--adapter", own(sub(LATE.format(method=method, deed=deed, after=after)), name))
     assert done.code == 3
     assert message in done.message
     assert "verdict: error" in done.out
@@ -615,17 +502,6 @@ def test_an_error_in_the_middle_ends_with_3_and_a_report_that_says_so(
     assert (written["status"], written["verdict"], written["exit_code"]) == ("error", "error", 3)
     assert message in str(written["error"])
     assert {path.name for path in Path("vaeaudit-report").iterdir()} == {"report.json", "report.md"}
-
-
-def test_verbose_shows_where_and_without_it_no_traceback_is_shown(attack: Cli) -> None:
-    adapter = own(sub(LATE.format(method="encode", deed="raise RuntimeError('late')", after=40)), "verbose_late")
-    done = attack("--adapter", adapter, "-v")
-    assert done.code == 3
-    assert "Traceback (most recent call last):" in done.err
-    assert done.err.splitlines()[-1].startswith("error: the model raised RuntimeError: late")
-    done = attack("-v", model="no.safetensors")
-    assert "Traceback" in done.err
-    assert done.err.splitlines()[-1].startswith("error: there is no checkpoint at no.safetensors")
 
 
 def test_an_adapter_finds_the_code_beside_it_and_may_use_dataclasses(command: Cli) -> None:
@@ -677,27 +553,6 @@ def test_a_model_that_is_no_module_is_audited(attack: Cli) -> None:
 # ---- Streams
 
 
-def test_a_reader_who_leaves_early_changes_no_exit_code(
-    attack: Cli, installed: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer, "w") as stdout:
-        monkeypatch.setattr(sys, "stdout", stdout)
-        assert attack("--format", "json") == (0, "", "")
-    assert report()["status"] == "complete"
-    done = installed.cold("attack", "--help", shell='"$@" | head -1; echo ${PIPESTATUS[0]}')
-    assert (done.out, done.err) == ("Usage: vaeaudit attack [OPTIONS] [MODEL]\n0\n", "")
-
-
-@needs_full
-def test_a_full_output_file_is_told_and_dev_null_takes_everything(attack: Cli) -> None:
-    done = attack("-o", "/dev/full")
-    assert (done.code, done.out) == (2, "")
-    assert done.message == "/dev/full cannot be written: No space left on device; name another place"
-    assert attack("-o", "/dev/null") == (0, "", "")
-
-
 def test_the_result_goes_whole_to_a_file_or_through_a_link(attack: Cli) -> None:
     assert attack("-o", "new/result.json", "--format", "json") == (0, "", "")
     assert json.loads(Path("new/result.json").read_text()) == report()
@@ -707,6 +562,7 @@ def test_the_result_goes_whole_to_a_file_or_through_a_link(attack: Cli) -> None:
     assert Path("link.md").is_symlink()
     assert Path("target.md").read_text(encoding="utf-8").startswith("# Audit of `vae.safetensors`")
     assert {path.name for path in Path("new").iterdir()} == {"result.json"}
+    assert attack("-o", "/dev/null") == (0, "", "")
 
 
 @needs_full
@@ -756,17 +612,9 @@ def encode(self, x):
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "stage", "times"),
-    [
-        (signal.SIGINT, "sweeping", 1),
-        (signal.SIGTERM, "sweeping", 1),
-        (signal.SIGINT, "sweeping", 2),
-        (signal.SIGTERM, "loading", 1),
-    ],
-)
+@pytest.mark.parametrize(("number", "stage"), [(signal.SIGINT, "sweeping"), (signal.SIGTERM, "loading")])
 def test_an_interruption_ends_with_130_and_keeps_what_there_is(
-    installed: Any, number: signal.Signals, stage: str, times: int
+    installed: Any, number: signal.Signals, stage: str
 ) -> None:
     adapter = own(sub(SLOW), "slow")
     arguments = ["--pairs", "4", "--lambdas", "20", "--max-evaluations", "500", "--adapter", adapter]
@@ -774,13 +622,11 @@ def test_an_interruption_ends_with_130_and_keeps_what_there_is(
     deadline = time.monotonic() + 50
     while not Path(stage).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    for _ in range(times):
-        os.kill(running.pid, number)
-        time.sleep(0.005)
+    os.kill(running.pid, number)
     code, out, err = running.end()
     assert code == 130, err
     assert "Traceback" not in err
-    if stage == "sweeping" and times == 1:
+    if stage == "sweeping":
         assert err == "stopping: keeping what has been found (once more to end at once)\n"
         written = report()
         assert (written["status"], written["verdict"], written["exit_code"]) == ("interrupted", "inconclusive", 130)

@@ -100,29 +100,40 @@ def report(folder: str = "vaeaudit-report") -> dict[str, Any]:
     return found
 
 
-def but_for_time(found: dict[str, Any]) -> dict[str, Any]:
-    run = {**found["configuration"]["run"], "out": ""}
-    sources = {key: who for key, who in found["configuration_sources"].items() if key != "run.out"}
-    timeless = {"created": "", "timings": {}, "argv": [], "configuration_sha256": "", "configuration_sources": sources}
-    return {**found, **timeless, "configuration": {**found["configuration"], "run": run}}
-
-
-def test_an_audit_carries_out_every_enabled_check_and_gives_one_verdict(command: Command) -> None:
-    configured()
-    done = command("audit", "-q")
-    assert (done.code, done.err) == (0, "")
+def test_an_audit_carries_out_every_enabled_check_and_gives_one_verdict(audited: Audited) -> None:
+    audited("vaeaudit-report")
     found = report()
     assert list(found["timings"]) == ["attack", "margin", "noise", "latents", "weights"]
     assert (found["verdict"], found["status"], found["exit_code"]) == ("passed", "complete", 0)
     assert [check["verdict"] for check in found["checks"]] == ["passed", "passed"]
     assert found["configuration"]["run"]["checks"] == list(found["timings"])
-    assert "verdict: passed" in done.out
     assert Path("vaeaudit-report/report.md").read_text(encoding="utf-8").splitlines()[2].startswith("**Passed: ")
     assert not Path("vaeaudit-report/vaeaudit-journal").exists()
 
 
+# Every check, each as short as it can be.
+SHORT = """
+[attack]
+pairs = 2
+lambdas = 2
+max_evaluations = 20
+[margin]
+r = 4
+items = 2
+draws = 20
+parts = ["certified"]
+[noise]
+sigmas = 0.5
+[latents]
+traverse = 0
+[mig]
+[weights]
+spectral = false
+"""
+
+
 def test_model_and_data_are_opened_once(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    configured(more="[mig]\n")
+    configured(base=SMALL.partition("[attack]")[0], more=SHORT)
     opened = []
     before = Adapter.__init__
 
@@ -136,19 +147,10 @@ def test_model_and_data_are_opened_once(command: Command, monkeypatch: pytest.Mo
 
     read = subject.read
     monkeypatch.setattr(subject, "read", lambda source: (reads.append(source), read(source))[1])
-    assert command("audit", "-q").code == 0
+    assert command("audit", "-q").code in (0, 5)
+    assert len(report()["timings"]) == 6
     assert len(reads) == 1
     assert opened == ["mlp", "mlp"]  # the model's, and that of the weights, which are read from the file
-
-
-def test_an_audit_done_twice_is_the_same_to_the_bit(command: Command, audited: Audited) -> None:
-    audited("a")
-    command("audit", "-q", "--out", "b")
-    assert but_for_time(report("a")) == but_for_time(report("b"))
-    names = {file.name for file in Path("a").iterdir()}
-    assert names == {file.name for file in Path("b").iterdir()}
-    for name in names - {"report.json", "report.md"}:
-        assert Path("a", name).read_bytes() == Path("b", name).read_bytes(), name
 
 
 def test_another_batch_size_changes_no_figure_that_no_optimiser_found_by_more_than_a_ten_thousandth(
@@ -166,7 +168,7 @@ def test_another_batch_size_changes_no_figure_that_no_optimiser_found_by_more_th
         np.testing.assert_allclose(*np.array(values, dtype=float), rtol=1e-4, atol=1e-9, err_msg=name)
 
 
-def test_an_audit_done_again_from_its_report_says_that_all_figures_agree(command: Command, audited: Audited) -> None:
+def test_an_audit_done_again_from_its_report_is_the_same_to_the_bit(command: Command, audited: Audited) -> None:
     audited("first")
     Path("vaeaudit.toml").unlink()  # the report alone is enough
     done = command("audit", "--from", "first/report.json", "--out", "again")
@@ -177,7 +179,15 @@ def test_an_audit_done_again_from_its_report_says_that_all_figures_agree(command
     assert found["reproduced"] == {
         "report": "first/report.json", "figures": count, "differing": {}, "tolerance": 1e-4, "agree": True
     }  # fmt: skip
-    assert found["metrics"] == report("first")["metrics"]
+    first = report("first")
+    assert found.keys() == first.keys()
+    of_the_run = ("created", "timings", "argv", "reproduced")
+    differing = {key for key in found if found[key] != first[key]} - {*of_the_run}
+    assert differing <= {"configuration", "configuration_sha256", "configuration_sources"}
+    names = {file.name for file in Path("first").iterdir()}
+    assert names == {file.name for file in Path("again").iterdir()}
+    for name in names - {"report.json", "report.md"}:
+        assert Path("first", name).read_bytes() == Path("again", name).read_bytes(), name
     assert "agree with" in Path("again/report.md").read_text(encoding="utf-8")
 
 
@@ -205,14 +215,12 @@ def test_an_audit_is_done_again_only_of_the_same_model_and_data_and_beside_its_r
     command("audit", "-q", "--out", "first")
     other = EXAMPLES / "shapes-beta8.safetensors"
     done = command("audit", other, "--from", "first", "--out", "again")
-    assert done.code == 2
-    assert f"error: {other} is not the model of first: its SHA-256 begins" in done.err
+    assert done.said(2, f"{other} is not the model of first: its SHA-256 begins")
     found = report("first")
     found["configuration"]["model"]["path"] = "elsewhere/vae.safetensors"
     Path("moved.json").write_text(json.dumps(found))
     done = command("audit", "--from", "moved.json", "--out", "again")
-    assert done.code == 2
-    assert "the model elsewhere/vae.safetensors, as moved.json names it, is not there from this folder" in done.err
+    assert done.said(2, "the model elsewhere/vae.safetensors, as moved.json names it, is not there from this folder")
     done = command("audit", "--from", "first", "--out", "first")
     assert done.code == 2
     assert done.err == "error: the new report would take the place of first; name another folder with --out\n"
@@ -262,8 +270,7 @@ def test_checks_that_nobody_named_are_left_out_where_the_data_cannot_answer_them
     model = f'[model]\npath = "{EXAMPLES / "shapes-beta1.safetensors"}"\n[data]\nsource = "images.npy"\n'
     configured(base=model, more="[run]\nchecks = ['mig']\n")
     asked = command("audit")
-    assert asked.code == 2
-    assert "holds no factors" in asked.err
+    assert asked.said(2, "holds no factors")
     configured(base=model, more="")
     shutil.rmtree("vaeaudit-report", ignore_errors=True)
     for place in ("gate.policy.checks", "checks.registry.checks"):  # two that are quick
@@ -271,23 +278,6 @@ def test_checks_that_nobody_named_are_left_out_where_the_data_cannot_answer_them
     done = command("audit", "-q", "--out", "all")
     assert done.code == 0, done.err
     assert "holds no factors" in report("all")["skipped"]["mig"]
-
-
-def test_a_model_that_does_not_pass_doctor_gets_no_verdict_whatever_the_thresholds(command: Command) -> None:
-    configured()
-    np.save("noise.npy", np.random.default_rng(0).random((40, 1, 28, 28), np.float32))  # which it cannot reconstruct
-    done = command("audit", "-q", "--data", "noise.npy")
-    found = report()
-    assert (done.code, found["verdict"]) == (5, "inconclusive")
-    assert {check["why"] for check in found["checks"]} == {f"not measured: {found['skipped']['noise']}"}
-
-
-def test_a_threshold_of_a_check_that_is_not_carried_out_is_inconclusive(command: Command) -> None:
-    configured()
-    done = command("audit", "-q", "--check", "noise")
-    outcomes = {check["id"]: check["verdict"] for check in report()["checks"]}
-    assert outcomes == {"noise.s0.5.degradation.median": "passed", "margin.r4.certified.median": "inconclusive"}
-    assert done.code == 5
 
 
 def test_one_check_alone_is_ungated_and_reads_no_threshold(command: Command) -> None:
@@ -417,8 +407,7 @@ def test_a_report_never_takes_the_place_of_its_baseline(command: Command, audite
     audited("v1", "", NOISE)
     for _ in range(2):
         done = command("audit", EXAMPLES / "shapes-beta8.safetensors", "-q", "--out", "v1", "--baseline", "v1")
-        assert done.code == 2
-        assert "error: the report would take the place of its baseline v1; name another folder with --out" in done.err
+        assert done.said(2, "the report would take the place of its baseline v1; name another folder with --out")
 
 
 def test_a_baseline_that_is_not_there_is_told_with_the_nearest_that_is(command: Command, audited: Audited) -> None:
@@ -439,8 +428,7 @@ def test_other_arrays_of_one_file_are_other_data(command: Command) -> None:
     assert done.code == 5
     assert "name different arrays" in done.out
     again = command("audit", "--from", "a", "--data", "two.npz#b", "--out", "again")
-    assert again.code == 2
-    assert "does not hold the data of a" in again.err
+    assert again.said(2, "does not hold the data of a")
 
 
 @pytest.mark.parametrize(
@@ -449,20 +437,7 @@ def test_other_arrays_of_one_file_are_other_data(command: Command) -> None:
 def test_a_result_takes_the_place_of_no_report_model_or_data(command: Command, name: str) -> None:
     configured(more="", base=NOISE)
     done = command("audit", "-q", "-o", name)
-    assert done.code == 2
-    assert done.err.startswith("error: --output must not take the place of ")
-
-
-def test_whatever_an_adapter_raises_is_no_failed_check(command: Command) -> None:
-    """An exception of its own that is no Exception is a fault of the adapter too, and is told with its place."""
-    Path("panicking.py").write_text(
-        "class Panic(BaseException):\n    pass\n\n\ndef open(checkpoint, config):\n    raise Panic('a panic')\n"
-    )
-    configured(more="", base=NOISE)
-    done = command("audit", "-q", "--adapter", "panicking.py:open")
-    assert done.code == 2
-    assert done.err.startswith("error: adapter 'panicking.py:open' could not open ")
-    assert "Panic: a panic (panicking.py, line 6)" in done.err
+    assert done.said(2, "--output must not take the place of ")
 
 
 def test_what_cannot_be_seen_in_a_reason_is_written_as_an_escape(command: Command) -> None:

@@ -46,8 +46,13 @@ def offered(shell: str, line: str) -> set[str]:
     return {row.split("\t")[0] for row in text.splitlines() if row}
 
 
-@pytest.mark.parametrize("shell", SHELLS)
-@pytest.mark.parametrize(("line", "names"), CASES, ids=[line for line, _ in CASES])
+@pytest.mark.parametrize(
+    ("shell", "line", "names"),
+    [
+        *(("bash", *case) for case in CASES),
+        *((shell, "vaeaudit audit --format j", {"json", "junit"}) for shell in SHELLS[1:]),
+    ],
+)
 def test_commands_options_and_values_are_offered(shell: str, line: str, names: set[str]) -> None:
     assert offered(shell, line) == names
 

@@ -155,14 +155,6 @@ def test_a_threshold_that_fails_ends_with_1_and_exit_zero_changes_the_code_alone
     assert [check["verdict"] for check in report()["checks"]] == ["failed"]
 
 
-def test_one_threshold_that_fails_outweighs_those_that_pass_or_cannot_tell(command: Command) -> None:
-    more = f'[checks."latents.kl.mean"]\nmin = 5\n[checks."latents.elbo.median"]\nmin = {14.23}\n'
-    configure(LATENTS + more + MISSED)
-    assert command("audit").code == 1
-    verdicts = {check["id"]: check["verdict"] for check in report()["checks"]}
-    assert verdicts == {"latents.kl.mean": "passed", "latents.elbo.median": "inconclusive", FIGURE: "failed"}
-
-
 @pytest.fixture(scope="module")
 def earlier(command: Command, tmp_path_factory: pytest.TempPathFactory, projection: Any) -> Path:
     """The report of an audit of the same model on the same data, as a baseline."""
@@ -194,23 +186,6 @@ def test_a_regression_against_the_baseline_ends_with_1(command: Command, earlier
     assert (done.code, done.err, strict(done.out)["verdict"]) == (0, "", "failed")
 
 
-def test_the_same_model_against_its_baseline_passes(command: Command, earlier: Path) -> None:
-    configure(baseline(earlier))
-    done = command("audit")
-    assert (done.code, done.err) == (0, "")
-    assert ended() == ("complete", "passed", 0)
-
-
-def test_a_baseline_that_is_not_there_yet_only_warns(command: Command) -> None:
-    configure(LATENTS + '[baseline]\npath = "v1.json"\n')
-    done = command("audit")
-    assert (done.code, done.err) == (0, "")
-    assert ended() == ("complete", "ungated", 0)
-    (warning,) = report()["warnings"]
-    assert re.fullmatch(r"there is no baseline at .*v1\.json yet, so that nothing was compared", warning)
-    assert warning in done.out
-
-
 def test_a_waiver_that_runs_keeps_a_failure_from_counting_and_passes_nothing(command: Command) -> None:
     configure(LATENTS + MISSED + 'waive = { until = 2999-12-31, reason = "tracked in #12" }\n')
     done = command("audit")
@@ -220,36 +195,12 @@ def test_a_waiver_that_runs_keeps_a_failure_from_counting_and_passes_nothing(com
     assert report()["checks"][0]["waived"] == {"until": "2999-12-31", "reason": "tracked in #12"}
 
 
-def test_a_waiver_that_has_ended_counts_again_and_is_told(command: Command) -> None:
-    configure(LATENTS + MISSED + 'waive = { until = 2026-01-31, reason = "tracked in #12" }\n')
-    done = command("audit")
-    assert (done.code, done.err) == (1, "")
-    assert ended() == ("complete", "failed", 1)
-    assert report()["checks"][0]["waived"] is None
-    told = f"the waiver of {FIGURE} (tracked in #12) ended on 2026-01-31: it counts again"
-    assert report()["warnings"] == [told]
-    assert told in done.out
-
-
 # ---- 2: usage, configuration, input
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ("[run]\nsede = 1\n", "unknown key 'sede' in [run] (did you mean 'seed'?)"),
-        ("[chekcs]\n", "unknown section [chekcs] (did you mean 'checks'?)"),
-        (f'[checks."{FIGURE}"]\nmin = 2\nmax = 1\n', "a threshold whose min is not above its max"),
-        (f'[checks."{FIGURE}"]\nbound = "value"\n', "a threshold with min or max"),
-        (f'[checks."{FIGURE}"]\nminn = 1\n', "unknown key 'minn' in"),
-        (f"[checks.{FIGURE}]\nmin = 1\n", "names with dots must be quoted"),
-        (f"{MISSED}waive = {{ until = 2999-12-31 }}\n", "waive.reason is missing"),
-        ("[latents\n", "is not valid TOML"),
-    ],
-)
-def test_a_wrong_configuration_ends_with_2(command: Command, settings: str, message: str) -> None:
-    configure(settings)
-    assert command("audit", "--exit-zero").said(2, message)
+def test_a_wrong_configuration_ends_with_2(command: Command) -> None:
+    configure("[run]\nsede = 1\n")
+    assert command("audit", "--exit-zero").said(2, "unknown key 'sede' in [run] (did you mean 'seed'?)")
     assert left() == set()
 
 
@@ -266,10 +217,8 @@ def test_a_threshold_of_no_figure_is_told_with_the_nearest_before_the_model_is_o
     assert left() == {"own.py"}
 
 
-def test_usage_errors_end_with_2_from_nothing(command: Command) -> None:
-    assert command.cold("audit", "--chekc", "latents").said(2, "No such option: --chekc")
+def test_a_usage_error_ends_with_2_from_nothing(command: Command) -> None:
     assert command.cold("audit", "--check", "latnets").said(2, "(did you mean 'latents'?)")
-    assert command.cold("adit").said(2, "No such command 'adit'")
     assert left() == set()
 
 
@@ -300,50 +249,23 @@ def test_a_check_that_the_data_cannot_answer_ends_with_2_and_keeps_what_was_foun
 
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [
-        ("no JSON", "is no report: it is not JSON at line 1"),
-        ("cut off", "is cut off at line"),
-        ("NaN", "holds NaN, which is not JSON"),
-        ("another JSON", "is no report: it has no schema_version"),
-        ("empty", "is empty"),
-        ("no samples", "cannot be read (No such file or directory); keep it beside the report"),
-        ("other samples", "is not the file that was written with the report"),
-        ("a folder without a report", "is a folder without report.json"),
-    ],
+    [("cut off", "is cut off at line"), ("other samples", "is not the file that was written with the report")],
 )
 def test_a_damaged_baseline_ends_with_2_before_the_model_is_opened(
     command: Command, earlier: Path, fault: str, message: str
 ) -> None:
     shutil.copytree(earlier, "old")
-    file = Path("old/report.json")
-    text = file.read_text()
-    match fault:
-        case "no JSON":
-            file.write_text("verdict: passed\n")
-        case "cut off":
-            file.write_text(text[: len(text) // 2])
-        case "NaN":
-            file.write_text(re.sub(r'"value": [\d.]+', '"value": NaN', text))
-        case "another JSON":
-            file.write_text('{"verdict": "passed"}')
-        case "empty":
-            file.write_text("")
-        case "no samples":
-            Path("old/samples.safetensors").unlink()
-        case "other samples":
-            Path("old/samples.safetensors").write_bytes(Path("old/samples.safetensors").read_bytes() + b" ")
-        case _:
-            file.unlink()
+    if fault == "cut off":
+        file = Path("old/report.json")
+        file.write_text(file.read_text()[:1000])
+    else:
+        file = Path("old/samples.safetensors")
+        file.write_bytes(file.read_bytes() + b" ")
     configure(baseline("old"))
     adapter = own()
     before("own.py", OPENED)
     assert command("audit", "--adapter", adapter).said(2, message)
     assert left() == {"old", "own.py"}
-
-
-def test_a_report_that_is_cut_off_cannot_be_compared(command: Command, earlier: Path) -> None:
-    Path("cut.json").write_text((earlier / "report.json").read_text()[:1000])
-    assert command("compare", earlier, "cut.json", "--exit-zero").said(2, "cut.json is cut off at line")
 
 
 # ---- 3: what could not complete
@@ -435,11 +357,23 @@ class Evil:
 def test_a_checkpoint_that_would_run_code_ends_with_4_and_does_not(command: Command, projection: Any) -> None:
     torch.save({"state_dict": projection.weights(), "callback": Evil()}, "vae.pt")
     Path("bare.pt").write_bytes(pickle.dumps(Evil()))
-    assert command("audit", "vae.pt", "--adapter", "mlp").said(4, "could run code, so it was not loaded")
-    assert command("audit", "bare.pt", "--adapter", "mlp", "--exit-zero").said(
-        4, "could run code, so it was not loaded"
-    )
+    for file in ("vae.pt", "bare.pt"):
+        done = command("audit", file, "--adapter", "mlp", "--exit-zero")
+        assert done.said(4, "could run code, so it was not loaded")
     assert left() == {"vae.pt", "bare.pt"}
+
+
+def test_data_that_would_run_code_are_left_out_or_end_with_4_and_do_not(command: Command) -> None:
+    objects = np.empty(2, object)
+    objects[:] = [Evil(), Evil()]
+    np.savez("both.npz", imgs=np.load("val.npy"), metadata=objects)
+    np.savez("only.npz", imgs=objects)
+    Path("bare.npz").write_bytes(pickle.dumps(Evil()))
+    np.save("list.npy", objects, allow_pickle=True)
+    assert "metadata: pickled objects are not loaded" in command("doctor", "--data", "both.npz").out
+    for data in ("only.npz", "bare.npz", "list.npy"):
+        assert command("doctor", "--data", data).said(4, "could run code")
+    assert not Path("canary").exists()
 
 
 # ---- 5: no verdict
@@ -470,6 +404,7 @@ def test_a_model_that_does_not_pass_doctor_ends_with_5(command: Command) -> None
     assert (done.code, done.err) == (5, "")
     assert ended() == ("complete", "inconclusive", 5)
     assert report()["metrics"] == {}
+    assert report()["checks"][0]["why"] == f"not measured: {report()['skipped']['latents']}"
     assert command("doctor", "--adapter", adapter).code == 5
 
 
@@ -604,15 +539,12 @@ def test_an_audit_that_is_interrupted_twice_says_nothing_false_of_what_is_kept(c
     assert not kept[0].exists()
 
 
-@pytest.mark.parametrize(
-    ("loading", "number"), [("vaeaudit.errors", signal.SIGINT), ("rich", signal.SIGTERM), ("typer", signal.SIGINT)]
-)
-def test_a_signal_while_the_command_line_is_loaded_ends_with_130(number: signal.Signals, loading: str) -> None:
+def test_a_signal_while_the_command_line_is_loaded_ends_with_130() -> None:
     traced = [sys.executable, "-X", "importtime", "-m", "vaeaudit", "audit"]
     with subprocess.Popen(traced, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
-        seen = next((line for line in running.stderr if f" {loading}" in line), "")
-        running.send_signal(number)
+        seen = next((line for line in running.stderr if " vaeaudit.errors" in line), "")
+        running.send_signal(signal.SIGINT)
         rest = running.stderr.read()
     assert seen
     assert running.returncode == 130
@@ -620,14 +552,13 @@ def test_a_signal_while_the_command_line_is_loaded_ends_with_130(number: signal.
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not show what a process has loaded")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_torch_is_loaded_ends_with_130(number: signal.Signals) -> None:
+def test_a_signal_while_torch_is_loaded_ends_with_130() -> None:
     command = Path(sys.executable).with_name("vaeaudit")
     running = subprocess.Popen([command, "audit"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     maps = Path(f"/proc/{running.pid}/maps")
     while running.poll() is None and "libtorch" not in maps.read_text():
         time.sleep(0.01)
-    running.send_signal(number)
+    running.send_signal(signal.SIGTERM)
     out, err = running.communicate(timeout=MOST_SECONDS)
     assert (running.returncode, out) == (130, "")
     assert "Traceback" not in err
@@ -734,6 +665,8 @@ def test_a_reader_who_leaves_early_changes_no_exit_code(command: Command) -> Non
     configure(LATENTS + MISSED)
     assert command.cold("audit", "--format", "json", shell='set -o pipefail; "$@" | true') == (1, "", "")
     assert ended() == ("complete", "failed", 1)
+    done = command.cold("attack", "--help", shell='"$@" | head -1; echo ${PIPESTATUS[0]}')
+    assert (done.out, done.err) == ("Usage: vaeaudit attack [OPTIONS] [MODEL]\n0\n", "")
 
 
 # ---- Streams
@@ -798,6 +731,9 @@ def test_verbose_adds_a_traceback_to_stderr_alone(command: Command) -> None:
     assert strict(done.out) == report()
     assert done.err.startswith("Traceback (most recent call last):\n")
     assert done.err.splitlines()[-1].startswith("error: the model raised RuntimeError: late")
+    done = command("audit", "no.safetensors", "-v", "--out", "none")
+    assert done.err.startswith("Traceback (most recent call last):\n")
+    assert done.err.splitlines()[-1].startswith("error: there is no checkpoint at no.safetensors")
 
 
 @pytest.mark.parametrize("form", ["junit", "markdown"])
@@ -825,6 +761,7 @@ def test_quiet_leaves_stderr_empty_and_of_a_result_on_stdout_its_last_line(comma
 
 @pytest.mark.parametrize("check", ["latents", "noise", "weights"])
 def test_quiet_leaves_one_line_of_every_check(command: Command, check: str) -> None:
+    configure(NOISE + LATENTS)
     done = command(check, "-q", "--out", "r")
     assert (done.code, done.err, done.out) == (0, "", "verdict: ungated; report: r/report.md\n")
 
@@ -837,8 +774,7 @@ def test_quiet_leaves_one_line_of_doctor_and_of_a_comparison(command: Command, e
 
 
 def test_quiet_leaves_whole_what_is_for_a_program_or_a_file(command: Command) -> None:
-    loud, quiet = (command("latents", *more, "--format", "json") for more in ([], ["-q"]))
-    assert strict(loud.out)["metrics"] == strict(quiet.out)["metrics"]
+    assert strict(command("latents", "-q", "--format", "json").out) == report()
     assert command("latents", "-q", "-o", "result.txt") == (0, "", "")
     assert "latents.elbo " in Path("result.txt").read_text(encoding="utf-8")
 

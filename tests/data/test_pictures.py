@@ -19,8 +19,9 @@ from vaeaudit.model.ranges import Range
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL, DATA = EXAMPLES / "shapes-beta1.safetensors", EXAMPLES / "shapes.npz"
-ATTACK = ("--pairs", "2", "--lambdas", "2", "--max-evaluations", "20", "--mode", "latent", "--mode", "damage", "-q")
-LATENTS = ("--items", "40", "--draws", "2", "-q")
+SHORT = ("--limit", "40", "-q")
+ATTACK = ("--pairs", "2", "--lambdas", "2", "--max-evaluations", "20", "--mode", "latent", "--mode", "damage", *SHORT)
+LATENTS = ("--traverse", "1", "--draws", "2", *SHORT)
 
 # The bundled model for inputs that are rows of 784 numbers.
 FLAT = """
@@ -105,6 +106,13 @@ def test_images_share_the_box_each_channel_its_own_and_rows_of_features_the_hull
     assert ends(((0.0, 1.0), (-1.0, 1.0), (0.0, 2.0)), 3) == ([0.0, -1.0, 0.0], [1.0, 1.0, 2.0])
     assert ends(((0.0, 1.0),) * 391 + ((-2.0, 3.0),) * 393, 1) == ([-2.0], [3.0])
     assert ends((0.0, math.inf), 1) == ([0.0], [0.5])
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves and bars take most of the time, and show no item."""
+    for name in ("attack.record.distortion_curves", "attack.record.damage_curves", "latents.record.kl_bars"):
+        monkeypatch.setattr(f"vaeaudit.checks.{name}", lambda *_: b"png")
 
 
 def pictures(command: Callable[..., Any], name: str, *arguments: object) -> tuple[dict[str, bytes], dict[str, Any]]:

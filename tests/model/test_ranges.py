@@ -325,5 +325,4 @@ def test_a_report_tells_its_range_is_done_again_and_compared_with_the_same_range
 def test_facts_that_are_no_range_of_the_model_are_named(command: Callable[..., Any]) -> None:
     save_identity({"adapter": "mlp", "likelihood": "gaussian", "range": "[[0, 1], [0, 2]]"})
     done = command("attack", "vae.safetensors", "--data", "val.npy")
-    assert done.code == 2
-    assert "the option range of adapter 'mlp' is ((0.0, 1.0), (0.0, 2.0)), where two numbers LO < HI" in done.err
+    assert done.said(2, "the option range of adapter 'mlp' is ((0.0, 1.0), (0.0, 2.0)), where two numbers LO < HI")

@@ -187,8 +187,7 @@ def test_every_output_names_the_key_that_was_taken(
     Path("vaeaudit.toml").write_text("[model.options]\ninput_shape = [1, 28, 28]\n")
     common = ("--adapter", "mlp", "--data", DATA)
     done = command("doctor", "vae.ckpt", *common)
-    assert done.code == 2
-    assert "'state_dict', 'ema', as of a model and its averaged copy" in done.err
+    assert done.said(2, "'state_dict', 'ema', as of a model and its averaged copy")
     assert "vae.ckpt#ema" in command("doctor", "vae.ckpt#ema", *common).out
     assert command("weights", "vae.ckpt#state_dict", "--adapter", "mlp", "--no-spectral", "-q").code == 0
     report = json.loads(Path("vaeaudit-report/report.json").read_text())
@@ -202,8 +201,7 @@ def test_weights_of_two_sets_are_compared_by_their_keys(
 ) -> None:
     save_file(prefixed("model.", weights) | prefixed("ema.", averaged), "vae.safetensors")
     done = command("weights", "vae.safetensors")
-    assert done.code == 2
-    assert "holds 2 sets of weights" in done.err
+    assert done.said(2, "holds 2 sets of weights")
     assert command("weights", "vae.safetensors#ema", "--against", "vae.safetensors#model", "--no-spectral").code == 0
     report = json.loads(Path("vaeaudit-report/report.json").read_text())
     assert [part["change"] for part in report["weights"][0]["parts"]] == pytest.approx([-50, -50])
@@ -217,10 +215,8 @@ WRAPPED = ("_orig_mod.", "module.", "model.", "module._orig_mod.", "_orig_mod.mo
 
 @pytest.mark.parametrize("prefix", WRAPPED)
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".ckpt"])
-def test_a_prefix_of_all_names_is_taken_off_and_that_is_said(
-    prefix: str, suffix: str, weights: Tensors, command: Callable[..., Any]
-) -> None:
-    file, tensors = f"vae{suffix}", prefixed(prefix, weights)
+def test_a_prefix_of_all_names_is_taken_off(prefix: str, suffix: str, weights: Tensors, tmp_path: Path) -> None:
+    file, tensors = tmp_path / f"vae{suffix}", prefixed(prefix, weights)
     if suffix == ".safetensors":
         save_file(tensors, file)
     else:
@@ -228,11 +224,16 @@ def test_a_prefix_of_all_names_is_taken_off_and_that_is_said(
     model = opened(file)
     assert is_of(model, weights)
     assert model.checkpoint.prefix == prefix
+
+
+def test_a_prefix_that_was_taken_off_is_told(weights: Tensors, command: Callable[..., Any]) -> None:
+    save_file(prefixed("module.", weights), "vae.safetensors")
     option = ("--option", "input_shape=[1,28,28]", "--adapter", "mlp")
-    assert f"'{prefix}', which a wrapper had put before them" in command("doctor", file, *option, "--data", DATA).out
-    assert command("weights", file, "--against", MODEL, "--no-spectral").code == 0
+    told = command("doctor", "vae.safetensors", *option, "--data", DATA).out
+    assert "'module.', which a wrapper had put before them" in told
+    assert command("weights", "vae.safetensors", "--against", MODEL, "--no-spectral").code == 0
     report = json.loads(Path("vaeaudit-report/report.json").read_text())
-    assert report["model"]["prefix"] == prefix
+    assert report["model"]["prefix"] == "module."
     assert [part["change"] for part in report["weights"][0]["parts"]] == [0, 0]
     assert "which a wrapper had put before them" in Path("vaeaudit-report/report.md").read_text()
 
@@ -363,7 +364,19 @@ def test_the_hash_of_a_model_of_two_files_is_of_both_and_each_is_listed(two_file
 
 @pytest.mark.usefixtures("two_files")
 def test_a_report_lists_every_file_of_a_model(command: Callable[..., Any]) -> None:
-    command("latents", "encoder.safetensors", "--adapter", "two.py:open", "--data", DATA, "--limit", 20, "-q")
+    command(
+        "latents",
+        "encoder.safetensors",
+        "--adapter",
+        "two.py:open",
+        "--data",
+        DATA,
+        "--limit",
+        20,
+        "--traverse",
+        0,
+        "-q",
+    )
     entry = json.loads(Path("vaeaudit-report/report.json").read_text())["model"]
     assert [file["path"] for file in entry["files"]] == ["encoder.safetensors", "decoder.safetensors"]
     assert len({entry["file"]["sha256"], *(file["sha256"] for file in entry["files"])}) == 3

@@ -14,9 +14,7 @@ from safetensors import safe_open
 from vaeaudit.attacks.similarity import SIMILARITIES
 from vaeaudit.audit.artifacts import artifacts
 from vaeaudit.audit.run import audit
-from vaeaudit.checks.attack import entry as attacks
 from vaeaudit.checks.attack.entry import LEGEND, attack_table, ends
-from vaeaudit.checks.margin import entry as margins
 from vaeaudit.data.items import fit
 from vaeaudit.data.sources import read
 from vaeaudit.errors import OutputError
@@ -25,7 +23,6 @@ from vaeaudit.layout.figures import PANEL_ROWS
 from vaeaudit.layout.section import interval, number
 from vaeaudit.model.registry import open_model
 from vaeaudit.report import glance
-from vaeaudit.report import model as entries
 from vaeaudit.report.forms.markdown import render
 from vaeaudit.report.forms.tables import metric_table
 from vaeaudit.report.glance import at_a_glance
@@ -37,6 +34,8 @@ from vaeaudit.subject.opened import Subject, prepare
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
+# A report of some of everything; every form of it stands beside it.
+REPORT = read_report(Path(__file__).parent / "reports")[0]
 SCHEMA = json.loads((ROOT / "vaeaudit" / "report" / "report.schema.json").read_text(encoding="utf-8"))
 
 
@@ -230,7 +229,7 @@ def test_trying_whether_a_folder_can_be_written_leaves_nothing_behind(tmp_path: 
         check_writable(tmp_path / "file", "-o")
 
 
-# ---- Exact texts
+# ---- Words and tables
 
 
 def measured(value: float | None, ci: tuple[float, float] | None, **more: Any) -> MetricEntry:
@@ -238,125 +237,38 @@ def measured(value: float | None, ci: tuple[float, float] | None, **more: Any) -
     return MetricEntry(value=value, ci=ci, **(given | more))
 
 
-@pytest.fixture
-def small() -> Report:
-    """A report made by hand, with an odd path, a lost figure, and everything that a table must survive."""
-    pair = attacks.PairEntry(
-        source=3, target=14, lam=0.125, norm=1.5, data_term=0.25, penalty=0.1875, objective=0.4375, target_nll=None,
-        target_nll_unattacked=1234567.0, target_error=0.5, target_error_unattacked=9.87654, target_error_floor=0.25,
-        own_error=1e-7, fresh_data_term=None, status="converged", signs=["not converged: it could gain"],
-    )  # fmt: skip
-    return Report(
-        tool="vaeaudit 9.9",
-        created="2026-01-02T03:04:05+00:00",
-        argv=["/bin/vaeaudit", "attack", "my vae.pt", "--pairs", "1"],
-        configuration={},
-        configuration_sources={},
-        configuration_sha256="c0ffee",
-        model=entries.ModelEntry(
-            file=entries.FileHash(path="my vae.pt", sha256="ab"),
-            adapter=entries.AdapterEntry(name="mlp", source="entry point x:open", sha256=None),
-            options={}, input_shape=[1, 2, 2], range=(0, 1), likelihood="Bernoulli from logits", parameters=7,
-        ),
-        data=entries.DataEntry(
-            source="val.npz", sha256="cd", n=4, range=(0, 1), stored="uint8 2x2", skipped=["a|b: not an array"]
-        ),
-        environment=entries.Environment(
-            python="3.11", torch="2", cuda=None, platform="p", device="cpu", threads=1, dtype="float32", seed=5,
-            deterministic=True,
-        ),
-        plausibility=entries.PlausibilityEntry(
-            passed=True, items=4,
-            findings=[entries.FindingEntry(name="range", verdict="pass", message="data in [0, 1]\nand | so on")],
-            losses={"kl": measured(1.0, (0.5, 1.5), n=4)},
-        ),
-        attacks=[
-            attacks.AttackEntry(
-                mode="latent", similarity="kl", on="both", layers=None, unit="nats", penalty="l2", box=(0, 1),
-                lambdas=[0.125, 8.0], restarts=1, chosen="as given", pairs=[pair], signs={"not converged": 1},
-                classes=attacks.ClassTableEntry(
-                    classifier="a coin", classes=[3, 7], attacked=[[0, 1], [2, 0]], valid=[[0, 1], [0, 0]],
-                    left=[[0, 1], [0, 0]], reached=[[0, 0], [0, 0]],
-                ),
-                statuses={"converged": 1, "evaluation limit reached": 1}, evaluations=12345,
-                zero_optimal=1,
-            )
-        ],
-        metrics={
-            "attack.latent.delta.median": measured(2.0, None),
-            "attack.latent.target_nll.median": measured(None, None, n=0, nonfinite=2),
-            "attack.latent.delta.mean": measured(2.5, (1.25, 3.75)),
-            "margin.r4.certified.median": measured(0.125, None),
-        },
-        capped=[
-            attacks.CappedEntry(
-                mode="worst", members=["damage", "random"], similarity=None, on="both", ref="reconstruction", norm="l2",
-                box=None, signs={}, evaluations=505,
-                items=[
-                    attacks.CappedItemEntry(
-                        item=3, target=14, damage_unattacked=0.5, nll_unattacked=80.25, signs=[],
-                        caps=[attacks.CapEntry(cap=1.0, norm=0.99, damage=None, nll=100.5, by="random", status="s")],
-                    )
-                ],
-            )
-        ],
-        margins=[
-            margins.MarginEntry(
-                r=4.0, m=0.5, sigma="frozen", box=(0, 1), level=0.95, alpha=0.05, family_wise=False, draws=100,
-                chosen="2 of 9, drawn at random", estimator="exact", missing=["no lines for 'max_pool2d'"],
-                items=[
-                    margins.MarginItemEntry(
-                        item=3, min_r=1.25, min_r_upper=None, p0=1.0, p_low=0.97, certified=0.125, by="propagation",
-                        frobenius=0.01, spectral=0.02, whitened=0.25, empirical=0.5, p_at_empirical=0.44,
-                        censored=False, largest=2.0,
-                    ),
-                    margins.MarginItemEntry(
-                        item=8, min_r=2.5, min_r_upper=2.75, p0=0.9, p_low=0.84, certified=0.0, by="none",
-                        frobenius=0.01, spectral=0.02, whitened=None, empirical=None, p_at_empirical=0.9,
-                        censored=True, largest=28.0,
-                    ),
-                ],
-            )
-        ],
-        checks=[], baseline=None, partial=["only the first 4 of 9 items"], skipped={"attack.output": "not asked"},
-        warnings=["beware"], status="complete", error=None, verdict="ungated", exit_code=0,
-        timings={"attack": 1.25}, files={"latent panel": "panel.png", "margins at r = 4": "margin-r4.png"},
-    )  # fmt: skip
-
-
-def test_markdown_says_exactly_this(small: Report) -> None:
-    assert render(small) == (Path(__file__).parent / "report.md").read_text(encoding="utf-8")
-
-
-def test_verdicts_and_errors_come_first(small: Report) -> None:
-    failed = small.model_copy(update={"verdict": "error", "error": "the model raised X", "attacks": [], "metrics": {}})
+def test_verdicts_and_errors_come_first() -> None:
+    failed = REPORT.model_copy(update={"verdict": "error", "error": "the model raised X", "attacks": [], "metrics": {}})
     lines = render(failed).splitlines()
     assert lines[2] == "**Error: the audit could not complete.** the model raised X."
     assert "## Metrics" not in lines
-    unsure = small.model_copy(update={"verdict": "inconclusive"})
-    assert render(unsure).splitlines()[2] == "**Inconclusive: the figures below support no verdict.**"
+    for verdict, told in (
+        ("ungated", "**Ungated: measured, with no policy to pass or fail.**"),
+        ("inconclusive", "**Inconclusive: the figures below support no verdict.**"),
+    ):
+        assert render(REPORT.model_copy(update={"verdict": verdict})).splitlines()[2] == told
 
 
-def test_tables_show_what_is_not_finite_and_what_is_too_small(small: Report) -> None:
+def test_tables_show_what_is_not_finite_and_what_is_too_small() -> None:
     assert [number(v) for v in (None, 0.0, 1234.5678, 1e-12, -2.0)] == ["n/a", "0", "1235", "1e-12", "-2"]
     assert interval(measured(1.0, None)) == "n too small"
     assert interval(measured(1.0, (0.123456, 2.0))) == "[0.1235, 2]"
-    headers, rows = metric_table(small.metrics)
+    headers, rows = metric_table(REPORT.metrics)
     assert headers == ["metric", "value", "95% interval", "unit", "more robust", "n"]
     assert rows[1] == ["attack.latent.target_nll.median", "n/a", "n/a", "nats", "higher", "0 (2 not finite)"]
-    headers, rows = attack_table(small.attacks[0])
+    headers, rows = attack_table(REPORT.attacks[0])
     assert headers == list(LEGEND)
     assert rows == [
         ["3 → 14", "0.125", "1.5", "0.25", "0.1875", "0.4375", "1.235e+06 → n/a", "9.877 → 0.5 (0.25)", "1e-07",
          "not converged"]
     ]  # fmt: skip
-    assert ends(small.attacks[0]) == (
+    assert ends(REPORT.attacks[0]) == (
         "2 problems: 1 converged, 1 evaluation limit reached; d = 0 is the best found for 1; 12,345 evaluations"
     )
 
 
-def test_json_of_a_report_is_ascii_and_keeps_odd_paths(small: Report) -> None:
-    odd = small.model_copy(update={"argv": ["é", "λ", "\U0001f600"]})
+def test_json_of_a_report_is_ascii_and_keeps_odd_paths() -> None:
+    odd = REPORT.model_copy(update={"argv": ["é", "λ", "\U0001f600"]})
     assert to_json(odd).isascii()
     assert strict(to_json(odd))["argv"] == ["é", "λ", "\U0001f600"]
 

@@ -1,27 +1,23 @@
-"""Reports in other forms: what each says exactly, that odd text breaks none, and how reports on disk are read."""
+"""Reports in other forms: what each says exactly, and how reports on disk are read."""
 
 import json
 import re
 from collections.abc import Callable
 from hashlib import sha256
-from html.parser import HTMLParser
-from io import StringIO
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import junitparser
 import pytest
-import yaml
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vaeaudit.errors import InputError
 from vaeaudit.layout.entry import MetricEntry
-from vaeaudit.layout.inert import one_line, visible
+from vaeaudit.layout.inert import visible
 from vaeaudit.report.forms import card, github, html, junit, markdown
-from vaeaudit.report.gates import WaiverEntry
 from vaeaudit.report.model import DecisionEntry, PlausibilityEntry, Report, ReproductionEntry
 from vaeaudit.report.outcomes import COUNTING, outcomes
 from vaeaudit.report.reading import PNG, ReportError, SchemaError, figures_of, read_report
@@ -51,6 +47,7 @@ def body(page: str) -> str:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
+        ("report.md", lambda: markdown.render(REPORT)),
         ("junit.xml", lambda: junit.render(REPORT)),
         ("annotations.txt", lambda: github.annotations(REPORT)),
         ("summary.md", lambda: github.summary(REPORT)),
@@ -319,25 +316,6 @@ def test_a_card_without_figures_or_data_is_a_card() -> None:
 # ---- The page
 
 
-class Seen(HTMLParser):
-    """What a browser finds on a page."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.text = StringIO()
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data: str) -> None:
-        self.text.write(data)
-
-
 def test_the_page_begins_with_the_verdict_and_holds_every_part() -> None:
     page = html.render(REPORT, {"latent panel": PIXEL})
     headings = re.findall(r"<h([123])[^>]*>(.*?)</h\1>", page)
@@ -370,106 +348,6 @@ def test_long_tables_and_many_remarks_are_closed_at_first() -> None:
 
 def test_what_is_no_png_is_not_on_the_page() -> None:
     assert "<img" not in html.render(REPORT, {"latent panel": b"GIF89a", "margins at r = 4": PNG})
-
-
-# ---- Odd text
-
-
-anything = st.text(st.characters(), max_size=12) | st.sampled_from(
-    ["`|`", "a|b\n| c |", "::error::x", "<script>", "&lt;", "]]>", "---\n", "\x00\x1b[31m", "\ud800", "\u202egnp.exe",
-     "{{ 1 }}{% raw %}", "%0A::", "</details>", "_*~$[x](y)!", "https://a.b", "", " ", "\n", "..", "/", "-->"]
-)  # fmt: skip
-
-
-def metric_name(text: str) -> str:
-    """A name whose meaning no section tells."""
-    return f"margin.:{text.replace('.', ':')}"
-
-
-def odd(text: str) -> Report:
-    """The report with a text wherever one comes from outside."""
-    check = REPORT.checks[1].model_copy(update={"id": f"margin.{text}", "why": text})
-    waived = REPORT.checks[4].model_copy(update={"waived": WaiverEntry(until="2026-12-31", reason=text)})
-    baseline = REPORT.baseline
-    assert baseline is not None
-    assert REPORT.data is not None
-    differences = [one.model_copy(update={"why": text or "x", "metric": text}) for one in baseline.of("cannot tell")]
-    side = baseline.old.model_copy(update={"model": text})
-    metric = REPORT.metrics["margin.r4.median"].model_copy(
-        update={"unit": text, "estimator": text, "doubt": text or "x"}
-    )
-    return REPORT.model_copy(
-        update={
-            "model": REPORT.model.model_copy(update={"file": REPORT.model.file.model_copy(update={"path": text})}),
-            "data": REPORT.data.model_copy(update={"source": text, "stored": text, "skipped": [text]}),
-            "checks": [check, waived],
-            "baseline": baseline.model_copy(update={"differences": differences, "old": side}),
-            "metrics": {metric_name(text): metric},
-            "warnings": [text],
-            "partial": [text],
-            "skipped": {text: text},
-            "argv": [text],
-            "tool": text,
-            "created": text,
-            "error": f"raised {text}",
-            "configuration": {"model": {"path": text}},
-            "files": {"latent panel": text},
-        }
-    )
-
-
-@given(anything)
-@settings(max_examples=30, deadline=None)
-def test_odd_text_breaks_no_xml(text: str) -> None:
-    written = junit.render(odd(text))
-    assert written.isascii()
-    cases = [case for suite in ET.fromstring(written) for case in suite.iter("testcase")]
-    assert [case.get("name") for case in cases] == [visible(f"margin.{text}"), REPORT.checks[4].id, visible(text)]
-    assert cases[0][0].get("message") == visible(text)
-
-
-@given(anything)
-@settings(max_examples=30, deadline=None)
-def test_odd_text_becomes_no_command_no_html_and_no_cell(text: str) -> None:
-    report = odd(text)
-    found = commands(github.annotations(report))
-    assert len(found) == 6
-    summary = github.summary(report)
-    summary.encode()
-    assert re.findall(r"<[^>]*>", summary) == ["<details>", "<summary>", "</summary>", "</details>"]
-    assert "##[" not in summary
-    for line in summary.splitlines():
-        assert not re.match(r"\s*::", line)
-        if line.startswith("| "):
-            assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) in (6, 7, 8)
-    rows = [len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in summary.splitlines() if line.startswith("|")]
-    assert rows == [6] * 4 + [8] * 3 + [7] * 3
-    assert summary.count("\n") == github.summary(odd("x")).count("\n")
-
-
-@given(anything)
-@settings(max_examples=30, deadline=None)
-def test_odd_text_leaves_a_card_that_the_hub_reads(text: str) -> None:
-    report = odd(text)
-    gate = report.checks[0].model_copy(update={"id": metric_name(text)})
-    block = card.render(report.model_copy(update={"checks": [gate]}))
-    data = ModelCard(block).data
-    (result,) = data.eval_results
-    assert result.metric_type == one_line(metric_name(text))
-    assert result.metric_args["estimator"] == one_line(text)
-    assert yaml.safe_load(block.split("---\n")[1]) if block.count("---\n") == 2 else True
-
-
-@given(anything)
-@settings(max_examples=30, deadline=None)
-def test_odd_text_stays_text_on_the_page(text: str) -> None:
-    page = html.render(odd(text), {})
-    page.encode()
-    seen, plain = Seen(page), Seen(html.render(odd("x"), {}))
-    gone = {"wbr", "code"}  # names may be broken; backticks mark code
-    assert [tag for tag in seen.tags if tag not in gone] == [tag for tag in plain.tags if tag not in gone]
-    assert {name for name, _ in seen.attributes} == {name for name, _ in plain.attributes}
-    assert f"Warning: {visible(text)}." in seen.text.getvalue().replace("\r\n", "\n") or "\r" in text
 
 
 # ---- Reading

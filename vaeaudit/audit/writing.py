@@ -13,7 +13,7 @@ from vaeaudit.checks.record import Record, metric_entry
 from vaeaudit.checks.weights.stored import StoredModel
 from vaeaudit.errors import VaeauditError, told
 from vaeaudit.gate.ending import concluded, ending
-from vaeaudit.layout.entry import Entry
+from vaeaudit.layout.entry import Entry, FileHash
 from vaeaudit.model.box import range_of
 from vaeaudit.model.registry import Adapter
 from vaeaudit.report.model import (
@@ -21,7 +21,6 @@ from vaeaudit.report.model import (
     AdapterEntry,
     DataEntry,
     Environment,
-    FileHash,
     FindingEntry,
     ModelEntry,
     PlausibilityEntry,

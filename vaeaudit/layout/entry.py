@@ -31,6 +31,13 @@ class Entry(BaseModel):
         return storable(value)
 
 
+class FileHash(Entry):
+    """A file that went into the audit."""
+
+    path: str
+    sha256: str
+
+
 class MetricEntry(Entry):
     """One figure with its confidence."""
 

@@ -9,20 +9,13 @@ from pydantic import Field, JsonValue, create_model
 
 from vaeaudit.checks.registry import checks
 from vaeaudit.errors import CheckError
-from vaeaudit.layout.entry import Entry, MetricEntry, Number
+from vaeaudit.layout.entry import Entry, FileHash, MetricEntry, Number
 from vaeaudit.layout.section import Section
 from vaeaudit.report.comparison import ComparisonEntry
 from vaeaudit.report.gates import CheckEntry, gates_section
 from vaeaudit.settings.sections import Range
 
 SCHEMA_VERSION = "1.2"
-
-
-class FileHash(Entry):
-    """A file that went into the audit."""
-
-    path: str
-    sha256: str
 
 
 class AdapterEntry(Entry):

@@ -315,10 +315,7 @@ def test_a_posterior_that_has_no_margin_is_one_sentence_and_exit_2(
     posterior: str, arguments: list[str], words: str, toy: Margin
 ) -> None:
     done = toy(posterior, *arguments, "-q")
-    assert done.code == 2
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    assert words in done.err
+    assert done.said(2, words)
     assert not Path("vaeaudit-report").exists()
 
 
@@ -340,8 +337,5 @@ def test_a_posterior_that_has_no_margin_is_one_sentence_and_exit_2(
 )
 def test_bad_input_is_one_sentence_and_exit_2(arguments: list[str], words: str, margin: Margin) -> None:
     done = margin(*arguments)
-    assert done.code == 2
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    assert words in done.err
+    assert done.said(2, words)
     assert not Path("vaeaudit-report").exists()

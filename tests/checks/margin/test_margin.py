@@ -104,11 +104,12 @@ def test_at_another_risk_level_the_bounds_still_hold(oracle: dict[str, Any], lin
 def test_over_many_audits_a_certificate_is_wrong_at_most_as_often_as_it_says() -> None:
     x = torch.tensor([[-0.2, 0.3, 0.1]], dtype=torch.float64)
     vae, exact = half_space(0.4, x)
-    audits = 1000
+    audits = 200
     (at,) = margin(vae, x.expand(audits, -1).contiguous(), 0.4, level=0.8, draws=200, parts=CERTIFIED).at
     assert at.certified is not None
     wrong = int((at.certified.radius > exact).sum())
     # The bound is met here, so only p_low's confidence stands between: 20%, less what a binomial cannot hit exactly.
+    # So many audits tell that from 40%, as where the error were spent twice, in 999 cases of 1000.
     assert stats.binomtest(wrong, audits, 0.2, alternative="greater").pvalue > 1e-3
     assert wrong > 0.05 * audits
     together = margin(vae, x.expand(20, -1).contiguous(), 0.4, level=0.8, draws=200, parts=CERTIFIED, family_wise=True)
@@ -135,7 +136,7 @@ def test_an_item_that_its_own_draws_take_out_of_r_has_no_margin() -> None:
 
 @pytest.fixture(scope="module")
 def curved(bundled_model: Any, bundled_images: Tensor) -> MarginResult:
-    return margin(bundled_model, bundled_images[:4], (2.0, 4.0), draws=400)
+    return margin(bundled_model, bundled_images[:3], (2.0, 4.0), draws=200)
 
 
 def test_certified_is_never_above_empirical_and_a_larger_radius_never_has_a_smaller_certificate(
@@ -418,10 +419,10 @@ def test_certified_figures_are_of_the_items_that_have_a_certificate(curved: Marg
     part = replace(curved, at=(replace(at, certified=replace(at.certified, radius=radius)),))
     metrics = summarise_margin(part)
     share = metrics["margin.r4.certified.share"]
-    assert (share.value, share.n) == (pytest.approx(2 / 3), 3)
-    assert metrics["margin.r4.certified.mean"].n == metrics["margin.r4.certified.median"].n == 3
+    assert (share.value, share.n) == (1 / 2, 2)
+    assert metrics["margin.r4.certified.mean"].n == metrics["margin.r4.certified.median"].n == 2
     assert metrics["margin.r4.certified.mean"].value == pytest.approx(float(radius[1:].mean()))
-    assert margin_refusals(Margins(part, tuple(range(4)), "4")) == {}
+    assert margin_refusals(Margins(part, tuple(range(3)), "3")) == {}
 
 
 def test_where_no_item_is_robust_unperturbed_all_margins_are_0() -> None:

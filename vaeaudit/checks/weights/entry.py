@@ -4,7 +4,7 @@ from pydantic import Field
 
 from vaeaudit.checks.weights.metrics import METRICS
 from vaeaudit.errors import listed
-from vaeaudit.layout.entry import Entry, Number
+from vaeaudit.layout.entry import Entry, FileHash, Number
 from vaeaudit.layout.section import Section, Shown, Table, number
 from vaeaudit.stats.metric import meanings
 
@@ -30,13 +30,6 @@ _OTHER = {
     "other's L2": "the same of the other model",
     "change": "100 (L2 - other's L2) / other's L2: how much larger the norm is here",
 }
-
-
-class OtherEntry(Entry):
-    """The model that norms are compared with."""
-
-    path: str
-    sha256: str
 
 
 class TensorEntry(Entry):
@@ -70,7 +63,7 @@ class PartEntry(Entry):
 class WeightsEntry(Entry):
     """The L2 norms of encoder and decoder."""
 
-    against: OtherEntry | None
+    against: FileHash | None = Field(description="The model that norms are compared with.")
     prefixes: dict[str, list[str]] = Field(description="How the names of each part's tensors begin.")
     vectors: bool = Field(description="Whether tensors of fewer than two dimensions were counted.")
     parts: list[PartEntry]

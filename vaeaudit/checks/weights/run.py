@@ -5,11 +5,12 @@ from functools import partial
 from pathlib import Path
 
 from vaeaudit.checks.record import Drawing, Record, Work, number
-from vaeaudit.checks.weights.entry import NORMS, OtherEntry, PartEntry, TensorEntry, WeightsEntry
+from vaeaudit.checks.weights.entry import NORMS, PartEntry, TensorEntry, WeightsEntry
 from vaeaudit.checks.weights.figures import norm_bars
 from vaeaudit.checks.weights.measure import PartNorm, TensorNorm, weights
 from vaeaudit.checks.weights.stored import StoredModel, fitting, held_weights
 from vaeaudit.checks.weights.summarise import summarise_weights
+from vaeaudit.layout.entry import FileHash
 from vaeaudit.model.checkpoints import sha256_of
 from vaeaudit.model.stated import find_checkpoint
 from vaeaudit.progress import GoOn
@@ -45,7 +46,7 @@ def run(stored: StoredModel, go_on: GoOn) -> Record:
     tensors = [_tensor(tensor) for tensor in result.tensors]
     largest = sorted(range(len(tensors)), key=lambda place: -tensors[place].l2)[:_SHOWN]
     entry = WeightsEntry(
-        against=None if other is None else OtherEntry(path=str(place), sha256=sha256_of(other)),
+        against=None if other is None else FileHash(path=str(place), sha256=sha256_of(other)),
         prefixes={part: list(prefixes) for part, prefixes in stored.parts.items()},
         vectors=result.vectors,
         parts=[_part(part) for part in result.parts],
