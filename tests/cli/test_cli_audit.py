@@ -58,18 +58,6 @@ Command = Callable[..., Any]
 Audited = Callable[..., None]
 
 
-@pytest.fixture(autouse=True)
-def _plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures cost most of the time of small audits, and other tests look at them."""
-    for module, names in {
-        "attack.record": ("attack_panel", "distortion_curves", "damage_curves"),
-        "margin.record": ("margin_panel",),
-        "noise.run": ("likelihood_histograms", "noise_curves"),
-    }.items():
-        for name in names:
-            monkeypatch.setattr(f"vaeaudit.checks.{module}.{name}", lambda *_: b"png")
-
-
 def configured(more: str = POLICY, base: str = SMALL) -> None:
     Path("vaeaudit.toml").write_text(base + more)
 

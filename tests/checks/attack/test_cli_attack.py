@@ -60,11 +60,9 @@ Attack = Callable[..., Any]  # `Outcome` of conftest.py
 
 @pytest.fixture(autouse=True)
 def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder outside any repository with labelled data; figures, which cost most of the time, are not drawn."""
+    """A folder outside any repository with labelled data."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr("vaeaudit.checks.attack.record.attack_panel", lambda *_: b"png")
-    monkeypatch.setattr("vaeaudit.checks.attack.record.distortion_curves", lambda *_: b"png")
     with np.load(DATA) as shapes:
         # What a linear classifier tells from blurred reconstructions: where the shape lies.
         np.savez("labelled.npz", imgs=shapes["imgs"], labels=shapes["latents_classes"][:, 3] // 2)

@@ -154,14 +154,7 @@ def bundled(latents: Latents) -> Latents:
 
 
 @pytest.fixture
-def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures cost most of the time; one test looks at them."""
-    for name in ("kl_bars", "traversal_panel"):
-        monkeypatch.setattr(f"vaeaudit.checks.latents.record.{name}", lambda *_: b"png")
-
-
-@pytest.fixture
-def toy(latents: Latents, _undrawn: None) -> Latents:
+def toy(latents: Latents) -> Latents:
     """The command on a linear model of the named kind with so many units, and 100 images."""
 
     def run(kind: str, units: int, *more: object) -> Any:
@@ -219,7 +212,6 @@ def test_it_tells_what_the_latents_hold_and_writes_that_down(bundled: Latents) -
     assert "](latents-traversals.png)" in markdown
 
 
-@pytest.mark.usefixtures("_undrawn")
 def test_the_tables_tell_the_intervals_of_the_metrics(bundled: Latents) -> None:
     assert bundled("-q").code == 0
     (entry,), metrics = report()["latents"], report()["metrics"]
