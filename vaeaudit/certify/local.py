@@ -8,7 +8,6 @@ was verified to be kept. Inside the region where the encoder is linear its Jacob
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,10 +18,9 @@ from vaeaudit.certify.maximum import without_maxima
 from vaeaudit.certify.norms import spectral_norm
 from vaeaudit.certify.propagation import Ball, Interval, first_norms, norm, propagate
 from vaeaudit.certify.rewriting import name_of
-from vaeaudit.certify.theorem import kept, scale_loss
+from vaeaudit.certify.theorem import Sigma, excess, kept, scale_loss
 from vaeaudit.errors import UnsupportedError
 
-Sigma = Literal["frozen", "full"]
 _START = 0.03  # of the first-order estimate: where the search begins; larger radii cost more to bound
 _EVALUATIONS = 24
 _TOLERANCE = 0.02  # of the radius
@@ -128,8 +126,7 @@ class _Search:
     ) -> None:
         self.graph, self.x, self.p_low, self.m, self.sigma, self.norms = graph, x, p_low, m, sigma, norms
         self.holding = kept(p_low, torch.zeros_like(p_low)) > m
-        self.start = torch.special.ndtri(p_low)
-        self.gap = self.start - torch.special.ndtri(torch.full_like(p_low, m))
+        self.gap = torch.special.ndtri(p_low) - torch.special.ndtri(torch.full_like(p_low, m))
         # The largest radius verified and the least that was not, and the excess of each.
         self.low, self.high = torch.zeros_like(p_low), torch.full_like(p_low, math.inf)
         self.low_excess, self.high_excess = torch.zeros_like(p_low), torch.zeros_like(p_low)
@@ -180,12 +177,8 @@ class _Search:
     def _excess(self, ball: Ball, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The log of the shift that the loss amounts to over the shift allowed, and where the level is verified."""
         omega, moves = displacement(ball, self.sigma)
-        probability = kept(self.p_low[rows], omega)
-        if self.sigma == "full":
-            probability = probability - scale_loss(moves)
-        shift = self.start[rows] - torch.special.ndtri(probability.clamp(min=1e-12))
-        shift = torch.maximum(shift, omega)
-        return (shift / self.gap[rows]).log().clamp(-20, 6), probability > self.m
+        found, holds = excess(self.p_low[rows], self.m, omega, moves if self.sigma == "full" else None)
+        return found.clamp(-20, 6), holds
 
     def _next(self) -> Tensor:
         """Radii at which to look next: where the excess would be 0 if it were linear in log rho."""

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from vaeaudit.certify.graph import Graph, Kind, reason, trace_decoder
 from vaeaudit.certify.lipschitz import LipschitzBounds
-from vaeaudit.certify.local import Sigma, local_margin
+from vaeaudit.certify.local import local_margin
 from vaeaudit.certify.propagation import first_norms
 from vaeaudit.certify.rewriting import name_of
 from vaeaudit.certify.theorem import global_margin

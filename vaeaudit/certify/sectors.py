@@ -1,0 +1,104 @@
+"""The sector certificate: a margin from ellipsoids, whose multipliers and radius are found together.
+
+Where linear propagation adds the errors of all bent neurons in absolute value, though no input reaches them together,
+ellipsoids (:mod:`.ellipsoids`) maximise them jointly. What they show rests on the same event p_low <= p0 as linear
+propagation, so that the better of both is a certificate.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from vaeaudit.certify.activations import ROUNDING
+from vaeaudit.certify.ellipsoids import Ellipsoid, Item, NotShown
+from vaeaudit.certify.graph import Graph
+from vaeaudit.certify.stages import Stages
+from vaeaudit.certify.theorem import Sigma, excess
+
+_START = 0.05  # of the first-order estimate
+_EVALUATIONS = 16
+_TOLERANCE = 0.02  # of the radius: less is not worth another ball
+_STEEPEST = 12.0
+_FARTHEST = 0.7  # that the logarithm of the radius changes at once
+
+
+def sector_margin(
+    graph: Graph,
+    chain: Stages,
+    x: Tensor,
+    p_low: Tensor,
+    m: float = 0.5,
+    sigma: Sigma = "frozen",
+    go_on: Callable[[], bool] = lambda: True,
+) -> Tensor:
+    """Lower bounds of the margin R of ``x`` (items, *input_shape) in units of the input, (items,) float64.
+
+    ``chain`` is :func:`.stages.stages` of the ``graph``; all else as in :func:`.local.local_margin`. 0 where nothing
+    was verified.
+    """
+    found = []
+    for row, p in zip(x.double().split(1), p_low.double().cpu(), strict=True):
+        found.append(_Search(graph, chain, row, p, m, sigma).run(go_on) if p > m else 0.0)
+    return torch.tensor(found, dtype=torch.float64, device=x.device)
+
+
+class _Search:
+    """The largest radius of one item at which the risk level was verified to be kept."""
+
+    def __init__(self, graph: Graph, chain: Stages, x: Tensor, p_low: Tensor, m: float, sigma: Sigma) -> None:
+        self.p_low, self.m, self.full = p_low, m, sigma == "full"
+        self.latents = len(chain.outputs[0])
+
+        def outputs(values: Sequence[Tensor]) -> Tensor:
+            whitened = chain.outputs[0] / values[1].exp().T
+            return torch.cat([whitened, chain.outputs[1]]) if self.full else whitened
+
+        self.item = Item(graph, chain, x, outputs)
+
+    def run(self, go_on: Callable[[], bool]) -> float:
+        """The radius, 0 where none was verified."""
+        level = self.p_low.new_tensor(self.m)
+        gap = float(torch.special.ndtri(self.p_low) - torch.special.ndtri(level))
+        steepest = float(torch.linalg.matrix_norm(self.item.first_order[: self.latents], 2))
+        estimate = gap / steepest if steepest > 0 else math.inf
+        if not (0 < estimate < math.inf):
+            return 0.0
+        best, last, tried = 0.0, 0.0, _START * estimate
+        steepness, before = 1.0, 0.0
+        for _ in range(_EVALUATIONS):
+            if not go_on():
+                break
+            try:
+                excess_, holds = self._look(tried)
+            except NotShown:
+                self.item.retreat()
+                tried = math.sqrt(tried * last) if last else tried / 2
+                continue
+            # As if what exceeds first order grew like the radius.
+            if last and last != tried:
+                secant = (excess_ - before) / math.log(tried / last)
+                steepness = (steepness + min(max(secant, 1.0), _STEEPEST)) / 2
+            slope = max(steepness, 1 + excess_ - math.log(tried / estimate))
+            step = math.exp(min(max(-excess_ / slope, -_FARTHEST), _FARTHEST))
+            last, before = tried, excess_
+            if holds:
+                done = best > 0 and max(tried / best, step) < 1 + _TOLERANCE
+                best = max(best, tried)
+                if done:
+                    break
+            tried = max(tried * step, best * (1 + _TOLERANCE / 2))
+        return best
+
+    def _look(self, rho: float) -> tuple[float, bool]:
+        """The excess of the ball of radius ``rho`` and whether the level is kept there; improves the multipliers."""
+        ellipsoid = Ellipsoid(self.item, rho)
+        with torch.enable_grad():
+            block = ellipsoid.block.requires_grad_()
+            omega = rho * (1 + ROUNDING) * torch.linalg.eigvalsh(block[: self.latents, : self.latents])[-1].sqrt()
+            moves = rho * (1 + ROUNDING) * block.diagonal()[self.latents :].sqrt() if self.full else None
+            found, holds = excess(self.p_low, self.m, omega, moves)
+            (gradient,) = torch.autograd.grad(found, block)
+        ellipsoid.improve(gradient.nan_to_num())
+        return float(found.detach()), bool(holds)
