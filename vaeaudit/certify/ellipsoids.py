@@ -27,22 +27,17 @@ shares. What is not covered is that the maps themselves and the values at x0 are
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 import torch
 from scipy import sparse
-from torch import Tensor, fx
+from torch import Tensor
 
-from vaeaudit.certify.activations import ROUNDING, Kinked, Smooth, options_of, shape_of
-from vaeaudit.certify.graph import Graph, Kind
-from vaeaudit.certify.lines import unsupported
-from vaeaudit.certify.rewriting import name_of
+from vaeaudit.certify.activations import ROUNDING
+from vaeaudit.certify.item import Item
 from vaeaudit.certify.sector import sector
-from vaeaudit.certify.stages import Stages
 
 _UNIT = 2.0**-53
 _LEAST = 1e-3  # eigenvalue of B
@@ -56,79 +51,14 @@ _BEGIN = (0.7, 0.7, 0.5, 0.4, 0.3)
 _STEP, _FARTHEST = 0.15, 1.5  # towards the multiplier asked for, in logarithms; the most that it is changed by
 
 
-@dataclass(frozen=True, eq=False)
-class Bend:
-    """An activation at an item: what it computes, how it bends, and its input ``at`` (1, *shape)."""
-
-    activation: Callable[[Tensor], Tensor]
-    shape: Kinked | Smooth
-    at: Tensor
-
-
-class Item:
-    """One input of a network in :class:`Stages`: its activations there, and which of them matter.
-
-    ``outputs`` (k, columns) are the functions of the last state that are bounded; ``bends`` has one activation for each
-    stage, ``influence`` how much each of its neurons moves the outputs to first order.
-    """
-
-    def __init__(self, graph: Graph, chain: Stages, x: Tensor, outputs: Callable[[Sequence[Tensor]], Tensor]) -> None:
-        run = _Values(graph)
-        with torch.no_grad():
-            values = run.run(x.double())
-        self.stages = chain
-        self.bends = [run.bends[stage.node] for stage in chain.chain]
-        self.outputs = outputs([value.cpu() for value in values])
-        self.influence: list[Tensor] = []
-        rows = self.outputs
-        for stage, bend in zip(reversed(chain.chain), reversed(self.bends), strict=True):
-            acting = rows[:, stage.passed :]
-            self.influence.append(torch.linalg.vector_norm(acting, dim=0))
-            nowhere = torch.zeros_like(bend.at)
-            slope, _ = sector(bend.activation, bend.shape, bend.at, nowhere, nowhere)
-            back = torch.cat([rows[:, : stage.passed], acting * slope.flatten().cpu()], dim=1)
-            rows = torch.from_numpy(stage.matrix.T @ back.T.numpy()).T
-        self.influence.reverse()
-        self.first_order = rows  # (k, inputs): the Jacobian
-        # Over the usual ones, stage by stage, NaN where a neuron has never bent; and those before they were moved.
-        self.multipliers: list[Tensor | None] = [None] * len(self.bends)
-        self.before = self.multipliers
-
-    def retreat(self) -> None:
-        """Takes the multipliers back to those that last bounded something."""
-        self.multipliers = [None if found is None else found.clone() for found in self.before]
-
-
-class _Values(fx.Interpreter):
-    """Runs the graph on one row, and keeps what its activations are given."""
-
-    def __init__(self, graph: Graph) -> None:
-        super().__init__(graph.module)
-        self.kinds, self.bends = graph.kinds, dict[fx.Node, Bend]()
-
-    def run_node(self, n: fx.Node) -> Any:
-        if self.kinds[n] is Kind.ACTIVATION:
-            arguments, keywords = self.fetch_args_kwargs_from_env(n)
-            shape = shape_of(name_of(n), {name: self.env.get(value, value) for name, value in options_of(n).items()})
-            if shape is None:
-                raise unsupported(n)
-            activation = partial(_applied, n.target, arguments[1:], keywords)
-            self.bends[n] = Bend(activation, shape, cast(Tensor, arguments[0]))
-        return super().run_node(n)
-
-
-def _applied(target: Callable[..., Tensor], rest: Sequence[Any], keywords: dict[str, Any], y: Tensor) -> Tensor:
-    return target(y, *rest, **keywords)
-
-
-class NotShown(Exception):
+class NotShownError(Exception):
     """The multipliers at hand bound nothing on this ball: not that there is no bound."""
 
 
 class Ellipsoid:
     """What the outputs of an :class:`Item` can do within ``rho``: ``block`` (k, k) is theirs of Q^-1.
 
-    Any f of the outputs moves by rho sqrt(f' block f) at most. Raises :class:`NotShown`.
+    Any f of the outputs moves by rho sqrt(f' block f) at most. Raises :class:`NotShownError`.
     """
 
     def __init__(self, item: Item, rho: float) -> None:
@@ -146,7 +76,7 @@ class Ellipsoid:
         self._item.before = [None if found is None else found.clone() for found in self._item.multipliers]
         back = self._last.pull(gradient)
         for layer in reversed(self.layers):
-            back = layer.image.pull(layer.pull(back))
+            back = layer.image.pull(cast(Tensor, layer.pull(back)))  # none but of the first
 
 
 class _Inputs:
@@ -201,7 +131,10 @@ class _OfBlock:
 
 
 class _Apart:
-    """slope T d + errors of a first layer wider than the input: ``L`` L' = I - T_U' a^2 T_U, and ``lam`` of the errors."""
+    """slope T d + errors, of a first layer wider than the input.
+
+    ``L`` L' = I - T_U' a^2 T_U, whose inverse is the block of d; ``lam`` are the multipliers of the errors.
+    """
 
     def __init__(self, matrix: sparse.csr_matrix, slope: Tensor, bent: Tensor, lam: Tensor, L: Tensor) -> None:
         self.matrix, self.slope, self.bent, self.lam, self.L = matrix, slope, bent, lam, L
@@ -248,7 +181,10 @@ _Image = _OfInputs | _OfBlock | _OfApart
 
 
 class _Layer:
-    """One stage of an item on the ball of radius ``rho``: ``image`` is what its rows are given, ``state`` what they give."""
+    """One stage of an item on the ball of radius ``rho``.
+
+    ``image`` is what its rows are given, and ``state`` what they give.
+    """
 
     def __init__(self, item: Item, place: int, image: _Image, rho: float) -> None:
         stage, bend = item.stages.chain[place], item.bends[place]
@@ -261,7 +197,7 @@ class _Layer:
         kept = torch.ones(stage.passed, dtype=slope.dtype)
         slope, share = torch.cat([kept, slope.detach()]), torch.cat([0 * kept, share.detach()])
         if not bool((slope.isfinite() & share.isfinite()).all()):
-            raise NotShown
+            raise NotShownError
         bent = (share > 0).nonzero()[:, 0]
         # What lambda is for a single neuron that matters as much as to first order, at the end of its reach.
         influence = item.influence[place][bent - stage.passed]
@@ -275,7 +211,7 @@ class _Layer:
             return
         self.alive = ((slope != 0) | (share > 0)).nonzero()[:, 0]
         if len(self.alive) > _WIDEST:
-            raise NotShown
+            raise NotShownError
         self.slope, self.U = slope[self.alive], torch.searchsorted(self.alive, bent)
         G = image.gram(self.alive)
         self.variance = G.diagonal().clone()
@@ -293,7 +229,7 @@ class _Layer:
         self.state = _Block(_raised(S, len(S) * _gamma(4) * S.diagonal()), self.alive)
 
     def _multipliers(self, norm: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """lambda of the neurons that bend, and I - B = ``norm``(a), which is kept from growing to what shows nothing."""
+        """lambda of the neurons that bend, and I - B = ``norm``(a), kept from growing to what shows nothing."""
         known = self.item.multipliers[self.place]
         if known is None:
             known = torch.full((len(self.item.influence[self.place]),), torch.nan, dtype=torch.float64)
@@ -316,7 +252,7 @@ class _Layer:
         if isinstance(self.state, _Apart):
             self._move(*gradient)
             return None
-        through = self.slope[:, None] * gradient * self.slope
+        through: Tensor = self.slope[:, None] * gradient * self.slope
         in_slope, in_share = torch.zeros((2, self.passed + len(self.reach)), dtype=torch.float64)
         in_slope[self.alive] = 2 * (gradient * self.G) @ self.slope
         if len(self.bent):
@@ -351,16 +287,17 @@ class _Layer:
 
 
 def _factor(norm: Tensor, terms: int) -> Tensor:
-    """L of B = I - ``norm``, a sum of so many ``terms``, lowered by what rounding may add. Raises :class:`NotShown`."""
+    """L of B = I - ``norm``, a sum of so many ``terms``, lowered by what rounding may add. Raises :class:`NotShownError`."""
     size = len(norm)
     B = -norm
     diagonal = B.diagonal()
     diagonal += 1 - _LEAST
     _, failed = torch.linalg.cholesky_ex(B)
     diagonal += _LEAST - max(_LOWERED, 4 * size * _gamma(size + terms))
+    L: Tensor
     L, also = torch.linalg.cholesky_ex(B)
     if bool(failed) or bool(also):
-        raise NotShown
+        raise NotShownError
     return L
 
 

@@ -5,7 +5,6 @@ handed on for what takes them later, as in a skip. So whatever the graph's branc
 it alone. The maps do not depend on the input: they are read off the graph once, as sparse matrices.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -26,7 +25,10 @@ _MOST = 2**29  # elements of a map: more takes minutes to read off
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """T (rows, columns of the state before), float64; the first ``passed`` rows are handed on, ``node`` acts on the rest."""
+    """T (rows, columns of the state before), float64.
+
+    Its first ``passed`` rows are handed on, ``node`` acts on the rest.
+    """
 
     matrix: sparse.csr_matrix
     passed: int
@@ -112,7 +114,8 @@ def _rows(value: Tensor, leaves: Sequence[Tensor], what: str) -> sparse.csr_matr
         one_hot = torch.nn.functional.one_hot(chosen, size).to(value.dtype).view(-1, *value.shape)
         gradients = pulled_back(value, tuple(leaves), one_hot)
         parts.append(sparse.csr_matrix(torch.cat([part.flatten(1) for part in gradients], dim=1).cpu().numpy()))
-    return sparse.vstack(parts, format="csr")
+    whole: sparse.csr_matrix = sparse.vstack(parts, format="csr")
+    return whole
 
 
 def _identity(leaf: int, state: Sequence[int], sizes: Sequence[int]) -> sparse.csr_matrix:

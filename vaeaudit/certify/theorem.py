@@ -60,7 +60,9 @@ def excess(p_low: Tensor, m: float, omega: Tensor, log_ratio: Tensor | None) -> 
     probability, least = kept(p_low, omega), omega
     if log_ratio is not None:
         probability = probability - scale_loss(log_ratio)
-        least = omega + torch.linalg.vector_norm(log_ratio, dim=-1)  # where no probability is left, to tell far from near
+        least = omega + torch.linalg.vector_norm(
+            log_ratio, dim=-1
+        )  # where no probability is left, to tell far from near
     shift = torch.maximum(start - torch.special.ndtri(probability.clamp(min=1e-12)), least)
     return (shift / (start - level)).log(), probability > m
 

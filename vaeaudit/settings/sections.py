@@ -231,6 +231,9 @@ class MarginSettings(BaseSettings):
     parts: tuple[Literal["certified", "empirical"], ...] = Field(
         ("certified", "empirical"), description="Which bounds are computed; the estimates always are."
     )
+    effort: Literal["fast", "thorough"] = Field(
+        "thorough", description="Whether certificates are tightened as far as some seconds an item allow, or are fast."
+    )
 
 
 class MigSettings(BaseSettings):

@@ -333,7 +333,7 @@ def test_no_draw_leaves_its_path_and_so_none_leaves_r_within_the_pathwise_margin
     log_stddev: Callable[[Tensor], Tensor],
 ) -> None:
     vae, x, draws, r = Moving(log_stddev), torch.tensor([[0.3, -0.2, 0.5], [0.0, 0.1, 0.2]]).double(), 400, 0.8
-    certificates = Certificates(lambda: trace_encoder(vae, x), x, "full")
+    certificates = Certificates(lambda: trace_encoder(vae, x), x, "full", "fast")
     growth = certificates.growth(vae, draws=draws, items=[3, 5], seed=1, check="margin")
     assert growth is not None
     assert certificates.missing == []
