@@ -48,7 +48,7 @@ _WIDEST = 4096  # rows of a block: more takes minutes
 # Norms of 1 - B, layer by layer, at which multipliers begin, and to which they are kept.
 _LARGEST = 0.9
 _BEGIN = (0.7, 0.7, 0.5, 0.4, 0.3)
-_STEP, _FARTHEST = 0.15, 1.5  # towards the multiplier asked for, in logarithms; the most that it is changed by
+_STEP, _FARTHEST = 0.25, 1.8  # towards the multiplier asked for, in logarithms; the most that it is changed by
 
 
 class NotShownError(Exception):
@@ -201,8 +201,9 @@ class _Layer:
         bent = (share > 0).nonzero()[:, 0]
         # What lambda is for a single neuron that matters as much as to first order, at the end of its reach.
         influence = item.influence[place][bent - stage.passed]
-        usual = influence.clamp(min=_FAINT * float(influence.amax())) if len(bent) else influence
-        self.usual = usual.clamp(min=1e-300) / (share[bent] * self.reach.detach()[bent - stage.passed])
+        largest = float(influence.amax()) if len(bent) else 0.0
+        influence = influence.clamp(min=_FAINT * largest) if largest > 0 else torch.ones_like(influence)
+        self.usual = influence / (share[bent] * self.reach.detach()[bent - stage.passed])
         self.bent, self.share = bent, share[bent]
         if isinstance(image, _OfInputs) and image.matrix.shape[0] > image.matrix.shape[1]:
             bending = image.matrix[bent.numpy()]
@@ -277,17 +278,25 @@ class _Layer:
         return through
 
     def _move(self, in_noise: Tensor, in_a: Tensor) -> None:
-        """The multipliers at which a change of lambda costs as much by a^2 as it saves by 1 / lambda."""
-        asked = (in_noise / (self.share.square() * in_a)).sqrt() / self.usual
+        """Moves multipliers to where a change of lambda would cost by a^2 what it saves by 1 / lambda.
+
+        The derivatives of the bound in these are as good as always positive; where one is not, it counts on the other
+        side.
+        """
         known = self.item.multipliers[self.place]
         assert known is not None
+        saved, cost = in_noise / self.lam, in_a * self.share.square() * self.lam
+        up, down = (a.clamp(min=0) + (-b).clamp(min=0) for a, b in ((saved, cost), (cost, saved)))
+        change = (up / down).pow(_STEP / 2).clamp(1 / _FARTHEST, _FARTHEST)
         here = known[self.bent - self.passed]
-        change = (asked / here).pow(_STEP).clamp(1 / _FARTHEST, _FARTHEST)
         known[self.bent - self.passed] = torch.where(change > 0, here * change, here)  # NaN: nothing depends on it
 
 
 def _factor(norm: Tensor, terms: int) -> Tensor:
-    """L of B = I - ``norm``, a sum of so many ``terms``, lowered by what rounding may add. Raises :class:`NotShownError`."""
+    """L of B = I - ``norm``, a sum of so many ``terms``, lowered by what rounding may add.
+
+    Raises :class:`NotShownError` where B is not known to be positive definite.
+    """
     size = len(norm)
     B = -norm
     diagonal = B.diagonal()
@@ -328,7 +337,7 @@ def _dense(matrix: sparse.csr_matrix) -> Tensor:
 
 def _norm(matrix: Tensor) -> float:
     """About the norm of a positive semidefinite matrix: a start needs no more."""
-    v = torch.ones(len(matrix), dtype=matrix.dtype)
+    v = matrix[matrix.diagonal().argmax()]
     for _ in range(15):
         v = matrix @ (v / torch.linalg.vector_norm(v).clamp(min=1e-300))
     return max(float(torch.linalg.vector_norm(v)), 1e-300)
