@@ -162,18 +162,17 @@ class _OfApart:
 
     def gram(self, rows: Tensor) -> Tensor:
         self.rows = rows
-        X, noise = self.X[:, rows], _dense(self.noise[rows.numpy()])
-        return _raised(X.T @ X + noise @ noise.T, len(rows) * self.off[rows])
+        X, noise = self.X[:, rows], self.noise[rows.numpy()]
+        return _raised(X.T @ X + _dense(noise @ noise.T), len(rows) * self.off[rows])
 
     def pull(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients in 1 / lambda and in a^2 of those that bend."""
-        F = torch.linalg.solve_triangular(self.of.L.T, self.X[:, self.rows], upper=True)  # (inputs, rows)
-        errors = _dense(self.errors[self.rows.numpy()])
-        in_noise = ((gradient @ errors) * errors).sum(0)
-        middle = F @ gradient @ F.T
-        bending = self.of.bending
-        in_a = np.asarray(bending.multiply(bending @ middle.numpy()).sum(1)).ravel()
-        return in_noise, torch.from_numpy(in_a)
+        """The gradients in 1 / lambda and in a^2 of those that bend; in float32, as no bound rests on them."""
+        F = torch.linalg.solve_triangular(self.of.L.T, self.X[:, self.rows], upper=True).float()  # (inputs, rows)
+        errors, bending = self.errors[self.rows.numpy()].T.astype(np.float32), self.of.bending.astype(np.float32)
+        middle = F @ gradient.float() @ F.T
+        pairs = ((errors, gradient.float()), (bending, middle))
+        in_noise, in_a = (torch.from_numpy(np.asarray(A.multiply(A @ G.numpy()).sum(1)).ravel()) for A, G in pairs)
+        return in_noise.double(), in_a.double()
 
 
 _State = _Inputs | _Block | _Apart

@@ -20,7 +20,7 @@ from vaeaudit.certify.stages import stages
 from vaeaudit.certify.theorem import Sigma, excess
 
 _START = 0.05  # of the first-order estimate
-_EVALUATIONS = 16
+_EVALUATIONS = 14
 _TOLERANCE, _PATIENCE = 0.02, 2  # of the radius; how often less than that is gained before the search ends
 _STEEPEST = 12.0
 _FARTHEST = 0.7  # that the logarithm of the radius changes at once

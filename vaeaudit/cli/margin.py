@@ -75,7 +75,7 @@ def command(
         Setting(
             "margin.effort",
             "NAME",
-            "fast, or thorough certificates: up to some seconds an item for more of them. [default: thorough]",
+            "Of certificates: fast, or thorough, which certifies more, in seconds an item. [default: thorough]",
         ),
     ] = None,
 ) -> int:

@@ -232,7 +232,8 @@ class MarginSettings(BaseSettings):
         ("certified", "empirical"), description="Which bounds are computed; the estimates always are."
     )
     effort: Literal["fast", "thorough"] = Field(
-        "thorough", description="Whether certificates are tightened as far as some seconds an item allow, or are fast."
+        "thorough",
+        description="Of certificates: fast are linear bounds alone; thorough certifies more, in seconds an item.",
     )
 
 
