@@ -1,7 +1,7 @@
 """The local certificates: no displacement within the ball exceeds them; exact where everything is linear."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -9,11 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vaeaudit.certify.ellipsoids import Ellipsoid
 from vaeaudit.certify.graph import Graph, trace, trace_encoder
+from vaeaudit.certify.item import Item
 from vaeaudit.certify.lipschitz import LipschitzBounds
 from vaeaudit.certify.local import displacement, local_margin
 from vaeaudit.certify.maximum import without_maxima
 from vaeaudit.certify.propagation import Ball, first_norms, propagate
+from vaeaudit.certify.sector import sector
+from vaeaudit.certify.sectors import Sectors
 from vaeaudit.errors import UnsupportedError
 
 FLOAT64 = torch.float64
@@ -340,3 +344,157 @@ def test_an_encoder_that_does_not_depend_on_its_input_is_never_moved() -> None:
     graph = encoder_of(lambda x: F.relu(x) * 0, lambda x: 0 * x, 2)
     omega, moves = displacement(ball(graph, torch.ones(1, 2, dtype=FLOAT64), 5.0))
     assert omega.item() == 0 and moves.tolist() == [[0, 0]]
+
+
+# Sectors and ellipsoids.
+
+
+def item_of(sectors: Sectors, x: Tensor) -> Item:
+    """The item whose outputs are the whitened mean and the log of the standard deviation."""
+
+    def outputs(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat([sectors.stages.outputs[0] / values[1].exp().T, sectors.stages.outputs[1]])
+
+    return Item(sectors.graph, sectors.stages, x, outputs)
+
+
+def bounds(item: Item, latents: int, rho: float, improvements: int) -> tuple[float, Tensor]:
+    """omega and the moves of log sigma, after the multipliers were improved so often for omega."""
+    for _ in range(improvements):
+        ellipsoid = Ellipsoid(item, rho)
+        block = ellipsoid.block.requires_grad_()
+        (gradient,) = torch.autograd.grad(torch.linalg.eigvalsh(block[:latents, :latents])[-1].log(), block)
+        ellipsoid.improve(gradient)
+    block = Ellipsoid(item, rho).block
+    omega = rho * torch.linalg.eigvalsh(block[:latents, :latents])[-1].sqrt()
+    return float(omega), rho * block.diagonal()[latents:].sqrt()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_activation_stays_in_its_sector(name: str) -> None:
+    build, inputs = NETWORKS[name]
+    sectors = Sectors(heads(weighted(build()), inputs), random(1, inputs))
+    for bend in item_of(sectors, random(1, inputs, seed=5)).bends:
+        z = torch.linspace(-4, 4, 41, dtype=FLOAT64).view(-1, *(1,) * (bend.at.dim() - 1)) + 0 * bend.at
+        for below, above in ((0.1, 0.1), (1.3, 0.4), (5.0, 5.0)):
+            reach = torch.full_like(z, below), torch.full_like(z, above)
+            slope, share = sector(bend.activation, bend.shape, z, *reach)
+            for part in torch.linspace(0, 1, 60, dtype=FLOAT64):
+                u = part * (below + above) - below
+                off = bend.activation(z + u) - bend.activation(z) - slope * u
+                assert bool((off.abs() <= share * u.abs() + 1e-14 * (1 + z.abs())).all())
+
+
+def test_the_sector_of_relu_is_what_it_can_bend_within_its_reach() -> None:
+    graph = encoder_of(torch.relu, lambda x: 0 * x, 1)
+    (bend,) = item_of(Sectors(graph, torch.zeros(1, 1)), torch.zeros(1, 1)).bends
+    z, far = torch.tensor([-0.5, 0.5, -0.5], dtype=FLOAT64), torch.tensor([1.0, 1.0, 0.4], dtype=FLOAT64)
+    slope, share = sector(bend.activation, bend.shape, z, far, far)
+    torch.testing.assert_close(slope, torch.tensor([0.25, 0.75, 0.0], dtype=FLOAT64))
+    torch.testing.assert_close(share, torch.tensor([0.25, 0.25, 0.0], dtype=FLOAT64))
+
+
+def test_a_single_neuron_is_bounded_exactly_once_its_multiplier_is() -> None:
+    sectors = Sectors(encoder_of(torch.relu, lambda x: 0 * x, 1), torch.zeros(1, 1))
+    omega, _ = bounds(item_of(sectors, torch.full((1, 1), -0.5)), 1, 1.0, 60)
+    assert 0.5 <= omega <= 0.5005  # relu(-0.5 + 1)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_displacement_found_exceeds_the_ellipsoids_and_better_multipliers_narrow_them(name: str) -> None:
+    build, inputs = NETWORKS[name]
+    graph, narrowed = heads(weighted(build()), inputs), []
+    for case in range(7):
+        for place, weights in enumerate(graph.module.parameters()):
+            noise = random(*weights.shape, seed=100 * case + place)
+            weights.copy_(noise * (1.2 / math.sqrt(weights[0].numel()) if weights.ndim > 1 else 0.4))
+        x, rho = random(1, inputs, seed=case), (0.03, 0.1, 0.3, 1.0)[case % 4]
+        item = item_of(Sectors(graph, x), x)
+        begun, better = (bounds(item, 3, rho, improvements) for improvements in (0, 4))
+        narrowed.append(better[0] / begun[0])
+        stddev = graph.module(x)[1].exp()
+        assert worst(graph, x, rho, lambda v, _, s=stddev: (v / s).norm(dim=-1)).item() <= better[0]
+        latent = case % 3
+        moved = worst(graph, x, rho, lambda _, u, at=latent: u[..., at].abs()).item()
+        assert moved <= min(begun[1][latent].item(), better[1][latent].item())
+    assert sorted(narrowed)[3] <= 1  # one step may overshoot
+
+
+def padded(graph: Graph) -> Sectors:
+    """The sectors of a network of 6 inputs that takes 20, of which it ignores the others."""
+    wide = trace(lambda x: graph.module(x[:, :6]), (20,), torch.zeros((), dtype=FLOAT64), "it", of=graph.module)
+    return Sectors(wide, torch.zeros(1, 20, dtype=FLOAT64))
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh"])
+def test_a_first_layer_wider_than_the_input_is_bounded_as_one_that_is_not(name: str) -> None:
+    graph, x = heads(weighted(NETWORKS[name][0]()), 6), random(1, 6, seed=7)
+    narrow, wide = Sectors(graph, x), padded(graph)
+    one, other = item_of(narrow, x), item_of(wide, F.pad(x, (0, 14)))
+    assert narrow.stages.inputs < narrow.stages.chain[0].matrix.shape[0] < wide.stages.inputs
+    for improvements in (0, 3):
+        for found in zip(bounds(one, 3, 0.5, improvements), bounds(other, 3, 0.5, improvements), strict=True):
+            torch.testing.assert_close(*map(torch.as_tensor, found), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_attack_inside_the_sectors_margin_uses_up_the_gap(name: str) -> None:
+    build, inputs = NETWORKS[name]
+    graph, x = heads(weighted(build(), seed=11), inputs), random(1, inputs, seed=8)
+    p_low = torch.tensor([0.98], dtype=FLOAT64)
+    radius, stddev = Sectors(graph, x).margin(x, p_low, 0.5, "frozen").item(), graph.module(x)[1].exp()
+    assert radius > 0
+    shift = worst(graph, x, radius, lambda v, _: (v / stddev).norm(dim=-1))
+    assert shift.item() < torch.special.ndtri(p_low).item()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_certificate_reaches_a_counterexample_that_is_hidden_in_the_network(seed: int) -> None:
+    # One neuron wakes shortly before the planted d, in whose direction alone it looks, and takes the mean just too far.
+    network, x = weighted(mlp(nn.ReLU()), seed=seed), random(1, 6, seed=seed)
+    planted = F.normalize(random(1, 6, seed=50 + seed)) * (0.05, 0.2, 1.0)[seed % 3]
+    gap = torch.special.ndtri(torch.tensor(0.98, dtype=FLOAT64))
+    direction = planted[0] / planted.norm()
+    wakes = (x[0] + 0.9 * planted[0]) @ direction
+    beyond = (2 * gap + network(x + planted).norm()) / (0.1 * planted.norm())
+
+    def mean(rows: Tensor) -> Tensor:
+        spike = F.relu((rows * direction).sum(1, keepdim=True) - wakes) * beyond
+        return 0.01 * network(rows) + F.pad(spike, (0, 5))
+
+    graph = trace(lambda x: (mean(x), 0 * x), (6,), torch.zeros((), dtype=FLOAT64), "it", of=network)
+    assert (mean(x + planted) - mean(x)).norm() > gap
+    p_low = torch.tensor([0.98], dtype=FLOAT64)
+    radius = Sectors(graph, x).margin(x, p_low, 0.5, "frozen")
+    assert 0 < radius.item() < planted.norm().item()
+    assert local_margin(graph, x, p_low, verified=radius).radius.item() < planted.norm().item()
+
+
+def test_sectors_certify_more_of_a_network_that_bends_than_linear_bounds_do() -> None:
+    graph, x = heads(weighted(mlp(nn.ReLU())), 6), random(4, 6, seed=7)
+    p_low = torch.full((4,), 0.98, dtype=FLOAT64)
+    for sigma in ("frozen", "full"):
+        by_sectors = Sectors(graph, x[:1]).margin(x, p_low, 0.5, sigma)
+        by_lines = local_margin(graph, x, p_low, sigma=sigma)
+        assert by_sectors.median() > by_lines.radius.median()
+        # Asked what another has verified, linear bounds tell what they reach beyond it, and nothing else.
+        beyond = local_margin(graph, x, p_low, sigma=sigma, verified=by_sectors).propagated
+        assert bool(((beyond == 0) | (beyond > by_sectors)).all())
+        assert bool((beyond[by_lines.propagated > 1.05 * by_sectors] > 0).all())
+
+
+def test_what_has_no_sectors_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vaeaudit.certify.stages._MOST", 10)
+    with pytest.raises(UnsupportedError, match="no sector certificate: a map to the 12 inputs of 'relu' from 6 values"):
+        Sectors(heads(weighted(mlp(nn.ReLU())), 6), random(1, 6))
+
+
+def test_where_the_jacobian_or_the_level_says_nothing_no_radius_is_tried() -> None:
+    dead = encoder_of(lambda x: F.relu(x - 5), lambda x: 0 * x, 1)
+    x, p_low = torch.zeros(1, 1, dtype=FLOAT64), torch.tensor([0.98], dtype=FLOAT64)
+    assert Sectors(dead, x).margin(x, p_low, 0.5, "frozen").item() == 0
+    alive = Sectors(encoder_of(lambda x: 3 * x, lambda x: 0 * x, 1), x)
+    assert alive.margin(x, p_low, 0.99, "frozen").item() == 0
+    assert alive.margin(x, p_low, 0.5, "frozen", go_on=lambda: False).item() == 0
+    exact = torch.special.ndtri(p_low).item() / 3
+    assert 0.97 * exact <= alive.margin(x, p_low, 0.5, "frozen").item() <= exact

@@ -55,6 +55,7 @@ WRITTEN: dict[str, list[tuple[str, object]]] = {
     "margin.draws": [("30", 30)],
     "margin.boxed": [("no", False), ("false", False), ("0", False)],
     "margin.parts": [("certified", ("certified",))],
+    "margin.effort": [("fast", "fast")],
     "noise.sigmas": [("0.1,0.5", (0.1, 0.5)), ("0.1, 0.5", (0.1, 0.5)), ("[0.1]", (0.1,)), ("1e-3", (0.001,))],
     "noise.items": [("9", 9)],
     "noise.draws": [("2", 2)],

@@ -109,7 +109,7 @@ def shape_of(name: str, options: Mapping[str, Any]) -> Kinked | Smooth | None:
         case "softplus" if options["beta"] > 0 and options["threshold"] >= 20:
             # Beyond its threshold it is computed as the identity, which at 20 is 2.1e-9 off.
             beta = float(options["beta"])
-            return Smooth(0.0, 1.0, beta / 4, slack=3e-9 / beta, threshold=20 / beta)
+            return Smooth(0.0, 1.0, beta / 4, slack=3e-9 / beta, threshold=float(options["threshold"]) / beta)
         case "selu":
             return _exponential(_SELU_SCALE, _SELU_ALPHA, 1.0)
         case "elu" if options["input_scale"] > 0:

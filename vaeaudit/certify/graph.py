@@ -101,6 +101,16 @@ def by_rows(node: fx.Node) -> bool:
     return bool(first) and str(first[0]) == str(rows)
 
 
+def require_rows(graph: Graph) -> None:
+    """Raises :class:`UnsupportedError` where something bends that is not one row for each item."""
+    for node in graph.of(Kind.ACTIVATION, Kind.MAXIMUM):
+        if not by_rows(node):
+            raise UnsupportedError(
+                f"there is no local certificate: '{name_of(node)}' acts where items are folded into rows, or stand in "
+                "another dimension than the first; the other certificates, estimates and the empirical margin need none"
+            )
+
+
 def trace_encoder(vae: VAE, like: Tensor, sigma: str = "full") -> Graph:
     """The encoder as x -> (mean, log of the standard deviation), (b, latents) each.
 

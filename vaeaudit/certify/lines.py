@@ -65,7 +65,7 @@ def lines(
     slopes = (chord, chord)
     if len(shape.kinks) == 1:  # convex or concave: the other line is the longer piece, which passes the less area by
         (kink,) = shape.kinks
-        left, right = (_by_channel(slope, y) for slope in shape.pieces)
+        left, right = (by_channel(slope, y) for slope in shape.pieces)
         outer = torch.where(crossed, torch.where(high - kink > kink - low, right, left), derivative)
         concave = left > right
         slopes = torch.where(concave, chord, outer), torch.where(concave, outer, chord)
@@ -78,7 +78,7 @@ def lines(
     return value, slopes[0], lower_offset, slopes[1], upper_offset
 
 
-def _by_channel(slope: float | Tensor, y: Tensor) -> Tensor:
+def by_channel(slope: float | Tensor, y: Tensor) -> Tensor:
     """The slope of one piece for the elements of ``y`` (b, channels, ...), to be broadcast."""
     return torch.as_tensor(slope, dtype=y.dtype, device=y.device).view(-1, *(1,) * max(0, y.dim() - 2))
 

@@ -8,21 +8,17 @@ was verified to be kept. Inside the region where the encoder is linear its Jacob
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vaeaudit.certify.activations import ROUNDING
-from vaeaudit.certify.graph import Graph, Kind, by_rows
+from vaeaudit.certify.graph import Graph, require_rows
 from vaeaudit.certify.maximum import without_maxima
 from vaeaudit.certify.norms import spectral_norm
 from vaeaudit.certify.propagation import Ball, Interval, first_norms, norm, propagate
-from vaeaudit.certify.rewriting import name_of
-from vaeaudit.certify.theorem import kept, scale_loss
-from vaeaudit.errors import UnsupportedError
+from vaeaudit.certify.theorem import Sigma, excess, kept, scale_loss
 
-Sigma = Literal["frozen", "full"]
 _START = 0.03  # of the first-order estimate: where the search begins; larger radii cost more to bound
 _EVALUATIONS = 24
 _TOLERANCE = 0.02  # of the radius
@@ -64,29 +60,27 @@ def local_margin(
     items_at_once: int = 4,
     norms: dict[str, Tensor] | None = None,
     go_on: Callable[[], bool] = lambda: True,
+    verified: Tensor | None = None,
 ) -> LocalMargin:
     """The certified margins of ``x`` (items, *input_shape) for an encoder traced by :func:`trace_encoder`.
 
     ``p_low`` (items,) are lower bounds of p0 = P(||Delta(x, 0)|| <= r); where p_low <= ``m`` the margin is 0. ``sigma``
     says whether the noise keeps its scale ("frozen") or moves with the input ("full"). ``items_at_once`` bounds the
     memory; results depend on it by rounding only. ``norms`` are the graph's :func:`first_norms`, if they are known.
-    ``go_on`` is asked between balls; on False the radii verified until then are returned.
+    ``go_on`` is asked between balls; on False the radii verified until then are returned. ``verified`` (items,) are
+    radii that another certificate has: it is only asked whether propagation verifies more, and 0 where it does not.
 
     Raises :class:`UnsupportedError` for an operation without linear bounds, or on something else than rows of items,
     and :class:`InputError` for p_low >= 1.
     """
-    for node in graph.of(Kind.ACTIVATION, Kind.MAXIMUM):
-        if not by_rows(node):
-            raise UnsupportedError(
-                f"there is no local certificate: '{name_of(node)}' acts where items are folded into rows, or stand in "
-                "another dimension than the first; the other certificates, estimates and the empirical margin need none"
-            )
+    require_rows(graph)
     x, p_low = x.double(), p_low.to(device=x.device, dtype=torch.float64)
     graph = without_maxima(graph)
     norms = first_norms(graph, x[:1]) if norms is None else norms
+    verified = torch.zeros_like(p_low) if verified is None else verified.to(p_low)
     parts = [
-        _Search(graph, rows, p, m, sigma, norms).run(go_on)
-        for rows, p in zip(torch.split(x, items_at_once), torch.split(p_low, items_at_once), strict=True)
+        _Search(graph, rows, p, m, sigma, norms, before).run(go_on)
+        for rows, p, before in zip(*(torch.split(each, items_at_once) for each in (x, p_low, verified)), strict=True)
     ]
     return LocalMargin(
         *(torch.cat([getattr(part, name) for part in parts]) for name in ("propagated", "linear", "region"))
@@ -124,14 +118,20 @@ class _Search:
     """The largest radius of each of b items at which the risk level is verified to be kept."""
 
     def __init__(
-        self, graph: Graph, x: Tensor, p_low: Tensor, m: float, sigma: Sigma, norms: dict[str, Tensor]
+        self,
+        graph: Graph,
+        x: Tensor,
+        p_low: Tensor,
+        m: float,
+        sigma: Sigma,
+        norms: dict[str, Tensor],
+        verified: Tensor,
     ) -> None:
         self.graph, self.x, self.p_low, self.m, self.sigma, self.norms = graph, x, p_low, m, sigma, norms
         self.holding = kept(p_low, torch.zeros_like(p_low)) > m
-        self.start = torch.special.ndtri(p_low)
-        self.gap = self.start - torch.special.ndtri(torch.full_like(p_low, m))
+        self.gap = torch.special.ndtri(p_low) - torch.special.ndtri(torch.full_like(p_low, m))
         # The largest radius verified and the least that was not, and the excess of each.
-        self.low, self.high = torch.zeros_like(p_low), torch.full_like(p_low, math.inf)
+        self.verified, self.low, self.high = verified, verified.clone(), torch.full_like(p_low, math.inf)
         self.low_excess, self.high_excess = torch.zeros_like(p_low), torch.zeros_like(p_low)
         self.known: dict[str, Interval] = {}  # of the balls of radius high
 
@@ -139,17 +139,21 @@ class _Search:
         jacobian, log_rows = self._first_order()
         estimate = self.gap / jacobian
         tried = torch.where(estimate.isfinite(), _START * estimate, 1.0)
+        tried = torch.where(self.low > 0, self.low * (1 + _TOLERANCE), tried)
         for _ in range(_EVALUATIONS):
             open_ = (self.holding & (self.high > self.low * (1 + _TOLERANCE))).nonzero()[:, 0]
             if not len(open_):
                 break
             if not go_on():
-                return LocalMargin(self.low, torch.zeros_like(self.low), torch.zeros_like(self.low))
+                return LocalMargin(self._propagated(), torch.zeros_like(self.low), torch.zeros_like(self.low))
             self._evaluate(open_, tried[open_])
             tried = self._next()
         limit = torch.where(self.high.isfinite(), self.high, torch.maximum(self.low, tried))
         region = propagate(self.graph, self.x, limit, self.norms, self.known, linear=True).rho
-        return LocalMargin(self.low, self._within(region, jacobian, log_rows), region)
+        return LocalMargin(self._propagated(), self._within(region, jacobian, log_rows), region)
+
+    def _propagated(self) -> Tensor:
+        return torch.where(self.low > self.verified, self.low, 0.0)
 
     def _within(self, region: Tensor, jacobian: Tensor, log_rows: Tensor) -> Tensor:
         """The largest radius within the linear region at which the level is kept, by bisection."""
@@ -180,12 +184,8 @@ class _Search:
     def _excess(self, ball: Ball, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The log of the shift that the loss amounts to over the shift allowed, and where the level is verified."""
         omega, moves = displacement(ball, self.sigma)
-        probability = kept(self.p_low[rows], omega)
-        if self.sigma == "full":
-            probability = probability - scale_loss(moves)
-        shift = self.start[rows] - torch.special.ndtri(probability.clamp(min=1e-12))
-        shift = torch.maximum(shift, omega)
-        return (shift / self.gap[rows]).log().clamp(-20, 6), probability > self.m
+        found, holds = excess(self.p_low[rows], self.m, omega, moves if self.sigma == "full" else None)
+        return found.clamp(-20, 6), holds
 
     def _next(self) -> Tensor:
         """Radii at which to look next: where the excess would be 0 if it were linear in log rho."""

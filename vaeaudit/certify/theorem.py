@@ -6,6 +6,7 @@ coefficient for the scale). All is in float64, and every result is moved a few u
 """
 
 import math
+from typing import Literal
 
 import torch
 from scipy import stats
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from vaeaudit.errors import InputError
 
+Sigma = Literal["frozen", "full"]  # whether the noise keeps its scale or moves with the input
 # Far above the rounding of the few operations here, far below anything that matters in a margin.
 _ROUNDING = 1e-13
 _BISECTIONS = 100
@@ -46,6 +48,23 @@ def scale_loss(log_ratio: Tensor) -> Tensor:
 def scale_loss_of_norm(norm: Tensor) -> Tensor:
     """tau = sqrt(1 - exp(-||v||^2 / 2)) of theorem (ii), for the norm of all latents' log ratios; float64."""
     return ((1 + _ROUNDING) * torch.sqrt(-torch.expm1(-norm.double().square() / 2))).clamp(max=1)
+
+
+def excess(p_low: Tensor, m: float, omega: Tensor, log_ratio: Tensor | None) -> tuple[Tensor, Tensor]:
+    """How much of what may be lost is lost, and whether more than ``m`` is verified to be kept, (items,) each.
+
+    The first is the log of the shift that the loss amounts to over the shift allowed, Phi^-1(p_low) - Phi^-1(m).
+    ``omega`` (items,) is the shift; ``log_ratio`` (items, latents) bounds how log sigma moves, None where it does not.
+    """
+    start, level = torch.special.ndtri(p_low), torch.special.ndtri(torch.full_like(p_low, m))
+    probability, least = kept(p_low, omega), omega
+    if log_ratio is not None:
+        probability = probability - scale_loss(log_ratio)
+        least = omega + torch.linalg.vector_norm(
+            log_ratio, dim=-1
+        )  # where no probability is left, to tell far from near
+    shift = torch.maximum(start - torch.special.ndtri(probability.clamp(min=1e-12)), least)
+    return (shift / (start - level)).log(), probability > m
 
 
 def global_margin(p_low: Tensor, m: float, lipschitz: Tensor, log_lipschitz: Tensor | None = None) -> Tensor:

@@ -70,6 +70,14 @@ def command(
         list[str] | None,
         Setting("margin.parts", "NAME", "Bound to compute, certified or empirical; repeatable. [default: both]"),
     ] = None,
+    effort: Annotated[
+        str | None,
+        Setting(
+            "margin.effort",
+            "NAME",
+            "Of certificates: fast, or thorough, which certifies more, in seconds an item. [default: thorough]",
+        ),
+    ] = None,
 ) -> int:
     """Bound how far each item may move and stay within r.
 

@@ -234,6 +234,10 @@ class MarginSettings(BaseSettings):
     parts: Annotated[tuple[Literal["certified", "empirical"], ...], _ONCE] = Field(
         ("certified", "empirical"), description="Which bounds are computed; the estimates always are."
     )
+    effort: Literal["fast", "thorough"] = Field(
+        "thorough",
+        description="Of certificates: fast are linear bounds alone; thorough certifies more, in seconds an item.",
+    )
 
 
 class MigSettings(BaseSettings):

@@ -105,14 +105,15 @@ def test_over_many_audits_a_certificate_is_wrong_at_most_as_often_as_it_says() -
     x = torch.tensor([[-0.2, 0.3, 0.1]], dtype=torch.float64)
     vae, exact = half_space(0.4, x)
     audits = 200
-    (at,) = margin(vae, x.expand(audits, -1).contiguous(), 0.4, level=0.8, draws=200, parts=CERTIFIED).at
+    asked: dict[str, Any] = {"level": 0.8, "draws": 200, "parts": CERTIFIED, "effort": "fast"}
+    (at,) = margin(vae, x.expand(audits, -1).contiguous(), 0.4, **asked).at
     assert at.certified is not None
     wrong = int((at.certified.radius > exact).sum())
     # The bound is met here, so only p_low's confidence stands between: 20%, less what a binomial cannot hit exactly.
     # So many audits tell that from 40%, as where the error were spent twice, in 999 cases of 1000.
     assert stats.binomtest(wrong, audits, 0.2, alternative="greater").pvalue > 1e-3
     assert wrong > 0.05 * audits
-    together = margin(vae, x.expand(20, -1).contiguous(), 0.4, level=0.8, draws=200, parts=CERTIFIED, family_wise=True)
+    together = margin(vae, x.expand(20, -1).contiguous(), 0.4, **asked, family_wise=True)
     # One of min r, one of p_low and a pathwise one for each of 20 items.
     assert together.alpha == pytest.approx(0.2 / 60)
     assert together.at[0].certified is not None
@@ -334,7 +335,7 @@ def test_no_draw_leaves_its_path_and_so_none_leaves_r_within_the_pathwise_margin
     log_stddev: Callable[[Tensor], Tensor],
 ) -> None:
     vae, x, draws, r = Moving(log_stddev), torch.tensor([[0.3, -0.2, 0.5], [0.0, 0.1, 0.2]]).double(), 400, 0.8
-    certificates = Certificates(lambda: trace_encoder(vae, x), x, "full")
+    certificates = Certificates(lambda: trace_encoder(vae, x), x, "full", "fast")
     growth = certificates.growth(vae, draws=draws, items=[3, 5], seed=1, check="margin")
     assert growth is not None
     assert certificates.missing == []

@@ -6,22 +6,28 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, fx
 
 from vaeaudit.certify.graph import Graph, Kind, reason, trace_decoder
 from vaeaudit.certify.lipschitz import LipschitzBounds
-from vaeaudit.certify.local import Sigma, local_margin
+from vaeaudit.certify.local import local_margin
 from vaeaudit.certify.propagation import first_norms
 from vaeaudit.certify.rewriting import name_of
-from vaeaudit.certify.theorem import global_margin
+from vaeaudit.certify.sectors import Sectors
+from vaeaudit.certify.theorem import Sigma, global_margin
 from vaeaudit.errors import UnsupportedError, VaeauditError
 from vaeaudit.model.vae import VAE
 from vaeaudit.progress import GoOn, Progress
 from vaeaudit.stats.draws import noise_set
 
+Effort = Literal["fast", "thorough"]  # whether sectors are asked as well as linear bounds
+EFFORTS: tuple[str, ...] = get_args(Effort)
+
 _TOGETHER = 4  # items certified between two questions whether to go on
+_SECTORS = "around each item from sectors: "
 _MOST_NUMBERS = 2**22  # of noise held at once
 _ROUNDING = 1e-9
 _SAME_VALUES = frozenset(
@@ -57,14 +63,18 @@ class Certificates:
     """What the certificates of all radii share: the traced encoder, its Lipschitz constants.
 
     ``trace`` gives the encoder's graph, or raises :class:`UnsupportedError`. A network of more than ``most`` neurons
-    and outputs gets no bounds around the items.
+    and outputs gets no bounds around the items. ``effort`` "thorough" asks sectors first, and linear bounds whether
+    they reach further; "fast" linear bounds alone.
     """
 
-    def __init__(self, trace: Callable[[], Graph], x: Tensor, sigma: Sigma, *, most: float = math.inf) -> None:
-        self._x, self._sigma, self._near = x, sigma, True
+    def __init__(
+        self, trace: Callable[[], Graph], x: Tensor, sigma: Sigma, effort: Effort, *, most: float = math.inf
+    ) -> None:
+        self._x, self._sigma, self._near, self._effort = x, sigma, True, effort
         self.missing: list[str] = []
         self._graph: Graph | None = None
         self._norms: dict[str, Tensor] | None = None
+        self._sectors: Sectors | None = None
         self._bounds: LipschitzBounds | None = None
         self._lipschitz: Tensor | None = None
         self._log_lipschitz: Tensor | None = None
@@ -133,15 +143,17 @@ class Certificates:
             asked = partial(go_on, Progress("certifying", len(p_low) - first, len(p_low)))
             if self._graph is None or not asked():
                 break
-            found = None
+            found, x, p = None, self._x[part], p_low[part]
+            sectors = self._by_sectors(x, p, m, asked, missing)
             with _refusals(missing, "around each item: "):
                 if self._norms is None:
                     self._norms = first_norms(self._graph, self._x[:1].double())
-                x, p = self._x[part], p_low[part]
-                found = local_margin(self._graph, x, p, m, self._sigma, _TOGETHER, self._norms, asked)
+                found = local_margin(self._graph, x, p, m, self._sigma, _TOGETHER, self._norms, asked, sectors)
             if found is None:
                 break
-            around[part], by[part] = found.radius, found.won
+            around[part] = torch.maximum(found.radius, sectors)
+            wider = (sectors > found.radius).tolist()
+            by[part] = ["sectors" if sector else won for sector, won in zip(wider, found.won, strict=True)]
         better = torch.fmax(everywhere, around)
         wins = [
             "none" if not radius > 0 else near if near_radius >= radius else "Lipschitz constants"
@@ -149,6 +161,17 @@ class Certificates:
         ]
         paths = torch.full_like(better, torch.nan) if pathwise is None else pathwise
         return Certified(better, everywhere, around, paths, tuple(wins), tuple(missing))
+
+    def _by_sectors(self, x: Tensor, p_low: Tensor, m: float, asked: Callable[[], bool], missing: list[str]) -> Tensor:
+        """The margins of some items from sectors, 0 where these say nothing; once ``missing`` they are not asked."""
+        nothing = torch.zeros_like(p_low)
+        if self._effort == "fast" or self._graph is None or any(told.startswith(_SECTORS) for told in missing):
+            return nothing
+        with _refusals(missing, _SECTORS):
+            if self._sectors is None:
+                self._sectors = Sectors(self._graph, self._x[:1])
+            return self._sectors.margin(x, p_low, m, self._sigma, asked)
+        return nothing
 
 
 @contextmanager

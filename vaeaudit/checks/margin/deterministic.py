@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vaeaudit.attacks.margin import Empirical, empirical_margin
 from vaeaudit.certify.graph import Graph, trace
-from vaeaudit.checks.margin.certified import Certificates, Certified
+from vaeaudit.checks.margin.certified import Certificates, Certified, Effort
 from vaeaudit.checks.margin.estimates import Bars, FirstOrder, jacobian_norms
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.ranges import Range
@@ -72,12 +72,12 @@ class Deterministic:
         spectral, ones = r / norms.spectral, torch.ones_like(norms.spectral)
         return FirstOrder(r / norms.frobenius, spectral, spectral, ones, r * ones, norms, bars, 0.5)
 
-    def certified(self, r: float, go_on: GoOn) -> Certified:
+    def certified(self, r: float, effort: Effort, go_on: GoOn) -> Certified:
         """Lower bounds: r / Lip(f), and the largest ball on which linear bounds keep f within r. Both are sure.
 
         There is no pathwise one, as a single path is left, and its bound is the first.
         """
-        certificates = Certificates(lambda: self._graph(r), self._x, "frozen", most=_MOST_NEURONS)
+        certificates = Certificates(lambda: self._graph(r), self._x, "frozen", effort, most=_MOST_NEURONS)
         kept = torch.full((len(self._x),), _ONE_UNIT, dtype=torch.float64, device=self._x.device)
         return certificates.of(kept, 0.5, go_on)
 

@@ -16,7 +16,8 @@ MARGIN_LEGEND = {
     "min r": "least r that holds the item's own draws, unperturbed (upper confidence value), in output units",
     "p0": "share of draws within r, unperturbed (lower confidence bound, on which certificate and estimates rest)",
     "certified": "lower bound of the margin: no distortion shorter than this takes the item out of r (by which proof): "
-    "propagation of linear bounds through the encoder, its linear region around the item, or its Lipschitz constants",
+    "errors of all activations maximised together (sectors), linear bounds carried through the encoder (propagation), "
+    "its linear region around the item, or its Lipschitz constants",
     "pathwise": "another lower bound, with a confidence of its own: how far each draw stays within r by the Lipschitz "
     "constants of encoder and decoder, and their quantile; n/a where there are none",
     "Frobenius, spectral, whitened": "first-order estimates: what the margin would be if the encoder were linear; they "

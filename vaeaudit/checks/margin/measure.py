@@ -15,9 +15,8 @@ from torch import Tensor
 from vaeaudit.attacks.margin import SIGMAS, Empirical, empirical_margin
 from vaeaudit.attacks.within import kept_along
 from vaeaudit.certify.graph import trace_encoder
-from vaeaudit.certify.local import Sigma
-from vaeaudit.certify.theorem import pathwise_margin
-from vaeaudit.checks.margin.certified import Certificates, Certified
+from vaeaudit.certify.theorem import Sigma, pathwise_margin
+from vaeaudit.checks.margin.certified import EFFORTS, Certificates, Certified, Effort
 from vaeaudit.checks.margin.deterministic import Deterministic
 from vaeaudit.checks.margin.estimates import FirstOrder, JacobianNorms, first_order, jacobian_norms
 from vaeaudit.checks.margin.radius import Kept, MinRadius, check_probability, draw_distances, kept, min_radius
@@ -115,6 +114,7 @@ def margin(
     family_wise: bool = False,
     draws: int = _DRAWS,
     parts: Sequence[str] = PARTS,
+    effort: Effort = "thorough",
     seed: int = 0,
     batch_size: int | None = None,
     items: Sequence[int] | None = None,
@@ -135,6 +135,7 @@ def margin(
         family_wise: whether the level is that of all bounds of all items and radii together (Bonferroni).
         draws: of the posterior for each item, on which min r and p0 rest.
         parts: of "certified" and "empirical", those that are wanted.
+        effort: of certificates: "fast", or "thorough", which certifies more.
         seed: of every random draw.
         batch_size: most rows given to the model at once; by size where None.
         items: numbers that key the draws of each item; 0, 1, ... where None.
@@ -142,14 +143,14 @@ def margin(
             only where not even the draws of all were taken.
 
     Raises:
-        ConfigError: r not positive and finite, m or level outside (0, 1), an unknown sigma or part, no draws.
+        ConfigError: r not positive and finite, m or level outside (0, 1), an unknown sigma, part or effort, no draws.
         DataError: items that are not the model's, outside the range, or of a standard deviation that is not finite.
         UnsupportedError: the posterior varies and is no diagonal Gaussian, or has a standard deviation of 0 in places.
         NonFiniteError: means, derivatives or reconstructions are NaN or infinite.
     """
     radii = _radii(r, x.dtype)
     box = box_of(vae, data_range)
-    _check(m, sigma, level, parts, draws)
+    _check(m, sigma, level, parts, draws, effort)
     check_items(vae, x, box, "items")
     keys = list(range(len(x))) if items is None else list(items)
     if len(keys) != len(x):
@@ -158,7 +159,7 @@ def margin(
     watch, used = _Watch(go_on), box if boxed else None
     if without_spread(vae, x, rows, items=keys):
         alone = Deterministic(vae, x, rows, items=keys, seed=seed, level=level)
-        return _deterministic(alone, radii, m, sigma, used, level, family_wise, parts, seed, watch)
+        return _deterministic(alone, radii, m, sigma, used, level, family_wise, parts, effort, seed, watch)
     bounds = len(x) * (1 + len(radii) * (1 + len(set(parts))))
     alpha = (1 - level) / (bounds if family_wise else 1)
     _check_draws(draws, m, alpha)
@@ -169,7 +170,7 @@ def margin(
     x, keys, norms = x[: distances.shape[1]], keys[: distances.shape[1]], norms.first(distances.shape[1])
     certificates = growth = None
     if "certified" in parts:
-        certificates = Certificates(lambda: trace_encoder(vae, x, sigma), x, sigma)
+        certificates = Certificates(lambda: trace_encoder(vae, x, sigma), x, sigma, effort)
         growth = certificates.growth(vae, draws=draws, items=keys, seed=seed, check=_DRAWN)
     at = []
     for number, radius in enumerate(radii):
@@ -234,6 +235,7 @@ def _deterministic(
     level: float,
     family_wise: bool,
     parts: Sequence[str],
+    effort: Effort,
     seed: int,
     watch: "_Watch",
 ) -> MarginResult:
@@ -241,7 +243,7 @@ def _deterministic(
     one, none = torch.ones_like(alone.norms.spectral), torch.zeros_like(alone.norms.spectral)
     at = []
     for radius in radii:
-        certified = alone.certified(radius, watch) if "certified" in parts else None
+        certified = alone.certified(radius, effort, watch) if "certified" in parts else None
         empirical = alone.empirical(radius, box, watch) if "empirical" in parts and not watch.stopped else None
         held = Kept(none.long(), one, one, 0, 0.0)
         at.append(MarginAt(radius, held, alone.estimates(radius), certified, empirical, None))
@@ -293,14 +295,15 @@ def _radii(r: float | Sequence[float], dtype: torch.dtype) -> tuple[float, ...]:
     return radii
 
 
-def _check(m: float, sigma: str, level: float, parts: Sequence[str], draws: int) -> None:
+def _check(m: float, sigma: str, level: float, parts: Sequence[str], draws: int, effort: str) -> None:
     check_probability("the risk level m", m)
     check_probability("the level of confidence", level)
     if not 0.5 <= level <= 1 - 1e-9:
         raise ConfigError(f"the level of confidence must lie between 0.5 and 1 - 1e-9, but {level:g} was given")
     if draws < 1:
         raise ConfigError(f"margins rest on draws of the posterior: at least one is needed, but {draws} were asked for")
-    for what, name, known in (("sigma", sigma, SIGMAS), *(("part", part, PARTS) for part in parts)):
+    named = (("sigma", sigma, SIGMAS), ("effort", effort, EFFORTS), *(("part", part, PARTS) for part in parts))
+    for what, name, known in named:
         if name not in known:
             raise ConfigError(f"there is no {what} '{name}'{nearest(name, known)}; there are {', '.join(known)}")
 

@@ -47,6 +47,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         family_wise=chosen.family_wise,
         draws=chosen.draws,
         parts=chosen.parts,
+        effort=chosen.effort,
         seed=seed,
         batch_size=subject.batch_size,
         items=items,

@@ -1,0 +1,342 @@
+"""Ellipsoids that hold all that a network's values can do on a ball, carried from layer to layer.
+
+Every activation is a line and an error, epsilon = share u at most (:mod:`.sector`). So on ||d|| <= rho all errors obey
+Q = |d|^2 + sum lambda (epsilon^2 - share^2 u^2) <= rho^2 for any multipliers lambda >= 0, and where Q is positive
+definite, whatever is linear in d and the errors lies in an ellipsoid: f' x <= rho sqrt(f' Q^-1 f). The block S of Q^-1
+that belongs to a state follows from the one before. With G = T S T' of what activations are given, U those that bend,
+a = sqrt(lambda) share and B = I - a G_UU a, which Q is positive definite with,
+
+    G' = G + G_:U a B^-1 a G_U:    and    S = slope G' slope + 1 / lambda on U.
+
+A neuron is moved by rho sqrt(G_ii) at most, which says what its sector is before it is used. (The S-procedure, layer by
+layer; the multipliers are free, and affect how tight it is alone. To eliminate the layers from the last to the first
+instead gives the same bound.) Where the first stage has more rows than there are inputs, its errors are kept apart from
+the inputs, whose block is (I - T_U' a^2 T_U)^-1.
+
+The largest eigenvalue of an output's block, or its diagonal, is differentiated by hand back to the multipliers: each
+has the value at which the bound would not change if its own alone did, given all others.
+
+Rounding. All is in float64. Let S~ >= S in the order of positive semidefinite matrices. T S~ T', and G' and S as
+functions of G, keep that order, so that it is enough that every matrix computed here is at least what it would be
+without rounding. A product of matrices is off by gamma_n |A| |B| in each element, gamma_n = n 2^-53 / (1 - n 2^-53),
+and a matrix whose elements are at most r_i r_j is at most N diag(r_i^2) in that order: that much is added to the
+diagonal. B is lowered by more than it and its factorisation L L' are off by, and that B - 0.001 I has a factorisation,
+too, shows ||L^-1|| <= 32: so a column x of L^-1 (a G_U:) is off by 32 gamma_U sqrt(U) |x| at most. A factorisation that
+ends says that the matrix is positive definite. Reaches and norms of outputs are widened by 1e-9 besides, and so are the
+shares. What is not covered is that the maps themselves and the values at x0 are those which torch computes in float64.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from vaeaudit.certify.activations import ROUNDING
+from vaeaudit.certify.item import Item
+from vaeaudit.certify.sector import sector
+
+_UNIT = 2.0**-53
+_LEAST = 1e-3  # eigenvalue of B
+_INVERSE = 32.0  # > 1 / sqrt(_LEAST)
+_LOWERED = 1e-9
+_FAINT = 1e-3  # of the largest influence: below it neurons are treated alike
+_WIDEST = 4096  # rows of a block: more takes minutes
+# Norms of 1 - B, layer by layer, at which multipliers begin, and to which they are kept.
+_LARGEST = 0.9
+_BEGIN = (0.7, 0.7, 0.5, 0.4, 0.3)
+_STEP, _FARTHEST = 0.25, 1.8  # towards the multiplier asked for, in logarithms; the most that it is changed by
+
+
+class NotShownError(Exception):
+    """The multipliers at hand bound nothing on this ball: not that there is no bound."""
+
+
+class Ellipsoid:
+    """What the outputs of an :class:`Item` can do within ``rho``: ``block`` (k, k) is theirs of Q^-1.
+
+    Any f of the outputs moves by rho sqrt(f' block f) at most. Raises :class:`NotShownError`.
+    """
+
+    def __init__(self, item: Item, rho: float) -> None:
+        self._item, self.layers = item, list[_Layer]()
+        state: _State = _Inputs()
+        for place, stage in enumerate(item.stages.chain):
+            layer = _Layer(item, place, state.image(stage.matrix), rho)
+            self.layers.append(layer)
+            state = layer.state
+        self._last = state.image(sparse.csr_matrix(item.outputs.numpy()))
+        self.block = self._last.gram(torch.arange(len(item.outputs)))
+
+    def improve(self, gradient: Tensor) -> None:
+        """Moves the item's multipliers towards where f(``block``) is least, given its ``gradient`` (k, k)."""
+        self._item.before = [None if found is None else found.clone() for found in self._item.multipliers]
+        back = self._last.pull(gradient)
+        for layer in reversed(self.layers):
+            back = layer.image.pull(cast(Tensor, layer.pull(back)))  # none but of the first
+
+
+class _Inputs:
+    """The input itself, on which Q is the identity."""
+
+    def image(self, matrix: sparse.csr_matrix) -> "_OfInputs":
+        return _OfInputs(matrix)
+
+
+class _OfInputs:
+    """T d."""
+
+    def __init__(self, matrix: sparse.csr_matrix) -> None:
+        self.matrix = matrix
+        self.variance = _squares(matrix) * (1 + _gamma(matrix.shape[1]))
+
+    def gram(self, rows: Tensor) -> Tensor:
+        T = _dense(self.matrix[rows.numpy()])
+        return _raised(T @ T.T, 2 * len(T) * _gamma(T.shape[1]) * T.square().sum(1))
+
+    def pull(self, gradient: Tensor) -> None:
+        """The input is given."""
+
+
+class _Block:
+    """A state of which S is known, on those of its values that move at all: ``alive`` of ``size``."""
+
+    def __init__(self, S: Tensor, alive: Tensor) -> None:
+        self.S, self.alive = S, alive
+
+    def image(self, matrix: sparse.csr_matrix) -> "_OfBlock":
+        return _OfBlock(_dense(matrix[:, self.alive.numpy()]), self.S)
+
+
+class _OfBlock:
+    """T s where S of s is known."""
+
+    def __init__(self, T: Tensor, S: Tensor) -> None:
+        self.T, self.H = T, T @ S
+        self.off = 4 * _gamma(T.shape[1]) * torch.linalg.matrix_norm(S) * T.square().sum(1)
+        self.variance = (self.H * T).sum(1).clamp(min=0) + self.off
+
+    def gram(self, rows: Tensor) -> Tensor:
+        G = self.H[rows] @ self.T[rows].T
+        self.rows = rows
+        return _raised((G + G.T) / 2, len(rows) * self.off[rows])
+
+    def pull(self, gradient: Tensor) -> Tensor:
+        """The gradient in S, from that in the Gram matrix of the rows asked for."""
+        T = self.T[self.rows]
+        return T.T @ gradient @ T
+
+
+class _Apart:
+    """slope T d + errors, of a first layer wider than the input.
+
+    ``L`` L' = I - T_U' a^2 T_U, whose inverse is the block of d; ``lam`` are the multipliers of the errors.
+    """
+
+    def __init__(self, matrix: sparse.csr_matrix, slope: Tensor, bent: Tensor, lam: Tensor, L: Tensor) -> None:
+        self.matrix, self.slope, self.bent, self.lam, self.L = matrix, slope, bent, lam, L
+        self.bending = matrix[bent.numpy()]
+        self.first = float(_squares(matrix).sum().sqrt() * slope.abs().max())
+
+    def image(self, matrix: sparse.csr_matrix) -> "_OfApart":
+        return _OfApart(matrix, self)
+
+
+class _OfApart:
+    def __init__(self, matrix: sparse.csr_matrix, of: _Apart) -> None:
+        self.of = of
+        self.J = _dense(matrix @ sparse.diags(of.slope.numpy()) @ of.matrix)
+        self.X = torch.linalg.solve_triangular(of.L, self.J.T, upper=False)
+        self.errors = matrix[:, of.bent.numpy()]
+        self.noise = self.errors @ sparse.diags((1 / of.lam.sqrt()).numpy())
+        # |x_i + e_i| |x_j + e_j| <= (1 + t) |x_i| |x_j| and so on, where e is what J and the solution are off by.
+        off = _INVERSE * _gamma(max(matrix.shape[1], len(of.L))) * of.first * _squares(matrix).sqrt()
+        inner = self.X.square().sum(0)
+        solved = _INVERSE * math.sqrt(len(of.L)) * _gamma(len(of.L))
+        self.off = (2 * solved + ROUNDING / len(inner)) * inner + 2 * off.square() * len(inner) / ROUNDING
+        self.off += 2 * _gamma(len(of.L) + len(of.bent)) * (inner + _squares(self.noise))
+        self.variance = inner + _squares(self.noise) + self.off
+
+    def gram(self, rows: Tensor) -> Tensor:
+        self.rows = rows
+        X, noise = self.X[:, rows], self.noise[rows.numpy()]
+        return _raised(X.T @ X + _dense(noise @ noise.T), len(rows) * self.off[rows])
+
+    def pull(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients in 1 / lambda and in a^2 of those that bend; in float32, as no bound rests on them."""
+        F = torch.linalg.solve_triangular(self.of.L.T, self.X[:, self.rows], upper=True).float()  # (inputs, rows)
+        errors, bending = self.errors[self.rows.numpy()].T.astype(np.float32), self.of.bending.astype(np.float32)
+        middle = F @ gradient.float() @ F.T
+        pairs = ((errors, gradient.float()), (bending, middle))
+        in_noise, in_a = (torch.from_numpy(np.asarray(A.multiply(A @ G.numpy()).sum(1)).ravel()) for A, G in pairs)
+        return in_noise.double(), in_a.double()
+
+
+_State = _Inputs | _Block | _Apart
+_Image = _OfInputs | _OfBlock | _OfApart
+
+
+class _Layer:
+    """One stage of an item on the ball of radius ``rho``.
+
+    ``image`` is what its rows are given, and ``state`` what they give.
+    """
+
+    def __init__(self, item: Item, place: int, image: _Image, rho: float) -> None:
+        stage, bend = item.stages.chain[place], item.bends[place]
+        self.item, self.place, self.image, self.passed = item, place, image, stage.passed
+        self.reach = (rho * (1 + ROUNDING) * image.variance[stage.passed :].sqrt()).requires_grad_()
+        with torch.enable_grad():
+            far = self.reach.view(bend.at.shape).to(bend.at.device)
+            slope, share = (part.flatten().cpu() for part in sector(bend.activation, bend.shape, bend.at, far, far))
+        self.sector = slope, share
+        kept = torch.ones(stage.passed, dtype=slope.dtype)
+        slope, share = torch.cat([kept, slope.detach()]), torch.cat([0 * kept, share.detach()])
+        if not bool((slope.isfinite() & share.isfinite()).all()):
+            raise NotShownError
+        bent = (share > 0).nonzero()[:, 0]
+        # What lambda is for a single neuron that matters as much as to first order, at the end of its reach.
+        influence = item.influence[place][bent - stage.passed]
+        largest = float(influence.amax()) if len(bent) else 0.0
+        influence = influence.clamp(min=_FAINT * largest) if largest > 0 else torch.ones_like(influence)
+        self.usual = influence / (share[bent] * self.reach.detach()[bent - stage.passed])
+        self.bent, self.share = bent, share[bent]
+        if isinstance(image, _OfInputs) and image.matrix.shape[0] > image.matrix.shape[1]:
+            bending = image.matrix[bent.numpy()]
+            self.lam, norm = self._multipliers(lambda a: _gram(sparse.diags(a.numpy()) @ bending))
+            self.state: _State = _Apart(image.matrix, slope, bent, self.lam, _factor(norm, len(bent)))
+            return
+        self.alive = ((slope != 0) | (share > 0)).nonzero()[:, 0]
+        if len(self.alive) > _WIDEST:
+            raise NotShownError
+        self.slope, self.U = slope[self.alive], torch.searchsorted(self.alive, bent)
+        G = image.gram(self.alive)
+        self.variance = G.diagonal().clone()
+        if len(bent):
+            G_UU = G[self.U][:, self.U]
+            self.lam, norm = self._multipliers(lambda a: a[:, None] * G_UU * a)
+            a, L = self.lam.sqrt() * self.share, _factor(norm, len(bent))
+            X = torch.linalg.solve_triangular(L, a[:, None] * G[self.U], upper=False)
+            solved = _INVERSE * math.sqrt(len(bent)) * _gamma(len(bent)) + _gamma(len(bent))
+            G = _raised(G + X.T @ X, 2 * len(G) * (solved * X.square().sum(0) + _gamma(2) * G.diagonal()))
+        self.G = G
+        S = self.slope[:, None] * G * self.slope
+        if len(bent):
+            S[self.U, self.U] += 1 / self.lam
+        self.state = _Block(_raised(S, len(S) * _gamma(4) * S.diagonal()), self.alive)
+
+    def _multipliers(self, norm: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """lambda of the neurons that bend, and I - B = ``norm``(a), kept from growing to what shows nothing."""
+        known = self.item.multipliers[self.place]
+        if known is None:
+            known = torch.full((len(self.item.influence[self.place]),), torch.nan, dtype=torch.float64)
+            self.item.multipliers[self.place] = known
+        here = known[self.bent - self.passed]
+        new, begin = here.isnan(), 1.0
+        if bool(new.all()):
+            here, begin = torch.ones_like(here), 0.0
+        here = torch.where(new, here[~here.isnan()].log().mean().exp(), here)
+        found = norm((self.usual * here).sqrt() * self.share)
+        largest = _norm(found)
+        if begin == 0.0 or largest > _LARGEST:
+            scale = (_LARGEST if begin else _BEGIN[min(self.place, len(_BEGIN) - 1)]) / largest
+            here, found = here * scale, found * scale
+        known[self.bent - self.passed] = here
+        return self.usual * here, found
+
+    def pull(self, gradient: Any) -> Tensor | None:
+        """Moves this stage's multipliers, given the gradient in its state; returns that in what its image's Gram is."""
+        if isinstance(self.state, _Apart):
+            self._move(*gradient)
+            return None
+        through: Tensor = self.slope[:, None] * gradient * self.slope
+        in_slope, in_share = torch.zeros((2, self.passed + len(self.reach)), dtype=torch.float64)
+        in_slope[self.alive] = 2 * (gradient * self.G) @ self.slope
+        if len(self.bent):
+            toward = self.G[self.U]
+            Z = toward @ through
+            in_a = (Z * toward).sum(1)
+            self._move(gradient[self.U, self.U], in_a)
+            in_share[self.bent] = 2 * self.share * self.lam * in_a
+            m = (self.lam * self.share.square())[:, None]
+            corner = m * (Z @ toward.T) * m.T
+            through[self.U] += m * Z
+            through[:, self.U] += (m * Z).T
+            through[self.U[:, None], self.U] += corner
+        slope, share = self.sector  # of a smooth activation the slope is fixed
+        with torch.enable_grad():
+            whole = (slope * in_slope[self.passed :]).sum() + (share * in_share[self.passed :]).sum()
+        (in_reach,) = torch.autograd.grad(whole, self.reach)
+        acting = self.alive >= self.passed
+        at = self.alive[acting] - self.passed
+        in_variance = in_reach[at] * self.reach.detach()[at] / (2 * self.variance[acting].clamp(min=1e-300))
+        through.diagonal()[acting] += in_variance
+        return through
+
+    def _move(self, in_noise: Tensor, in_a: Tensor) -> None:
+        """Moves multipliers to where a change of lambda would cost by a^2 what it saves by 1 / lambda.
+
+        The derivatives of the bound in these are as good as always positive; where one is not, it counts on the other
+        side.
+        """
+        known = self.item.multipliers[self.place]
+        assert known is not None
+        saved, cost = in_noise / self.lam, in_a * self.share.square() * self.lam
+        up, down = (a.clamp(min=0) + (-b).clamp(min=0) for a, b in ((saved, cost), (cost, saved)))
+        change = (up / down).pow(_STEP / 2).clamp(1 / _FARTHEST, _FARTHEST)
+        here = known[self.bent - self.passed]
+        known[self.bent - self.passed] = torch.where(change > 0, here * change, here)  # NaN: nothing depends on it
+
+
+def _factor(norm: Tensor, terms: int) -> Tensor:
+    """L of B = I - ``norm``, a sum of so many ``terms``, lowered by what rounding may add.
+
+    Raises :class:`NotShownError` where B is not known to be positive definite.
+    """
+    size = len(norm)
+    B = -norm
+    diagonal = B.diagonal()
+    diagonal += 1 - _LEAST
+    _, failed = torch.linalg.cholesky_ex(B)
+    diagonal += _LEAST - max(_LOWERED, 4 * size * _gamma(size + terms))
+    L: Tensor
+    L, also = torch.linalg.cholesky_ex(B)
+    if bool(failed) or bool(also):
+        raise NotShownError
+    return L
+
+
+def _raised(matrix: Tensor, by: Tensor) -> Tensor:
+    """The matrix with ``by`` added to its diagonal, in place."""
+    diagonal = matrix.diagonal()
+    diagonal += by
+    return matrix
+
+
+def _gamma(terms: int) -> float:
+    """What a sum of so many products is off by, as a share of the sum of their sizes."""
+    return terms * _UNIT / (1 - terms * _UNIT)
+
+
+def _squares(matrix: sparse.csr_matrix) -> Tensor:
+    """The squared norms of the rows."""
+    return torch.from_numpy(np.asarray(matrix.multiply(matrix).sum(1)).ravel())
+
+
+def _gram(matrix: sparse.csr_matrix) -> Tensor:
+    return _dense(matrix.T @ matrix)
+
+
+def _dense(matrix: sparse.csr_matrix) -> Tensor:
+    return torch.from_numpy(matrix.toarray())
+
+
+def _norm(matrix: Tensor) -> float:
+    """About the norm of a positive semidefinite matrix: a start needs no more."""
+    v = matrix[matrix.diagonal().argmax()]
+    for _ in range(15):
+        v = matrix @ (v / torch.linalg.vector_norm(v).clamp(min=1e-300))
+    return max(float(torch.linalg.vector_norm(v)), 1e-300)

@@ -1,0 +1,81 @@
+"""One input of a network in stages: what its activations do there, which of them matter, and the multipliers so far."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+
+from vaeaudit.certify.activations import Kinked, Smooth, options_of, shape_of
+from vaeaudit.certify.graph import Graph, Kind
+from vaeaudit.certify.lines import unsupported
+from vaeaudit.certify.rewriting import name_of
+from vaeaudit.certify.sector import sector
+from vaeaudit.certify.stages import Stages
+
+
+@dataclass(frozen=True, eq=False)
+class Bend:
+    """An activation at an item: what it computes, how it bends, and its input ``at`` (1, *shape)."""
+
+    activation: Callable[[Tensor], Tensor]
+    shape: Kinked | Smooth
+    at: Tensor
+
+
+class Item:
+    """One input of a network in :class:`Stages`: its activations there, and which of them matter.
+
+    ``outputs`` (k, columns) are the functions of the last state that are bounded; ``bends`` has one activation for each
+    stage, ``influence`` how much each of its neurons moves the outputs to first order.
+    """
+
+    def __init__(self, graph: Graph, chain: Stages, x: Tensor, outputs: Callable[[Sequence[Tensor]], Tensor]) -> None:
+        run = _Values(graph)
+        with torch.no_grad():
+            values = run.run(x.double())
+        self.stages = chain
+        self.bends = [run.bends[stage.node] for stage in chain.chain]
+        self.outputs = outputs([value.cpu() for value in values])
+        self.influence: list[Tensor] = []
+        rows = self.outputs
+        for stage, bend in zip(reversed(chain.chain), reversed(self.bends), strict=True):
+            acting = rows[:, stage.passed :]
+            self.influence.append(torch.linalg.vector_norm(acting, dim=0))
+            nowhere = torch.zeros_like(bend.at)
+            slope, _ = sector(bend.activation, bend.shape, bend.at, nowhere, nowhere)
+            back = torch.cat([rows[:, : stage.passed], acting * slope.flatten().cpu()], dim=1)
+            rows = torch.from_numpy(stage.matrix.T @ back.T.numpy()).T
+        self.influence.reverse()
+        self.first_order = rows  # (k, inputs): the Jacobian
+        # Over the usual ones, stage by stage, NaN where a neuron has never bent; and those before they were moved.
+        self.multipliers: list[Tensor | None] = [None] * len(self.bends)
+        self.before = self.multipliers
+
+    def retreat(self) -> None:
+        """Takes the multipliers back to those that last bounded something."""
+        self.multipliers = [None if found is None else found.clone() for found in self.before]
+
+
+class _Values(fx.Interpreter):
+    """Runs the graph on one row, and keeps what its activations are given."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph.module)
+        self.kinds, self.bends = graph.kinds, dict[fx.Node, Bend]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        if self.kinds[n] is Kind.ACTIVATION:
+            arguments, keywords = self.fetch_args_kwargs_from_env(n)
+            shape = shape_of(name_of(n), {name: self.env.get(value, value) for name, value in options_of(n).items()})
+            if shape is None:
+                raise unsupported(n)
+            activation = partial(_applied, cast(Callable[..., Tensor], n.target), arguments[1:], keywords)
+            self.bends[n] = Bend(activation, shape, cast(Tensor, arguments[0]))
+        return super().run_node(n)
+
+
+def _applied(target: Callable[..., Tensor], rest: Sequence[Any], keywords: dict[str, Any], y: Tensor) -> Tensor:
+    return target(y, *rest, **keywords)

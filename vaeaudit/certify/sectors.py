@@ -1,0 +1,115 @@
+"""The sector certificate: a margin from ellipsoids, whose multipliers and radius are found together.
+
+Where linear propagation adds the errors of all bent neurons in absolute value, though no input reaches them together,
+ellipsoids (:mod:`.ellipsoids`) maximise them jointly. What they show rests on the same event p_low <= p0 as linear
+propagation, so that the better of both is a certificate.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from vaeaudit.certify.activations import ROUNDING
+from vaeaudit.certify.ellipsoids import Ellipsoid, NotShownError
+from vaeaudit.certify.graph import Graph, require_rows
+from vaeaudit.certify.item import Item
+from vaeaudit.certify.maximum import without_maxima
+from vaeaudit.certify.stages import stages
+from vaeaudit.certify.theorem import Sigma, excess
+
+_START = 0.05  # of the first-order estimate
+_EVALUATIONS = 14
+_TOLERANCE, _PATIENCE = 0.02, 2  # of the radius; how often less than that is gained before the search ends
+_STEEPEST = 12.0
+_FARTHEST = 0.7  # that the logarithm of the radius changes at once
+
+
+class Sectors:
+    """The certificate of one encoder, traced by :func:`.graph.trace_encoder`.
+
+    Raises :class:`UnsupportedError` for an operation without a sector, on something else than rows of items, or for a
+    network too wide. ``like`` (1, *input_shape) is any one input.
+    """
+
+    def __init__(self, graph: Graph, like: Tensor) -> None:
+        require_rows(graph)
+        self.graph = without_maxima(graph)
+        self.stages = stages(self.graph, like)
+
+    def margin(
+        self, x: Tensor, p_low: Tensor, m: float, sigma: Sigma, go_on: Callable[[], bool] = lambda: True
+    ) -> Tensor:
+        """Lower bounds of R of ``x`` (items, *input_shape) in units of the input, (items,) float64; 0 for none.
+
+        All else as in :func:`.local.local_margin`; ``go_on`` is asked between balls.
+        """
+        found = [
+            _Search(self, row, p, m, sigma).run(go_on) if float(p) > m else 0.0
+            for row, p in zip(torch.split(x.double(), 1), p_low.double().cpu(), strict=True)
+        ]
+        return torch.tensor(found, dtype=torch.float64, device=x.device)
+
+
+class _Search:
+    """The largest radius of one item at which the risk level was verified to be kept."""
+
+    def __init__(self, of: Sectors, x: Tensor, p_low: Tensor, m: float, sigma: Sigma) -> None:
+        self.p_low, self.m, self.full = p_low, m, sigma == "full"
+        mean, log_stddev = of.stages.outputs
+        self.latents = len(mean)
+
+        def outputs(values: Sequence[Tensor]) -> Tensor:
+            whitened = mean / values[1].exp().T
+            return torch.cat([whitened, log_stddev]) if self.full else whitened
+
+        self.item = Item(of.graph, of.stages, x, outputs)
+
+    def run(self, go_on: Callable[[], bool]) -> float:
+        """The radius, 0 where none was verified."""
+        level = self.p_low.new_tensor(self.m)
+        gap = float(torch.special.ndtri(self.p_low) - torch.special.ndtri(level))
+        if not bool(self.item.first_order.isfinite().all()):
+            return 0.0
+        steepest = float(torch.linalg.matrix_norm(self.item.first_order[: self.latents], 2))
+        estimate = gap / steepest if steepest > 0 else math.inf
+        if not (0 < estimate < math.inf):
+            return 0.0
+        best, last, tried = 0.0, 0.0, _START * estimate
+        steepness, before, patience = 1.0, 0.0, _PATIENCE
+        for _ in range(_EVALUATIONS):
+            if not go_on():
+                break
+            try:
+                excess_, holds = self._look(tried)
+            except NotShownError:
+                self.item.retreat()
+                tried = math.sqrt(tried * last) if last else tried / 2
+                continue
+            # As if what exceeds first order grew like the radius.
+            if last and last != tried:
+                secant = (excess_ - before) / math.log(tried / last)
+                steepness = (steepness + min(max(secant, 1.0), _STEEPEST)) / 2
+            slope = max(steepness, 1 + excess_ - math.log(tried / estimate))
+            step = math.exp(min(max(-excess_ / slope, -_FARTHEST), _FARTHEST))
+            last, before = tried, excess_
+            if holds:
+                patience = patience - 1 if best and max(tried / best, step) < 1 + _TOLERANCE else _PATIENCE
+                best = max(best, tried)
+                if not patience:
+                    break
+            tried = max(tried * step, best * (1 + _TOLERANCE / 2))
+        return best
+
+    def _look(self, rho: float) -> tuple[float, bool]:
+        """The excess of the ball of radius ``rho`` and whether the level is kept there; improves the multipliers."""
+        ellipsoid = Ellipsoid(self.item, rho)
+        with torch.enable_grad():
+            block = ellipsoid.block.requires_grad_()
+            omega = rho * (1 + ROUNDING) * torch.linalg.eigvalsh(block[: self.latents, : self.latents])[-1].sqrt()
+            moves = rho * (1 + ROUNDING) * block.diagonal()[self.latents :].sqrt() if self.full else None
+            found, holds = excess(self.p_low, self.m, omega, moves)
+            (gradient,) = torch.autograd.grad(found, block)
+        ellipsoid.improve(gradient.nan_to_num())
+        return float(found.detach()), bool(holds)

@@ -1,0 +1,125 @@
+"""A network as a chain of affine maps, each with activations on some of what it gives: what ellipsoids go through.
+
+Every stage takes the state s to T s + b and applies one activation of the graph to its last rows; the first ones are
+handed on for what takes them later, as in a skip. So whatever the graph's branches, a state follows from the one before
+it alone. The maps do not depend on the input: they are read off the graph once, as sparse matrices.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, fx
+
+from vaeaudit.certify.graph import Graph, Kind
+from vaeaudit.certify.propagation import pulled_back
+from vaeaudit.certify.rewriting import name_of
+from vaeaudit.errors import UnsupportedError
+
+_TOGETHER = 2**21  # elements of the values that rows are followed back through at once
+_MOST = 2**29  # elements of a map: more takes minutes to read off
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """T (rows, columns of the state before), float64.
+
+    Its first ``passed`` rows are handed on, ``node`` acts on the rest.
+    """
+
+    matrix: sparse.csr_matrix
+    passed: int
+    node: fx.Node
+
+
+@dataclass(frozen=True, eq=False)
+class Stages:
+    """The chain, and the linear parts of the graph's outputs in the last state, (k, columns) each."""
+
+    chain: tuple[Stage, ...]
+    outputs: tuple[Tensor, ...]
+    inputs: int
+
+
+def stages(graph: Graph, like: Tensor) -> Stages:
+    """The chain of ``graph``; ``like`` (1, *input_shape), any one input.
+
+    Raises :class:`UnsupportedError` for a network too wide.
+    """
+    cut = _Cut(graph)
+    cut.run(like.detach().double())
+    bending = [node for node in graph.of(Kind.ACTIVATION) if node in cut.taken]
+    values = [*(cut.taken[node] for node in bending), *(cut.env[node] for node in graph.outputs)]
+    leaves = list(cut.leaves.items())
+    sources = [_sources(value, [leaf for _, leaf in leaves]) for value in values]
+    sizes = [leaf.numel() for _, leaf in leaves]
+    state, chain = [0], []  # leaf 0 is the input, leaf k + 1 the activation k
+    for place, node in enumerate(bending):
+        later = set().union(*sources[place + 1 :])
+        passed = [leaf for leaf in state if leaf in later]
+        blocks = [_identity(leaf, state, sizes) for leaf in passed]
+        blocks.append(_rows(values[place], [leaves[leaf][1] for leaf in state], name_of(node)))
+        chain.append(Stage(sparse.vstack(blocks, format="csr"), sum(sizes[leaf] for leaf in passed), node))
+        state = [*passed, place + 1]
+    ends = [leaves[leaf][1] for leaf in state]
+    outputs = tuple(torch.from_numpy(_rows(value, ends, "output").toarray()) for value in values[len(bending) :])
+    return Stages(tuple(chain), outputs, sizes[0])
+
+
+class _Cut(fx.Interpreter):
+    """Runs the graph on one row, and begins anew after each activation."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph.module, garbage_collect_values=False)
+        self.kinds = graph.kinds
+        self.leaves: dict[fx.Node, Tensor] = {}  # the input, and what activations give
+        self.taken: dict[fx.Node, Tensor] = {}  # what activations are given
+
+    def run_node(self, n: fx.Node) -> Any:
+        if self.kinds[n] is Kind.FREE:
+            with torch.no_grad():
+                return super().run_node(n)
+        result = super().run_node(n)
+        if self.kinds[n] in (Kind.INPUT, Kind.ACTIVATION):
+            if self.kinds[n] is Kind.ACTIVATION:
+                self.taken[n] = cast(Tensor, self.fetch_args_kwargs_from_env(n)[0][0])
+            result = self.leaves[n] = result.detach().clone().requires_grad_()
+            result = result.view_as(result)  # no leaf itself, which could not be written to
+        return result
+
+
+def _sources(value: Tensor, leaves: Sequence[Tensor]) -> set[int]:
+    """Which of the ``leaves`` a value depends on."""
+    if not value.requires_grad:
+        return set()
+    found = torch.autograd.grad(value.sum(), leaves, retain_graph=True, allow_unused=True)
+    return {place for place, gradient in enumerate(found) if gradient is not None}
+
+
+def _rows(value: Tensor, leaves: Sequence[Tensor], what: str) -> sparse.csr_matrix:
+    """The matrix of ``value`` in the ``leaves`` side by side, by following each of its elements back."""
+    size, columns = value.numel(), sum(leaf.numel() for leaf in leaves)
+    if size * columns > _MOST:
+        raise UnsupportedError(
+            f"there is no sector certificate: a map to the {size} inputs of '{what}' from {columns} values is more "
+            "than is read off; the other certificates, estimates and the empirical margin need none"
+        )
+    if not value.requires_grad:
+        return sparse.csr_matrix((size, columns))
+    parts = []
+    for chosen in torch.split(torch.arange(size, device=value.device), max(1, _TOGETHER // max(size, columns))):
+        one_hot = torch.nn.functional.one_hot(chosen, size).to(value.dtype).view(-1, *value.shape)
+        gradients = pulled_back(value, tuple(leaves), one_hot)
+        parts.append(sparse.csr_matrix(torch.cat([part.flatten(1) for part in gradients], dim=1).cpu().numpy()))
+    whole: sparse.csr_matrix = sparse.vstack(parts, format="csr")
+    return whole
+
+
+def _identity(leaf: int, state: Sequence[int], sizes: Sequence[int]) -> sparse.csr_matrix:
+    before = sum(sizes[other] for other in state[: state.index(leaf)])
+    columns = before + np.arange(sizes[leaf])
+    shape = (sizes[leaf], sum(sizes[other] for other in state))
+    return sparse.csr_matrix((np.ones(sizes[leaf]), (np.arange(sizes[leaf]), columns)), shape=shape)
