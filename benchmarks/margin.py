@@ -13,6 +13,7 @@ linear bounds are only asked whether they reach further. `--certificates` prints
 """
 
 import argparse
+import itertools
 import statistics
 import time
 from collections import Counter
@@ -270,7 +271,7 @@ def certificates(problem: Problem) -> str:
     fast = mark(local_margin(problem.graph, x, p_low, M).radius)
     alone = mark(sectors.margin(x, p_low, M, "frozen"))
     beyond = mark(local_margin(problem.graph, x, p_low, M, verified=alone).radius)
-    read, of_fast, of_sectors, of_rest = (after - before for before, after in zip(marks, marks[1:], strict=False))
+    read, of_fast, of_sectors, of_rest = (after - before for before, after in itertools.pairwise(marks))
     rows = []
     for name, radius, seconds in (
         ("linear bounds (fast)", fast, of_fast),

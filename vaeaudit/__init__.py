@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from vaeaudit.model.chain import GaussianChain as GaussianChain
     from vaeaudit.model.checkpoints import Checkpoint as Checkpoint
     from vaeaudit.model.checkpoints import load_state as load_state
+    from vaeaudit.model.families import Concrete as Concrete
+    from vaeaudit.model.families import Point as Point
+    from vaeaudit.model.families import Product as Product
     from vaeaudit.model.ranges import Range as Range
     from vaeaudit.model.ranges import as_range as as_range
     from vaeaudit.model.registry import load as load
@@ -96,6 +99,9 @@ _HOME = {
     "GaussianLikelihood": "model.vae",
     "Likelihood": "model.vae",
     "Posterior": "model.vae",
+    "Concrete": "model.families",
+    "Point": "model.families",
+    "Product": "model.families",
 }
 __all__ = ["__version__", *_HOME]
 

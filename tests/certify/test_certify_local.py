@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import Sequence, cache
 from typing import Any
 
 import pytest
@@ -105,6 +106,12 @@ def heads(network: nn.Module, inputs: int) -> Graph:
     return trace(lambda x: network(x).chunk(2, dim=1), (inputs,), torch.zeros((), dtype=FLOAT64), "it", of=network)
 
 
+@cache
+def traced(build: Callable[[], nn.Module], inputs: int, seed: int = 3) -> Graph:
+    """The heads of such a network with random weights: tracing takes longer than most of what is asked of it."""
+    return heads(weighted(build(), seed), inputs)
+
+
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=FLOAT64)
 
@@ -134,7 +141,7 @@ def worst(graph: Graph, x: Tensor, rho: float, size: Callable[[Tensor, Tensor], 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_displacement_found_in_the_ball_exceeds_the_bounds(name: str) -> None:
     build, inputs = NETWORKS[name]
-    graph, x = heads(weighted(build()), inputs), random(2, inputs, seed=7)
+    graph, x = traced(build, inputs), random(2, inputs, seed=7)
     stddev = graph.module(x)[1].exp()
     for rho in (0.05, 1.0):
         here = ball(graph, x, rho)
@@ -148,7 +155,7 @@ def test_no_displacement_found_in_the_ball_exceeds_the_bounds(name: str) -> None
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_attack_inside_the_certified_radius_uses_up_the_gap(name: str) -> None:
     build, inputs = NETWORKS[name]
-    graph, x = heads(weighted(build(), seed=11), inputs), random(2, inputs, seed=8)
+    graph, x = traced(build, inputs, 11), random(2, inputs, seed=8)
     p_low = torch.tensor([0.8, 0.98], dtype=FLOAT64)
     found, gap, stddev = local_margin(graph, x, p_low), torch.special.ndtri(p_low), graph.module(x)[1].exp()
     everywhere = LipschitzBounds(graph).of_output(0, 1 / stddev)
@@ -163,7 +170,7 @@ def test_no_attack_inside_the_certified_radius_uses_up_the_gap(name: str) -> Non
 @pytest.mark.parametrize("name", NETWORKS)
 def test_on_a_ball_so_small_that_nothing_bends_much_the_bound_is_that_of_the_jacobian(name: str) -> None:
     build, inputs = NETWORKS[name]
-    graph, x, rho = heads(weighted(build()), inputs), random(1, inputs, seed=7), 1e-5
+    graph, x, rho = traced(build, inputs), random(1, inputs, seed=7), 1e-5
 
     def mean(at: Tensor) -> Tensor:
         return graph.module(at.unsqueeze(0))[0][0]
@@ -373,7 +380,7 @@ def bounds(item: Item, latents: int, rho: float, improvements: int) -> tuple[flo
 @pytest.mark.parametrize("name", NETWORKS)
 def test_an_activation_stays_in_its_sector(name: str) -> None:
     build, inputs = NETWORKS[name]
-    sectors = Sectors(heads(weighted(build()), inputs), random(1, inputs))
+    sectors = Sectors(traced(build, inputs), random(1, inputs))
     for bend in item_of(sectors, random(1, inputs, seed=5)).bends:
         z = torch.linspace(-4, 4, 41, dtype=FLOAT64).view(-1, *(1,) * (bend.at.dim() - 1)) + 0 * bend.at
         for below, above in ((0.1, 0.1), (1.3, 0.4), (5.0, 5.0)):
@@ -403,7 +410,7 @@ def test_a_single_neuron_is_bounded_exactly_once_its_multiplier_is() -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_displacement_found_exceeds_the_ellipsoids_and_better_multipliers_narrow_them(name: str) -> None:
     build, inputs = NETWORKS[name]
-    graph, narrowed = heads(weighted(build()), inputs), []
+    graph, narrowed = traced(build, inputs), []
     for case in range(7):
         for place, weights in enumerate(graph.module.parameters()):
             noise = random(*weights.shape, seed=100 * case + place)
@@ -428,7 +435,7 @@ def padded(graph: Graph) -> Sectors:
 
 @pytest.mark.parametrize("name", ["relu", "tanh"])
 def test_a_first_layer_wider_than_the_input_is_bounded_as_one_that_is_not(name: str) -> None:
-    graph, x = heads(weighted(NETWORKS[name][0]()), 6), random(1, 6, seed=7)
+    graph, x = traced(*NETWORKS[name]), random(1, 6, seed=7)
     narrow, wide = Sectors(graph, x), padded(graph)
     one, other = item_of(narrow, x), item_of(wide, F.pad(x, (0, 14)))
     assert narrow.stages.inputs < narrow.stages.chain[0].matrix.shape[0] < wide.stages.inputs
@@ -440,7 +447,7 @@ def test_a_first_layer_wider_than_the_input_is_bounded_as_one_that_is_not(name: 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_attack_inside_the_sectors_margin_uses_up_the_gap(name: str) -> None:
     build, inputs = NETWORKS[name]
-    graph, x = heads(weighted(build(), seed=11), inputs), random(1, inputs, seed=8)
+    graph, x = traced(build, inputs, 11), random(1, inputs, seed=8)
     p_low = torch.tensor([0.98], dtype=FLOAT64)
     radius, stddev = Sectors(graph, x).margin(x, p_low, 0.5, "frozen").item(), graph.module(x)[1].exp()
     assert radius > 0

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import vaeaudit
-from vaeaudit.errors import AdapterError, CheckpointError, ContractError
+from vaeaudit.errors import AdapterError, CheckpointError, ContractError, listed
 from vaeaudit.model.registry import adapter_names, code_beside, open_model
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -64,10 +65,25 @@ def burgess_tensors(size: int = 32, channels: int = 1, latents: int = 4) -> Tens
     return {name: 0.15 * tensor for name, tensor in tensors_of(shapes).items()}
 
 
+def jointvae_tensors(size: int = 32) -> Tensors:
+    """Two channels, three Gaussian latents, and two categorical ones of two and four classes."""
+    more = [8] if size == 64 else []
+    down, up = [2, *more, 5, 6, 7], [7, *more, 6, 5, 2]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for k, (inputs, outputs) in enumerate(itertools.pairwise(down)):
+        shapes |= convolution(f"img_to_features.{2 * k}", outputs, inputs, outputs)
+    for k, (inputs, outputs) in enumerate(itertools.pairwise(up)):
+        shapes |= convolution(f"features_to_img.{2 * k}", inputs, outputs, outputs)
+    shapes |= linear("features_to_hidden.0", 11, 112) | linear("fc_mean", 3, 11) | linear("fc_log_var", 3, 11)
+    shapes |= linear("fc_alphas.0", 2, 11) | linear("fc_alphas.1", 4, 11)
+    return tensors_of(shapes | linear("latent_to_features.0", 12, 9) | linear("latent_to_features.2", 112, 12))
+
+
 # A small checkpoint for each adapter of this project, with the shape of one input and one latent.
 SMALL: dict[str, tuple[Callable[[], Tensors], tuple[int, ...], tuple[int, ...]]] = {
     "mlp": (mlp_tensors, (12,), (3,)),
     "burgess": (burgess_tensors, (1, 32, 32), (4,)),
+    "jointvae": (jointvae_tensors, (2, 32, 32), (9,)),
 }
 OURS = [name for name, point in adapter_names().items() if point.value.startswith("vaeaudit_adapters")]
 
@@ -188,7 +204,7 @@ def test_unknown_option_is_refused_with_the_nearest_name(name: str, tmp_path: Pa
 def test_missing_and_extra_tensors_are_named(name: str, tmp_path: Path) -> None:
     tensors, _, _ = SMALL[name]
     changed = tensors()
-    gone = next(key for key in changed if key.startswith("decoder") and key.endswith("bias"))
+    gone = [key for key in changed if key.endswith("bias")][-1]
     del changed[gone]
     changed["discriminator.0.weight"] = torch.zeros(2, 2)
     file = saved(tmp_path, changed)
@@ -453,6 +469,45 @@ def test_burgess_reproduces_the_published_figures(model: str, reconstruction: fl
         assert unit.kl(standard).mean().item() == pytest.approx(60 * log[f"kl_loss_{j}"], rel=1e-5)
 
 
+# --- jointvae --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_jointvae_reads_sizes_from_the_tensors_and_gives_parts_in_the_decoders_order(size: int, tmp_path: Path) -> None:
+    tensors = jointvae_tensors(size)
+    tensors |= {f"fc_{head}.weight": torch.zeros_like(tensors[f"fc_{head}.weight"]) for head in ("mean", "log_var")}
+    tensors["fc_mean.bias"], tensors["fc_log_var.bias"] = torch.tensor([1.0, 2, 3]), torch.tensor([-2.0, 0, 2])
+    vae = vaeaudit.load(saved(tmp_path, tensors), "jointvae", temperature=0.5)
+    q = vae.encode(torch.rand(2, 2, size, size))
+    assert vae.input_shape == (2, size, size)
+    assert isinstance(q, vaeaudit.Product)
+    gaussian, *categorical = q.parts
+    assert isinstance(gaussian, vaeaudit.DiagonalGaussian)
+    assert gaussian.mean.tolist() == [[1, 2, 3]] * 2
+    assert gaussian.log_stddev.tolist() == [[-1, 0, 1]] * 2
+    assert [part.mean.shape[1] for part in categorical] == [2, 4]
+    assert all(isinstance(part, vaeaudit.Concrete) and part.temperature == 0.5 for part in categorical)
+    assert vae.decode(q.mean).mean.shape == (2, 2, size, size)
+
+
+def test_jointvae_names_what_is_no_weight_of_its_layers(tmp_path: Path) -> None:
+    tensors = jointvae_tensors() | {"fc_alphas.0.weight": torch.zeros(3)}
+    text = message(CheckpointError, lambda: vaeaudit.load(saved(tmp_path, tensors), "jointvae"))
+    assert "of shape (3,): fc_alphas.0.weight, where 2 dimensions were expected" in text
+
+
+@needs_trained
+def test_jointvae_reconstructs_as_well_as_its_publishers_say() -> None:
+    x = torch.from_numpy(np.load(MNIST)).reshape(1000, 1, 32, 32).float() / 255
+    vae = vaeaudit.load(SHARED / "checkpoints" / "joint-vae" / "mnist" / "model.pt", "jointvae")
+    q = vae.encode(x)
+    assert isinstance(q, vaeaudit.Product)
+    gaussian, classes = q.parts
+    likeliest = nn.functional.one_hot(classes.mean.argmax(1), 10)
+    reconstruction = vae.decode(torch.cat([gaussian.mean, likeliest], 1)).mean
+    assert (reconstruction - x).square().mean().item() == pytest.approx(0.0143, abs=5e-5)
+
+
 # --- naming adapters -------------------------------------------------------------------------------------------
 
 OWN = """
@@ -510,7 +565,7 @@ def test_an_unknown_fact_is_refused_like_an_option(tmp_path: Path) -> None:
 def test_a_file_that_does_not_say_what_it_is_needs_an_adapter_named(tmp_path: Path) -> None:
     text = message(AdapterError, lambda: vaeaudit.load(saved(tmp_path, mlp_tensors())))
     assert "does not say what it is; name one with --adapter: " in text
-    assert "burgess, mlp" in text
+    assert f"--adapter: {listed(OURS)}, package.module:open or file.py:open" in text
 
 
 def test_an_adapter_by_file_and_by_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

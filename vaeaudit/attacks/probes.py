@@ -16,6 +16,7 @@ from vaeaudit.attacks.attacked import Attacked
 from vaeaudit.attacks.term import DataTerm
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import flat_bounds
+from vaeaudit.model.families import gaussian_part
 from vaeaudit.model.ranges import Range, intervals
 from vaeaudit.model.vae import Chain, DiagonalGaussian, Posterior
 
@@ -310,11 +311,11 @@ class Probes:
 
 
 def _gaussians(q: Posterior) -> list[DiagonalGaussian]:
-    """The Gaussian layers of a posterior: itself, those of a chain run without noise, or none."""
+    """The Gaussian latents of a posterior: its own, those of each layer of a chain run without noise, or none."""
     layers: tuple[Posterior, ...] = (q,)
     if isinstance(q, Chain):
         layers = q.conditionals(torch.zeros((1, len(q.mean), *q.noise_shape), dtype=q.mean.dtype, device=q.mean.device))
-    return [layer for layer in layers if isinstance(layer, DiagonalGaussian)]
+    return [part for layer in layers if (part := gaussian_part(layer))]
 
 
 def _length(d: Tensor) -> Tensor:

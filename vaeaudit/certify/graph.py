@@ -22,7 +22,8 @@ from torch.distributions import Distribution
 from vaeaudit.certify.activations import ACTIVATIONS
 from vaeaudit.certify.rewriting import CASTS, in_double, name_of, owner, writes
 from vaeaudit.errors import UnsupportedError, clipped
-from vaeaudit.model.vae import VAE, DiagonalGaussian
+from vaeaudit.model.families import gaussian_part
+from vaeaudit.model.vae import VAE
 
 
 class Kind(StrEnum):
@@ -112,23 +113,23 @@ def require_rows(graph: Graph) -> None:
 
 
 def trace_encoder(vae: VAE, like: Tensor, sigma: str = "full") -> Graph:
-    """The encoder as x -> (mean, log of the standard deviation), (b, latents) each.
+    """The encoder as x -> (mean, log of the standard deviation), (b, latents) each; those of its Gaussian part.
 
     ``like`` gives the dtype and the device that the model runs in. With ``sigma`` "frozen" the mean alone is bounded.
 
-    Raises :class:`UnsupportedError` where the posterior is no :class:`DiagonalGaussian`, or an operation has no bound.
+    Raises :class:`UnsupportedError` where the posterior has no Gaussian part, or an operation has no bound.
     """
     with torch.no_grad():
         posterior = vae.encode(like.new_zeros((1, *vae.input_shape)))
-    if not isinstance(posterior, DiagonalGaussian):
+    if gaussian_part(posterior) is None:
         raise UnsupportedError(
             f"a certificate needs a diagonal Gaussian posterior, but this model's is {type(posterior).__name__}; "
             "the empirical margin needs none"
         )
 
     def heads(x: Tensor) -> tuple[Tensor, Tensor]:
-        q = vae.encode(x)
-        assert isinstance(q, DiagonalGaussian)
+        q = gaussian_part(vae.encode(x))
+        assert q is not None
         return q.mean.flatten(1), q.log_stddev.flatten(1)
 
     bounded, spare = (1, "") if sigma == "frozen" else (2, "sigma = frozen, which bounds the mean alone, ")

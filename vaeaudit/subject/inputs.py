@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from vaeaudit.errors import ConfigError, ContractError, DataError, NonFiniteError, UnsupportedError, listed
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import bounds
+from vaeaudit.model.families import gaussian_part
 from vaeaudit.model.ranges import Range, intervals, range_for, span_text
-from vaeaudit.model.vae import VAE, DiagonalGaussian, Posterior
+from vaeaudit.model.vae import VAE, DiagonalGaussian, Joint, Posterior, Recombinable
 from vaeaudit.stats.draws import noise_set
 
 _MOST_BYTES = 2**34  # of the distortions of one attack
@@ -103,15 +104,15 @@ def without_spread(vae: VAE, x: Tensor, rows: RowBatches, *, items: Sequence[int
     """
     with torch.no_grad():
         first = vae.encode(x[:1])
-        gaussian = isinstance(first, DiagonalGaussian) and _as_it_says(first)
+        gaussian = isinstance(first, Recombinable) and _as_it_says(first)
     kind, shape = type(first).__name__, tuple(first.noise_shape)
     number = torch.arange(len(x), device=x.device)
 
     @torch.no_grad()
     def spread(index: Tensor) -> tuple[Tensor]:
         q: Posterior = vae.encode(x[index])
-        if gaussian and isinstance(q, DiagonalGaussian):
-            return (q.log_stddev.exp().flatten(1),)
+        if gaussian and (part := gaussian_part(q)):
+            return (part.log_stddev.exp().flatten(1),)
         noise = noise_set(shape, draws=2, items=index.tolist(), seed=0, check="spread", like=x)
         return ((q.sample(noise) - q.mean).abs().amax(0).flatten(1),)
 
@@ -123,12 +124,13 @@ def without_spread(vae: VAE, x: Tensor, rows: RowBatches, *, items: Sequence[int
             f"them item {items[bad[0]]}: they have no margin; leave them out, check the data's range and the "
             "checkpoint, or try --dtype float64"
         )
-    if not bool(found.any()):
+    if not bool(found.any()) and not (gaussian and isinstance(first, Joint)):  # whose other parts may vary
         return True
     if not gaussian:
         raise UnsupportedError(
-            "margins are defined for a diagonal Gaussian posterior with draws mean + stddev * noise, or for one that "
-            f"does not vary, but this model's is {kind}, which does vary; `vaeaudit attack` takes any posterior"
+            "margins are defined for a diagonal Gaussian posterior with draws mean + stddev * noise, for a "
+            f"vaeaudit.Product with such a part, or for one that does not vary, but this model's is {kind}, which does "
+            "vary; `vaeaudit attack` takes any posterior"
         )
     without = int((found == 0).any(1).sum())
     if without:
@@ -140,8 +142,16 @@ def without_spread(vae: VAE, x: Tensor, rows: RowBatches, *, items: Sequence[int
     return False
 
 
-def _as_it_says(q: DiagonalGaussian) -> bool:
-    """Whether a draw is what the fields say: a family of its own may scale its noise, as by a temperature."""
+def _as_it_says(q: Posterior) -> bool:
+    """Whether a draw of every Gaussian part is what its fields say; False where there is none.
+
+    A family of its own may scale its noise, as by a temperature.
+    """
+    parts = [part for part in (q.parts if isinstance(q, Joint) else (q,)) if isinstance(part, DiagonalGaussian)]
+    return bool(parts) and all(map(_draws_as_it_says, parts))
+
+
+def _draws_as_it_says(q: DiagonalGaussian) -> bool:
     noise = torch.linspace(-2, 2, q.mean.numel(), dtype=q.mean.dtype, device=q.mean.device).reshape(q.mean.shape)
     if tuple(q.noise_shape) != tuple(q.mean.shape[1:]):
         return False

@@ -18,7 +18,8 @@ from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import range_of
 from vaeaudit.model.contract import check_contract
 from vaeaudit.model.divergence import Density, closed_form, layers_to_prior, to_prior
-from vaeaudit.model.vae import VAE, Chain, DiagonalGaussian, Hierarchical, Likelihood, Posterior
+from vaeaudit.model.families import gaussian_part
+from vaeaudit.model.vae import VAE, Chain, Hierarchical, Likelihood, Posterior
 from vaeaudit.stats import estimates
 from vaeaudit.stats.draws import noise_set
 from vaeaudit.stats.estimates import Measurement
@@ -318,13 +319,13 @@ def _log_variance(vae: VAE, x: Tensor, rows: RowBatches, items: Sequence[int]) -
 
     @torch.no_grad()
     def run(part: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = vae.encode(part)
-        assert isinstance(posterior, DiagonalGaussian)
+        posterior = gaussian_part(vae.encode(part))
+        assert posterior is not None
         return 2 * posterior.log_stddev.flatten(1), posterior.mean.flatten(1)
 
     with torch.no_grad():
         first = vae.encode(x[:1])
-    if not isinstance(first, DiagonalGaussian):
+    if gaussian_part(first) is None:
         return Finding("log-variance", Verdict.PASS, f"{type(first).__name__} has none")
     values, means = rows.map(run, x)
     span = f"between {float(values.min()):.4g} and {float(values.max()):.4g}"

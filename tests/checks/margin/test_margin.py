@@ -19,6 +19,7 @@ from vaeaudit.checks.margin.measure import MarginResult, margin, usual_radius
 from vaeaudit.checks.margin.record import Margins, margin_refusals, margin_warnings
 from vaeaudit.checks.margin.summarise import summarise_margin
 from vaeaudit.errors import ConfigError, DataError, UnsupportedError
+from vaeaudit.model.families import Concrete, Product
 from vaeaudit.model.vae import DiagonalGaussian, GaussianLikelihood
 from vaeaudit.progress import Progress
 from vaeaudit.stats.draws import noise_set
@@ -50,6 +51,25 @@ class HalfSpace(nn.Module):
 
     def decode(self, z: Tensor) -> GaussianLikelihood:
         return GaussianLikelihood(z.relu().expand(-1, 3), torch.zeros((), dtype=z.dtype))
+
+
+class WithClasses(HalfSpace):
+    """The same beside a class as good as sure at ``origin``, and soon after another, which moves g by 100."""
+
+    def __init__(self, origin: Tensor) -> None:
+        super().__init__()
+        self.origin = origin
+
+    @property
+    def prior(self) -> Any:
+        return Product((super().prior, Concrete(self.weight.new_zeros(1, 2), 0.5)))
+
+    def encode(self, x: Tensor) -> Any:
+        moved = (x - self.origin) @ self.weight.T
+        return Product((super().encode(x), Concrete(torch.cat([40 - 1000 * moved, 0 * moved], 1), 0.5)))
+
+    def decode(self, z: Tensor) -> GaussianLikelihood:
+        return GaussianLikelihood((z[:, :1].relu() + 100 * z[:, 2:]).expand(-1, 3), torch.zeros((), dtype=z.dtype))
 
 
 def half_space(r: float, x: Tensor) -> tuple[HalfSpace, float]:
@@ -89,6 +109,22 @@ def test_the_oracles_margin_lies_between_the_two_bounds(
         low, high = stats.binomtest(int(at.kept.hits), at.kept.n).proportion_ci(1 - 1e-6)
         assert low <= bounds["p0"] <= high
     assert result.min_radius.estimate.item() == pytest.approx(oracle["r_robust"]["cases"][0]["min_r"], rel=0.05)
+
+
+def test_the_margin_of_a_joint_posterior_is_that_of_its_gaussian_part_with_the_classes_as_at_x() -> None:
+    x = torch.tensor([[-0.2, 0.3, 0.1]], dtype=torch.float64)
+    _, exact = half_space(0.4, x)
+    vae = WithClasses(x)
+    result = margin(vae, x, 0.4, draws=5000)
+    (at,) = result.at
+    assert result.joint
+    assert at.certified is not None and at.empirical is not None
+    assert at.certified.missing == ()
+    assert 0.9 * exact <= at.certified.radius.item() <= exact
+    assert at.certified.radius.item() == pytest.approx(at.estimates.whitened.item(), rel=1e-6)
+    assert 0.999 * exact <= at.empirical.margin.item() <= 1.1 * exact
+    with pytest.raises(UnsupportedError, match="take sigma = frozen, which lets the Gaussian means move"):
+        margin(vae, x, 0.4, sigma="full", draws=100)
 
 
 def test_at_another_risk_level_the_bounds_still_hold(oracle: dict[str, Any], linear_gaussian: Any) -> None:

@@ -76,6 +76,9 @@ class MarginEntry(Entry):
     deterministic: bool = Field(
         False, description="The encoder has no spread: margins of g(mu(x)) alone, whose bounds are sure (alpha is 0)."
     )
+    joint: bool = Field(
+        False, description="Of the posterior's Gaussian part: its other latents are drawn as at x, wherever x moves."
+    )
 
     def section(self) -> Section:
         """How the margins are shown."""
@@ -128,7 +131,8 @@ def asked(margins: MarginEntry) -> str:
             f"r / ||J|| of g(mu(x)), with nothing to whiten; items: {margins.chosen}"
         )
     level = f"{margins.level:.10g}" + (" for all bounds, items and radii together" if margins.family_wise else " each")
+    held = " and all latents that are not Gaussian, drawn as at x," if margins.joint else ""
     return (
-        f"r = {margins.r:.6g}, m = {margins.m:g}, sigma {margins.sigma}, {box} for the empirical margin; "
+        f"r = {margins.r:.6g}, m = {margins.m:g}, sigma{held} {margins.sigma}, {box} for the empirical margin; "
         f"confidence of the bounds {level}; {margins.draws} draws an item; items: {margins.chosen}"
     )

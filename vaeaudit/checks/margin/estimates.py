@@ -21,6 +21,7 @@ from torch import Tensor
 from vaeaudit.checks.margin.radius import check_probability
 from vaeaudit.errors import ContractError, UnsupportedError
 from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.families import gaussian_part
 from vaeaudit.model.vae import VAE, DiagonalGaussian
 from vaeaudit.progress import GoOn, Progress, always
 from vaeaudit.stats.draws import noise_set
@@ -185,12 +186,13 @@ def _ordered(frobenius: Tensor, spectral: Tensor, whitened: Tensor, smallest: Te
 
 def _posterior(vae: VAE, x: Tensor) -> DiagonalGaussian:
     q = vae.encode(x)
-    if not isinstance(q, DiagonalGaussian):
+    part = gaussian_part(q)
+    if part is None:
         raise UnsupportedError(
             f"the first-order estimates need a diagonal Gaussian posterior, but this model's is {type(q).__name__}; "
             "the empirical margin needs none"
         )
-    return q
+    return part
 
 
 class _Encoder:

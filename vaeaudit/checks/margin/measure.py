@@ -20,10 +20,10 @@ from vaeaudit.checks.margin.certified import EFFORTS, Certificates, Certified, E
 from vaeaudit.checks.margin.deterministic import Deterministic
 from vaeaudit.checks.margin.estimates import FirstOrder, JacobianNorms, first_order, jacobian_norms
 from vaeaudit.checks.margin.radius import Kept, MinRadius, check_probability, draw_distances, kept, min_radius
-from vaeaudit.errors import ConfigError, DataError, nearest
+from vaeaudit.errors import ConfigError, DataError, UnsupportedError, nearest
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.ranges import Range
-from vaeaudit.model.vae import VAE
+from vaeaudit.model.vae import VAE, Joint
 from vaeaudit.progress import GoOn, Progress, always, within
 from vaeaudit.subject.inputs import box_of, check_items, without_spread
 
@@ -79,6 +79,9 @@ class MarginResult:
     Where the encoder is ``deterministic`` R is inf{||d||: ||g(mu(x + d)) - g(mu(x))|| > r}: P is 0 or 1, so that m,
     sigma and draws play no part (``draws`` and ``min_radius`` are 0), every bound is sure (``alpha`` is 0), and
     ``norms`` and estimates are those of the map g o mu.
+
+    Where the posterior is ``joint``, R is that of its Gaussian part: what else there is, such as categorical latents,
+    is drawn as at x wherever the input moves to. Theorem (i) asks nothing of what does not move.
     """
 
     m: float
@@ -94,6 +97,7 @@ class MarginResult:
     at: tuple[MarginAt, ...]
     interrupted: bool
     deterministic: bool = False
+    joint: bool = False
 
     @property
     def n(self) -> int:
@@ -145,7 +149,8 @@ def margin(
     Raises:
         ConfigError: r not positive and finite, m or level outside (0, 1), an unknown sigma, part or effort, no draws.
         DataError: items that are not the model's, outside the range, or of a standard deviation that is not finite.
-        UnsupportedError: the posterior varies and is no diagonal Gaussian, or has a standard deviation of 0 in places.
+        UnsupportedError: the posterior varies and has no diagonal Gaussian part, or has a standard deviation of 0 in
+            places; or it is joint and sigma is "full".
         NonFiniteError: means, derivatives or reconstructions are NaN or infinite.
     """
     radii = _radii(r, x.dtype)
@@ -160,6 +165,13 @@ def margin(
     if without_spread(vae, x, rows, items=keys):
         alone = Deterministic(vae, x, rows, items=keys, seed=seed, level=level)
         return _deterministic(alone, radii, m, sigma, used, level, family_wise, parts, effort, seed, watch)
+    with torch.no_grad():
+        joint = isinstance(vae.encode(x[:1]), Joint)
+    if joint and sigma == "full":
+        raise UnsupportedError(
+            "with sigma = full all of a joint posterior moves, its categorical latents too, of which there is no "
+            "margin; take sigma = frozen, which lets the Gaussian means move and draws all else as at x"
+        )
     bounds = len(x) * (1 + len(radii) * (1 + len(set(parts))))
     alpha = (1 - level) / (bounds if family_wise else 1)
     _check_draws(draws, m, alpha)
@@ -202,7 +214,10 @@ def margin(
             fall = Fall(place, *_fall(vae, x[place], empirical, place, radius, sigma, used, seed, chosen, rows))
         at.append(MarginAt(radius, held, estimates, certified, empirical, fall))
     of_all = min_radius(distances, m, alpha)
-    return MarginResult(m, sigma, used, level, alpha, family_wise, draws, seed, of_all, norms, tuple(at), watch.stopped)
+    every, stopped = tuple(at), watch.stopped
+    return MarginResult(
+        m, sigma, used, level, alpha, family_wise, draws, seed, of_all, norms, every, stopped, joint=joint
+    )
 
 
 def usual_radius(

@@ -67,6 +67,7 @@ def margin_entries(margins: Margins) -> list[MarginEntry]:
             failure_signs={} if at.empirical is None else sign_record.seen(at.empirical.signs),
             missing=list(at.certified.missing) if at.certified is not None else [],
             deterministic=result.deterministic,
+            joint=result.joint,
         )
         for at in result.at
     ]

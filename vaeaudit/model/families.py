@@ -1,0 +1,151 @@
+"""Posteriors beside the diagonal Gaussian: a point, a relaxed categorical, and several kinds side by side."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from vaeaudit.errors import ContractError, UnsupportedError
+from vaeaudit.model.vae import DiagonalGaussian, Joint, Posterior, Recombinable
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """What a deterministic encoder gives, ``mean`` (batch, *latent); as a prior it stands for none."""
+
+    mean: Tensor
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """A draw takes no noise."""
+        return (0,)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """The mean, whatever the noise (..., batch, 0): (..., batch, *latent)."""
+        return self.mean.expand(*noise.shape[:-2], *self.mean.shape)
+
+    def kl(self, _other: Self) -> Tensor:
+        """Raises :class:`UnsupportedError`: between points there is none."""
+        raise UnsupportedError("a deterministic encoder has no KL")
+
+    def wasserstein2(self, other: Self) -> Tensor:
+        """The distance of the two points, (batch,)."""
+        distance: Tensor = torch.linalg.vector_norm((self.mean - other.mean).flatten(1), dim=1)
+        return distance
+
+    def rows(self, index: Tensor) -> Self:
+        """The rows named by ``index``."""
+        return type(self)(self.mean[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Concrete:
+    """A categorical latent relaxed at ``temperature`` (Maddison et al. 2017), from ``logits`` (batch, classes).
+
+    Draws are those of the relaxation; KL and probabilities are those of the categorical itself (Sootla 2018, eq. 2.10),
+    as the densities of two relaxations have no KL in closed form.
+    """
+
+    logits: Tensor
+    temperature: float
+
+    @cached_property
+    def log_probabilities(self) -> Tensor:
+        """log q(c|x), (batch, classes)."""
+        return self.logits.log_softmax(1)
+
+    @property
+    def mean(self) -> Tensor:
+        """The probabilities, (batch, classes)."""
+        return self.log_probabilities.exp()
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """One standard normal for each class."""
+        return tuple(self.logits.shape[1:])
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """softmax((logits + Gumbel noise) / temperature), (..., batch, classes)."""
+        gumbel = -torch.log(-torch.special.log_ndtr(noise))  # -log(-log u) of the uniform level u = Phi(noise)
+        return ((self.logits + gumbel) / self.temperature).softmax(-1)
+
+    def kl(self, other: Self) -> Tensor:
+        """Sum over classes of q (log q - log p), (batch,)."""
+        return (self.mean * (self.log_probabilities - other.log_probabilities)).sum(1)
+
+    def wasserstein2(self, _other: Self) -> Tensor:
+        """Raises :class:`UnsupportedError`: classes have no distance."""
+        raise UnsupportedError("a categorical latent has no 2-Wasserstein distance, as classes have none")
+
+    def rows(self, index: Tensor) -> Self:
+        """The rows named by ``index``."""
+        return type(self)(self.logits[index], self.temperature)
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """Independent ``parts``, each flat (batch, width), whose latents stand one after another: a ``Joint`` posterior.
+
+    Raises :class:`ContractError` where a part is not flat.
+    """
+
+    parts: tuple[Posterior, ...]
+
+    def __post_init__(self) -> None:
+        for number, part in enumerate(self.parts, start=1):
+            if part.mean.ndim != 2:
+                raise ContractError(
+                    f"part {number} of a product must be (rows, width), because the parts are put one after another, "
+                    f"but its mean is {tuple(part.mean.shape)}; flatten it"
+                )
+
+    @property
+    def mean(self) -> Tensor:
+        """Those of the parts, (batch, all widths)."""
+        return torch.cat([part.mean for part in self.parts], dim=1)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """That of all parts together."""
+        return (sum(part.noise_shape[0] for part in self.parts),)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Draws of the parts, (..., batch, all widths)."""
+        of_parts = torch.split(noise, [part.noise_shape[0] for part in self.parts], dim=-1)
+        return torch.cat([part.sample(eta) for part, eta in zip(self.parts, of_parts, strict=True)], dim=-1)
+
+    def kl(self, other: Self) -> Tensor:
+        """The sum over parts, (batch,)."""
+        return torch.stack([part.kl(of) for part, of in zip(self.parts, other.parts, strict=True)]).sum(0)
+
+    def wasserstein2(self, other: Self) -> Tensor:
+        """The root of the sum of the parts' squares, (batch,); raises :class:`UnsupportedError` where one has none."""
+        each = [part.wasserstein2(of) for part, of in zip(self.parts, other.parts, strict=True)]
+        distance: Tensor = torch.linalg.vector_norm(torch.stack(each), dim=0)
+        return distance
+
+    def rows(self, index: Tensor) -> Self:
+        """The rows named by ``index``."""
+        return type(self)(tuple(part.rows(index) for part in self.parts))
+
+    def with_mean_of(self, other: Self) -> Self:
+        """The means of ``other`` with all else of ``self``: its deviations, and every part that has none, whole."""
+        return type(self)(
+            tuple(
+                part.with_mean_of(of) if isinstance(part, Recombinable) and isinstance(of, Recombinable) else part
+                for part, of in zip(self.parts, other.parts, strict=True)
+            )
+        )
+
+
+def gaussian_part(q: Posterior) -> DiagonalGaussian | None:
+    """The Gaussian latents of a posterior: itself, or those of its parts side by side; None where it has none."""
+    if isinstance(q, DiagonalGaussian):
+        return q
+    found = [part for part in q.parts if isinstance(part, DiagonalGaussian)] if isinstance(q, Joint) else []
+    if not found:
+        return None
+    means, log_stddevs = zip(*((part.mean.flatten(1), part.log_stddev.flatten(1)) for part in found), strict=True)
+    return DiagonalGaussian(torch.cat(means, 1), torch.cat(log_stddevs, 1))
