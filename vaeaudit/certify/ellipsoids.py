@@ -220,7 +220,7 @@ class _Layer:
             self.lam, norm = self._multipliers(lambda a: a[:, None] * G_UU * a)
             a, L = self.lam.sqrt() * self.share, _factor(norm, len(bent))
             X = torch.linalg.solve_triangular(L, a[:, None] * G[self.U], upper=False)
-            solved = _INVERSE * math.sqrt(len(bent)) * _gamma(len(bent)) + _gamma(len(bent))
+            solved = _INVERSE * math.sqrt(len(bent)) * _gamma(len(bent) + 2) + _gamma(len(bent))
             G = _raised(G + X.T @ X, 2 * len(G) * (solved * X.square().sum(0) + _gamma(2) * G.diagonal()))
         self.G = G
         S = self.slope[:, None] * G * self.slope
