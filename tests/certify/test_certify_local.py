@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import Sequence, cache
+from functools import cache
 from typing import Any
 
 import pytest
