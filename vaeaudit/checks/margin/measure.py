@@ -30,7 +30,8 @@ from vaeaudit.subject.inputs import box_of, check_items, without_spread
 PARTS = ("certified", "empirical")
 _DRAWS = 1000
 # Shares of the time, as measured, when the slopes are known, when all is drawn, and of a radius its certificates.
-_SLOPES, _DREW, _CERTIFIED = 0.02, 0.08, 0.05
+_SLOPES, _DREW = 0.02, 0.08
+_CERTIFIED = {"fast": 0.1, "thorough": 0.2}  # of what is left
 _DRAWN = "margin"  # what the draws are keyed by
 _SHOWN, _LENGTHS = 6, 13  # items whose fall is shown, and at how many lengths
 
@@ -187,7 +188,7 @@ def margin(
     at = []
     for number, radius in enumerate(radii):
         asked = within(watch, *(_DREW + (1 - _DREW) * done / len(radii) for done in (number, number + 1)))
-        split = _CERTIFIED if "empirical" in parts else 1.0
+        split = _CERTIFIED[effort] if "empirical" in parts else 1.0
         held = kept(distances, radius, alpha)
         estimates = first_order(norms, held.p_low, m)
         paths = None if growth is None else pathwise_margin(distances, growth, radius, m, alpha)
