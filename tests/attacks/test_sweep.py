@@ -232,6 +232,25 @@ def test_objectives_of_all_batch_sizes_agree_where_the_search_may_end(mode: str,
         assert (relative <= 1e-4).double().mean() >= 0.99
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("power", [-6, -3, 3, 6])
+def test_the_units_of_the_input_change_nothing(power: int, dtype: torch.dtype, small_vae: Any) -> None:
+    (x, x_t), vae, unit = pairs_of(4, dtype), small_vae(dtype=dtype), 10.0**power
+    term = term_of(vae, x, x_t)
+    lambdas = torch.tensor(SETTLING) * (gap_of(x, x_t).mean() / 2)
+
+    def in_units(unit: float) -> Sweep:
+        """The encoder undoes the units; neither is a box known."""
+        values = tuple((lambdas / unit).tolist())
+        return run(lambda points, item: term(points / unit, item), x * unit, x_t * unit, values, box=None)
+
+    plain, scaled = in_units(1.0), in_units(unit)
+    tolerance = 1e-3 if dtype == torch.float32 else 1e-5
+    torch.testing.assert_close(scaled.objective, plain.objective, rtol=tolerance, atol=0)
+    torch.testing.assert_close(scaled.norm / unit, plain.norm, rtol=30 * tolerance, atol=1e-6)
+    assert (scaled.norm > 0).double().mean() > 0.5
+
+
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_groups_of_pairs_give_what_all_together_give(
     penalty: str, small_vae: Any, monkeypatch: pytest.MonkeyPatch

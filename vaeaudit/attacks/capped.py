@@ -175,6 +175,7 @@ class _Search:
         item, cap, start = self.item[problem], self.cap[problem], self.distortion[problem]
         x = self.x[item]
         low, high = self.low - x, self.high - x
+        size = cap * (x.shape[1] ** 0.5 if self.norm == "linf" else 1.0)  # of the ball, in L2
         if self.norm == "linf":  # the ball is a box
             low, high = torch.maximum(low, -cap[:, None]), torch.minimum(high, cap[:, None])
             cap = torch.full_like(cap, torch.inf)
@@ -187,7 +188,7 @@ class _Search:
             radial = (v * gradient).sum(1, keepdim=True) / size.square()[:, None]
             return value, torch.where(scale < 1, scale * (gradient - radial * v), gradient)
 
-        descent = Descent(objective, v, low, high, Stopping.for_dtype(x.dtype, most))
+        descent = Descent(objective, v, low, high, Stopping.for_dtype(x.dtype, most), unit=size)
         half = descent.minima().value.clone()
         for done in range(1, most):
             share = min(1.0, _EXPLORED + (1 - _EXPLORED) * (followed + done) / self.max_evaluations)

@@ -23,6 +23,7 @@ from vaeaudit.optim.lbfgsb import Descent, Status, Stopping
 from vaeaudit.progress import GoOn, Progress
 
 _OFF_ZERO = 1e-2  # length of the first step off d = 0, as a share of ||x_t - x||
+_STEP = 0.1  # length of an ordinary step of a search, likewise
 _EXPLORED = 2.0**-13  # least lambda that is explored, as a share of the least for which d = 0 could be optimal
 _EXPLORING = 4  # exploring takes this part of a problem's evaluations, from each start
 _ROUNDS = 50  # rounds between two exchanges
@@ -260,7 +261,8 @@ class Search:
 
         asked = self.effort.stopping
         stopping = Stopping(asked.ftol, asked.patience, most)
-        return Descent(objective, start, self.low, self.high, stopping, begin=begin)
+        unit = _STEP * self.gap[self.pair[problem]]
+        return Descent(objective, start, self.low, self.high, stopping, begin=begin, unit=unit)
 
     def _asked(self, progress: Progress) -> bool:
         self.stopped = self.stopped or not self.go_on(progress)

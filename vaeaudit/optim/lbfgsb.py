@@ -25,6 +25,7 @@ Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 _ARMIJO = 1e-4  # sufficient decrease, Nocedal & Wright eq. 3.6a
 _CURVATURE = 0.9  # a slope still below this share of the first one says the step is too short, eq. 3.6b
 _MAX_BACKTRACKS = 25
+_GENTLE = 0.01  # change foreseen over a unit, below which a first step shrinks with it
 _NEAR = 1e-2  # epsilon of Bertsekas eq. 32, as a share of the bounds' distance where that is finite
 
 
@@ -86,6 +87,7 @@ class _Running:
     x: Tensor  # (a, n) current iterate
     f: Tensor  # (a,)
     g: Tensor  # (a, n)
+    unit: Tensor  # (a,) length of an ordinary step
     direction: Tensor  # (a, n)
     step: Tensor  # (a,)
     backtracks: Tensor  # (a,) in the current search
@@ -150,7 +152,8 @@ class Descent:
 
     ``start``, ``lower`` and ``upper`` as for :func:`minimise`. :meth:`advance` makes rounds, :meth:`move` puts
     problems somewhere else, and :meth:`minima` gives what has been reached. Only the problems ``begin`` start at once
-    (all where None); the others wait to be moved.
+    (all where None); the others wait to be moved. ``unit`` (B,) is the length of an ordinary step, 1 where None: none
+    without a history is longer.
     """
 
     def __init__(
@@ -162,10 +165,12 @@ class Descent:
         stopping: Stopping,
         memory: int = 5,
         begin: Tensor | None = None,
+        unit: Tensor | None = None,
     ) -> None:
         self._objective, self._lower, self._upper = objective, lower, upper
         self._stopping, self._memory = stopping, memory
         count = len(start)
+        self._unit = torch.ones_like(start[:, 0]) if unit is None else unit
         self._best = Minima(
             start.clone(),
             start.new_full((count,), torch.inf),
@@ -239,6 +244,7 @@ class Descent:
             x=x,
             f=f.clone(),  # the state is written in place, and these may be views of the objective's own
             g=g.clone(),
+            unit=self._unit[problem],
             direction=torch.zeros_like(x),
             step=torch.ones_like(f),
             backtracks=zeros.clone(),
@@ -320,10 +326,11 @@ class Descent:
         direction = inv_hessian_product(g, free, run.history, run.newest, run.pairs).neg_()
         slope = torch.linalg.vecdot(direction, g)
         norm = torch.linalg.vector_norm(g, dim=1)
-        # Without a usable history: steepest descent with a step of length at most 1.
+        # Without a usable history: steepest descent with a step of its unit, shorter where the slope is gentle.
         steepest = (run.pairs == 0) | ((slope >= 0) & (norm > 0)) | ~slope.isfinite()
         if steepest.any():
-            direction = torch.where(steepest[:, None], -g / norm.clamp(min=1.0)[:, None], direction)
+            scale = run.unit.square() / (norm * run.unit).clamp(min=_GENTLE)
+            direction = torch.where(steepest[:, None], -scale[:, None] * g, direction)
         still = norm == 0
         if rows.numel():
             direction[rows] += home
@@ -340,10 +347,10 @@ class Descent:
         A variable just short of a bound can cut the step of all others to nothing. So before a problem is called
         converged, these are held as well, and go to their bound by themselves.
         """
-        x, g = run.x[rows], run.g[rows]
+        x, g, unit = run.x[rows], run.g[rows], run.unit[rows, None]
         lower, upper = self._bounds(run.problem[rows])
-        width = torch.where((upper - lower).isfinite(), upper - lower, 1.0)
-        length = torch.linalg.vector_norm((x - g).clamp(lower, upper) - x, dim=1)
+        width = torch.where((upper - lower).isfinite(), upper - lower, unit)
+        length = torch.linalg.vector_norm((x - unit.square() * g).clamp(lower, upper) - x, dim=1)
         near = torch.minimum(_NEAR * width, length[:, None])
         to_lower, to_upper = (x - lower <= near) & (g > 0), (upper - x <= near) & (g < 0)
         home = torch.where(to_lower, lower - x, torch.where(to_upper, upper - x, 0.0))

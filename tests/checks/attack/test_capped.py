@@ -290,6 +290,16 @@ def test_bad_input_is_one_clear_sentence(changed: dict[str, Any], message: str, 
         attack(damage(small_vae(), x, None), x, **changed)
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("power", [-6, 6])
+def test_the_units_of_the_input_change_nothing(power: int, norm: str, small_vae: Any) -> None:
+    x, unit = images(), 10.0**power
+    term = damage(small_vae(), x, None)
+    plain = attack(term, x, None, norm=norm)
+    scaled = attack(lambda points, item: term(points / unit, item), x * unit, None, CAPS * unit, norm=norm)
+    torch.testing.assert_close(scaled.data_term, plain.data_term, rtol=1e-6, atol=0)
+
+
 def test_a_model_that_is_not_finite_at_an_item_is_refused_by_its_number() -> None:
     x = images()
 
