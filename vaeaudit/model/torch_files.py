@@ -104,7 +104,7 @@ def _untrusted(file: Path, error: Exception | None = None) -> TrustError:
     return TrustError(
         f"{file} holds pickled objects other than tensors{what}, and loading them could run code, so "
         "it was not loaded; where you trust it, convert it by two lines of Python: "
-        f"held = {loaded.replace('FILE', clipped(repr(str(file)), 300))}; "
+        f"held = {loaded.replace('FILE', clipped(repr(file.name)))}; "
         f"torch.save({weights}, {clipped(repr(f'{file.stem}-weights.pt'))})"
     )
 
