@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vaeaudit.errors import CheckpointError, NonFiniteError, VaeauditError, clipped, listed
+from vaeaudit.errors import CheckpointError, MisfitError, NonFiniteError, VaeauditError, clipped, listed
 from vaeaudit.model.files import amount, named_part
 from vaeaudit.model.stated import config_facts, facts_in, find_checkpoint, not_whole, ties
 from vaeaudit.model.torch_files import check_claims, read_torch
@@ -145,7 +145,8 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     faults = [("missing", missing), ("not expected", extra), ("of another shape", wrong)]
     told = "; ".join(f"{what}: {listed(names)}" for what, names in faults if names)
     if told:
-        raise CheckpointError(f"the checkpoint does not fit this adapter ({told}); is it another architecture?")
+        message = f"the checkpoint does not fit this adapter ({told}); is it another architecture?"
+        raise MisfitError(message, expected.keys() - {name.partition(" ")[0] for name in wrong}, tensors.keys())
     module.load_state_dict(dict(tensors))
 
 

@@ -225,14 +225,26 @@ def open_model(
         adapter = stated
     found = find_adapter(adapter)
     given = {**(facts if stated in (None, adapter) else {}), **(options or {})}
-    vae, checkpoint = _opened(found, checkpoint, given)
+    return opened_by(found, checkpoint, given, device=device, dtype=dtype)
+
+
+def opened_by(
+    adapter: Adapter,
+    checkpoint: Checkpoint,
+    options: Mapping[str, object],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> LoadedModel:
+    """Open a checkpoint that was read, by this adapter and these options alone; otherwise as :func:`open_model`."""
+    vae, checkpoint = _opened(adapter, checkpoint, options)
     for file in (checkpoint, *checkpoint.companions):
         check_finite(file)
     state = None
     if isinstance(vae, nn.Module):
         state = _state_sha256(vae)
         vae.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    return LoadedModel(vae, checkpoint, found, given, state)
+    return LoadedModel(vae, checkpoint, adapter, options, state)
 
 
 def load(
@@ -252,7 +264,7 @@ def load(
 
 
 def _fitted(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, object]) -> tuple[VAE, Checkpoint]:
-    """The model, by its tensors' names as they are or, if it takes only those, by one of :func:`_readings`.
+    """The model, by its tensors' names as they are or, if it takes only those, by one of :func:`readings`.
 
     What fits is the adapter's to say: it may expect the names of a wrapper.
     """
@@ -261,7 +273,7 @@ def _fitted(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, obje
     except Exception as error:
         if isinstance(error, VaeauditError) and not isinstance(error, CheckpointError):
             raise  # it is no matter of names
-        for inner in _readings(checkpoint):
+        for inner in readings(checkpoint):
             try:
                 return adapter.open(inner, options), inner
             except VaeauditError as other:
@@ -273,7 +285,7 @@ def _fitted(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, obje
         raise
 
 
-def _readings(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
+def readings(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
     """The checkpoint with other names, and then with the weights that weight and spectral normalisation stand for."""
     for prefix, tensors in renamed(checkpoint.tensors):
         yield replace(checkpoint, tensors=tensors, prefix=prefix, companions=[])
