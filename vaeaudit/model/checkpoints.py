@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vaeaudit.errors import CheckpointError, NonFiniteError, VaeauditError, clipped, listed
+from vaeaudit.errors import CheckpointError, MisfitError, NonFiniteError, VaeauditError, clipped, listed
 from vaeaudit.model.files import amount, named_part
-from vaeaudit.model.stated import config_facts, facts_in, find_checkpoint, not_whole
+from vaeaudit.model.stated import config_facts, facts_in, find_checkpoint, not_whole, ties
 from vaeaudit.model.torch_files import check_claims, read_torch
 from vaeaudit.model.weight_sets import select, under
 
@@ -30,7 +30,8 @@ class Checkpoint:
     ``facts`` are the entries of the safetensors metadata under "vaeaudit." (JSON values) over those in the
     "vaeaudit" object of a config.json beside the file: adapter name, range, shapes; never paths or code. Tensors are
     mapped to the file where its format allows, so that names and shapes cost nothing. ``key`` is where in the file they
-    lie, if it holds more, ``prefix`` what a wrapper had put before their names and was taken off.
+    lie, if it holds more, ``prefix`` what a wrapper had put before their names and was taken off; ``computed`` are the
+    weights that were made of the tensors that weight or spectral normalisation stores.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Checkpoint:
     facts: Mapping[str, object]
     key: str | None = None
     prefix: str = ""
+    computed: tuple[str, ...] = ()
     companions: list["Checkpoint"] = field(default_factory=list)
 
     @cached_property
@@ -143,7 +145,8 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     faults = [("missing", missing), ("not expected", extra), ("of another shape", wrong)]
     told = "; ".join(f"{what}: {listed(names)}" for what, names in faults if names)
     if told:
-        raise CheckpointError(f"the checkpoint does not fit this adapter ({told}); is it another architecture?")
+        message = f"the checkpoint does not fit this adapter ({told}); is it another architecture?"
+        raise MisfitError(message, expected.keys() - {name.partition(" ")[0] for name in wrong}, tensors.keys())
     module.load_state_dict(dict(tensors))
 
 
@@ -168,6 +171,7 @@ def _open_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]
         with safe_open(file, framework="pt", device="cpu") as handle:
             tensors = {name: handle.get_tensor(name) for name in handle.offset_keys()}
             metadata = handle.metadata() or {}
+        tensors |= {name: tensors[kept] for name, kept in ties(tensors, metadata).items()}
     except MemoryError as error:
         raise VaeauditError(
             f"{file} of {amount(file.stat().st_size)} cannot be mapped into the memory that this process may use; "

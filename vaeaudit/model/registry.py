@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import EntryPoint, entry_points
@@ -26,6 +26,7 @@ from vaeaudit.model.checkpoints import Checkpoint, check_finite, open_checkpoint
 from vaeaudit.model.contract import PAGE, fault_of
 from vaeaudit.model.files import obstacle
 from vaeaudit.model.ranges import range_for
+from vaeaudit.model.reparametrised import plain
 from vaeaudit.model.vae import VAE
 from vaeaudit.model.weight_sets import refuse_twins, renamed
 
@@ -224,14 +225,26 @@ def open_model(
         adapter = stated
     found = find_adapter(adapter)
     given = {**(facts if stated in (None, adapter) else {}), **(options or {})}
-    vae, checkpoint = _opened(found, checkpoint, given)
+    return opened_by(found, checkpoint, given, device=device, dtype=dtype)
+
+
+def opened_by(
+    adapter: Adapter,
+    checkpoint: Checkpoint,
+    options: Mapping[str, object],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> LoadedModel:
+    """Open a checkpoint that was read, by this adapter and these options alone; otherwise as :func:`open_model`."""
+    vae, checkpoint = _opened(adapter, checkpoint, options)
     for file in (checkpoint, *checkpoint.companions):
         check_finite(file)
     state = None
     if isinstance(vae, nn.Module):
         state = _state_sha256(vae)
         vae.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    return LoadedModel(vae, checkpoint, found, given, state)
+    return LoadedModel(vae, checkpoint, adapter, options, state)
 
 
 def load(
@@ -251,7 +264,7 @@ def load(
 
 
 def _fitted(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, object]) -> tuple[VAE, Checkpoint]:
-    """The model, by its tensors' names as they are or, if it takes only those, without what a wrapper put before them.
+    """The model, by its tensors' names as they are or, if it takes only those, by one of :func:`readings`.
 
     What fits is the adapter's to say: it may expect the names of a wrapper.
     """
@@ -260,8 +273,7 @@ def _fitted(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, obje
     except Exception as error:
         if isinstance(error, VaeauditError) and not isinstance(error, CheckpointError):
             raise  # it is no matter of names
-        for prefix, tensors in renamed(checkpoint.tensors):
-            inner = replace(checkpoint, tensors=tensors, prefix=prefix, companions=[])
+        for inner in readings(checkpoint):
             try:
                 return adapter.open(inner, options), inner
             except VaeauditError as other:
@@ -271,6 +283,15 @@ def _fitted(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, obje
                 continue
         refuse_twins(checkpoint.path, checkpoint.tensors, checkpoint.key)
         raise
+
+
+def readings(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
+    """The checkpoint with other names, and then with the weights that weight and spectral normalisation stand for."""
+    for prefix, tensors in renamed(checkpoint.tensors):
+        yield replace(checkpoint, tensors=tensors, prefix=prefix, companions=[])
+    made, computed = plain(checkpoint.tensors)
+    for prefix, tensors in (("", made), *renamed(made)) if computed else ():
+        yield replace(checkpoint, tensors=tensors, prefix=prefix, computed=computed, companions=[])
 
 
 def _state_sha256(module: nn.Module) -> str | None:

@@ -1,7 +1,7 @@
 """Finding a checkpoint, and what it says of itself, without reading its tensors or loading what these need."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -71,6 +71,14 @@ def facts_in(metadata: Mapping[str, str]) -> dict[str, object]:
     # Sorted, since safetensors gives them in another order in every process.
     stated = {key.removeprefix(FACT_PREFIX): value for key, value in metadata.items() if key.startswith(FACT_PREFIX)}
     return {name: _fact(value) for name, value in sorted(stated.items())}
+
+
+def ties(names: Container[str], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Names that metadata note as those of a stored tensor too, and its name.
+
+    Of tensors that share memory, save_model of safetensors stores one and notes the others' names beside its own.
+    """
+    return {name: kept for name, kept in metadata.items() if kept in names and name not in names}
 
 
 def not_whole(file: Path, error: Exception) -> CheckpointError:
