@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vaeaudit.errors import CheckpointError, NonFiniteError, VaeauditError, clipped, listed
 from vaeaudit.model.files import amount, named_part
-from vaeaudit.model.stated import config_facts, facts_in, find_checkpoint, not_whole
+from vaeaudit.model.stated import config_facts, facts_in, find_checkpoint, not_whole, read_config
 from vaeaudit.model.torch_files import check_claims, read_torch
 from vaeaudit.model.weight_sets import select, under
 
@@ -30,7 +30,8 @@ class Checkpoint:
     ``facts`` are the entries of the safetensors metadata under "vaeaudit." (JSON values) over those in the
     "vaeaudit" object of a config.json beside the file: adapter name, range, shapes; never paths or code. Tensors are
     mapped to the file where its format allows, so that names and shapes cost nothing. ``key`` is where in the file they
-    lie, if it holds more, ``prefix`` what a wrapper had put before their names and was taken off.
+    lie, if it holds more, ``prefix`` what a wrapper had put before their names and was taken off; ``config`` is all
+    that the config.json beside the file says.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Checkpoint:
     facts: Mapping[str, object]
     key: str | None = None
     prefix: str = ""
+    config: Mapping[str, object] = field(default_factory=dict)
     companions: list["Checkpoint"] = field(default_factory=list)
 
     @cached_property
@@ -98,7 +100,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
                 f"{file}: {clipped(name)} is a tensor of another kind ({kind}), where a dense one of real numbers was "
                 "expected; export the model in float32"
             )
-    return Checkpoint(file, tensors, {**config_facts(file), **facts}, key)
+    config = read_config(file)
+    return Checkpoint(file, tensors, {**config_facts(config), **facts}, key, config=config)
 
 
 def check_finite(checkpoint: Checkpoint) -> None:
