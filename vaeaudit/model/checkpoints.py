@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vaeaudit.errors import CheckpointError, MisfitError, NonFiniteError, VaeauditError, clipped, listed
 from vaeaudit.model.files import amount, named_part
-from vaeaudit.model.stated import config_facts, facts_in, find_checkpoint, not_whole, ties
+from vaeaudit.model.stated import config_facts, facts_in, find_checkpoint, not_whole, read_config, ties
 from vaeaudit.model.torch_files import check_claims, read_torch
 from vaeaudit.model.weight_sets import select, under
 
@@ -31,7 +31,8 @@ class Checkpoint:
     "vaeaudit" object of a config.json beside the file: adapter name, range, shapes; never paths or code. Tensors are
     mapped to the file where its format allows, so that names and shapes cost nothing. ``key`` is where in the file they
     lie, if it holds more, ``prefix`` what a wrapper had put before their names and was taken off; ``computed`` are the
-    weights that were made of the tensors that weight or spectral normalisation stores.
+    weights that were made of the tensors that weight or spectral normalisation stores; ``config`` is all that the
+    config.json beside the file says.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Checkpoint:
     key: str | None = None
     prefix: str = ""
     computed: tuple[str, ...] = ()
+    config: Mapping[str, object] = field(default_factory=dict)
     companions: list["Checkpoint"] = field(default_factory=list)
 
     @cached_property
@@ -100,7 +102,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
                 f"{file}: {clipped(name)} is a tensor of another kind ({kind}), where a dense one of real numbers was "
                 "expected; export the model in float32"
             )
-    return Checkpoint(file, tensors, {**config_facts(file), **facts}, key)
+    config = read_config(file)
+    return Checkpoint(file, tensors, {**config_facts(config), **facts}, key, config=config)
 
 
 def check_finite(checkpoint: Checkpoint) -> None:
