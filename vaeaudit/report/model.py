@@ -13,7 +13,7 @@ from vaeaudit.layout.entry import Entry, FileHash, MetricEntry, Number
 from vaeaudit.layout.section import Section
 from vaeaudit.report.comparison import ComparisonEntry
 from vaeaudit.report.gates import CheckEntry, gates_section
-from vaeaudit.settings.sections import Range
+from vaeaudit.settings.fields import Range
 
 SCHEMA_VERSION = "1.2"
 
