@@ -11,10 +11,9 @@ from torch import Tensor
 
 from vaeaudit.attacks.attacked import PENALTIES, Sweep, just_better_than_mean
 from vaeaudit.attacks.objectives import Objective
-from vaeaudit.attacks.search import Effort
+from vaeaudit.attacks.search import Effort, rungs
 from vaeaudit.attacks.signs import Sign, Signs
 from vaeaudit.attacks.similarity import SIMILARITIES
-from vaeaudit.attacks.search import rungs
 from vaeaudit.attacks.sweep import geometric_lambdas, sweep
 from vaeaudit.checks.attack.capped import capped_attack
 from vaeaudit.checks.attack.measure import AttackResult, attack
