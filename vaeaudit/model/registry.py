@@ -177,7 +177,7 @@ def adapter_of(checkpoint: Checkpoint) -> Adapter | None:
     for name in adapter_names():
         with suppress(AdapterError):  # one that cannot be imported recognises nothing
             adapter = find_adapter(name)
-            if said_beside(adapter, "recognises", _nothing)(checkpoint):
+            if said_beside(adapter, "recognises", lambda _: False)(checkpoint):
                 found.append(adapter)
     if len(found) > 1:
         names = listed(adapter.name for adapter in found)
@@ -188,10 +188,6 @@ def adapter_of(checkpoint: Checkpoint) -> Adapter | None:
 def said_beside(adapter: Adapter, name: str, otherwise: Any) -> Any:
     """What an adapter's module says under ``name``, beside its ``open``; ``otherwise`` where it says nothing."""
     return getattr(sys.modules.get(getattr(code_of(adapter.open), "__module__", "")), name, otherwise)
-
-
-def _nothing(_checkpoint: Checkpoint) -> bool:
-    return False
 
 
 def code_of(function: object) -> object:
