@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from vaeaudit.errors import CheckpointError, MisfitError, NonFiniteError, VaeauditError, clipped, listed
 from vaeaudit.model.files import amount, named_part
-from vaeaudit.model.stated import config_facts, facts_in, find_checkpoint, not_whole, ties
+from vaeaudit.model.reparametrised import plain
+from vaeaudit.model.stated import config_facts, facts_in, find_checkpoint, not_whole, read_config, ties
 from vaeaudit.model.torch_files import check_claims, read_torch
-from vaeaudit.model.weight_sets import select, under
+from vaeaudit.model.weight_sets import renamed, select, under
 
 _BLOCK = 2**24  # numbers of a tensor that are looked at together
 
@@ -31,7 +32,8 @@ class Checkpoint:
     "vaeaudit" object of a config.json beside the file: adapter name, range, shapes; never paths or code. Tensors are
     mapped to the file where its format allows, so that names and shapes cost nothing. ``key`` is where in the file they
     lie, if it holds more, ``prefix`` what a wrapper had put before their names and was taken off; ``computed`` are the
-    weights that were made of the tensors that weight or spectral normalisation stores.
+    weights that were made of the tensors that weight or spectral normalisation stores; ``config`` is all that the
+    config.json beside the file says.
     """
 
     path: Path
@@ -40,6 +42,7 @@ class Checkpoint:
     key: str | None = None
     prefix: str = ""
     computed: tuple[str, ...] = ()
+    config: Mapping[str, object] = field(default_factory=dict)
     companions: list["Checkpoint"] = field(default_factory=list)
 
     @cached_property
@@ -51,6 +54,13 @@ class Checkpoint:
     def source(self) -> str:
         """The file, with the key in it that holds these tensors: FILE#KEY."""
         return str(self.path) if self.key is None else f"{self.path}#{self.key}"
+
+    def json(self, name: str) -> dict[str, object]:
+        """What a JSON file of that name in the same folder says; empty where there is none, or where it is no object.
+
+        Raises :class:`CheckpointError` where it is damaged.
+        """
+        return read_config(self.path, name)
 
     def beside(self, name: str) -> "Checkpoint":
         """Another file of the same model, in the same folder; reports name it, and its hash counts as the model's.
@@ -100,7 +110,17 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
                 f"{file}: {clipped(name)} is a tensor of another kind ({kind}), where a dense one of real numbers was "
                 "expected; export the model in float32"
             )
-    return Checkpoint(file, tensors, {**config_facts(file), **facts}, key)
+    config = read_config(file)
+    return Checkpoint(file, tensors, {**config_facts(config), **facts}, key, config=config)
+
+
+def readings(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
+    """The checkpoint with other names, and then with the weights that weight and spectral normalisation stand for."""
+    for prefix, tensors in renamed(checkpoint.tensors):
+        yield replace(checkpoint, tensors=tensors, prefix=prefix, companions=[])
+    made, computed = plain(checkpoint.tensors)
+    for prefix, tensors in (("", made), *renamed(made)) if computed else ():
+        yield replace(checkpoint, tensors=tensors, prefix=prefix, computed=computed, companions=[])
 
 
 def check_finite(checkpoint: Checkpoint) -> None:

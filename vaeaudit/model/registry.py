@@ -2,7 +2,8 @@
 
 An adapter is a function ``open(checkpoint, config) -> VAE``. Entry points of the group ``vaeaudit.adapters``
 are ours and third parties' alike. A model is recognised automatically only when its file names an installed
-adapter; otherwise the user names one: a wrong activation or layout would load without an error.
+adapter, or an adapter's ``recognises`` knows it; otherwise the user names one: a wrong activation or layout would load
+without an error.
 """
 
 import hashlib
@@ -10,8 +11,9 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -22,13 +24,12 @@ import torch
 from torch import nn
 
 from vaeaudit.errors import AdapterError, CheckpointError, ContractError, VaeauditError, clipped, listed, nearest, told
-from vaeaudit.model.checkpoints import Checkpoint, check_finite, open_checkpoint, sha256_of
+from vaeaudit.model.checkpoints import Checkpoint, check_finite, open_checkpoint, readings, sha256_of
 from vaeaudit.model.contract import PAGE, fault_of
 from vaeaudit.model.files import obstacle
 from vaeaudit.model.ranges import range_for
-from vaeaudit.model.reparametrised import plain
 from vaeaudit.model.vae import VAE
-from vaeaudit.model.weight_sets import refuse_twins, renamed
+from vaeaudit.model.weight_sets import refuse_twins
 
 GROUP = "vaeaudit.adapters"
 Open = Callable[[Checkpoint, Mapping[str, object]], VAE]
@@ -162,6 +163,36 @@ def find_adapter(name: str) -> Adapter:
     return Adapter(name, source, sha256_of(Path(file)) if file else None, function)
 
 
+def adapter_of(checkpoint: Checkpoint) -> Adapter | None:
+    """The installed adapter that a checkpoint names, or else the one that recognises it; None where there is none.
+
+    An adapter recognises what its module's function ``recognises(checkpoint)``, beside ``open``, says it does. Raises
+    :class:`AdapterError` where several do.
+    """
+    stated = checkpoint.facts.get("adapter")
+    if stated:
+        return find_adapter(stated) if isinstance(stated, str) and stated in adapter_names() else None
+    found = []
+    for name in adapter_names():
+        with suppress(AdapterError):  # one that cannot be imported recognises nothing
+            adapter = find_adapter(name)
+            if said_beside(adapter, "recognises", _nothing)(checkpoint):
+                found.append(adapter)
+    if len(found) > 1:
+        names = listed(adapter.name for adapter in found)
+        raise AdapterError(f"{checkpoint.path} is recognised by several adapters ({names}); name one with --adapter")
+    return found[0] if found else None
+
+
+def said_beside(adapter: Adapter, name: str, otherwise: Any) -> Any:
+    """What an adapter's module says under ``name``, beside its ``open``; ``otherwise`` where it says nothing."""
+    return getattr(sys.modules.get(getattr(code_of(adapter.open), "__module__", "")), name, otherwise)
+
+
+def _nothing(_checkpoint: Checkpoint) -> bool:
+    return False
+
+
 def code_of(function: object) -> object:
     """What holds the code of a callable: the function in a partial one, the class of an object that can be called."""
     while isinstance(function, partial):
@@ -210,21 +241,18 @@ def open_model(
     checkpoint = open_checkpoint(path)
     facts = dict(checkpoint.facts)
     stated = facts.pop("adapter", None)
-    installed = adapter_names()
-    if adapter is None:
-        if not isinstance(stated, str) or stated not in installed:
-            said = (
-                f"names the adapter '{clipped(str(stated))}', which is not installed"
-                if stated
-                else "does not say what it is"
-            )
-            raise AdapterError(
-                f"{checkpoint.path} {said}; name one with --adapter: {listed(installed)}, "
-                "package.module:open or file.py:open"
-            )
-        adapter = stated
-    found = find_adapter(adapter)
-    given = {**(facts if stated in (None, adapter) else {}), **(options or {})}
+    found = find_adapter(adapter) if adapter is not None else adapter_of(checkpoint)
+    if found is None:
+        said = (
+            f"names the adapter '{clipped(str(stated))}', which is not installed"
+            if stated
+            else "does not say what it is"
+        )
+        raise AdapterError(
+            f"{checkpoint.path} {said}; name one with --adapter: {listed(adapter_names())}, "
+            "package.module:open or file.py:open"
+        )
+    given = {**(facts if stated in (None, found.name) else {}), **(options or {})}
     return opened_by(found, checkpoint, given, device=device, dtype=dtype)
 
 
@@ -283,15 +311,6 @@ def _fitted(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, obje
                 continue
         refuse_twins(checkpoint.path, checkpoint.tensors, checkpoint.key)
         raise
-
-
-def readings(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
-    """The checkpoint with other names, and then with the weights that weight and spectral normalisation stand for."""
-    for prefix, tensors in renamed(checkpoint.tensors):
-        yield replace(checkpoint, tensors=tensors, prefix=prefix, companions=[])
-    made, computed = plain(checkpoint.tensors)
-    for prefix, tensors in (("", made), *renamed(made)) if computed else ():
-        yield replace(checkpoint, tensors=tensors, prefix=prefix, computed=computed, companions=[])
 
 
 def _state_sha256(module: nn.Module) -> str | None:

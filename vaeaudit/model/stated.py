@@ -63,7 +63,7 @@ def read_facts(file: Path) -> dict[str, object]:
                 metadata = handle.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise not_whole(file, error) from error
-    return {**config_facts(file), **facts_in(metadata)}
+    return {**config_facts(read_config(file)), **facts_in(metadata)}
 
 
 def facts_in(metadata: Mapping[str, str]) -> dict[str, object]:
@@ -96,9 +96,12 @@ def _fact(value: str) -> object:
         return value
 
 
-def config_facts(file: Path) -> dict[str, object]:
-    """What a config.json beside a checkpoint states about the model."""
-    config = file.with_name("config.json")
+def read_config(file: Path, name: str = "config.json") -> dict[str, object]:
+    """The config.json, or another JSON file, beside a checkpoint; empty where there is none, or where it is no object.
+
+    Raises :class:`CheckpointError` where it is damaged.
+    """
+    config = file.with_name(name)
     if not config.is_file():
         return {}
     try:
@@ -109,7 +112,12 @@ def config_facts(file: Path) -> dict[str, object]:
         raise CheckpointError(
             f"{config} beside the checkpoint is not readable JSON ({first_sentence(error)}); correct or remove it"
         ) from error
-    section = content.get("vaeaudit", {}) if isinstance(content, dict) else {}
+    return content if isinstance(content, dict) else {}
+
+
+def config_facts(config: Mapping[str, object]) -> dict[str, object]:
+    """What a config.json states about the model under "vaeaudit"."""
+    section = config.get("vaeaudit", {})
     return dict(section) if isinstance(section, dict) else {}
 
 

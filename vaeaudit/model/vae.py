@@ -169,6 +169,18 @@ class VAE(Protocol):
 
 
 @runtime_checkable
+class Resizable(VAE, Protocol):
+    """A VAE that takes inputs of several shapes, as convolutions alone do."""
+
+    def resized(self, shape: tuple[int, ...]) -> "VAE | None":
+        """The same model, of the same weights, for inputs of ``shape``; None where these are no inputs of its kind.
+
+        Raises :class:`InputError` for such inputs of a size that it cannot take.
+        """
+        ...
+
+
+@runtime_checkable
 class Hierarchical(VAE, Protocol):
     """A VAE whose posterior is a :class:`Chain` and whose prior is p(z^L) p(z^(L-1)|z^L) ... p(z^1|z^2)."""
 

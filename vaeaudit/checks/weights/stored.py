@@ -5,7 +5,6 @@ No model is built: a safetensors file of any size is read through its header. Py
 """
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,10 @@ from torch import Tensor
 from vaeaudit.checks.weights.measure import NEITHER, PARTS
 from vaeaudit.errors import AdapterError, CheckpointError, ConfigError, clipped
 from vaeaudit.model.blocks import Weight, matrix_shape
-from vaeaudit.model.checkpoints import read_checkpoint, sha256_of
+from vaeaudit.model.checkpoints import open_checkpoint, read_checkpoint, sha256_of
 from vaeaudit.model.files import named_part
-from vaeaudit.model.registry import Adapter, adapter_names, code_of, find_adapter
-from vaeaudit.model.stated import find_checkpoint, not_whole, read_facts, ties
+from vaeaudit.model.registry import Adapter, adapter_of, find_adapter, said_beside
+from vaeaudit.model.stated import find_checkpoint, not_whole, ties
 from vaeaudit.model.weight_sets import refuse_twins, renamed, under
 from vaeaudit.settings.sections import Settings
 
@@ -71,9 +70,8 @@ def open_weights(settings: Settings) -> StoredModel:
             "or set [model] path in vaeaudit.toml"
         )
     file = find_checkpoint(Path(settings.model.path))
-    name = settings.model.adapter or read_facts(file).get("adapter")
-    named = isinstance(name, str) and (settings.model.adapter is not None or name in adapter_names())
-    adapter = find_adapter(str(name)) if named else None
+    name = settings.model.adapter
+    adapter = find_adapter(name) if name is not None else adapter_of(open_checkpoint(settings.model.path))
     parts = dict(PARTS if adapter is None else weight_parts(adapter)) | dict(settings.weights.parts)
     source, held = held_weights(settings.model.path)
     prefix, weights = fitting(file, held, parts)
@@ -165,8 +163,7 @@ def weight_parts(adapter: Adapter) -> Mapping[str, Sequence[str]]:
 
     Raises :class:`AdapterError` where it is something else.
     """
-    module = sys.modules.get(getattr(code_of(adapter.open), "__module__", ""))
-    said: object = getattr(module, "WEIGHT_PARTS", PARTS)
+    said: object = said_beside(adapter, "WEIGHT_PARTS", PARTS)
     if isinstance(said, Mapping) and set(said) - {NEITHER} == set(PARTS):
         parts = {part: prefixes for part, prefixes in said.items() if _is_prefixes(prefixes)}
         if len(parts) == len(said):
