@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from vaeaudit.checks.mig.measure import mig as mig
     from vaeaudit.checks.noise.measure import NoiseResult as NoiseResult
     from vaeaudit.checks.noise.measure import noise as noise
+    from vaeaudit.checks.reconstruction.measure import ReconstructionResult as ReconstructionResult
+    from vaeaudit.checks.reconstruction.measure import reconstruction as reconstruction
     from vaeaudit.checks.record import Drawing as Drawing
     from vaeaudit.checks.record import Record as Record
     from vaeaudit.checks.record import metric_entry as metric_entry
@@ -70,6 +72,8 @@ _HOME = {
     "mig": "checks.mig.measure",
     "NoiseResult": "checks.noise.measure",
     "noise": "checks.noise.measure",
+    "ReconstructionResult": "checks.reconstruction.measure",
+    "reconstruction": "checks.reconstruction.measure",
     "WeightsResult": "checks.weights.measure",
     "weights": "checks.weights.measure",
     "Check": "checks.registry",

@@ -40,6 +40,9 @@ from vaeaudit.checks.mig.summarise import summarise_mig
 from vaeaudit.checks.noise.entry import NOISE_LEGEND
 from vaeaudit.checks.noise.measure import noise
 from vaeaudit.checks.noise.summarise import summarise_noise
+from vaeaudit.checks.reconstruction import entry as reconstruction_report
+from vaeaudit.checks.reconstruction.measure import reconstruction
+from vaeaudit.checks.reconstruction.summarise import group_means, summarise_reconstruction
 from vaeaudit.checks.weights.measure import assign, weights
 from vaeaudit.checks.weights.summarise import summarise_weights
 from vaeaudit.model.contract import check_contract
@@ -52,7 +55,7 @@ from vaeaudit.subject.plausibility import Verdict, examine
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-CHECKS = ("attack", "margin", "noise", "weights", "latents", "mig")
+CHECKS = ("attack", "margin", "noise", "reconstruction", "weights", "latents", "mig")
 HEADINGS = [
     "What it asks",
     "The formula",
@@ -66,6 +69,12 @@ LEGENDS: dict[str, list[str]] = {
     "attack": [*attack_report.LEGEND, *attack_report.CAPPED_LEGEND],
     "margin": [*MARGIN_LEGEND],
     "noise": [*NOISE_LEGEND],
+    "reconstruction": [
+        *reconstruction_report.LEGEND,
+        *reconstruction_report.BIAS_LEGEND,
+        *reconstruction_report.GROUP_LEGEND,
+        *reconstruction_report.FEATURE_LEGEND,
+    ],
     "latents": [
         *latents_report.EVIDENCE_LEGEND,
         *latents_report.APART_LEGEND,
@@ -161,6 +170,32 @@ def of_success() -> Metrics:
     }
 
 
+class Mirror:
+    """A deterministic model of any shape, which gives back half of its input."""
+
+    def __init__(self, *shape: int) -> None:
+        self.input_shape, self.range = shape, (0.0, 1.0)
+
+    @property
+    def prior(self) -> DiagonalGaussian:
+        return DiagonalGaussian.standard(self.input_shape, like=torch.zeros(1))
+
+    def encode(self, x: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian(x / 2, 0 * x - 5)
+
+    def decode(self, z: Tensor) -> GaussianLikelihood:
+        return GaussianLikelihood(z, torch.zeros(()))
+
+
+def of_reconstruction() -> list[Metrics]:
+    """Those of colour pictures in groups, and of vectors."""
+    pictures = reconstruction(Mirror(3, 12, 12), torch.rand(24, 3, 12, 12))
+    halves = {"half": np.arange(24) // 12}
+    groups = {name: group_means(pictures.at_mean[name].numpy(), halves) for name in ("psnr", "ssim", "mse")}
+    vectors = reconstruction(Mirror(4), torch.rand(24, 4))
+    return [summarise_reconstruction(pictures, groups), summarise_reconstruction(vectors)]
+
+
 @pytest.fixture(scope="module")
 def measured(small_vae: Any, bundled_model: Any, bundled_images: Tensor) -> dict[str, list[Metrics]]:
     """The metrics of every check on a few items, those of one run together."""
@@ -180,6 +215,7 @@ def measured(small_vae: Any, bundled_model: Any, bundled_images: Tensor) -> dict
         ],
         "margin": [summarise_margin(margin(vae, x[:2], [0.75], draws=100))],
         "noise": [summarise_noise(noise(vae, x, [0.1, 1], draws=2))],
+        "reconstruction": of_reconstruction(),
         "weights": [summarise_weights(weights(vae.state_dict(), against=other.state_dict()))],
         "latents": [
             summarise_latents(latents(vae, x)),

@@ -122,6 +122,15 @@ OURS = (
         choices=("sigmas",),
         gated=(r"noise\.s[\d.e+-]+\.degradation\.median",),
     ),
+    _ours(
+        "reconstruction",
+        "How like their inputs the reconstructions are",
+        {"reconstructions": "ReconstructionEntry"},
+        choices=("by", "shown"),
+        gated=(r"reconstruction\.(psnr|ssim)\.(median|tail)", r"reconstruction\.scaled_error\.feature_worst"),
+        # Errors of other norms, other scales and draws move with PSNR, SSIM and MSE.
+        aside=(r"reconstruction\.draws\..*", r"reconstruction\.(ms_ssim|\w+_error|share_off|log_likelihood)\..*"),
+    ),
     _ours("latents", "ELBO, KL of each unit, active units", {"latents": "LatentsEntry"}),
     _ours("mig", "Whether one unit alone holds each known factor", {"migs": "MigEntry"}),
     _ours("weights", "L2 norms of encoder and decoder", {"weights": "WeightsEntry"}, of_file=True, files=("against",)),

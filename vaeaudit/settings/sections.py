@@ -181,7 +181,7 @@ class AttackSettings(BaseSettings):
     vary: Name | None = Field(None, description="Pairs that differ in this one factor of the data.")
     pair: tuple[Name, ...] = Field((), description='Pairs themselves, as item numbers "SOURCE:TARGET".')
     lambdas: Annotated[int, Field(strict=True, ge=1, le=10_000)] = Field(
-        50, description="Values of lambda, geometric from 2^-20 to 2^20."
+        50, description="Values of lambda, geometric from 2^-20 to 2^20; fewer than 41 cost nearly as much."
     )
     similarity: Literal["kl", "reverse-kl", "symmetric-kl", "mean", "sample", "wasserstein"] = Field(
         "kl", description="What the latent attack minimises between the two posteriors."
@@ -276,6 +276,19 @@ class NoiseSettings(BaseSettings):
     clip: Truth = Field(False, description="Whether noisy inputs are clipped to the data's range.")
 
 
+class ReconstructionSettings(BaseSettings):
+    """The reconstruction check."""
+
+    items: Positive | None = Field(None, description="Items, drawn at random; all if left out.")
+    draws: Annotated[int, Field(strict=True, ge=0, le=1_000_000)] = Field(
+        1, description="Draws of z for each item, beside its mean."
+    )
+    by: Annotated[tuple[Name, ...], _ONCE] = Field(
+        (), description='Groups of items: "label", or factors by name; every one that the data have if empty.'
+    )
+    shown: Annotated[int, Field(strict=True, ge=0, le=20)] = Field(8, description="Worst items that are drawn.")
+
+
 class WeightsSettings(BaseSettings):
     """The weights check, which needs no data and runs no model."""
 
@@ -354,6 +367,7 @@ class Settings(BaseSettings):
     attack: AttackSettings = AttackSettings()
     margin: MarginSettings = MarginSettings()
     noise: NoiseSettings = NoiseSettings()
+    reconstruction: ReconstructionSettings = ReconstructionSettings()
     weights: WeightsSettings = WeightsSettings()
     mig: MigSettings = MigSettings()
     latents: LatentsSettings = LatentsSettings()
