@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from vaeaudit.model.checkpoints import Checkpoint as Checkpoint
     from vaeaudit.model.checkpoints import load_state as load_state
     from vaeaudit.model.families import Concrete as Concrete
+    from vaeaudit.model.families import Mixture as Mixture
     from vaeaudit.model.families import Point as Point
     from vaeaudit.model.families import Product as Product
     from vaeaudit.model.ranges import Range as Range
@@ -108,6 +109,7 @@ _HOME = {
     "Likelihood": "model.vae",
     "Posterior": "model.vae",
     "Concrete": "model.families",
+    "Mixture": "model.families",
     "Point": "model.families",
     "Product": "model.families",
 }

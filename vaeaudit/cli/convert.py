@@ -32,7 +32,7 @@ def command(
     from vaeaudit.model.checkpoints import open_checkpoint
     from vaeaudit.model.convert import converted
     from vaeaudit.model.files import amount
-    from vaeaudit.model.registry import adapter_names, open_model
+    from vaeaudit.model.registry import adapter_of, open_model
     from vaeaudit.report.writer import check_writable, write_file
 
     file, chosen = Path(out), resolved.settings.model
@@ -43,7 +43,7 @@ def command(
     check_writable(file.parent, "OUT")
     with Reporter(asked.quiet).working("converting the model"):
         checkpoint = open_checkpoint(model)
-        named = chosen.adapter is not None or checkpoint.facts.get("adapter") in adapter_names()
+        named = chosen.adapter is not None or adapter_of(checkpoint) is not None
         source = open_model(model, chosen.adapter, chosen.options) if named else checkpoint
         content, facts = converted(source, file)
         write_file(file, content)

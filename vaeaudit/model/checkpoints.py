@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from vaeaudit.errors import CheckpointError, MisfitError, NonFiniteError, VaeauditError, clipped, listed
 from vaeaudit.model.files import amount, named_part
+from vaeaudit.model.reparametrised import plain
 from vaeaudit.model.stated import config_facts, facts_in, find_checkpoint, not_whole, read_config, ties
 from vaeaudit.model.torch_files import check_claims, read_torch
-from vaeaudit.model.weight_sets import select, under
+from vaeaudit.model.weight_sets import renamed, select, under
 
 _BLOCK = 2**24  # numbers of a tensor that are looked at together
 
@@ -53,6 +54,13 @@ class Checkpoint:
     def source(self) -> str:
         """The file, with the key in it that holds these tensors: FILE#KEY."""
         return str(self.path) if self.key is None else f"{self.path}#{self.key}"
+
+    def json(self, name: str) -> dict[str, object]:
+        """What a JSON file of that name in the same folder says; empty where there is none, or where it is no object.
+
+        Raises :class:`CheckpointError` where it is damaged.
+        """
+        return read_config(self.path, name)
 
     def beside(self, name: str) -> "Checkpoint":
         """Another file of the same model, in the same folder; reports name it, and its hash counts as the model's.
@@ -104,6 +112,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             )
     config = read_config(file)
     return Checkpoint(file, tensors, {**config_facts(config), **facts}, key, config=config)
+
+
+def readings(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
+    """The checkpoint with other names, and then with the weights that weight and spectral normalisation stand for."""
+    for prefix, tensors in renamed(checkpoint.tensors):
+        yield replace(checkpoint, tensors=tensors, prefix=prefix, companions=[])
+    made, computed = plain(checkpoint.tensors)
+    for prefix, tensors in (("", made), *renamed(made)) if computed else ():
+        yield replace(checkpoint, tensors=tensors, prefix=prefix, computed=computed, companions=[])
 
 
 def check_finite(checkpoint: Checkpoint) -> None:

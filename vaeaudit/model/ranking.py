@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vaeaudit.errors import MisfitError, VaeauditError
-from vaeaudit.model.checkpoints import Checkpoint
-from vaeaudit.model.registry import Adapter, adapter_names, find_adapter, opened_by, readings
+from vaeaudit.model.checkpoints import Checkpoint, readings
+from vaeaudit.model.registry import Adapter, adapter_names, find_adapter, opened_by
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -24,13 +24,12 @@ import torch
 from torch import nn
 
 from vaeaudit.errors import AdapterError, CheckpointError, ContractError, VaeauditError, clipped, listed, nearest, told
-from vaeaudit.model.checkpoints import Checkpoint, check_finite, open_checkpoint, sha256_of
+from vaeaudit.model.checkpoints import Checkpoint, check_finite, open_checkpoint, readings, sha256_of
 from vaeaudit.model.contract import PAGE, fault_of
 from vaeaudit.model.files import obstacle
 from vaeaudit.model.ranges import range_for
-from vaeaudit.model.reparametrised import plain
 from vaeaudit.model.vae import VAE
-from vaeaudit.model.weight_sets import refuse_twins, renamed
+from vaeaudit.model.weight_sets import refuse_twins
 
 GROUP = "vaeaudit.adapters"
 Open = Callable[[Checkpoint, Mapping[str, object]], VAE]
@@ -308,15 +307,6 @@ def _fitted(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, obje
                 continue
         refuse_twins(checkpoint.path, checkpoint.tensors, checkpoint.key)
         raise
-
-
-def readings(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
-    """The checkpoint with other names, and then with the weights that weight and spectral normalisation stand for."""
-    for prefix, tensors in renamed(checkpoint.tensors):
-        yield replace(checkpoint, tensors=tensors, prefix=prefix, companions=[])
-    made, computed = plain(checkpoint.tensors)
-    for prefix, tensors in (("", made), *renamed(made)) if computed else ():
-        yield replace(checkpoint, tensors=tensors, prefix=prefix, computed=computed, companions=[])
 
 
 def _state_sha256(module: nn.Module) -> str | None:

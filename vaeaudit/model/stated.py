@@ -96,12 +96,12 @@ def _fact(value: str) -> object:
         return value
 
 
-def read_config(file: Path) -> dict[str, object]:
-    """The config.json beside a checkpoint; empty where there is none, or where it is no object.
+def read_config(file: Path, name: str = "config.json") -> dict[str, object]:
+    """The config.json, or another JSON file, beside a checkpoint; empty where there is none, or where it is no object.
 
     Raises :class:`CheckpointError` where it is damaged.
     """
-    config = file.with_name("config.json")
+    config = file.with_name(name)
     if not config.is_file():
         return {}
     try:
