@@ -86,7 +86,7 @@ SMALL: dict[str, tuple[Callable[[], Tensors], tuple[int, ...], tuple[int, ...]]]
     "jointvae": (jointvae_tensors, (2, 32, 32), (9,)),
 }
 # Those that need more than tensors, such as a config.json, have a contract test in a module of their own.
-APART = {"diffusers"}
+APART = {"diffusers", "ldm", "taesd"}
 INSTALLED = {name for name, point in adapter_names().items() if point.value.startswith("vaeaudit_adapters")}
 OURS = sorted(INSTALLED - APART)
 
