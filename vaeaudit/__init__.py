@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from vaeaudit.model.vae import BernoulliProbabilities as BernoulliProbabilities
     from vaeaudit.model.vae import DiagonalGaussian as DiagonalGaussian
     from vaeaudit.model.vae import GaussianLikelihood as GaussianLikelihood
+    from vaeaudit.model.vae import LatentScale as LatentScale
     from vaeaudit.model.vae import Likelihood as Likelihood
     from vaeaudit.model.vae import Posterior as Posterior
     from vaeaudit.progress import Progress as Progress
@@ -106,6 +107,7 @@ _HOME = {
     "DiagonalGaussian": "model.vae",
     "GaussianChain": "model.chain",
     "GaussianLikelihood": "model.vae",
+    "LatentScale": "model.vae",
     "Likelihood": "model.vae",
     "Posterior": "model.vae",
     "Concrete": "model.families",

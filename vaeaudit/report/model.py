@@ -45,6 +45,7 @@ class ModelEntry(Entry):
     range: Range | None
     likelihood: str | None = Field(description="How log p(x|z) is computed; never compared across routes.")
     parameters: int | None
+    notes: list[str] = Field([], description="What else is to be known of it, as its adapter and files tell.")
 
 
 class DataEntry(Entry):
