@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from vaeaudit.model.checkpoints import Checkpoint as Checkpoint
     from vaeaudit.model.checkpoints import load_state as load_state
     from vaeaudit.model.families import Concrete as Concrete
+    from vaeaudit.model.families import Mixture as Mixture
     from vaeaudit.model.families import Point as Point
     from vaeaudit.model.families import Product as Product
     from vaeaudit.model.ranges import Range as Range
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from vaeaudit.model.vae import BernoulliProbabilities as BernoulliProbabilities
     from vaeaudit.model.vae import DiagonalGaussian as DiagonalGaussian
     from vaeaudit.model.vae import GaussianLikelihood as GaussianLikelihood
+    from vaeaudit.model.vae import LatentScale as LatentScale
     from vaeaudit.model.vae import Likelihood as Likelihood
     from vaeaudit.model.vae import Posterior as Posterior
     from vaeaudit.progress import Progress as Progress
@@ -105,9 +107,11 @@ _HOME = {
     "DiagonalGaussian": "model.vae",
     "GaussianChain": "model.chain",
     "GaussianLikelihood": "model.vae",
+    "LatentScale": "model.vae",
     "Likelihood": "model.vae",
     "Posterior": "model.vae",
     "Concrete": "model.families",
+    "Mixture": "model.families",
     "Point": "model.families",
     "Product": "model.families",
 }

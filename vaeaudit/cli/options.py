@@ -47,6 +47,24 @@ def one_of(names: Iterable[str]) -> str:
     return f"{', '.join(some)} or {last}"
 
 
+ModelAdapter = Annotated[
+    str | None,
+    Setting(
+        "model.adapter", "NAME", "How to open the model: an installed adapter, package.module:open or file.py:open."
+    ),
+]
+AdapterOption = Annotated[
+    list[str] | None,
+    Setting(
+        "model.options",
+        "NAME=VALUE",
+        "Option of the adapter, as in activation=tanh; repeatable.",
+        "--option",
+        read=table_of,
+    ),
+]
+
+
 class Model:
     """Model and data."""
 
@@ -60,27 +78,13 @@ class Model:
             show_default=False,
         ),
     ] = None
-    adapter: Annotated[
-        str | None,
-        Setting(
-            "model.adapter", "NAME", "How to open the model: an installed adapter, package.module:open or file.py:open."
-        ),
-    ] = None
+    adapter: ModelAdapter = None
 
 
 class OnData:
     """Model and data."""
 
-    option: Annotated[
-        list[str] | None,
-        Setting(
-            "model.options",
-            "NAME=VALUE",
-            "Option of the adapter, as in activation=tanh; repeatable.",
-            "--option",
-            read=table_of,
-        ),
-    ] = None
+    option: AdapterOption = None
     data: Annotated[
         str | None, Setting("data.source", "PATH", "npz, npy, safetensors, MNIST idx(.gz), or a folder of images.")
     ] = None
