@@ -713,7 +713,8 @@ def test_a_missing_file_is_refused_with_the_nearest_name_in_its_folder(tmp_path:
 def test_sources_that_are_not_supported_yet_are_refused_with_what_is(source: str) -> None:
     assert refusal(DataError, lambda: read(source)) == (
         f"{source} names a source of a kind that is not supported yet; give a .npz, .npy, .safetensors, .pt, .csv, "
-        ".parquet, .h5, .h5ad or MNIST idx(.gz) file, a data set of Hugging Face on disk, or a folder of images or WAV clips"
+        ".parquet, .h5, .h5ad or MNIST idx(.gz) file, a data set of Hugging Face on disk, or a folder of images or "
+        "WAV clips"
     )
 
 
