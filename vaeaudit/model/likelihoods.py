@@ -1,8 +1,8 @@
 """Likelihoods beside Bernoulli and Gaussian: heavy tails, counts, and levels such as those of bytes.
 
 Spreads are given as logarithms and broadcast against the mean as that of a Gaussian does: one number, (batch, 1) for
-one of each item, or one of each element. All have log p at any x in their support, so that attacks have a gradient; where x
-only takes some values, such as whole numbers, that is what the formula says between them.
+one of each item, or one of each element. All have log p at any x in their support, so that attacks have a gradient;
+where x only takes some values, such as whole numbers, that is what the formula says between them.
 """
 
 import math
