@@ -2,12 +2,12 @@
 
 ``_class_name`` in config.json names the class, which the library builds from the rest of it; weights are read as those
 of any other checkpoint, and nothing is downloaded. What a config does not say stands in :data:`KINDS`. Inputs lie in
-[-1, 1]. Tiling, slicing and encoding frame by frame are off: they are approximations, of which an audit would find its
-own figures. The posteriors' own divergences are not used: that of audio lacks the factor 1/2 and has the sign of a
-logarithm wrong, and that of the others adds up three axes alone, which is too few for video.
+[-1, 1]. Tiling, slicing and coding some frames at a time are off: they are approximations. The posteriors' own
+divergences are not used: that of audio lacks the factor 1/2 and has the sign of a logarithm wrong, and that of the
+others adds up three axes alone, which is too few for video. How latent diffusion scales latents is told and checked,
+and never applied.
 """
 
-import copy
 import importlib
 import inspect
 import re
@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from vaeaudit import Checkpoint, DiagonalGaussian, GaussianLikelihood, Point
+from vaeaudit import Checkpoint, DiagonalGaussian, LatentScale, Point
 from vaeaudit.errors import AdapterError, clipped, listed, nearest
 
-from .opening import Options, filled, read_options
+from .convolutional import Convolutional, ConvolutionalOptions
+from .opening import filled, read_options
 
 # The weights check asks: prefixes of the names of tensors.
 WEIGHT_PARTS = {
@@ -38,16 +38,18 @@ class Kind:
     """What is not in the config of a class.
 
     posterior: a Gaussian with log-variance in [-30, 20], one with standard deviation softplus(s) + 0.0001, or a point.
-    axes: after the channels; an image is a video of one frame where the class takes these.
-    default: sizes of these axes where neither the config, nor an option, nor the data tell.
+    axes: numbers of an input's axes; an image is a video of one frame where the class takes videos.
+    sizes: of the axes after the channels, where neither the config, nor an option, nor the data tell.
+    clamped: whether the decoder's output is, to [-1, 1].
     """
 
     posterior: Literal["gaussian", "softplus", "point"] = "gaussian"
-    axes: Literal["image", "video", "audio"] = "image"
-    default: tuple[int, ...] = (256, 256)
+    axes: tuple[int, ...] = (3,)
+    sizes: tuple[int, ...] = (256, 256)
+    clamped: bool = False
 
 
-_VIDEO = Kind(axes="video", default=(17, 256, 256))
+_VIDEO = {"axes": (4, 3), "sizes": (17, 256, 256)}
 KINDS = {
     "AutoencoderKL": Kind(),
     "AutoencoderKLFlux2": Kind(),
@@ -55,45 +57,35 @@ KINDS = {
     "AutoencoderTiny": Kind("point"),
     "AutoencoderDC": Kind("point"),
     "VQModel": Kind("point"),
-    "AutoencoderOobleck": Kind("softplus", "audio", (2**16,)),
-    "AutoencoderKLWan": _VIDEO,
-    "AutoencoderKLQwenImage": Kind(axes="video"),
-    "AutoencoderKLLTXVideo": _VIDEO,
-    "AutoencoderKLHunyuanVideo": _VIDEO,
-    "AutoencoderKLCogVideoX": _VIDEO,
-    "AutoencoderKLCosmos": Kind("point", "video", (17, 256, 256)),  # whose "KL" is a name: the posterior is identity
+    "AutoencoderOobleck": Kind("softplus", (2,), (2**16,)),
+    "AutoencoderKLWan": Kind(clamped=True, **_VIDEO),
+    "AutoencoderKLQwenImage": Kind(axes=(3, 4), clamped=True),
+    "AutoencoderKLLTXVideo": Kind(**_VIDEO),
+    "AutoencoderKLHunyuanVideo": Kind(**_VIDEO),
+    "AutoencoderKLCogVideoX": Kind(**_VIDEO),
+    "AutoencoderKLCosmos": Kind("point", **_VIDEO),  # whose "KL" is a name
 }
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-class DiffusersOptions(Options):
-    """What config.json does not say; stddev: of the Gaussian likelihood, 1 unless stated."""
+class Diffusers(Convolutional):
+    """An autoencoder of the library."""
 
-    stddev: PositiveFloat = 1.0
-
-
-class Diffusers(nn.Module):
-    """An autoencoder of the library, for inputs of one shape."""
-
-    def __init__(self, model: Any, kind: Kind, options: DiffusersOptions) -> None:
-        super().__init__()
-        self.model, self.kind, self.options = model, kind, options
-        self.range = options.range or (-1.0, 1.0)
+    def __init__(self, model: Any, kind: Kind, options: ConvolutionalOptions) -> None:
+        self.kind, self.axes, self.range = kind, kind.axes, options.range or (-1.0, 1.0)
         for switch in ("use_tiling", "use_slicing", "use_framewise_encoding", "use_framewise_decoding"):
             if hasattr(model, switch):
                 setattr(model, switch, False)
         config = model.config
-        self.channels = int(config.get("in_channels") or config.get("audio_channels") or config.get("input_channels"))
-        size = config.get("sample_size") or kind.default
-        sizes = tuple(size) if isinstance(size, list | tuple) else (size, size)
-        self.input_shape: tuple[int, ...] = options.input_shape or (self.channels, *sizes)
-        self.latent = self._latent(self.input_shape)
-
-    @property
-    def prior(self) -> DiagonalGaussian | Point:
-        """N(0, I), or none of a deterministic encoder; one row."""
-        standard = DiagonalGaussian.standard(self.latent, like=next(self.parameters()))
-        return Point(standard.mean) if self.kind.posterior == "point" else standard
+        self.with_step = {"temb"} if config.get("timestep_conditioning") else set()
+        channels = next(config[name] for name in ("in_channels", "audio_channels", "input_channels") if name in config)
+        size = config.get("sample_size") or kind.sizes
+        super().__init__(model, (channels, *(size if isinstance(size, list | tuple) else (size, size))), options)
+        self.latent_scale = _latent_scale(model)
+        if kind.clamped:
+            self.notes += ("the decoder's output is clamped to [-1, 1], and has no gradient where it is",)
+        if self.with_step:
+            self.notes += ("the decoder is given the time step 0, as the library's pipelines do unless told otherwise",)
 
     def encode(self, x: Tensor) -> DiagonalGaussian | Point:
         """q(z|x), (batch, channels, *sizes) -> (batch, latent channels, *smaller sizes)."""
@@ -103,66 +95,32 @@ class Diffusers(nn.Module):
             return Point(q if isinstance(q, Tensor) else q.mode())
         return DiagonalGaussian(q.mean, q.std.log() if self.kind.posterior == "softplus" else 0.5 * q.logvar)
 
-    def decode(self, z: Tensor) -> GaussianLikelihood:
-        """p(x|z), (batch, *latent) -> (batch, channels, *sizes)."""
-        given = {"temb": z.new_zeros(len(z))} if self.model.config.get("timestep_conditioning") else {}
-        mean = self.model.decode(z, **given, return_dict=False)[0]
-        mean = mean.squeeze(2) if self._is_still else mean
-        return GaussianLikelihood(mean, mean.new_tensor(self.options.stddev).log())
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean and reconstruction."""
-        z = self.encode(x).mean
-        return z, self.decode(z).mean
-
-    def resized(self, shape: tuple[int, ...]) -> "Diffusers | None":
-        """The same model for inputs of another shape; see :class:`vaeaudit.model.vae.Resizable`."""
-        axes = {"image": (3,), "video": (3, 4), "audio": (2,)}[self.kind.axes]
-        if self.options.input_shape is not None or len(shape) not in axes or shape[0] != self.channels:
-            return None
-        other = copy.copy(self)
-        other.input_shape = shape
-        other.latent = other._latent(shape)
-        return other
+    def decoded(self, z: Tensor) -> Tensor:
+        """E[x|z], (batch, *latent) -> (batch, channels, *sizes)."""
+        mean: Tensor = self.model.decode(
+            z, **{name: z.new_zeros(len(z)) for name in self.with_step}, return_dict=False
+        )[0]
+        return mean.squeeze(2) if self._is_still else mean
 
     @property
     def _is_still(self) -> bool:
-        return self.kind.axes == "video" and len(self.input_shape) == 3
-
-    @torch.no_grad()
-    def _latent(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the latents of an input, found without computing them; raises :class:`AdapterError`."""
-        name, sizes = type(self.model).__name__, "x".join(map(str, shape))
-        tensors = {name: t.to("meta") for name, t in (*self.named_parameters(), *self.named_buffers())}
-        x = torch.empty((1, *shape), device="meta", dtype=next(self.parameters()).dtype)
-        try:
-            z, mean = torch.func.functional_call(self, tensors, x)
-        except Exception as error:
-            reason = clipped(" ".join(str(error).split()))
-            raise AdapterError(
-                f"{name} does not take inputs of {sizes} ({reason}); give data of another size"
-            ) from error
-        if mean.shape != x.shape:
-            back = "x".join(map(str, mean.shape[1:]))
-            raise AdapterError(
-                f"{name} gives {back} back for inputs of {sizes}; crop or resize the data to such a size"
-            )
-        return tuple(z.shape[1:])
+        return 4 in self.axes and len(self.input_shape) == 3
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
     """Whether config.json beside the file names one of the library's classes that are known here."""
-    return checkpoint.config.get("_class_name") in KINDS
+    name = checkpoint.config.get("_class_name")
+    return isinstance(name, str) and name in KINDS
 
 
 def open(checkpoint: Checkpoint, config: Mapping[str, object]) -> Diffusers:
-    """Open what config.json describes; ``config`` holds the fields of :class:`DiffusersOptions`.
+    """Open what config.json describes; ``config`` holds the fields of :class:`ConvolutionalOptions`.
 
     Raises:
         AdapterError: there is no such config.json, the library is missing, or an option is wrong.
         CheckpointError: tensors are missing, left over or of another shape.
     """
-    options = read_options(DiffusersOptions, config, "diffusers")
+    options = read_options(ConvolutionalOptions, config, "diffusers")
     said = checkpoint.config
     name = str(said.get("_class_name"))
     if name not in KINDS:
@@ -171,8 +129,19 @@ def open(checkpoint: Checkpoint, config: Mapping[str, object]) -> Diffusers:
             f"the config.json beside {checkpoint.path} {came}, where one that adapter 'diffusers' knows was expected: "
             f"{listed(KINDS, 20)}"
         )
-    model = filled(lambda: _built(name, said), _named_anew(checkpoint.tensors))
-    return Diffusers(model.eval(), KINDS[name], options)
+    old = rf"(\.attentions\.\d+\.)({'|'.join(_OLD_ATTENTION)})\."  # names of attention's layers in files of 2022
+    tensors = {
+        re.sub(old, lambda m: f"{m[1]}{_OLD_ATTENTION[m[2]]}.", name): tensor
+        for name, tensor in checkpoint.tensors.items()
+    }
+    return opened(name, said, tensors, options)
+
+
+def opened(
+    name: str, said: Mapping[str, object], tensors: Mapping[str, Tensor], options: ConvolutionalOptions
+) -> Diffusers:
+    """The model of a class that a config describes, with these tensors."""
+    return Diffusers(filled(lambda: _built(name, said), tensors).eval(), KINDS[name], options)
 
 
 def _built(name: str, said: Mapping[str, object]) -> nn.Module:
@@ -191,13 +160,26 @@ def _built(name: str, said: Mapping[str, object]) -> nn.Module:
             model: nn.Module = made_by.from_config({key: value for key, value in said.items() if key in known})
     except Exception as error:
         reason = clipped(" ".join(str(error).split()), 200)
-        raise AdapterError(
-            f"config.json does not describe a whole {name} ({reason}); take the one of its release"
-        ) from error
+        raise AdapterError(f"config.json describes no whole {name} ({reason}); take the one of its release") from error
+    if any(said.get("decoder_inject_noise") or ()):
+        raise AdapterError(f"this {name} adds random noise within its decoder, so that no figure of it would repeat")
     return model
 
 
-def _named_anew(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with the attention's layers called as they are today; files of 2022 call them query, key, value."""
-    old = rf"(\.attentions\.\d+\.)({'|'.join(_OLD_ATTENTION)})\."
-    return {re.sub(old, lambda m: f"{m[1]}{_OLD_ATTENTION[m[2]]}.", name): tensor for name, tensor in tensors.items()}
+def _latent_scale(model: Any) -> LatentScale | None:
+    """What the library's pipelines take from latents and multiply them by, as the config or tensors say."""
+    config = model.config
+    if hasattr(model, "bn"):  # over patches of 2x2 latents
+        shift = model.bn.running_mean.unflatten(0, (-1, 4)).mean(1)
+        scale = (model.bn.running_var.unflatten(0, (-1, 4)).mean(1) + model.bn.eps).rsqrt()
+        return LatentScale(tuple(shift.tolist()), tuple(scale.tolist()), "its batch normalisation")
+    stored = {name: buffer.tolist() for name, buffer in model.named_buffers() if name.startswith("latents_")}
+    mean, stddev = (stored.get(name) or config.get(name) for name in ("latents_mean", "latents_std"))
+    if mean and stddev:
+        channels = config.get("latent_channels") or config["z_dim"]  # each may have a number for every frame
+        means, stddevs = (torch.tensor(one).reshape(channels, -1).mean(1) for one in (mean, stddev))
+        return LatentScale(tuple(means.tolist()), tuple((1 / stddevs).tolist()), "latents_mean and latents_std")
+    if "scaling_factor" not in config:
+        return None
+    shift, scale = float(config.get("shift_factor") or 0), float(config["scaling_factor"])
+    return LatentScale((shift,), (scale,), f"scaling_factor {scale:g}" + f" and shift_factor {shift:g}" * (shift != 0))

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from vaeaudit.checks.attack.capped import capped_attack as capped_attack
     from vaeaudit.checks.attack.measure import AttackResult as AttackResult
     from vaeaudit.checks.attack.measure import attack as attack
+    from vaeaudit.checks.equivalence.measure import EquivalenceResult as EquivalenceResult
+    from vaeaudit.checks.equivalence.measure import equivalence as equivalence
     from vaeaudit.checks.latents.measure import LatentsResult as LatentsResult
     from vaeaudit.checks.latents.measure import latents as latents
     from vaeaudit.checks.margin.measure import MarginResult as MarginResult
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from vaeaudit.model.vae import BernoulliProbabilities as BernoulliProbabilities
     from vaeaudit.model.vae import DiagonalGaussian as DiagonalGaussian
     from vaeaudit.model.vae import GaussianLikelihood as GaussianLikelihood
+    from vaeaudit.model.vae import LatentScale as LatentScale
     from vaeaudit.model.vae import Likelihood as Likelihood
     from vaeaudit.model.vae import Posterior as Posterior
     from vaeaudit.progress import Progress as Progress
@@ -80,6 +83,8 @@ _HOME = {
     "noise": "checks.noise.measure",
     "ReconstructionResult": "checks.reconstruction.measure",
     "reconstruction": "checks.reconstruction.measure",
+    "EquivalenceResult": "checks.equivalence.measure",
+    "equivalence": "checks.equivalence.measure",
     "WeightsResult": "checks.weights.measure",
     "weights": "checks.weights.measure",
     "Check": "checks.registry",
@@ -108,6 +113,7 @@ _HOME = {
     "DiagonalGaussian": "model.vae",
     "GaussianChain": "model.chain",
     "GaussianLikelihood": "model.vae",
+    "LatentScale": "model.vae",
     "Likelihood": "model.vae",
     "Posterior": "model.vae",
     "CategoricalLikelihood": "model.likelihoods",

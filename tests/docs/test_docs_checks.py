@@ -28,6 +28,9 @@ from vaeaudit.checks.attack.classifier import Judge, LogisticRegression
 from vaeaudit.checks.attack.measure import attack
 from vaeaudit.checks.attack.success import ClassSuccess, FactorSuccess, summarise_classes, summarise_factor
 from vaeaudit.checks.attack.summarise import summarise, summarise_capped, summarise_likeness
+from vaeaudit.checks.equivalence import entry as equivalence_report
+from vaeaudit.checks.equivalence.measure import EquivalenceResult, equivalence
+from vaeaudit.checks.equivalence.summarise import summarise_equivalence
 from vaeaudit.checks.latents import entry as latents_report
 from vaeaudit.checks.latents.measure import latents
 from vaeaudit.checks.latents.summarise import summarise_latents
@@ -49,13 +52,14 @@ from vaeaudit.model.contract import check_contract
 from vaeaudit.model.divergence import layers_to_prior
 from vaeaudit.model.registry import GROUP
 from vaeaudit.model.vae import VAE
+from vaeaudit.model.variants import Running, Variant
 from vaeaudit.stats import estimates
 from vaeaudit.stats.estimates import Measurement
 from vaeaudit.subject.plausibility import Verdict, examine
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-CHECKS = ("attack", "margin", "noise", "reconstruction", "weights", "latents", "mig")
+CHECKS = ("attack", "margin", "noise", "reconstruction", "equivalence", "weights", "latents", "mig")
 HEADINGS = [
     "What it asks",
     "The formula",
@@ -75,6 +79,7 @@ LEGENDS: dict[str, list[str]] = {
         *reconstruction_report.GROUP_LEGEND,
         *reconstruction_report.FEATURE_LEGEND,
     ],
+    "equivalence": [*equivalence_report.LEGEND, *equivalence_report.FIGURE_LEGEND],
     "latents": [
         *latents_report.EVIDENCE_LEGEND,
         *latents_report.APART_LEGEND,
@@ -90,6 +95,7 @@ BRACES = {
     "norm": "l2|linf",
     "estimator": "chen|hist20",
     "factor": ".+",
+    "variant": r"(?!scale)[\w+-]+",
     "i": r"\d+",
     "j": r"\d+",
     **dict.fromkeys(("r", "cap", "sigma"), NUMBER),
@@ -196,6 +202,12 @@ def of_reconstruction() -> list[Metrics]:
     return [summarise_reconstruction(pictures, groups), summarise_reconstruction(vectors)]
 
 
+def of_equivalence() -> EquivalenceResult:
+    """A model of colour pictures, and the same as a variant."""
+    same = Running(Mirror(3, 12, 12), torch.float32, Variant(), torch.device("cpu"))
+    return equivalence(same, {"bfloat16": same}, torch.rand(24, 3, 12, 12))
+
+
 @pytest.fixture(scope="module")
 def measured(small_vae: Any, bundled_model: Any, bundled_images: Tensor) -> dict[str, list[Metrics]]:
     """The metrics of every check on a few items, those of one run together."""
@@ -216,6 +228,7 @@ def measured(small_vae: Any, bundled_model: Any, bundled_images: Tensor) -> dict
         "margin": [summarise_margin(margin(vae, x[:2], [0.75], draws=100))],
         "noise": [summarise_noise(noise(vae, x, [0.1, 1], draws=2))],
         "reconstruction": of_reconstruction(),
+        "equivalence": [summarise_equivalence(of_equivalence())],
         "weights": [summarise_weights(weights(vae.state_dict(), against=other.state_dict()))],
         "latents": [
             summarise_latents(latents(vae, x)),
@@ -317,7 +330,8 @@ def test_the_adapter_of_the_page_has_at_most_twenty_lines() -> None:
 
 
 def test_the_adapter_of_the_page_opens_the_model_of_the_page(command: Command, printed: str) -> None:
-    lines = [line for block in blocks(ADAPTERS, "sh") for line in block.splitlines()]
+    (block,) = [block for block in blocks(ADAPTERS, "sh") if "train.py" in block]
+    lines = block.splitlines()
     assert lines[0] == "python train.py"
     program, *arguments = shlex.split(lines[1])
     assert program == "vaeaudit" and arguments[0] == "doctor"

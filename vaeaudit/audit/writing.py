@@ -166,6 +166,7 @@ def model_entry(subject: Subject) -> ModelEntry:
         range=range_of(vae),
         likelihood=subject.likelihood,
         parameters=sum(p.numel() for p in vae.parameters()) if isinstance(vae, nn.Module) else None,
+        notes=list(model.notes),
     )
 
 

@@ -10,6 +10,7 @@ from vaeaudit.errors import DataError, UnsupportedError
 from vaeaudit.model.box import bounds
 from vaeaudit.model.ranges import Range, bounded, span_text
 
+UNIT = (0.0, 1.0)
 WINDOW = 11  # pixels a side of the Gaussian window, of each scale
 _STDDEV = 1.5
 _LUMINANCE, _CONTRAST = 0.01**2, 0.03**2  # constants of the two factors, for values from 0 to 1

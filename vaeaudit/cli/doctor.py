@@ -50,6 +50,7 @@ def command(asked: Asked) -> int:
             ("input", "x".join(map(str, subject.model.vae.input_shape))),
             ("range", span_text(on.range)),
             ("likelihood", subject.likelihood),
+            *(("note", sentence) for sentence in about.notes),
             ("data", f"{on.source}, {on.n} items"),
             *([("part", subject.part)] if subject.part else []),
             ("stored as", on.stored),

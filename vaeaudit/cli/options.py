@@ -12,7 +12,7 @@ from vaeaudit.errors import ConfigError, clipped
 Form = Literal["table", "json", "markdown", "junit", "github"]
 
 
-def _table(texts: Iterable[str]) -> dict[str, object]:
+def table_of(texts: Iterable[str]) -> dict[str, object]:
     """NAME=VALUE each, the value as JSON where it is JSON."""
     from vaeaudit.model.files import strict_json
 
@@ -60,7 +60,7 @@ AdapterOption = Annotated[
         "NAME=VALUE",
         "Option of the adapter, as in activation=tanh; repeatable.",
         "--option",
-        read=_table,
+        read=table_of,
     ),
 ]
 

@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vaeaudit.errors import CheckpointError, MisfitError, NonFiniteError, VaeauditError, clipped, listed
-from vaeaudit.model.files import amount, named_part
+from vaeaudit.model.files import amount, named_part, obstacle
 from vaeaudit.model.reparametrised import plain
-from vaeaudit.model.stated import config_facts, facts_in, find_checkpoint, not_whole, read_config, ties
+from vaeaudit.model.stated import INDEX, config_facts, facts_in, find_checkpoint, not_whole, read_config, shards, ties
 from vaeaudit.model.torch_files import check_claims, read_torch
 from vaeaudit.model.weight_sets import renamed, select, under
 
@@ -44,6 +44,7 @@ class Checkpoint:
     computed: tuple[str, ...] = ()
     config: Mapping[str, object] = field(default_factory=dict)
     companions: list["Checkpoint"] = field(default_factory=list)
+    parts: list["Checkpoint"] = field(default_factory=list)
 
     @cached_property
     def sha256(self) -> str:
@@ -61,6 +62,16 @@ class Checkpoint:
         Raises :class:`CheckpointError` where it is damaged.
         """
         return read_config(self.path, name)
+
+    def part(self, key: str) -> "Checkpoint":
+        """The tensors under ``key``, by their names without it: those of the model, where the file holds much more.
+
+        Nothing else of the file is then looked at. Raises :class:`CheckpointError` where there are none.
+        """
+        inner = key if self.key is None else f"{self.key}.{key}"
+        found = replace(self, tensors=under(self.path, self.tensors, key), key=inner)
+        self.parts.append(found)
+        return found
 
     def beside(self, name: str) -> "Checkpoint":
         """Another file of the same model, in the same folder; reports name it, and its hash counts as the model's.
@@ -80,6 +91,8 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a .safetensors or PyTorch file, or a folder that holds exactly one; "FILE#KEY" names one set of several.
 
+    An index of several safetensors files (``*.safetensors.index.json``) is read as one file of all.
+
     Raises:
         CheckpointError: missing, truncated, or not a file of tensors.
         TrustError: loading would mean running pickled code.
@@ -96,6 +109,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     tensors: dict[str, Tensor]
     if file.suffix.lower() == ".safetensors":
         tensors, facts = _open_safetensors(file)
+        tensors = tensors if key is None else under(file, tensors, key)
+    elif file.name.lower().endswith(INDEX):
+        tensors, facts = _open_shards(file), {}
         tensors = tensors if key is None else under(file, tensors, key)
     else:
         key, tensors = select(file, read_torch(file), key)
@@ -177,13 +193,34 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file's bytes, in hexadecimal; of an index that of the "HASH  NAME" lines of it and its files."""
+    if path.name.lower().endswith(INDEX):
+        names = [path.name, *sorted(shards(path))]
+        lines = "".join(f"{_sha256(path.with_name(name))}  {name}\n" for name in names)
+        return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
+    return _sha256(path)
+
+
+def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _open_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors that an index names, out of the files beside it that it names for them."""
+    tensors: dict[str, Tensor] = {}
+    for name, wanted in shards(index).items():
+        if fault := obstacle(index.with_name(name)):
+            raise CheckpointError(fault)
+        held = _open_safetensors(index.with_name(name))[0]
+        if absent := [tensor for tensor in wanted if tensor not in held]:
+            raise CheckpointError(f"{index} says that {name} holds {listed(absent)}, which it does not; take both anew")
+        tensors |= {tensor: held[tensor] for tensor in wanted}
+    return tensors
 
 
 def _open_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]:

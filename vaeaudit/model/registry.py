@@ -65,6 +65,17 @@ class LoadedModel:
         return {one.source: one.sha256 for one in (self.checkpoint, *self.checkpoint.companions)}
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What its adapter and its files leave to be told of it, in sentences without a full stop."""
+        told = tuple(map(str, getattr(self.vae, "notes", ())))
+        files = (self.checkpoint, *self.checkpoint.companions)
+        kinds = {t.dtype for file in files for t in file.tensors.values() if t.is_floating_point()}
+        half = sorted(str(kind).removeprefix("torch.") for kind in kinds if kind.itemsize < 4)
+        return (
+            (*told, f"weights are stored in {' and '.join(half)}, and raised to what is computed in") if half else told
+        )
+
+    @property
     def sha256(self) -> str:
         """That of its file; of several, that of their "HASH  NAME" lines, as sha256sum prints them."""
         if len(self.files) == 1:
@@ -176,7 +187,7 @@ def adapter_of(checkpoint: Checkpoint) -> Adapter | None:
     for name in adapter_names():
         with suppress(AdapterError):  # one that cannot be imported recognises nothing
             adapter = find_adapter(name)
-            if said_beside(adapter, "recognises", _nothing)(checkpoint):
+            if said_beside(adapter, "recognises", lambda _: False)(checkpoint):
                 found.append(adapter)
     if len(found) > 1:
         names = listed(adapter.name for adapter in found)
@@ -187,10 +198,6 @@ def adapter_of(checkpoint: Checkpoint) -> Adapter | None:
 def said_beside(adapter: Adapter, name: str, otherwise: Any) -> Any:
     """What an adapter's module says under ``name``, beside its ``open``; ``otherwise`` where it says nothing."""
     return getattr(sys.modules.get(getattr(code_of(adapter.open), "__module__", "")), name, otherwise)
-
-
-def _nothing(_checkpoint: Checkpoint) -> bool:
-    return False
 
 
 def code_of(function: object) -> object:
@@ -297,7 +304,7 @@ def _fitted(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, obje
     What fits is the adapter's to say: it may expect the names of a wrapper.
     """
     try:
-        return adapter.open(checkpoint, options), checkpoint
+        return adapter.open(checkpoint, options), (checkpoint.parts or [checkpoint])[-1]
     except Exception as error:
         if isinstance(error, VaeauditError) and not isinstance(error, CheckpointError):
             raise  # it is no matter of names

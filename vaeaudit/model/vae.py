@@ -168,6 +168,19 @@ class VAE(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class LatentScale:
+    """How those who train on a VAE's latents bring them to mean 0 and standard deviation 1: (z - shift) * scale.
+
+    One number for all latents, or one for each channel; ``said`` tells where it is stated. Posteriors are those before
+    it. A model may have it as ``latent_scale``, None where nothing is stated, and is then asked whether it fits.
+    """
+
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+    said: str
+
+
 @runtime_checkable
 class Resizable(VAE, Protocol):
     """A VAE that takes inputs of several shapes, as convolutions alone do."""

@@ -95,6 +95,7 @@ def provenance(report: Report) -> list[Fact]:
         facts.append(Fact("adapter", None, f"{model.adapter.name} ({model.adapter.source})"))
     if model.likelihood is not None:
         facts.append(Fact("likelihood", None, model.likelihood))
+    facts += [Fact("note", None, note) for note in model.notes]
     if data is not None:
         facts += [
             Fact("data", data.source, f", {data.n} items"),

@@ -118,6 +118,8 @@ def _told(trial: Trial, about: list[str]) -> dict[str, str]:
     guesses = _guesses(trial, errors_of[0])
     if not guesses:
         tried = "other layouts of mean and log-variance, ranges, orders of axes, activations and ends of the decoder"
+        if trial.cut_short:
+            tried = f"the first of {tried}, as many as a model of this size allows"
         return {errors_of[0]: f"None of the likely mistakes explains it; tried were {tried}"}
     first, *more = guesses
     told = {}

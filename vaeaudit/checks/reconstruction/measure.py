@@ -11,22 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaeaudit.checks.likeness import ms_ssim
-from vaeaudit.checks.reconstruction.metrics import IN_RANGE, OF_ITEMS, OF_PICTURES
-from vaeaudit.data.items import picture_of
-from vaeaudit.errors import ConfigError, UnsupportedError
+from vaeaudit.checks.compared import Compared
+from vaeaudit.checks.reconstruction.metrics import LOG_LIKELIHOOD, OF_ITEMS
+from vaeaudit.errors import ConfigError
 from vaeaudit.model.batches import RowBatches
-from vaeaudit.model.box import bounds
-from vaeaudit.model.ranges import Range, bounded, span_text
-from vaeaudit.model.vae import VAE
+from vaeaudit.model.ranges import Range
+from vaeaudit.model.vae import VAE, Likelihood
 from vaeaudit.progress import GoOn, Progress, always
 from vaeaudit.stats.draws import noise_set
 from vaeaudit.subject.encodings import Images, count_of, numbers_of
 from vaeaudit.subject.inputs import box_of, check_items, require_finite, route_of
-
-STEPS = 255  # of 8-bit images: the range divided by it is what a value may be off
-_ROUNDING = 1e-4  # share of a step by which rounding may exceed it
-UNIT = (0.0, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +102,13 @@ def reconstruction(
     check_items(vae, first, box, "items")
     likelihood = vae.decode(vae.encode(first).mean)
     compared = Compared.of(shape, picture, box, first)
-    names, sums = compared.names, _Sums() if compared.picture is None and len(shape) == 1 else None
+    names = [metric.name for metric in OF_ITEMS if metric.name not in compared.left_out]
+    sums = _Sums() if compared.picture is None and len(shape) == 1 else None
     rows = RowBatches.automatic(shape, first.device) if batch_size is None else RowBatches(batch_size)
+
+    def figures(part: Tensor, p: Likelihood) -> Tensor:
+        found = compared.figures(part, p.mean) | {LOG_LIKELIHOOD.name: p.log_prob(part)}
+        return torch.stack([found[name].double() for name in names], 1).cpu()
 
     def of_items(index: Tensor) -> tuple[Tensor, ...]:
         keys = [numbers[place] for place in index.tolist()]
@@ -119,14 +118,14 @@ def reconstruction(
         q = vae.encode(part)
         p = vae.decode(q.mean)
         require_finite("reconstruction", p.mean, keys)
-        at_mean = compared.figures(part, p.mean, p.log_prob(part))
+        at_mean = figures(part, p)
         at_draws = torch.zeros_like(at_mean)
         if draws:
             noise = noise_set(q.noise_shape, draws=draws, items=keys, seed=seed, check="reconstruction", like=q.mean)
             for eta in noise:
                 p_z = vae.decode(q.sample(eta))
                 require_finite("reconstruction from a draw of z", p_z.mean, keys)
-                at_draws += compared.figures(part, p_z.mean, p_z.log_prob(part)) / draws
+                at_draws += figures(part, p_z) / draws
         if sums is not None:
             sums.add(part, p.mean)
         return at_mean, at_draws, compared.bias(part, p.mean)
@@ -151,88 +150,6 @@ def reconstruction(
         seed=seed,
         interrupted=done < len(numbers),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class Compared:
-    """What of two batches of items is compared: as pictures where they are some, in units of their range if known."""
-
-    picture: tuple[int, ...] | None
-    low: Tensor | None
-    width: Tensor
-    scales: int | None
-    left_out: Mapping[str, str]
-
-    @classmethod
-    def of(cls, shape: tuple[int, ...], picture: tuple[int, ...] | None, box: Range | None, like: Tensor) -> "Compared":
-        """For items of ``shape``, such as ``like``, in the range ``box``."""
-        picture = picture or picture_of(shape)
-        left_out: dict[str, str] = {}
-        if picture is None:
-            sizes = "x".join(map(str, shape))
-            why = f"items of {sizes} are no images of one or three channels, of which alone it tells something"
-            left_out |= {metric.name: why for metric in OF_PICTURES} | {"bias": why}
-        elif box is None or not bounded(box):
-            known = "no range of the model is known" if box is None else f"the range {span_text(box)} has an open end"
-            why = f"it is in units of the range, but {known}; give --range LO HI"
-            left_out |= {metric.name: why for metric in IN_RANGE}
-        low, width, scales = None, like.new_ones(()), None
-        if not left_out and box is not None:
-            low, high = bounds(box, shape, like)
-            width = high - low
-            pictures = pictures_of((like - low) / width, picture or shape)
-            try:
-                scales = ms_ssim(pictures, pictures, UNIT).scales
-            except UnsupportedError as error:
-                left_out |= dict.fromkeys(("ssim", "ms_ssim"), str(error))
-        return cls(picture, low, width, scales, left_out)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The metrics that there are, in the order of :meth:`figures`."""
-        return tuple(metric.name for metric in OF_ITEMS if metric.name not in self.left_out)
-
-    def figures(self, x: Tensor, reconstructed: Tensor, log_likelihood: Tensor) -> Tensor:
-        """The figures of each item, (b, metrics), float64 on the CPU."""
-        gap = (reconstructed - x).flatten(1)
-        size = gap.abs()
-        found = {
-            "mse": gap.square().mean(1),
-            "mean_error": size.mean(1),
-            "largest_error": size.amax(1),
-            "log_likelihood": log_likelihood,
-            "brightness": gap.mean(1),
-        }
-        if self.low is not None:
-            plain = bool((self.width == 1).all())
-            scaled = gap if plain else ((reconstructed - x) / self.width).flatten(1)
-            found["psnr"] = -10 * scaled.square().mean(1).double().log10()
-            found["share_off"] = (scaled.abs() > (1 + _ROUNDING) / STEPS).to(x).mean(1)
-        if self.scales is not None:
-            pair = (self.pictures(x), self.pictures(reconstructed))
-            likeness = ms_ssim(*pair, UNIT)
-            found |= {"ssim": likeness.ssim, "ms_ssim": likeness.value}
-        return torch.stack([found[name].double() for name in self.names], 1).cpu()
-
-    def pictures(self, x: Tensor) -> Tensor:
-        """Items as pictures of values in [0, 1], (b, channels, height, width)."""
-        assert self.picture is not None
-        assert self.low is not None
-        return pictures_of((x - self.low) / self.width, self.picture)
-
-    def bias(self, x: Tensor, reconstructed: Tensor) -> Tensor:
-        """Mean of the signed error by channel, (b, channels), float64 on the CPU; none of what are no pictures."""
-        if self.picture is None:
-            return torch.zeros(len(x), 0, dtype=torch.float64)
-        return pictures_of(reconstructed - x, self.picture).flatten(2).mean(2).double().cpu()
-
-
-def pictures_of(x: Tensor, picture: tuple[int, ...]) -> Tensor:
-    """Items whose numbers are those of an image of this shape, row-major, as (b, channels, height, width)."""
-    images = x.reshape(len(x), *picture)
-    if len(picture) == 2:
-        return images[:, None]
-    return images if picture[0] in (1, 3) else images.movedim(-1, 1)
 
 
 class _Sums:

@@ -34,8 +34,6 @@ SCALED = Metric(
     (),
 )
 OF_ITEMS = (PSNR, SSIM, MS_SSIM, MSE, MEAN_ERROR, LARGEST, OFF, LOG_LIKELIHOOD, BRIGHTNESS)
-OF_PICTURES = (PSNR, SSIM, MS_SSIM, OFF, BRIGHTNESS)  # which make no sense of other items
-IN_RANGE = (PSNR, SSIM, MS_SSIM, OFF)  # which need a range
 GROUPED = (PSNR, SSIM, MSE)
 METRICS = (*OF_ITEMS, BIAS, SCALED)
 DRAWS = "draws."
