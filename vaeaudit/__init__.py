@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from vaeaudit.checks.attack.capped import capped_attack as capped_attack
     from vaeaudit.checks.attack.measure import AttackResult as AttackResult
     from vaeaudit.checks.attack.measure import attack as attack
+    from vaeaudit.checks.equivalence.measure import EquivalenceResult as EquivalenceResult
+    from vaeaudit.checks.equivalence.measure import equivalence as equivalence
     from vaeaudit.checks.latents.measure import LatentsResult as LatentsResult
     from vaeaudit.checks.latents.measure import latents as latents
     from vaeaudit.checks.margin.measure import MarginResult as MarginResult
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from vaeaudit.checks.mig.measure import mig as mig
     from vaeaudit.checks.noise.measure import NoiseResult as NoiseResult
     from vaeaudit.checks.noise.measure import noise as noise
+    from vaeaudit.checks.reconstruction.measure import ReconstructionResult as ReconstructionResult
+    from vaeaudit.checks.reconstruction.measure import reconstruction as reconstruction
     from vaeaudit.checks.record import Drawing as Drawing
     from vaeaudit.checks.record import Record as Record
     from vaeaudit.checks.record import metric_entry as metric_entry
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from vaeaudit.model.checkpoints import Checkpoint as Checkpoint
     from vaeaudit.model.checkpoints import load_state as load_state
     from vaeaudit.model.families import Concrete as Concrete
+    from vaeaudit.model.families import Mixture as Mixture
     from vaeaudit.model.families import Point as Point
     from vaeaudit.model.families import Product as Product
     from vaeaudit.model.ranges import Range as Range
@@ -70,6 +75,10 @@ _HOME = {
     "mig": "checks.mig.measure",
     "NoiseResult": "checks.noise.measure",
     "noise": "checks.noise.measure",
+    "ReconstructionResult": "checks.reconstruction.measure",
+    "reconstruction": "checks.reconstruction.measure",
+    "EquivalenceResult": "checks.equivalence.measure",
+    "equivalence": "checks.equivalence.measure",
     "WeightsResult": "checks.weights.measure",
     "weights": "checks.weights.measure",
     "Check": "checks.registry",
@@ -102,6 +111,7 @@ _HOME = {
     "Likelihood": "model.vae",
     "Posterior": "model.vae",
     "Concrete": "model.families",
+    "Mixture": "model.families",
     "Point": "model.families",
     "Product": "model.families",
 }

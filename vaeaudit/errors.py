@@ -7,7 +7,7 @@ of them is ever 1, which means "a check failed" and nothing else.
 
 import importlib
 import traceback
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -37,6 +37,14 @@ class ConfigError(InputError):
 
 class CheckpointError(InputError):
     """A checkpoint is missing, damaged, or holds other tensors than the adapter expects."""
+
+
+class MisfitError(CheckpointError):
+    """The names of a checkpoint's tensors are not those that an adapter expects; ``fits`` is the share that are."""
+
+    def __init__(self, message: str, expected: Collection[str], came: Collection[str]) -> None:
+        super().__init__(message)
+        self.fits = len({*expected} & {*came}) / max(1, len({*expected} | {*came}))
 
 
 class AdapterError(InputError):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import cache
 from typing import Any
 
@@ -399,6 +400,33 @@ def test_the_sector_of_relu_is_what_it_can_bend_within_its_reach() -> None:
     slope, share = sector(bend.activation, bend.shape, z, far, far)
     torch.testing.assert_close(slope, torch.tensor([0.25, 0.75, 0.0], dtype=FLOAT64))
     torch.testing.assert_close(share, torch.tensor([0.25, 0.25, 0.0], dtype=FLOAT64))
+
+
+def test_a_sector_holds_exactly_where_its_reach_is_less_than_the_digits_of_the_input() -> None:
+    graph = encoder_of(F.relu6, lambda x: 0 * x, 1)
+    (bend,) = item_of(Sectors(graph, torch.zeros(1, 1)), torch.zeros(1, 1)).bends
+    z = torch.full((40,), 6 - 2.0**-44, dtype=FLOAT64)
+    far = (1.01 + 0.1 * torch.arange(40, dtype=FLOAT64)) * 2.0**-44
+    for at, reach, slope, share in zip(z, far, *sector(bend.activation, bend.shape, z, far, far), strict=True):
+        at, u, slope, share = (Fraction(float(value)) for value in (at, reach, slope, share))
+        for way in (u, -u, 6 - at):
+            assert abs(min(at + way, 6) - at - slope * way) <= share * abs(way)
+
+
+def test_certificates_hold_where_gradients_are_switched_off() -> None:
+    graph, x = traced(lambda: nn.Linear(6, 6), 6), random(2, 6)
+    p_low = torch.full((2,), 0.9, dtype=FLOAT64)
+    with torch.no_grad():
+        off = local_margin(graph, x, p_low).radius, Sectors(graph, x[:1]).margin(x, p_low, 0.5, "frozen")
+    on = local_margin(graph, x, p_low).radius, Sectors(graph, x[:1]).margin(x, p_low, 0.5, "frozen")
+    assert all(map(torch.equal, off, on)) and bool((off[0] > 0).all())
+
+
+def test_neurons_that_never_move_keep_no_certificate_from_the_others() -> None:
+    weights = torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=FLOAT64)
+    graph = encoder_of(lambda x: torch.tanh(torch.tanh(x @ weights) @ weights)[:, :1], lambda x: 0 * x[:, :1], 2)
+    x, p_low = torch.full((1, 2), 0.1, dtype=FLOAT64), torch.tensor([0.7], dtype=FLOAT64)
+    assert Sectors(graph, x).margin(x, p_low, 0.5, "frozen").item() > 0.35
 
 
 def test_a_single_neuron_is_bounded_exactly_once_its_multiplier_is() -> None:

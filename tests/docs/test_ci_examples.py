@@ -338,7 +338,7 @@ def test_names_of_checks_are_no_patterns_and_run_nothing(stand_in: StandIn, tmp_
     [
         ("", "/action"),
         ("0.1.0", "vaeaudit==0.1.0"),
-        ("vaeaudit[images]>=0.1", "vaeaudit[images]>=0.1"),
+        ("vaeaudit[classifier]>=0.1", "vaeaudit[classifier]>=0.1"),
         ("--help", "--help"),
         ("$(touch pwned)", "$(touch pwned)"),
     ],

@@ -6,10 +6,15 @@ lambda, and d = x_t - x, which reaches the target's own posterior. The search fi
 the lambda at which the way to the target is weighed against its length: with a larger one d = 0 is optimal, and with
 a much smaller one a search from afar crawls. Then all problems are refined from the best candidate of their pair,
 and every few rounds those that another's distortion serves better move there.
+
+That needs neighbours: a lambda searched alone ends in whatever minimum lies on its way. So where those asked for lie
+far apart, rungs between them are searched as well, and above the largest. What is told is of those asked for alone.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -31,6 +36,9 @@ _TELLING = 100  # evaluations from which on a search's last gains tell of those 
 # Shares of the time at whose end problems are explored, refined, and searched on, as measured.
 _EXPLORES, _REFINES = 0.2, 0.95
 _WORTHWHILE = 1e-3  # relative gain for which a problem moves to another's distortion
+_APART = 1.0  # most that neighbouring lambda lie apart, in powers of 2
+_ALIKE = 1e-3  # of which rounding explains this much
+_ABOVE = 24.0  # how far above the largest lambda rungs lie, likewise; for 2^-16 alone, 16 end 15% higher, 40 no lower
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,8 @@ class Effort:
 class Search:
     """The problems of a sweep and the best that is known of each; problem k is pair k // L, lambda k % L.
 
-    ``x`` and ``x_t`` are (P, n), ``lambdas`` (L,); ``floor`` is a lower bound of the data term, None where there
-    is none.
+    ``x`` and ``x_t`` are (P, n), ``asked`` (A,); ``lambdas`` (L,) holds these and, after them, the rungs between.
+    ``floor`` is a lower bound of the data term, None where there is none.
     """
 
     def __init__(
@@ -54,19 +62,16 @@ class Search:
         x: Tensor,
         x_t: Tensor,
         box: Range | None,
-        lambdas: Tensor,
+        asked: Tensor,
         penalty: str,
         floor: float | None,
         effort: Effort,
         go_on: GoOn,
     ) -> None:
-        self.term, self.x, self.x_t, self.lambdas, self.penalty = term, x, x_t, lambdas, penalty
+        self.term, self.x, self.x_t, self.penalty = term, x, x_t, penalty
         self.effort, self.go_on, self.stopped = effort, go_on, False
         self.low, self.high = low, high = flat_bounds(box, term.shape, x)  # (1, n) each
-        pairs, count = len(x), len(lambdas)
-        every = torch.arange(pairs, device=x.device)
-        self.pair = every.repeat_interleave(count)  # (K,), K = P L
-        self.lam = lambdas.repeat(pairs)  # (K,)
+        every = torch.arange(len(x), device=x.device)
         self.gap = torch.linalg.vector_norm(x_t - x, dim=1)  # (P,)
         # The two candidates that need no search: d = 0 and d = x_t - x.
         self.zero_data_term, gradient = term.gradient(x, every)
@@ -84,6 +89,13 @@ class Search:
         blocked = ((x <= low) & (gradient > 0)) | ((x >= high) & (gradient < 0))
         self.descent = torch.where(blocked, 0.0, -gradient)  # (P, n) feasible descent at d = 0
         self.steepness = torch.linalg.vector_norm(self.descent, dim=1)  # (P,)
+        towards = (self.zero_data_term - self.target_data_term) / self.gap
+        # The lambda (P,) above which d = 0 is optimal, so far as these two slopes tell.
+        self.top = torch.maximum(self.steepness, towards) / (1 if penalty == "l2" else self.gap)
+        between = asked.new_tensor(rungs(asked.tolist()))
+        self.lambdas = torch.cat([asked, between[between < self.top.max()]])
+        self.pair = every.repeat_interleave(len(self.lambdas))  # (K,), K = P L
+        self.lam = self.lambdas.repeat(len(x))  # (K,)
         # d = 0 is stationary where, with `l2`, the feasible gradient of the data term is no longer than lambda.
         self.stationary = self.steepness[self.pair] <= (self.lam if penalty == "l2" else 0)
         # Every problem starts with d = 0.
@@ -135,10 +147,8 @@ class Search:
 
     def _explore(self) -> None:
         """Search from a small step off d = 0, from halfway to the target, and from further points between."""
-        towards = (self.zero_data_term - self.target_data_term) / self.gap
-        top = torch.maximum(self.steepness, towards) / (1 if self.penalty == "l2" else self.gap)
-        below = self.lam < top[self.pair]
-        explored = (below & (self.lam >= _EXPLORED * top[self.pair])).reshape(len(self.x), -1)
+        below = self.lam < self.top[self.pair]
+        explored = (below & (self.lam >= _EXPLORED * self.top[self.pair])).reshape(len(self.x), -1)
         # Where the lambda asked for leave that range out, the largest below it.
         nearest = torch.where(below, self.lam, -torch.inf).reshape(explored.shape)
         largest = (nearest == nearest.max(1, keepdim=True).values) & nearest.isfinite()
@@ -282,6 +292,15 @@ class Search:
             data = self.term.value(found.x[rows], self.pair[k])
             norm = torch.linalg.vector_norm(found.x[rows] - self.x[self.pair[k]], dim=1)
             self.best[k], self.data_term[k], self.norm[k] = found.x[rows], data, norm
+
+
+def rungs(lambdas: Sequence[float]) -> list[float]:
+    """The lambda searched besides: between neighbours that lie more than a factor of 2 apart, and above the largest."""
+    ends = [math.log2(value) for value in sorted(lambdas)]
+    ends.append(ends[-1] + _ABOVE)
+    steps = [math.ceil((high - low) / _APART - _ALIKE) for low, high in pairwise(ends)]
+    every = zip(pairwise(ends), steps, strict=True)
+    return [2.0 ** (low + (high - low) * i / count) for (low, high), count in every for i in range(1, count)]
 
 
 def _check_finite(data: Tensor) -> None:

@@ -158,6 +158,7 @@ def model_entry(subject: Subject) -> ModelEntry:
         file=FileHash(path=model.checkpoint.source, sha256=model.sha256),
         files=[FileHash(path=path, sha256=sha256) for path, sha256 in model.files.items()],
         prefix=model.checkpoint.prefix,
+        computed=list(model.checkpoint.computed),
         state_sha256=model.state_sha256,
         adapter=adapter_entry(model.adapter),
         options=dict(model.options),

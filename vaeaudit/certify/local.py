@@ -51,6 +51,7 @@ class LocalMargin:
         ]
 
 
+@torch.enable_grad()
 def local_margin(
     graph: Graph,
     x: Tensor,

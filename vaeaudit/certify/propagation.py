@@ -82,6 +82,7 @@ class Ball:
         return _bounds(value, functions, self.x, self.offset)
 
 
+@torch.enable_grad()
 def propagate(
     graph: Graph,
     x: Tensor,
@@ -112,6 +113,7 @@ def _bounds(value: Tensor, functions: Tensor, x: Tensor, offset: Tensor) -> Line
     return LinearBound(slope.flatten(2), apart * (1 + ROUNDING))
 
 
+@torch.enable_grad()
 def first_norms(graph: Graph, like: Tensor) -> dict[str, Tensor]:
     """||dy / dx|| of the inputs y of those activations that no other comes before, (neurons,) by the activation's name.
 

@@ -29,27 +29,28 @@ def sector(
     if isinstance(shape, Smooth):
         return derivative, _smooth(shape, derivative, z, torch.maximum(below, above))
     crossed = bent(z, below, above, shape.kinks)
-    low, high = z - torch.where(crossed, below, 1.0), z + torch.where(crossed, above, 1.0)
-    # On one piece the secant to a point rises or falls all along, so that ends and kinks show the extremes.
-    points = [low, high, *(torch.clamp(torch.full_like(z, kink), low, high) for kink in shape.kinks)]
-    secants = [_secant(shape, z, point, derivative) for point in points]
+    below, above = torch.where(crossed, below, 1.0), torch.where(crossed, above, 1.0)
+    # On one piece the secant to a point rises or falls all along, so that ends and kinks show the extremes. All are
+    # told as ways from z, which near a kink are exact: z + u would be rounded by more than a short way u may bear.
+    steps = [-below, above, *(torch.clamp(kink - z, -below, above) for kink in shape.kinks)]
+    secants = [_secant(shape, z, step, derivative) for step in steps]
     least, most = torch.stack(secants).amin(0), torch.stack(secants).amax(0)
     share = (most - least) / 2 * (1 + ROUNDING) + _ALONE * shape.steepest
     return torch.where(crossed, (least + most) / 2, derivative), torch.where(crossed, share, 0.0)
 
 
-def _secant(shape: Kinked, z: Tensor, point: Tensor, derivative: Tensor) -> Tensor:
-    """The slope from ``z`` to ``point``, as the mean of those of the pieces between: without cancellation."""
-    low, high = torch.minimum(z, point), torch.maximum(z, point)
-    length = high - low
-    apart = length > 0
+def _secant(shape: Kinked, z: Tensor, step: Tensor, derivative: Tensor) -> Tensor:
+    """The slope from ``z`` to z + ``step``, as the mean of those of the pieces between: without cancellation."""
+    low, high = step.clamp(max=0), step.clamp(min=0)
     rise = torch.zeros_like(z)
-    left: float = -torch.inf
+    left = torch.full_like(z, -torch.inf)
     for place, slope in enumerate(shape.pieces):
-        right = shape.kinks[place] if place < len(shape.kinks) else torch.inf
-        rise = rise + by_channel(slope, z) * (high.clamp(max=right) - low.clamp(min=left)).clamp(min=0)
+        right = shape.kinks[place] - z if place < len(shape.kinks) else torch.full_like(z, torch.inf)
+        length = (torch.minimum(high, right) - torch.maximum(low, left)).clamp(min=0)
+        rise = rise + by_channel(slope, z) * length
         left = right
-    return torch.where(apart, rise / torch.where(apart, length, 1.0), derivative)
+    apart = step != 0
+    return torch.where(apart, rise / torch.where(apart, step.abs(), 1.0), derivative)
 
 
 def _smooth(shape: Smooth, derivative: Tensor, z: Tensor, far: Tensor) -> Tensor:
@@ -61,4 +62,5 @@ def _smooth(shape: Smooth, derivative: Tensor, z: Tensor, far: Tensor) -> Tensor
     share = share * (1 + ROUNDING) + 3 * ROUNDING * shape.steepest
     # Beyond its threshold it is computed otherwise: a step, which is a share of no way less than that to it.
     threshold = (z - shape.threshold).abs()
-    return share + torch.where(far * (1 + ROUNDING) >= threshold, shape.slack / threshold, 0.0)
+    share = share + torch.where(far * (1 + ROUNDING) >= threshold, shape.slack / threshold, 0.0)
+    return torch.where(far == 0, 0.0, share)  # what cannot move has no error, nor is a multiplier found for it

@@ -44,6 +44,7 @@ class Stages:
     inputs: int
 
 
+@torch.enable_grad()
 def stages(graph: Graph, like: Tensor) -> Stages:
     """The chain of ``graph``; ``like`` (1, *input_shape), any one input.
 

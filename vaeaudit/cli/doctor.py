@@ -3,6 +3,7 @@
 from vaeaudit.cli.command import Asked, takes
 from vaeaudit.cli.common import Reporter, check_output, deliver
 from vaeaudit.cli.options import Configured, Model, OnData, Output, Quiet, TableOrJson, Verbose
+from vaeaudit.errors import listed
 
 
 @takes(Model, OnData, TableOrJson, Output, Quiet, Verbose, Configured)
@@ -38,6 +39,11 @@ def command(asked: Asked) -> int:
             *(
                 [("names", f"'{about.prefix}', which a wrapper had put before them, was taken off")]
                 if about.prefix
+                else []
+            ),
+            *(
+                [("computed", f"{listed(about.computed)}, of what weight or spectral normalisation stores")]
+                if about.computed
                 else []
             ),
             ("adapter", f"{subject.model.adapter.name} ({subject.model.adapter.source})"),

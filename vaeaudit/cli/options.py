@@ -12,7 +12,7 @@ from vaeaudit.errors import ConfigError, clipped
 Form = Literal["table", "json", "markdown", "junit", "github"]
 
 
-def _table(texts: Iterable[str]) -> dict[str, object]:
+def table_of(texts: Iterable[str]) -> dict[str, object]:
     """NAME=VALUE each, the value as JSON where it is JSON."""
     from vaeaudit.model.files import strict_json
 
@@ -47,6 +47,24 @@ def one_of(names: Iterable[str]) -> str:
     return f"{', '.join(some)} or {last}"
 
 
+ModelAdapter = Annotated[
+    str | None,
+    Setting(
+        "model.adapter", "NAME", "How to open the model: an installed adapter, package.module:open or file.py:open."
+    ),
+]
+AdapterOption = Annotated[
+    list[str] | None,
+    Setting(
+        "model.options",
+        "NAME=VALUE",
+        "Option of the adapter, as in activation=tanh; repeatable.",
+        "--option",
+        read=table_of,
+    ),
+]
+
+
 class Model:
     """Model and data."""
 
@@ -60,27 +78,13 @@ class Model:
             show_default=False,
         ),
     ] = None
-    adapter: Annotated[
-        str | None,
-        Setting(
-            "model.adapter", "NAME", "How to open the model: an installed adapter, package.module:open or file.py:open."
-        ),
-    ] = None
+    adapter: ModelAdapter = None
 
 
 class OnData:
     """Model and data."""
 
-    option: Annotated[
-        list[str] | None,
-        Setting(
-            "model.options",
-            "NAME=VALUE",
-            "Option of the adapter, as in activation=tanh; repeatable.",
-            "--option",
-            read=_table,
-        ),
-    ] = None
+    option: AdapterOption = None
     data: Annotated[
         str | None, Setting("data.source", "PATH", "npz, npy, safetensors, MNIST idx(.gz), or a folder of images.")
     ] = None

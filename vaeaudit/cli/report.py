@@ -22,15 +22,31 @@ def command(
             "the Hugging Face hub.",
         ),
     ] = "markdown",
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Show no report, but whether its figures, thresholds, verdict and files agree with the values beside "
+            "it; ends with 1 where something does not.",
+        ),
+    ] = False,
 ) -> int:
-    """Show a report in another form.
+    """Show a report in another form, or verify it.
 
-    Nothing is computed again, and the verdict is no exit code.
+    The verdict is no exit code.
     """
     check_output(None, asked.output)
-    from vaeaudit.cli.forms import text_of
     from vaeaudit.report.reading import read_report
 
     found, folder = read_report(report)
+    if verify:
+        from vaeaudit.cli.verified import verified
+        from vaeaudit.gate.verification import verify as held
+
+        verification = held(found, folder)
+        deliver(verified(verification, asked.verbose), asked.output)
+        return verification.exit_code
+    from vaeaudit.cli.forms import text_of
+
     deliver(text_of(found, folder, form, asked.output), asked.output)
     return 0

@@ -115,7 +115,7 @@ class Data:
         which nothing says how they lie.
         """
         for shape in (self.input_shape, self.values.shape[1:]):
-            if math.prod(shape) == math.prod(self.input_shape) and _is_picture(shape):
+            if math.prod(shape) == math.prod(self.input_shape) and picture_of(shape):
                 return shape
         return None
 
@@ -165,12 +165,12 @@ class Data:
         return np.clip(x, lo, hi, out=x)
 
 
-def _is_picture(shape: tuple[int, ...]) -> bool:
-    """Whether it is (H, W), (C, H, W) or (H, W, C), with more than one row and column and one or three channels."""
+def picture_of(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape where it is (H, W), (C, H, W) or (H, W, C), of some rows and columns and one or three channels."""
     if len(shape) == 3:
         channels, sides = (shape[0], shape[1:]) if shape[0] in (1, 3) else (shape[2], shape[:2])
-        return channels in (1, 3) and min(sides) > 1
-    return len(shape) == 2 and min(shape) > 1
+        return shape if channels in (1, 3) and min(sides) > 1 else None
+    return shape if len(shape) == 2 and min(shape) > 1 else None
 
 
 @dataclass(frozen=True)

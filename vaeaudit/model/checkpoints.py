@@ -14,11 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vaeaudit.errors import CheckpointError, NonFiniteError, VaeauditError, clipped, listed
+from vaeaudit.errors import CheckpointError, MisfitError, NonFiniteError, VaeauditError, clipped, listed
 from vaeaudit.model.files import amount, named_part, obstacle
-from vaeaudit.model.stated import INDEX, config_facts, facts_in, find_checkpoint, not_whole, read_config, shards
+from vaeaudit.model.reparametrised import plain
+from vaeaudit.model.stated import INDEX, config_facts, facts_in, find_checkpoint, not_whole, read_config, shards, ties
 from vaeaudit.model.torch_files import check_claims, read_torch
-from vaeaudit.model.weight_sets import select, under
+from vaeaudit.model.weight_sets import renamed, select, under
 
 _BLOCK = 2**24  # numbers of a tensor that are looked at together
 
@@ -30,8 +31,9 @@ class Checkpoint:
     ``facts`` are the entries of the safetensors metadata under "vaeaudit." (JSON values) over those in the
     "vaeaudit" object of a config.json beside the file: adapter name, range, shapes; never paths or code. Tensors are
     mapped to the file where its format allows, so that names and shapes cost nothing. ``key`` is where in the file they
-    lie, if it holds more, ``prefix`` what a wrapper had put before their names and was taken off; ``config`` is all
-    that the config.json beside the file says.
+    lie, if it holds more, ``prefix`` what a wrapper had put before their names and was taken off; ``computed`` are the
+    weights that were made of the tensors that weight or spectral normalisation stores; ``config`` is all that the
+    config.json beside the file says.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class Checkpoint:
     facts: Mapping[str, object]
     key: str | None = None
     prefix: str = ""
+    computed: tuple[str, ...] = ()
     config: Mapping[str, object] = field(default_factory=dict)
     companions: list["Checkpoint"] = field(default_factory=list)
     parts: list["Checkpoint"] = field(default_factory=list)
@@ -52,6 +55,13 @@ class Checkpoint:
     def source(self) -> str:
         """The file, with the key in it that holds these tensors: FILE#KEY."""
         return str(self.path) if self.key is None else f"{self.path}#{self.key}"
+
+    def json(self, name: str) -> dict[str, object]:
+        """What a JSON file of that name in the same folder says; empty where there is none, or where it is no object.
+
+        Raises :class:`CheckpointError` where it is damaged.
+        """
+        return read_config(self.path, name)
 
     def part(self, key: str) -> "Checkpoint":
         """The tensors under ``key``, by their names without it: those of the model, where the file holds much more.
@@ -120,6 +130,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(file, tensors, {**config_facts(config), **facts}, key, config=config)
 
 
+def readings(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
+    """The checkpoint with other names, and then with the weights that weight and spectral normalisation stand for."""
+    for prefix, tensors in renamed(checkpoint.tensors):
+        yield replace(checkpoint, tensors=tensors, prefix=prefix, companions=[])
+    made, computed = plain(checkpoint.tensors)
+    for prefix, tensors in (("", made), *renamed(made)) if computed else ():
+        yield replace(checkpoint, tensors=tensors, prefix=prefix, computed=computed, companions=[])
+
+
 def check_finite(checkpoint: Checkpoint) -> None:
     """Raise :class:`NonFiniteError` where a weight is NaN or infinite."""
     for name, tensor in checkpoint.tensors.items():
@@ -162,7 +181,8 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     faults = [("missing", missing), ("not expected", extra), ("of another shape", wrong)]
     told = "; ".join(f"{what}: {listed(names)}" for what, names in faults if names)
     if told:
-        raise CheckpointError(f"the checkpoint does not fit this adapter ({told}); is it another architecture?")
+        message = f"the checkpoint does not fit this adapter ({told}); is it another architecture?"
+        raise MisfitError(message, expected.keys() - {name.partition(" ")[0] for name in wrong}, tensors.keys())
     module.load_state_dict(dict(tensors))
 
 
@@ -208,6 +228,7 @@ def _open_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]
         with safe_open(file, framework="pt", device="cpu") as handle:
             tensors = {name: handle.get_tensor(name) for name in handle.offset_keys()}
             metadata = handle.metadata() or {}
+        tensors |= {name: tensors[kept] for name, kept in ties(tensors, metadata).items()}
     except MemoryError as error:
         raise VaeauditError(
             f"{file} of {amount(file.stat().st_size)} cannot be mapped into the memory that this process may use; "

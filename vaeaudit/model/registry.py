@@ -13,7 +13,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -24,12 +24,12 @@ import torch
 from torch import nn
 
 from vaeaudit.errors import AdapterError, CheckpointError, ContractError, VaeauditError, clipped, listed, nearest, told
-from vaeaudit.model.checkpoints import Checkpoint, check_finite, open_checkpoint, sha256_of
+from vaeaudit.model.checkpoints import Checkpoint, check_finite, open_checkpoint, readings, sha256_of
 from vaeaudit.model.contract import PAGE, fault_of
 from vaeaudit.model.files import obstacle
 from vaeaudit.model.ranges import range_for
 from vaeaudit.model.vae import VAE
-from vaeaudit.model.weight_sets import refuse_twins, renamed
+from vaeaudit.model.weight_sets import refuse_twins
 
 GROUP = "vaeaudit.adapters"
 Open = Callable[[Checkpoint, Mapping[str, object]], VAE]
@@ -187,7 +187,7 @@ def adapter_of(checkpoint: Checkpoint) -> Adapter | None:
     for name in adapter_names():
         with suppress(AdapterError):  # one that cannot be imported recognises nothing
             adapter = find_adapter(name)
-            if said_beside(adapter, "recognises", _nothing)(checkpoint):
+            if said_beside(adapter, "recognises", lambda _: False)(checkpoint):
                 found.append(adapter)
     if len(found) > 1:
         names = listed(adapter.name for adapter in found)
@@ -198,10 +198,6 @@ def adapter_of(checkpoint: Checkpoint) -> Adapter | None:
 def said_beside(adapter: Adapter, name: str, otherwise: Any) -> Any:
     """What an adapter's module says under ``name``, beside its ``open``; ``otherwise`` where it says nothing."""
     return getattr(sys.modules.get(getattr(code_of(adapter.open), "__module__", "")), name, otherwise)
-
-
-def _nothing(_checkpoint: Checkpoint) -> bool:
-    return False
 
 
 def code_of(function: object) -> object:
@@ -264,14 +260,26 @@ def open_model(
             "package.module:open or file.py:open"
         )
     given = {**(facts if stated in (None, found.name) else {}), **(options or {})}
-    vae, checkpoint = _opened(found, checkpoint, given)
+    return opened_by(found, checkpoint, given, device=device, dtype=dtype)
+
+
+def opened_by(
+    adapter: Adapter,
+    checkpoint: Checkpoint,
+    options: Mapping[str, object],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> LoadedModel:
+    """Open a checkpoint that was read, by this adapter and these options alone; otherwise as :func:`open_model`."""
+    vae, checkpoint = _opened(adapter, checkpoint, options)
     for file in (checkpoint, *checkpoint.companions):
         check_finite(file)
     state = None
     if isinstance(vae, nn.Module):
         state = _state_sha256(vae)
         vae.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    return LoadedModel(vae, checkpoint, found, given, state)
+    return LoadedModel(vae, checkpoint, adapter, options, state)
 
 
 def load(
@@ -291,7 +299,7 @@ def load(
 
 
 def _fitted(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, object]) -> tuple[VAE, Checkpoint]:
-    """The model, by its tensors' names as they are or, if it takes only those, without what a wrapper put before them.
+    """The model, by its tensors' names as they are or, if it takes only those, by one of :func:`readings`.
 
     What fits is the adapter's to say: it may expect the names of a wrapper.
     """
@@ -300,8 +308,7 @@ def _fitted(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, obje
     except Exception as error:
         if isinstance(error, VaeauditError) and not isinstance(error, CheckpointError):
             raise  # it is no matter of names
-        for prefix, tensors in renamed(checkpoint.tensors):
-            inner = replace(checkpoint, tensors=tensors, prefix=prefix, companions=[])
+        for inner in readings(checkpoint):
             try:
                 return adapter.open(inner, options), inner
             except VaeauditError as other:

@@ -1,7 +1,7 @@
 """Finding a checkpoint, and what it says of itself, without reading its tensors or loading what these need."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -107,6 +107,14 @@ def facts_in(metadata: Mapping[str, str]) -> dict[str, object]:
     return {name: _fact(value) for name, value in sorted(stated.items())}
 
 
+def ties(names: Container[str], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Names that metadata note as those of a stored tensor too, and its name.
+
+    Of tensors that share memory, save_model of safetensors stores one and notes the others' names beside its own.
+    """
+    return {name: kept for name, kept in metadata.items() if kept in names and name not in names}
+
+
 def not_whole(file: Path, error: Exception) -> CheckpointError:
     """What to say where safetensors cannot read ``file``."""
     return CheckpointError(
@@ -122,12 +130,12 @@ def _fact(value: str) -> object:
         return value
 
 
-def read_config(file: Path) -> dict[str, object]:
-    """The config.json beside a checkpoint; empty where there is none, or where it is no object.
+def read_config(file: Path, name: str = "config.json") -> dict[str, object]:
+    """The config.json, or another JSON file, beside a checkpoint; empty where there is none, or where it is no object.
 
     Raises :class:`CheckpointError` where it is damaged.
     """
-    config = file.with_name("config.json")
+    config = file.with_name(name)
     if not config.is_file():
         return {}
     try:

@@ -15,13 +15,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vaeaudit.checks.weights.measure import NEITHER, PARTS
-from vaeaudit.checks.weights.spectral import matrix_shape
-from vaeaudit.checks.weights.ties import Weight
 from vaeaudit.errors import AdapterError, CheckpointError, ConfigError, clipped
+from vaeaudit.model.blocks import Weight, matrix_shape
 from vaeaudit.model.checkpoints import open_checkpoint, read_checkpoint, sha256_of
 from vaeaudit.model.files import named_part
 from vaeaudit.model.registry import Adapter, adapter_of, find_adapter, said_beside
-from vaeaudit.model.stated import find_checkpoint, not_whole
+from vaeaudit.model.stated import find_checkpoint, not_whole, ties
 from vaeaudit.model.weight_sets import refuse_twins, renamed, under
 from vaeaudit.settings.sections import Settings
 
@@ -124,9 +123,7 @@ def held_weights(path: str | Path) -> tuple[str, dict[str, Weight]]:
     if not names:
         raise CheckpointError(f"{file} holds no tensors, where a model's weights were expected; export it again")
     stored = {name: _weight(file, name, header[name], 8 + length) for name in names}
-    # Of tensors that share memory, save_model of safetensors stores one and notes the others' names beside its own.
-    noted: Mapping[str, str] = header.get("__metadata__") or {}
-    stored |= {name: stored[kept] for name, kept in noted.items() if kept in stored and name not in stored}
+    stored |= {name: stored[kept] for name, kept in ties(stored, header.get("__metadata__") or {}).items()}
     return (str(file), stored) if key is None else (f"{file}#{key}", under(file, stored, key))
 
 
