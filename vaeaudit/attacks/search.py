@@ -166,17 +166,13 @@ class Search:
         most = -(-self.effort.stopping.max_evaluations // _EXPLORING)
         far = self.lam[problem] >= _WALKED * self.top[self.pair[problem]]
         self._walk(problem[far], most)
-        # A walk takes the place of the search off d = 0.
-        off, between = problem[~far], problem.repeat(self.effort.starts - 1)
         pair = self.pair[problem]
-        points = [self._off_zero(self.pair[off])]
+        points = [self._off_zero(pair)]
         points += [torch.lerp(self.x[pair], self.x_t[pair], _between(start)) for start in range(1, self.effort.starts)]
-        several = torch.cat([off, between])
-        if not several.numel():
-            return
+        several = problem.repeat(len(points))
         search = self._descent(several, torch.cat(points), most, None)
         before, turn = self.evaluations, 0
-        stage = f"exploring from {self.effort.starts} points"
+        stage = f"exploring from {len(points)} points"
         for rounds in (most // 2, most):  # halfway is remembered, for what is gained later
             for _ in range(rounds):
                 done = _EXPLORES * (_WALKING + (1 - _WALKING) * turn / most)
