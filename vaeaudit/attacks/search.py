@@ -37,9 +37,8 @@ _STRIDE = 0.2  # of a walk at first, as a share of ||x_t - x|| spread over all e
 _EXPLORING = 4  # exploring takes this part of a problem's evaluations, from each start
 _ROUNDS = 50  # rounds between two exchanges
 _TELLING = 100  # evaluations from which on a search's last gains tell of those to come
-# Shares of the time at whose end problems are explored, refined, and searched on, as measured.
-_EXPLORES, _REFINES = 0.2, 0.95
-_WALKING = 0.2  # of the exploring
+# Shares of the time at which walks begin, and at whose end problems are explored, and refined, as measured.
+_WALKS_AT, _EXPLORES, _REFINES = 0.16, 0.2, 0.95
 _WORTHWHILE = 1e-3  # relative gain for which a problem moves to another's distortion
 _APART = 1.0  # most that neighbouring lambda lie apart, in powers of 2
 _ALIKE = 1e-3  # of which rounding explains this much
@@ -151,7 +150,7 @@ class Search:
         return torch.cat([self.data_term.reshape(shape), data], 1), torch.cat([self.norm.reshape(shape), norm], 1)
 
     def _explore(self) -> None:
-        """Walk from the target where lambda is large; search from a small step off d = 0, halfway, and further points.
+        """Search from a small step off d = 0, and halfway to the target and further points, or walk from the target.
 
         With large lambda the solution is short and lies on kinks, where a search settles at the first that it meets.
         """
@@ -164,18 +163,18 @@ class Search:
         if not problem.numel():
             return
         most = -(-self.effort.stopping.max_evaluations // _EXPLORING)
-        far = self.lam[problem] >= _WALKED * self.top[self.pair[problem]]
-        self._walk(problem[far], most)
-        pair = self.pair[problem]
-        points = [self._off_zero(pair)]
+        walked = self.lam[problem] >= _WALKED * self.top[self.pair[problem]]
+        near = problem[~walked]  # a walk takes the place of the searches from between
+        several = torch.cat([problem, *[near] * (self.effort.starts - 1)])
+        pair = self.pair[near]
+        points = [self._off_zero(self.pair[problem])]
         points += [torch.lerp(self.x[pair], self.x_t[pair], _between(start)) for start in range(1, self.effort.starts)]
-        several = problem.repeat(len(points))
         search = self._descent(several, torch.cat(points), most, None)
         before, turn = self.evaluations, 0
         stage = f"exploring from {len(points)} points"
         for rounds in (most // 2, most):  # halfway is remembered, for what is gained later
             for _ in range(rounds):
-                done = _EXPLORES * (_WALKING + (1 - _WALKING) * turn / most)
+                done = _WALKS_AT * turn / most
                 if not search.running or not self._asked(Progress(stage, search.running, len(several), done)):
                     break
                 search.advance(1)
@@ -183,6 +182,7 @@ class Search:
             self._harvest(search.minima(), several)
             self.evaluations = before.index_add(0, several, search.minima().evaluations)
             self.history.append((self.evaluations, self.objective))
+        self._walk(problem[walked], most)
 
     def _walk(self, problem: Tensor, most: int) -> None:
         """Walk from the target with the problems (b,), by ``most`` evaluations of each."""
@@ -191,7 +191,7 @@ class Search:
         pair = self.pair[problem]
 
         def go_on(taken: int) -> bool:
-            done = _WALKING * _EXPLORES * taken / most
+            done = _WALKS_AT + (_EXPLORES - _WALKS_AT) * taken / most
             return self._asked(Progress("walking from the target", len(problem), len(problem), done))
 
         step = _STRIDE * self.gap[pair] / self.x.shape[1] ** 0.5
