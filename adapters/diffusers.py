@@ -13,7 +13,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -49,7 +49,7 @@ class Kind:
     clamped: bool = False
 
 
-_VIDEO = {"axes": (4, 3), "sizes": (17, 256, 256)}
+_VIDEO = Kind(axes=(4, 3), sizes=(17, 256, 256))
 KINDS = {
     "AutoencoderKL": Kind(),
     "AutoencoderKLFlux2": Kind(),
@@ -58,12 +58,12 @@ KINDS = {
     "AutoencoderDC": Kind("point"),
     "VQModel": Kind("point"),
     "AutoencoderOobleck": Kind("softplus", (2,), (2**16,)),
-    "AutoencoderKLWan": Kind(clamped=True, **_VIDEO),
+    "AutoencoderKLWan": replace(_VIDEO, clamped=True),
     "AutoencoderKLQwenImage": Kind(axes=(3, 4), clamped=True),
-    "AutoencoderKLLTXVideo": Kind(**_VIDEO),
-    "AutoencoderKLHunyuanVideo": Kind(**_VIDEO),
-    "AutoencoderKLCogVideoX": Kind(**_VIDEO),
-    "AutoencoderKLCosmos": Kind("point", **_VIDEO),  # whose "KL" is a name
+    "AutoencoderKLLTXVideo": _VIDEO,
+    "AutoencoderKLHunyuanVideo": _VIDEO,
+    "AutoencoderKLCogVideoX": _VIDEO,
+    "AutoencoderKLCosmos": replace(_VIDEO, posterior="point"),  # whose "KL" is a name
 }
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -161,7 +161,8 @@ def _built(name: str, said: Mapping[str, object]) -> nn.Module:
     except Exception as error:
         reason = clipped(" ".join(str(error).split()), 200)
         raise AdapterError(f"config.json describes no whole {name} ({reason}); take the one of its release") from error
-    if any(said.get("decoder_inject_noise") or ()):
+    noise = said.get("decoder_inject_noise")
+    if isinstance(noise, list) and any(noise):
         raise AdapterError(f"this {name} adds random noise within its decoder, so that no figure of it would repeat")
     return model
 

@@ -112,7 +112,7 @@ def examine(
         baseline.finding("reconstruction of a draw", drawn_raw, drawn_error, drawn, unseen=Verdict.UNSURE),
         gradients(vae, probes, probed, seed),
         _log_variance(vae, x, rows, items),
-        *(latent_scale.finding(one, vae.latent_scale) for one in moments),
+        *(latent_scale.finding(one, getattr(vae, "latent_scale", None)) for one in moments),
     ]
     # One draw's log ratio of densities may be negative, where the KL itself is not.
     of_kl = estimates.mean(
