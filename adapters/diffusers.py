@@ -141,19 +141,24 @@ def opened(
     name: str, said: Mapping[str, object], tensors: Mapping[str, Tensor], options: ConvolutionalOptions
 ) -> Diffusers:
     """The model of a class that a config describes, with these tensors."""
-    return Diffusers(filled(lambda: _built(name, said), tensors).eval(), KINDS[name], options)
+    made_by = _imported(name)  # first, since what a module computes on import must not be computed without values
+    return Diffusers(filled(lambda: _built(made_by, said), tensors).eval(), KINDS[name], options)
 
 
-def _built(name: str, said: Mapping[str, object]) -> nn.Module:
-    """The library's module of a class, freshly initialised; raises :class:`AdapterError`."""
+def _imported(name: str) -> Any:
+    """A class of the library; raises :class:`AdapterError`."""
     try:
-        made_by = getattr(importlib.import_module("diffusers"), name)
+        return getattr(importlib.import_module("diffusers"), name)
     except (ImportError, AttributeError) as error:
         raise AdapterError(
             f"{name} is a class of the library diffusers, which is not installed or too old; "
             "pip install 'vaeaudit[diffusers]'"
         ) from error
-    known = set(inspect.signature(made_by.__init__).parameters) - {"self"}
+
+
+def _built(made_by: Any, said: Mapping[str, object]) -> nn.Module:
+    """The library's module of a class, freshly initialised; raises :class:`AdapterError`."""
+    known, name = set(inspect.signature(made_by.__init__).parameters) - {"self"}, made_by.__name__
     try:
         with warnings.catch_warnings():  # of what the library itself calls that is deprecated
             warnings.simplefilter("ignore")
