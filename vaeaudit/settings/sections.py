@@ -25,6 +25,7 @@ from vaeaudit.settings.fields import (
     Name,
     NotNegative,
     Number,
+    PerCent,
     Positive,
     Radius,
     Range,
@@ -59,7 +60,7 @@ class ModelSettings(BaseSettings):
 class DataSettings(BaseSettings):
     """Which data, and how they become the model's inputs."""
 
-    source: Name | None = Field(None, description="npz, npy, safetensors, MNIST idx(.gz), or a folder of images.")
+    source: Name | None = Field(None, description="A file or folder of data, FILE#NAME for one array of several.")
     range: Range | None = Field(
         None,
         description="[lo, hi] of the model's inputs, where either may be inf, or a list of such pairs, one for each "
@@ -67,6 +68,11 @@ class DataSettings(BaseSettings):
     )
     resize: Name | None = Field(
         None, description="Pillow filter that resizes images to the model's size; never unasked."
+    )
+    normalize: Name | None = Field(
+        None,
+        description="What training did to values in [0, 1], and to bytes: imagenet, or MEAN/STD with one number for "
+        "all or one for each channel, as 0.5/0.5. It gives the range of the model's inputs.",
     )
 
 
@@ -292,8 +298,10 @@ class BaselineSettings(BaseSettings):
     metrics: tuple[Name, ...] = Field(
         (), description="Metrics that may regress; all medians of which one way is more robust where left out."
     )
-    min_effect: dict[Key, NotNegative] = Field(
-        {}, description="Differences, by metric, that a regression must exceed; these metrics may regress as well."
+    min_effect: dict[Key, NotNegative | PerCent] = Field(
+        {},
+        description='Differences, by metric, that a regression must exceed, or "2%" of the earlier figure; these '
+        "metrics may regress as well.",
     )
     level: Annotated[float, Field(strict=True, ge=0.5, le=0.9999)] = Field(
         0.95, description="Confidence of intervals; one minus it is the chance of any false alarm."
