@@ -15,7 +15,7 @@ from pydantic import PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from vaeaudit import BernoulliLogits, Checkpoint, Concrete, DiagonalGaussian, Product
-from vaeaudit.errors import AdapterError, CheckpointError
+from vaeaudit.errors import AdapterError, MisfitError
 
 from .opening import Options, filled, read_options
 
@@ -98,9 +98,11 @@ def _complete(shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[int, 
     for name, axes in wanted.items():
         if len(shapes.get(f"{name}.weight", ())) != axes:
             came = "missing" if f"{name}.weight" not in shapes else f"of shape {shapes[f'{name}.weight']}"
-            raise CheckpointError(
+            raise MisfitError(
                 f"the checkpoint does not fit adapter 'jointvae' ({came}: {name}.weight, where {axes} dimensions were "
-                "expected); is it another architecture?"
+                "expected); is it another architecture?",
+                [f"{part}.weight" for part, axes in wanted.items() if len(shapes.get(f"{part}.weight", ())) == axes],
+                shapes.keys(),
             )
     return shapes
 

@@ -22,7 +22,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from vaeaudit import BernoulliLogits, Checkpoint, DiagonalGaussian, GaussianLikelihood
-from vaeaudit.errors import AdapterError, CheckpointError, listed
+from vaeaudit.errors import AdapterError, CheckpointError, MisfitError, listed
 
 from .opening import Options, filled, read_options
 
@@ -146,7 +146,8 @@ def _layers(tensors: Mapping[str, Tensor]) -> dict[str, Layers]:
     if not told and len(indices["decoder"]) < 2:
         told = f"decoder.{indices['decoder'][0]} is the decoder's only layer, expected a hidden layer before it"
     if told:
-        raise CheckpointError(f"the checkpoint does not fit adapter 'mlp' ({told}); is it another architecture?")
+        message = f"the checkpoint does not fit adapter 'mlp' ({told}); is it another architecture?"
+        raise MisfitError(message, expected, tensors.keys())
     return _in_chain({part: {i: _size(tensors, f"{part}.{i}.weight") for i in indices[part]} for part in PARTS})
 
 

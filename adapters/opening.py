@@ -79,6 +79,12 @@ def filled(build: Callable[[], AnyModule], tensors: Mapping[str, Tensor]) -> Any
     with torch.device("meta"):
         module = build()
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()), torch.float32)
-    module = module.to_empty(device="cpu").to(dtype)
+    module = nn.Module.to(module.to_empty(device="cpu"), dtype)  # a class may have a `to` of its own that warns
     load_state(module, tensors)
+    stored = module.state_dict()
+    if constants := {name: buffer for name, buffer in module.named_buffers() if name not in stored}:
+        with torch.random.fork_rng(devices=[]):
+            computed = dict(build().named_buffers())  # no file has them: only the code that builds them
+        for name, buffer in constants.items():
+            buffer.copy_(computed[name])
     return module

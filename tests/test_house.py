@@ -16,7 +16,8 @@ ROOMS = [
     *("errors", "checks.registry", "progress", "optim", "model", "stats", "attacks", "layout", "settings", "data"),
     *("certify", "subject"),
     "checks",
-    *("checks.weights", "checks.mig", "checks.latents", "checks.noise", "checks.margin", "checks.attack"),
+    *("checks.weights", "checks.mig", "checks.latents", "checks.noise", "checks.reconstruction", "checks.equivalence"),
+    *("checks.margin", "checks.attack"),
     *("report", "gate", "audit", "cli", "__main__"),
 ]
 FLOOR = {room: floor for floor, room in enumerate(ROOMS)}

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from vaeaudit.checks.attack.capped import capped_attack as capped_attack
     from vaeaudit.checks.attack.measure import AttackResult as AttackResult
     from vaeaudit.checks.attack.measure import attack as attack
+    from vaeaudit.checks.equivalence.measure import EquivalenceResult as EquivalenceResult
+    from vaeaudit.checks.equivalence.measure import equivalence as equivalence
     from vaeaudit.checks.latents.measure import LatentsResult as LatentsResult
     from vaeaudit.checks.latents.measure import latents as latents
     from vaeaudit.checks.margin.measure import MarginResult as MarginResult
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from vaeaudit.checks.mig.measure import mig as mig
     from vaeaudit.checks.noise.measure import NoiseResult as NoiseResult
     from vaeaudit.checks.noise.measure import noise as noise
+    from vaeaudit.checks.reconstruction.measure import ReconstructionResult as ReconstructionResult
+    from vaeaudit.checks.reconstruction.measure import reconstruction as reconstruction
     from vaeaudit.checks.record import Drawing as Drawing
     from vaeaudit.checks.record import Record as Record
     from vaeaudit.checks.record import metric_entry as metric_entry
@@ -36,8 +40,15 @@ if TYPE_CHECKING:
     from vaeaudit.model.checkpoints import Checkpoint as Checkpoint
     from vaeaudit.model.checkpoints import load_state as load_state
     from vaeaudit.model.families import Concrete as Concrete
+    from vaeaudit.model.families import Mixture as Mixture
     from vaeaudit.model.families import Point as Point
     from vaeaudit.model.families import Product as Product
+    from vaeaudit.model.likelihoods import CategoricalLikelihood as CategoricalLikelihood
+    from vaeaudit.model.likelihoods import LaplaceLikelihood as LaplaceLikelihood
+    from vaeaudit.model.likelihoods import LogisticMixtureLikelihood as LogisticMixtureLikelihood
+    from vaeaudit.model.likelihoods import NegativeBinomialLikelihood as NegativeBinomialLikelihood
+    from vaeaudit.model.likelihoods import StudentTLikelihood as StudentTLikelihood
+    from vaeaudit.model.likelihoods import ZeroInflatedLikelihood as ZeroInflatedLikelihood
     from vaeaudit.model.ranges import Range as Range
     from vaeaudit.model.ranges import as_range as as_range
     from vaeaudit.model.registry import load as load
@@ -46,6 +57,7 @@ if TYPE_CHECKING:
     from vaeaudit.model.vae import BernoulliProbabilities as BernoulliProbabilities
     from vaeaudit.model.vae import DiagonalGaussian as DiagonalGaussian
     from vaeaudit.model.vae import GaussianLikelihood as GaussianLikelihood
+    from vaeaudit.model.vae import LatentScale as LatentScale
     from vaeaudit.model.vae import Likelihood as Likelihood
     from vaeaudit.model.vae import Posterior as Posterior
     from vaeaudit.progress import Progress as Progress
@@ -69,6 +81,10 @@ _HOME = {
     "mig": "checks.mig.measure",
     "NoiseResult": "checks.noise.measure",
     "noise": "checks.noise.measure",
+    "ReconstructionResult": "checks.reconstruction.measure",
+    "reconstruction": "checks.reconstruction.measure",
+    "EquivalenceResult": "checks.equivalence.measure",
+    "equivalence": "checks.equivalence.measure",
     "WeightsResult": "checks.weights.measure",
     "weights": "checks.weights.measure",
     "Check": "checks.registry",
@@ -97,9 +113,17 @@ _HOME = {
     "DiagonalGaussian": "model.vae",
     "GaussianChain": "model.chain",
     "GaussianLikelihood": "model.vae",
+    "LatentScale": "model.vae",
     "Likelihood": "model.vae",
     "Posterior": "model.vae",
+    "CategoricalLikelihood": "model.likelihoods",
+    "LaplaceLikelihood": "model.likelihoods",
+    "LogisticMixtureLikelihood": "model.likelihoods",
+    "NegativeBinomialLikelihood": "model.likelihoods",
+    "StudentTLikelihood": "model.likelihoods",
+    "ZeroInflatedLikelihood": "model.likelihoods",
     "Concrete": "model.families",
+    "Mixture": "model.families",
     "Point": "model.families",
     "Product": "model.families",
 }

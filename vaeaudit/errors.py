@@ -7,7 +7,7 @@ of them is ever 1, which means "a check failed" and nothing else.
 
 import importlib
 import traceback
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -37,6 +37,14 @@ class ConfigError(InputError):
 
 class CheckpointError(InputError):
     """A checkpoint is missing, damaged, or holds other tensors than the adapter expects."""
+
+
+class MisfitError(CheckpointError):
+    """The names of a checkpoint's tensors are not those that an adapter expects; ``fits`` is the share that are."""
+
+    def __init__(self, message: str, expected: Collection[str], came: Collection[str]) -> None:
+        super().__init__(message)
+        self.fits = len({*expected} & {*came}) / max(1, len({*expected} | {*came}))
 
 
 class AdapterError(InputError):
@@ -81,6 +89,11 @@ class ContractError(VaeauditError):
     """An adapter's model does not keep the contract of :mod:`vaeaudit.model.vae`."""
 
     exit_code = 3
+
+
+def without_extra(what: str, extra: str) -> InputError:
+    """What to say where ``what`` takes packages that are not installed."""
+    return InputError(f"{what} is read by packages that are not installed; pip install 'vaeaudit[{extra}]'")
 
 
 def clipped(text: str, most: int = 100) -> str:

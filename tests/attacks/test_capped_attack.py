@@ -150,7 +150,6 @@ def test_the_summary_names_mode_norm_cap_and_figure(small_vae: Any) -> None:
 
 
 def test_an_attack_on_images_tells_how_alike_they_look(bundled_model: Any, bundled_images: Tensor) -> None:
-    pytest.importorskip("torchmetrics")
     result = capped_attack(bundled_model, bundled_images[:2], "untargeted", caps=[2.0], max_evaluations=60)
     metrics = summarise_likeness(result, (0.0, 1.0))
     seen, changed = (metrics[f"attack.untargeted.l2-2.ms_ssim_{side}.median"] for side in ("input", "reconstruction"))

@@ -15,7 +15,7 @@ from vaeaudit.attacks.attacked import PENALTIES, Sweep, penalise
 from vaeaudit.attacks.left import ENOUGH, unfinished
 from vaeaudit.attacks.left import MOST as FURTHEST
 from vaeaudit.attacks.objectives import Objective
-from vaeaudit.attacks.search import Effort, Search
+from vaeaudit.attacks.search import Effort, Search, rungs
 from vaeaudit.attacks.sweep import geometric_lambdas, sweep
 from vaeaudit.attacks.term import Term
 from vaeaudit.checks.attack.measure import attack
@@ -73,6 +73,7 @@ def gap_of(x: Tensor, x_t: Tensor) -> Tensor:
 
 
 MOST = 80  # evaluations of a problem in the sweeps below
+FINE = 41  # lambda a factor of 2 apart, between which none is searched
 KINDS = ["small latent l2", "small latent l2sq", "small output", "small float32", "bundled"]
 
 
@@ -89,7 +90,7 @@ def solved(
     mode, penalty = "output" if "output" in request.param else "latent", "l2sq" if "l2sq" in request.param else "l2"
     term = term_of(vae, x, x_t, mode)
     floor = 0.0 if mode == "latent" else None
-    return term, x, x_t, run(term, x, x_t, 12, penalty=penalty, floor=floor, evaluations=MOST)
+    return term, x, x_t, run(term, x, x_t, FINE, penalty=penalty, floor=floor, evaluations=MOST)
 
 
 def test_no_objective_is_above_one_of_the_two_candidates_that_are_free(
@@ -160,7 +161,7 @@ def test_what_still_falls_at_its_limit_is_searched_on_and_nothing_else(small_vae
         stages.add(progress.stage)
         return True
 
-    short = run(term, x, x_t, 12, evaluations=SHORT, go_on=go_on)
+    short = run(term, x, x_t, FINE, evaluations=SHORT, go_on=go_on)
     assert short.further.any()
     assert not short.further.any(1).all()  # pairs that were done are left as they are
     assert "searching on, evaluations" in stages
@@ -169,7 +170,7 @@ def test_what_still_falls_at_its_limit_is_searched_on_and_nothing_else(small_vae
     at_end = short.evaluations >= 1 + 0.9 * FURTHEST * SHORT
     assert not (unfinished(short) & ~at_end).any()
     assert (short.evaluations[limited & ~short.further] <= 1 + 2 * SHORT / 4 + SHORT).all()
-    whole = run(term, x, x_t, 12, evaluations=FURTHEST * SHORT)
+    whole = run(term, x, x_t, FINE, evaluations=FURTHEST * SHORT)
     assert not whole.further.any()
     mean, other = (found.objective.mean(1) for found in (short, whole))
     assert ((mean - other).abs() <= 2 * ENOUGH * other).all()
@@ -178,7 +179,7 @@ def test_what_still_falls_at_its_limit_is_searched_on_and_nothing_else(small_vae
 def test_beyond_the_gradient_at_the_source_nothing_is_searched(small_vae: Any) -> None:
     (x, x_t), vae = pairs_of(10), small_vae()
     term = term_of(vae, x, x_t)
-    found = run(term, x, x_t, evaluations=30)
+    found = run(term, x, x_t, FINE, evaluations=30)
     leaf = x.clone().requires_grad_(True)
     (slope,) = torch.autograd.grad(term(leaf, torch.arange(10)).sum(), leaf)
     blocked = ((x == 0) & (slope > 0)) | ((x == 1) & (slope < 0))
@@ -190,6 +191,56 @@ def test_beyond_the_gradient_at_the_source_nothing_is_searched(small_vae: Any) -
     assert (found.norm[optimal] == 0).all()
     assert (found.status[optimal] == int(Status.CONVERGED)).all()
     assert (found.norm[found.lambdas < 0.99 * steep[:, None]] > 0).all()
+
+
+# Few lambda
+
+
+@pytest.mark.parametrize("values", [(1.0,), geometric_lambdas(2), geometric_lambdas(30), (0.3, 5e-4, 7.0, 7.1)])
+def test_neighbours_are_never_more_than_a_factor_of_two_apart(values: tuple[float, ...]) -> None:
+    every = np.sort([*values, *rungs(values)])
+    ratio = every[1:] / every[:-1]
+    assert ratio.max() <= 2.01
+    assert ratio.min() > 1.01
+    assert every[0] == min(values)
+    assert every[-1] >= 2.0**15 * max(values)
+
+
+def test_between_the_lambda_of_a_fine_grid_none_is_searched() -> None:
+    for count in (FINE, 50):
+        values = geometric_lambdas(count)
+        assert min(rungs(values)) > max(values)
+
+
+def test_a_lambda_asked_for_alone_is_searched_as_well_as_among_many(bundled_model: Any, bundled_images: Tensor) -> None:
+    x, x_t = bundled_images[2:3], bundled_images[102:103]
+    term, lam = term_of(bundled_model, x, x_t), 2.0**-8
+    alone = run(term, x, x_t, (lam,), evaluations=MOST)
+    among = run(term, x, x_t, FINE, evaluations=MOST)
+    assert alone.objective.shape == (1, 1)
+    assert float(alone.objective) <= 1.01 * float(among.objective[0, geometric_lambdas(FINE).index(lam)])
+
+
+def test_few_lambda_keep_what_holds_for_many(small_vae: Any) -> None:
+    (x, x_t), vae = pairs_of(3), small_vae()
+    term, asked = term_of(vae, x, x_t), (2.0**-2, 2.0**-14, 3.0)
+    searched = 0
+
+    def counted(points: Tensor, pair: Tensor) -> Tensor:
+        nonlocal searched
+        searched += len(points) if torch.is_grad_enabled() else 0
+        return term(points, pair)
+
+    found = run(counted, x, x_t, asked, evaluations=SHORT)
+    for name in ("objective", "status", "evaluations", "further", "recent"):
+        assert getattr(found, name).shape == (3, 3), name
+    assert found.lambdas.tolist() == list(asked)
+    assert torch.equal(found.adversarial, x[:, None] + found.distortion)
+    assert ((found.adversarial >= 0) & (found.adversarial <= 1)).all()
+    others = found.data_term[:, None, :] + found.lambdas[:, None] * found.norm[:, None, :]
+    assert (found.objective[:, :, None] <= others).all()
+    # Every row of the search is told, and one at d = 0 for each lambda asked for.
+    assert int(found.evaluations.sum()) - found.evaluations.numel() == searched - len(x)
 
 
 # Bits, batches, groups
@@ -266,7 +317,7 @@ def test_groups_of_pairs_give_what_all_together_give(
             super().run()
 
     monkeypatch.setattr(module, "Search", Counted)
-    monkeypatch.setattr(module, "_MEMORY", 2 * len(SETTLING) * 6 * 8 * module._VECTORS)
+    monkeypatch.setattr(module, "_MEMORY", 2 * (len(SETTLING) + len(rungs(SETTLING))) * 6 * 8 * module._VECTORS)
     apart = run(term, x, x_t, SETTLING, evaluations=120, penalty=penalty)
     assert groups == [2, 2, 1]
     torch.testing.assert_close(apart.objective, whole.objective, rtol=1e-4, atol=0)

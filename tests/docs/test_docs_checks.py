@@ -28,6 +28,9 @@ from vaeaudit.checks.attack.classifier import Judge, LogisticRegression
 from vaeaudit.checks.attack.measure import attack
 from vaeaudit.checks.attack.success import ClassSuccess, FactorSuccess, summarise_classes, summarise_factor
 from vaeaudit.checks.attack.summarise import summarise, summarise_capped, summarise_likeness
+from vaeaudit.checks.equivalence import entry as equivalence_report
+from vaeaudit.checks.equivalence.measure import EquivalenceResult, equivalence
+from vaeaudit.checks.equivalence.summarise import summarise_equivalence
 from vaeaudit.checks.latents import entry as latents_report
 from vaeaudit.checks.latents.measure import latents
 from vaeaudit.checks.latents.summarise import summarise_latents
@@ -40,19 +43,23 @@ from vaeaudit.checks.mig.summarise import summarise_mig
 from vaeaudit.checks.noise.entry import NOISE_LEGEND
 from vaeaudit.checks.noise.measure import noise
 from vaeaudit.checks.noise.summarise import summarise_noise
+from vaeaudit.checks.reconstruction import entry as reconstruction_report
+from vaeaudit.checks.reconstruction.measure import reconstruction
+from vaeaudit.checks.reconstruction.summarise import group_means, summarise_reconstruction
 from vaeaudit.checks.weights.measure import assign, weights
 from vaeaudit.checks.weights.summarise import summarise_weights
 from vaeaudit.model.contract import check_contract
 from vaeaudit.model.divergence import layers_to_prior
 from vaeaudit.model.registry import GROUP
 from vaeaudit.model.vae import VAE
+from vaeaudit.model.variants import Running, Variant
 from vaeaudit.stats import estimates
 from vaeaudit.stats.estimates import Measurement
 from vaeaudit.subject.plausibility import Verdict, examine
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-CHECKS = ("attack", "margin", "noise", "weights", "latents", "mig")
+CHECKS = ("attack", "margin", "noise", "reconstruction", "equivalence", "weights", "latents", "mig")
 HEADINGS = [
     "What it asks",
     "The formula",
@@ -66,6 +73,13 @@ LEGENDS: dict[str, list[str]] = {
     "attack": [*attack_report.LEGEND, *attack_report.CAPPED_LEGEND],
     "margin": [*MARGIN_LEGEND],
     "noise": [*NOISE_LEGEND],
+    "reconstruction": [
+        *reconstruction_report.LEGEND,
+        *reconstruction_report.BIAS_LEGEND,
+        *reconstruction_report.GROUP_LEGEND,
+        *reconstruction_report.FEATURE_LEGEND,
+    ],
+    "equivalence": [*equivalence_report.LEGEND, *equivalence_report.FIGURE_LEGEND],
     "latents": [
         *latents_report.EVIDENCE_LEGEND,
         *latents_report.APART_LEGEND,
@@ -81,6 +95,7 @@ BRACES = {
     "norm": "l2|linf",
     "estimator": "chen|hist20",
     "factor": ".+",
+    "variant": r"(?!scale)[\w+-]+",
     "i": r"\d+",
     "j": r"\d+",
     **dict.fromkeys(("r", "cap", "sigma"), NUMBER),
@@ -161,6 +176,38 @@ def of_success() -> Metrics:
     }
 
 
+class Mirror:
+    """A deterministic model of any shape, which gives back half of its input."""
+
+    def __init__(self, *shape: int) -> None:
+        self.input_shape, self.range = shape, (0.0, 1.0)
+
+    @property
+    def prior(self) -> DiagonalGaussian:
+        return DiagonalGaussian.standard(self.input_shape, like=torch.zeros(1))
+
+    def encode(self, x: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian(x / 2, 0 * x - 5)
+
+    def decode(self, z: Tensor) -> GaussianLikelihood:
+        return GaussianLikelihood(z, torch.zeros(()))
+
+
+def of_reconstruction() -> list[Metrics]:
+    """Those of colour pictures in groups, and of vectors."""
+    pictures = reconstruction(Mirror(3, 12, 12), torch.rand(24, 3, 12, 12))
+    halves = {"half": np.arange(24) // 12}
+    groups = {name: group_means(pictures.at_mean[name].numpy(), halves) for name in ("psnr", "ssim", "mse")}
+    vectors = reconstruction(Mirror(4), torch.rand(24, 4))
+    return [summarise_reconstruction(pictures, groups), summarise_reconstruction(vectors)]
+
+
+def of_equivalence() -> EquivalenceResult:
+    """A model of colour pictures, and the same as a variant."""
+    same = Running(Mirror(3, 12, 12), torch.float32, Variant(), torch.device("cpu"))
+    return equivalence(same, {"bfloat16": same}, torch.rand(24, 3, 12, 12))
+
+
 @pytest.fixture(scope="module")
 def measured(small_vae: Any, bundled_model: Any, bundled_images: Tensor) -> dict[str, list[Metrics]]:
     """The metrics of every check on a few items, those of one run together."""
@@ -180,6 +227,8 @@ def measured(small_vae: Any, bundled_model: Any, bundled_images: Tensor) -> dict
         ],
         "margin": [summarise_margin(margin(vae, x[:2], [0.75], draws=100))],
         "noise": [summarise_noise(noise(vae, x, [0.1, 1], draws=2))],
+        "reconstruction": of_reconstruction(),
+        "equivalence": [summarise_equivalence(of_equivalence())],
         "weights": [summarise_weights(weights(vae.state_dict(), against=other.state_dict()))],
         "latents": [
             summarise_latents(latents(vae, x)),
@@ -281,7 +330,8 @@ def test_the_adapter_of_the_page_has_at_most_twenty_lines() -> None:
 
 
 def test_the_adapter_of_the_page_opens_the_model_of_the_page(command: Command, printed: str) -> None:
-    lines = [line for block in blocks(ADAPTERS, "sh") for line in block.splitlines()]
+    (block,) = [block for block in blocks(ADAPTERS, "sh") if "train.py" in block]
+    lines = block.splitlines()
     assert lines[0] == "python train.py"
     program, *arguments = shlex.split(lines[1])
     assert program == "vaeaudit" and arguments[0] == "doctor"

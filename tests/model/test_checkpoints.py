@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from vaeaudit.errors import CheckpointError, NonFiniteError, TrustError, VaeauditError
@@ -118,21 +118,33 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(
     save(tmp_path / "vae.pt", {"state_dict": two(), "extra": evil} if nested else evil)
     text = told(TrustError, lambda: read_checkpoint(tmp_path / "vae.pt"))
     assert "could run code, so it was not loaded" in text
-    assert "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')" in text
+    assert "weights_only=False); torch.save(held" in text
     assert not canary.exists()
     pickle.loads(pickle.dumps(evil))  # the proof that the canary sings
     assert canary.exists()
 
 
-def test_whole_modules_and_other_objects_are_refused_on_trust(tmp_path: Path) -> None:
-    for content in (nn.Linear(2, 2), {"state_dict": two(), "hyper_parameters": argparse.Namespace(lr=1)}):
-        torch.save(content, tmp_path / "vae.pt")
-        told(TrustError, lambda: read_checkpoint(tmp_path / "vae.pt"))
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kind", ["torch.nn.modules.linear.Linear", "argparse.Namespace"])
+def test_whole_modules_and_other_objects_are_refused_on_trust_with_two_lines_that_convert_them(
+    kind: str, zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = nn.Linear(2, 2)
+    nested = {"state_dict": module.state_dict(), "hyper_parameters": argparse.Namespace(lr=1)}
+    torch.save(module if "Linear" in kind else nested, tmp_path / "vae.pt", _use_new_zipfile_serialization=zipped)
+    text = told(TrustError, lambda: read_checkpoint(tmp_path / "vae.pt"))
+    assert f"other than tensors ({kind}), and" in text
+    monkeypatch.chdir(tmp_path)
+    exec(text.partition("two lines of Python: ")[2], {"torch": torch})
+    assert torch.equal(read_checkpoint(tmp_path / "vae-weights.pt").tensors["weight"], module.weight)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch deprecates TorchScript
 def test_a_torchscript_program_is_refused_on_trust(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(tmp_path / "vae.pt"))
+    text = told(TrustError, lambda: read_checkpoint(tmp_path / "vae.pt"))
+    assert "torch.jit.load(" in text
+    assert "torch.save(held.state_dict(), 'vae-weights.pt')" in text
     told(TrustError, lambda: read_checkpoint(tmp_path / "vae.pt"))
 
 
@@ -266,6 +278,15 @@ def test_facts_come_from_metadata_and_config_and_are_strict_json(tmp_path: Path)
     for harmless in ("[]", "3", '{"vaeaudit": 3}'):
         (tmp_path / "config.json").write_text(harmless)
         assert read_checkpoint(tmp_path / "vae.safetensors").facts["adapter"] == "mlp"
+
+
+def test_tied_tensors_that_save_model_leaves_out_come_back_under_both_names(tmp_path: Path) -> None:
+    net = nn.ModuleDict({"encoder": nn.Linear(3, 3), "decoder": nn.Linear(3, 3)})
+    net["decoder"].weight = net["encoder"].weight
+    save_model(net, str(tmp_path / "vae.safetensors"))
+    tensors = read_checkpoint(tmp_path / "vae.safetensors").tensors
+    assert tensors.keys() == net.state_dict().keys()
+    assert torch.equal(tensors["decoder.weight"], tensors["encoder.weight"])
 
 
 def test_load_state_names_what_does_not_fit() -> None:

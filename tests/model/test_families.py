@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributions
 
 import vaeaudit
 from vaeaudit import Concrete, DiagonalGaussian, Point, Product
@@ -92,6 +92,24 @@ def test_a_point_varies_with_nothing_and_keeps_the_shape_of_its_latents() -> Non
     torch.testing.assert_close(q.wasserstein2(Point(q.mean + 1)), torch.full((4,), math.sqrt(18), dtype=torch.float64))
     with pytest.raises(UnsupportedError, match="has no KL"):
         q.kl(q)
+
+
+def test_a_mixture_has_the_density_and_the_moments_of_torchs_and_one_row() -> None:
+    generator = torch.Generator().manual_seed(2)
+    mean, log_stddev = randn(2, 3, 2)
+    mixture = vaeaudit.Mixture(vaeaudit.DiagonalGaussian(mean, log_stddev))
+    parts = distributions.Independent(distributions.Normal(mean, log_stddev.exp()), 1)
+    theirs = distributions.MixtureSameFamily(distributions.Categorical(torch.ones(3, dtype=torch.float64)), parts)
+    z = torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(mixture.log_prob(z), theirs.log_prob(z))
+    draws = mixture.sample(torch.randn(200_000, 1, 3, generator=generator, dtype=torch.float64))
+    assert draws.shape == (200_000, 1, 2)
+    torch.testing.assert_close(draws.mean(0), mixture.mean, atol=0.02, rtol=0)
+    torch.testing.assert_close(draws.var(0)[0], theirs.variance, rtol=0.02, atol=0)
+    assert mixture.rows(torch.tensor([0, 0])).mean.shape == (1, 2)
+    for ask in (mixture.kl, mixture.wasserstein2):
+        with pytest.raises(UnsupportedError, match="a mixture has no closed-form"):
+            ask(mixture)
 
 
 def test_parts_that_are_not_flat_are_refused() -> None:

@@ -19,9 +19,9 @@ import vaeaudit
 from vaeaudit.attacks.directions import random_search
 from vaeaudit.attacks.margin import empirical_margin
 from vaeaudit.attacks.modes import names
-from vaeaudit.checks.attack.figures import attack_panel
 from vaeaudit.data.items import Stored, fit
 from vaeaudit.errors import ConfigError, ContractError, DataError
+from vaeaudit.layout.figures import item_panel
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.ranges import EXPECTED, Range, as_range, bounded, intervals, range_for, simplest, span_text, widths
 from vaeaudit.settings.sections import DataSettings
@@ -270,10 +270,10 @@ def test_features_keep_to_their_own_intervals() -> None:
 def test_images_with_a_range_for_each_channel_are_drawn_in_their_colours() -> None:
     colours = np.random.default_rng(0).random((2, 3, 8, 8))
     mean, stddev = MEAN.reshape(3, 1, 1), STDDEV.reshape(3, 1, 1)
-    plain = attack_panel({"input": colours.round(3)}, ["a", "b"], (0.0, 1.0))
-    assert attack_panel({"input": (colours.round(3) - mean) / stddev + 1e-9}, ["a", "b"], COLOURS) == plain
-    assert attack_panel({"input": colours.round(3)}, ["a", "b"], None) != plain
-    attack_panel({"input": colours}, ["a", "b"], HALF)
+    plain = item_panel({"input": colours.round(3)}, ["a", "b"], (0.0, 1.0))
+    assert item_panel({"input": (colours.round(3) - mean) / stddev + 1e-9}, ["a", "b"], COLOURS) == plain
+    assert item_panel({"input": colours.round(3)}, ["a", "b"], None) != plain
+    item_panel({"input": colours}, ["a", "b"], HALF)
 
 
 def save_identity(facts: dict[str, str]) -> None:

@@ -296,6 +296,42 @@ def test_names_are_tried_as_they_are_first_however_an_adapter_loads_them(
     assert is_of(model, prefixed("model.", inner))
 
 
+Parametrise = Callable[..., nn.Module]
+NORMS: dict[str, Parametrise] = {
+    "old weight norm": nn.utils.weight_norm,
+    "new weight norm": nn.utils.parametrizations.weight_norm,
+    "old spectral norm": nn.utils.spectral_norm,
+    "new spectral norm": nn.utils.parametrizations.spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch deprecates the older forms
+@pytest.mark.parametrize("prefix", ["", "model._orig_mod."])
+@pytest.mark.parametrize("norm", NORMS)
+def test_normalised_weights_are_made_plain_for_an_adapter_that_knows_those_alone(
+    norm: str, prefix: str, tmp_path: Path, projection: Any
+) -> None:
+    torch.manual_seed(0)
+    file = tmp_path / "vae.safetensors"
+    projection.fill(tmp_path)
+    net, plain = open_model(file).vae, {}
+    assert isinstance(net, nn.Module)
+    for name, layer in net.named_modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight += 0.1 * torch.randn_like(layer.weight)  # a norm of 0 would be NaN
+            made = NORMS[norm](layer).train()
+            made(x := torch.ones(2, layer.in_features))  # an iteration of the power method
+            made.eval()(x)  # the older forms set their weight now
+            plain[f"{name}.weight"] = made.weight.detach().clone()
+    save_file(prefixed(prefix, net.state_dict()), file, projection.facts)
+    model = open_model(file)
+    assert isinstance(model.vae, nn.Module)
+    for name, tensor in plain.items():
+        torch.testing.assert_close(model.vae.state_dict()[name], tensor, rtol=1e-5, atol=1e-7)
+    assert model.checkpoint.prefix == prefix
+    assert set(model.checkpoint.computed) == {f"{prefix}{name}" for name in plain}
+
+
 def test_where_no_name_fits_the_first_fault_is_told(tmp_path: Path) -> None:
     save_file({"module.a.w": torch.ones(2, 2), "module.b.w": torch.ones(2)}, tmp_path / "vae.safetensors")
     assert "not expected: module.a.w, module.b.w" in refusal(lambda: opened(tmp_path / "vae.safetensors"))

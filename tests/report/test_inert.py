@@ -33,7 +33,7 @@ from vaeaudit.report.model import SCHEMA_VERSION, Report
 from vaeaudit.report.reading import PNG, ReportError, read_report
 from vaeaudit.report.wording import NOT_ASKED
 from vaeaudit.report.writer import to_json
-from vaeaudit.settings.sections import Range
+from vaeaudit.settings.fields import Range
 
 PIXEL = PNG + bytes.fromhex("0000000d4948445200000001000000010800000000")
 # What acts on a terminal, the log of GitHub, Azure or TeamCity, a viewer of Markdown, a page, XML, YAML, rich's markup.

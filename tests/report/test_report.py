@@ -201,7 +201,7 @@ def test_a_panel_of_many_pairs_shows_the_first_ones(monkeypatch: pytest.MonkeyPa
         drawn.append(len(labels))
         return b""
 
-    monkeypatch.setattr("vaeaudit.checks.attack.record.attack_panel", panel)
+    monkeypatch.setattr("vaeaudit.checks.attack.record.item_panel", panel)
     resolved = asked(attack__pairs=PANEL_ROWS + 5, attack__lambdas=1, attack__max_evaluations=1)
     artifacts(audit(prepare(resolved.settings), resolved, [], ["attack"], lambda _: True))
     assert drawn == [PANEL_ROWS]

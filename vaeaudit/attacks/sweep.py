@@ -6,7 +6,7 @@ from torch import Tensor
 from vaeaudit.attacks.attacked import Sweep, joined, penalise
 from vaeaudit.attacks.ball import settle
 from vaeaudit.attacks.left import FURTHER, unfinished
-from vaeaudit.attacks.search import Effort, Search
+from vaeaudit.attacks.search import Effort, Search, rungs
 from vaeaudit.attacks.term import DataTerm, Term
 from vaeaudit.errors import VaeauditError
 from vaeaudit.model.batches import RowBatches
@@ -42,12 +42,14 @@ def sweep(
 
     ``x`` and ``x_t`` lie in the box. ``floor`` is a lower bound of the data term J: 0 for the similarities, None where
     there is none. ``rows`` bounds how many rows the model is given at once; pairs are searched in groups whose state
-    fits into memory. Where a figure of a pair could still fall at the limit of ``effort``, its problems there are
-    searched on, to four times the evaluations at most.
+    fits into memory. Between lambda more than a factor of 2 apart, and above them, others are searched and not told;
+    their evaluations count at the nearest. Where a figure of a pair could still fall at the limit of ``effort``, its
+    problems there are searched on, to four times the evaluations at most.
     """
     shape = tuple(x.shape[1:])
     starts = max(1, effort.starts // 2)  # each explores a third of the usual lambda
-    of_pair = starts * len(lambdas) * x[0].numel() * x.element_size() * _VECTORS
+    searched = len(lambdas) + len(rungs(lambdas.tolist()))
+    of_pair = starts * searched * x[0].numel() * x.element_size() * _VECTORS
     size = max(1, _MEMORY // of_pair)
     parts = []
     for first in range(0, len(x), size):
@@ -60,20 +62,20 @@ def sweep(
         of_all = within(go_on, first / len(x), min(1.0, (first + size) / len(x)))
         search = Search(term, x[group].flatten(1), x_t[group].flatten(1), box, lambdas, penalty, floor, effort, of_all)
         search.run()
-        found = _result(search, shape, floor)
+        found = _result(search, len(lambdas), shape, floor)
         for times in FURTHER:
-            problem = unfinished(found).flatten().nonzero().squeeze(1)
-            if search.stopped or not len(problem):
+            pair, place = unfinished(found).nonzero(as_tuple=True)
+            if search.stopped or not len(pair):
                 break
-            search.run_on(problem, times * effort.stopping.max_evaluations)
-            found = _result(search, shape, floor)
+            search.run_on(pair * len(search.lambdas) + place, times * effort.stopping.max_evaluations)
+            found = _result(search, len(lambdas), shape, floor)
         _verify(found, box)
         parts.append(found)
     return parts[0] if len(parts) == 1 else joined(parts)
 
 
-def _result(search: Search, shape: tuple[int, ...], floor: float | None) -> Sweep:
-    """The best of all candidates, each evaluated once more as the distortion that is handed out."""
+def _result(search: Search, asked: int, shape: tuple[int, ...], floor: float | None) -> Sweep:
+    """The best of all candidates for the lambda asked for, each evaluated once more as what is handed out."""
     x, lambdas = search.x, search.lambdas
     pairs, count = len(x), len(lambdas)
     ends = torch.stack([x, search.x_t], 1)
@@ -84,20 +86,23 @@ def _result(search: Search, shape: tuple[int, ...], floor: float | None) -> Swee
     data = search.term.value(point.flatten(0, 1), every).reshape(pairs, -1)
     data = torch.where(data.isfinite(), data, torch.inf)  # x_t may have none; d = 0 always has
     norm = torch.linalg.vector_norm(d, dim=2)
-    table = data[:, None, :] + lambdas[:, None] * penalise(norm, search.penalty)[:, None, :]
-    which = table.min(2).indices  # (P, L)
+    table = data[:, None, :] + lambdas[:asked, None] * penalise(norm, search.penalty)[:, None, :]
+    which = table.min(2).indices  # (P, A)
     row = torch.arange(pairs, device=x.device)[:, None]
+    # What a rung cost, beside d = 0, is told at the nearest lambda.
+    nearest = (lambdas[asked:, None].log() - lambdas[:asked].log()).abs().min(1).indices
+    taken = search.evaluations.reshape(pairs, count)
     return Sweep(
-        lambdas=lambdas,
+        lambdas=lambdas[:asked],
         penalty=search.penalty,
-        distortion=d[row, which].reshape(pairs, count, *shape),
-        adversarial=point[row, which].reshape(pairs, count, *shape),
+        distortion=d[row, which].reshape(pairs, asked, *shape),
+        adversarial=point[row, which].reshape(pairs, asked, *shape),
         data_term=data[row, which],
         norm=norm[row, which],
-        status=search.status.reshape(pairs, count),
-        evaluations=search.evaluations.reshape(pairs, count),
-        further=search.further.reshape(pairs, count),
-        recent=search.recent.reshape(pairs, count),
+        status=search.status.reshape(pairs, count)[:, :asked],
+        evaluations=taken[:, :asked].index_add(1, nearest, taken[:, asked:] - 1),
+        further=search.further.reshape(pairs, count)[:, :asked],
+        recent=search.recent.reshape(pairs, count)[:, :asked],
         zero_data_term=data[:, -2],
         interrupted=search.stopped,
         floor=floor,

@@ -16,7 +16,7 @@ from vaeaudit.checks.weights.stored import open_weights
 from vaeaudit.errors import ConfigError, nearest
 from vaeaudit.gate.compare import Side, array_name, compare, side_of
 from vaeaudit.gate.ending import concluded
-from vaeaudit.gate.policy import enabled, evaluate, remarks
+from vaeaudit.gate.policy import brought, enabled, evaluate, remarks
 from vaeaudit.layout.entry import MetricEntry
 from vaeaudit.progress import GoOn
 from vaeaudit.report.model import Report, ReproductionEntry
@@ -107,7 +107,8 @@ def judged(done: Audit, settings: Settings, held: Terms, today: date) -> Audit:
 
     An audit that did not complete keeps its verdict, and its thresholds are inconclusive.
     """
-    report, gates = done.report, settings.checks
+    report = done.report
+    gates = brought(report.timings, lambda check: getattr(settings, check)) | settings.checks
     complete = report.status == "complete"
     metrics = report.metrics if complete else {}
     reasons = report.skipped if complete else dict.fromkeys(registry.checks(), "the audit did not complete")

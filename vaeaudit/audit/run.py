@@ -44,7 +44,7 @@ def journal_of(subject: Subject, resume: bool) -> Journal:
         "data": [data.sha256, data.source, subject.n, subject.drawn_from, data.range, subject.settings.data.resize],
         "run": [run.seed, run.dtype, run.batch_size],
         "device": [device_name(subject.device), torch.get_num_threads()],
-        "versions": [vaeaudit.__version__, *map(_version, ("torch", "numpy", "scipy", "scikit-learn", "torchmetrics"))],
+        "versions": [vaeaudit.__version__, *map(_version, ("torch", "numpy", "scipy", "scikit-learn"))],
     }
     return Journal(Path(run.out), facts, resume)
 

@@ -158,6 +158,7 @@ def model_entry(subject: Subject) -> ModelEntry:
         file=FileHash(path=model.checkpoint.source, sha256=model.sha256),
         files=[FileHash(path=path, sha256=sha256) for path, sha256 in model.files.items()],
         prefix=model.checkpoint.prefix,
+        computed=list(model.checkpoint.computed),
         state_sha256=model.state_sha256,
         adapter=adapter_entry(model.adapter),
         options=dict(model.options),
@@ -165,6 +166,7 @@ def model_entry(subject: Subject) -> ModelEntry:
         range=range_of(vae),
         likelihood=subject.likelihood,
         parameters=sum(p.numel() for p in vae.parameters()) if isinstance(vae, nn.Module) else None,
+        notes=list(model.notes),
     )
 
 

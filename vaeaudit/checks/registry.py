@@ -49,6 +49,7 @@ class Check:
         files: keys of its section that are paths of checkpoints.
         gated: names of its metrics, as regular expressions, for which `vaeaudit init` proposes thresholds: of the many
             that it has, those that say most and have an interval from ten or twenty items.
+        thresholds: function of its section that gives thresholds of its own, by metric; the configuration's win.
         aside: names of its metrics, likewise, that regress in a comparison only where they are named, as estimates
             that are no bounds, and what repeats another.
     """
@@ -67,6 +68,7 @@ class Check:
     pieces: str | None = None
     files: tuple[str, ...] = ()
     gated: tuple[str, ...] = ()
+    thresholds: str = ""
     aside: tuple[str, ...] = ()
 
     def load(self, path: str) -> Any:
@@ -121,6 +123,24 @@ OURS = (
         {"noise": "NoiseEntry"},
         choices=("sigmas",),
         gated=(r"noise\.s[\d.e+-]+\.degradation\.median",),
+    ),
+    _ours(
+        "reconstruction",
+        "How like their inputs the reconstructions are",
+        {"reconstructions": "ReconstructionEntry"},
+        choices=("by", "shown"),
+        gated=(r"reconstruction\.(psnr|ssim)\.(median|tail)", r"reconstruction\.scaled_error\.feature_worst"),
+        # Errors of other norms, other scales and draws move with PSNR, SSIM and MSE.
+        aside=(r"reconstruction\.draws\..*", r"reconstruction\.(ms_ssim|\w+_error|share_off|log_likelihood)\..*"),
+    ),
+    _ours(
+        "equivalence",
+        "Whether another form of the model gives the same",
+        {"equivalences": "EquivalenceEntry"},
+        choices=("variants", "shown", "tolerance"),
+        files=("against",),
+        thresholds="vaeaudit.checks.equivalence.metrics:thresholds",
+        aside=(r"equivalence\..*",),  # it has thresholds of its own
     ),
     _ours("latents", "ELBO, KL of each unit, active units", {"latents": "LatentsEntry"}),
     _ours("mig", "Whether one unit alone holds each known factor", {"migs": "MigEntry"}),

@@ -20,6 +20,7 @@ from vaeaudit.cli import (
     audit,
     compare,
     config,
+    convert,
     doctor,
     init,
     report,
@@ -71,6 +72,7 @@ _add_checks()
 app.command("doctor", cls=Command)(doctor.command)
 app.command("init", cls=Command)(init.command)
 app.command("adapters", cls=Command)(adapters.command)
+app.command("convert", cls=Command)(convert.command)
 app.add_typer(config.app, name="config")
 
 

@@ -42,7 +42,8 @@ def command(
         list[str] | None, Setting("attack.pair", "SOURCE:TARGET", "A pair itself, by item numbers; repeatable.")
     ] = None,
     lambdas: Annotated[
-        int | None, Setting("attack.lambdas", "N", "Values of lambda from 2^-20 to 2^20. [default: 50]")
+        int | None,
+        Setting("attack.lambdas", "N", "Values of lambda from 2^-20 to 2^20; fewer cost nearly as much. [default: 50]"),
     ] = None,
     similarity: Annotated[
         str | None,

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,18 +18,20 @@ if TYPE_CHECKING:
 
 
 def carry_out(checks: Sequence[str], asked: Asked) -> int:
-    """Run ``checks`` with the settings that were asked for and no policy; the report's exit code."""
+    """Run ``checks`` with the settings that were asked for, and no policy but their own; the report's exit code."""
     from vaeaudit.settings.config import measuring
 
     resolved = measuring(asked.settings(), checks)
 
     def work(reporter: Reporter) -> "Audit":
+        from vaeaudit.audit.release import Terms, judged
         from vaeaudit.audit.run import audit, journal_of
         from vaeaudit.subject.opened import prepare
 
         subject = prepare(resolved.settings)
         reporter.keep()
-        return audit(subject, resolved, sys.argv, checks, reporter.go_on, journal_of(subject, asked.resume))
+        done = audit(subject, resolved, sys.argv, checks, reporter.go_on, journal_of(subject, asked.resume))
+        return judged(done, resolved.settings, Terms(), datetime.now(UTC).date())
 
     return show("opening the model and the data", work, resolved, asked)
 

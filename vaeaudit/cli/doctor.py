@@ -3,6 +3,7 @@
 from vaeaudit.cli.command import Asked, takes
 from vaeaudit.cli.common import Reporter, check_output, deliver
 from vaeaudit.cli.options import Configured, Model, OnData, Output, Quiet, TableOrJson, Verbose
+from vaeaudit.errors import listed
 
 
 @takes(Model, OnData, TableOrJson, Output, Quiet, Verbose, Configured)
@@ -40,10 +41,16 @@ def command(asked: Asked) -> int:
                 if about.prefix
                 else []
             ),
+            *(
+                [("computed", f"{listed(about.computed)}, of what weight or spectral normalisation stores")]
+                if about.computed
+                else []
+            ),
             ("adapter", f"{subject.model.adapter.name} ({subject.model.adapter.source})"),
             ("input", "x".join(map(str, subject.model.vae.input_shape))),
             ("range", span_text(on.range)),
             ("likelihood", subject.likelihood),
+            *(("note", sentence) for sentence in about.notes),
             ("data", f"{on.source}, {on.n} items"),
             *([("part", subject.part)] if subject.part else []),
             ("stored as", on.stored),

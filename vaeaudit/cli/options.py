@@ -12,7 +12,7 @@ from vaeaudit.errors import ConfigError, clipped
 Form = Literal["table", "json", "markdown", "junit", "github"]
 
 
-def _table(texts: Iterable[str]) -> dict[str, object]:
+def table_of(texts: Iterable[str]) -> dict[str, object]:
     """NAME=VALUE each, the value as JSON where it is JSON."""
     from vaeaudit.model.files import strict_json
 
@@ -47,6 +47,24 @@ def one_of(names: Iterable[str]) -> str:
     return f"{', '.join(some)} or {last}"
 
 
+ModelAdapter = Annotated[
+    str | None,
+    Setting(
+        "model.adapter", "NAME", "How to open the model: an installed adapter, package.module:open or file.py:open."
+    ),
+]
+AdapterOption = Annotated[
+    list[str] | None,
+    Setting(
+        "model.options",
+        "NAME=VALUE",
+        "Option of the adapter, as in activation=tanh; repeatable.",
+        "--option",
+        read=table_of,
+    ),
+]
+
+
 class Model:
     """Model and data."""
 
@@ -60,29 +78,20 @@ class Model:
             show_default=False,
         ),
     ] = None
-    adapter: Annotated[
-        str | None,
-        Setting(
-            "model.adapter", "NAME", "How to open the model: an installed adapter, package.module:open or file.py:open."
-        ),
-    ] = None
+    adapter: ModelAdapter = None
 
 
 class OnData:
     """Model and data."""
 
-    option: Annotated[
-        list[str] | None,
-        Setting(
-            "model.options",
-            "NAME=VALUE",
-            "Option of the adapter, as in activation=tanh; repeatable.",
-            "--option",
-            read=_table,
-        ),
-    ] = None
+    option: AdapterOption = None
     data: Annotated[
-        str | None, Setting("data.source", "PATH", "npz, npy, safetensors, MNIST idx(.gz), or a folder of images.")
+        str | None,
+        Setting(
+            "data.source",
+            "PATH",
+            "npz, npy, safetensors, pt, csv, parquet, h5, h5ad, idx(.gz), or a folder: images, WAV clips, a data set.",
+        ),
     ] = None
     data_range: Annotated[
         tuple[float, float] | None,
@@ -96,6 +105,15 @@ class OnData:
             "data.resize",
             "FILTER",
             "Resize images to the model's size: nearest, box, bilinear, hamming, bicubic or lanczos.",
+        ),
+    ] = None
+    normalize: Annotated[
+        str | None,
+        Setting(
+            "data.normalize",
+            "MEAN/STD",
+            "Normalise values in [0, 1], and bytes: imagenet, or numbers such as 0.5/0.5, one for each channel between "
+            "commas.",
         ),
     ] = None
     limit: Annotated[int | None, Setting("run.limit", "N", "Use only the first N items; marks the report partial.")] = (

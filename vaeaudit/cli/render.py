@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from vaeaudit.cli.common import line
+from vaeaudit.errors import listed
 from vaeaudit.layout.section import Section, Table
 from vaeaudit.report.comparison import ComparisonEntry
 from vaeaudit.report.forms.tables import finding_table, metric_table
@@ -25,6 +27,7 @@ from vaeaudit.report.model import PlausibilityEntry, Report
 from vaeaudit.report.wording import acknowledged, decision, skipped
 
 if TYPE_CHECKING:
+    from vaeaudit.model.ranking import Fit
     from vaeaudit.model.registry import InstalledAdapter
     from vaeaudit.settings.facts import Sourced
 
@@ -190,6 +193,23 @@ def adapters_text(adapters: Iterable["InstalledAdapter"], to_terminal: bool) -> 
     rows = [[adapter.name, adapter.opens, adapter.place, adapter.package] for adapter in adapters]
     grid = Grid((["adapter", "opens", "code", "package"], rows), "installed adapters")
     return _text([grid, "your own: --adapter package.module:open, or --adapter file.py:open"], to_terminal)
+
+
+def fits_text(model: str, fits: Sequence["Fit"], code: str | None, to_terminal: bool) -> str:
+    """One row an adapter, and what to do next; where none opens the model, comments above the code of a first one."""
+    if code is None:
+        rows = [[fit.name, f"{fit.share:.0%}", fit.why or "opens it"] for fit in fits]
+        one = shlex.join(["vaeaudit", "doctor", model, "--adapter", fits[0].name, "--data"])
+        grid = Grid((["adapter", "names that fit", "what came of it"], rows), f"adapters for {model}")
+        return _text([grid, f"whether it is the right one, its data tell: {one} DATA"], to_terminal)
+    nearest = [f"{fit.name}, {fit.share:.0%} of names" for fit in fits if fit.share > 0] or ["no name fits any"]
+    return "\n".join(
+        [
+            f"# {line(f'No installed adapter opens {model} (nearest: {listed(nearest, 2)}): a first one of its own.')}",
+            '# What tensors cannot tell is marked "?". Try it: vaeaudit doctor MODEL --adapter FILE.py:open --data D',
+            code,
+        ]
+    )
 
 
 def settings_text(values: Iterable["Sourced"], to_terminal: bool) -> str:

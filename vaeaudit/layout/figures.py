@@ -1,9 +1,10 @@
 """What figures of several checks are made of, and how they become PNG bytes."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -67,6 +68,36 @@ def draw_row(axis: Axes, images: Sequence[Array], label: str, below: Sequence[st
     axis.tick_params(length=0, pad=2)
     for left, name in zip(lefts, above, strict=False):
         axis.text(left + 0.5, height + 0.06, name, fontsize=10, ha="center", va="bottom")
+
+
+def item_panel(
+    columns: Mapping[str, Array], labels: Sequence[str], box: Range | None, signed: str = "distortion"
+) -> bytes:
+    """One row an item, each of ``columns`` (items, channels, height, width) under its name.
+
+    Images share one scale, the box where there is one, each channel its own where that has one for each. The column
+    named ``signed`` is drawn around zero, each image on its own scale, which is written below it: blue where it is
+    below, red above.
+    """
+    rows = len(labels)
+    images = np.concatenate([column for name, column in columns.items() if name != signed])
+    low, width = scale(images, box)
+    figure = Figure(figsize=(1.5 * len(columns) + 1.6, 1.62 * rows + 0.5), layout="compressed")
+    for row, axis in enumerate(figure.subplots(rows, 1, squeeze=False)[:, 0]):
+        drawn, below = [], []
+        for name, column in columns.items():
+            item = column[row]
+            if name == signed:
+                reach = float(np.abs(item).max())
+                gaps = item.sum(0) if len(item) == 1 else np.take_along_axis(item, np.abs(item).argmax(0)[None], 0)[0]
+                colours = colormaps["RdBu_r"]((gaps / (reach or 1) + 1) / 2)
+                drawn.append(colours[:, :, :3].transpose(2, 0, 1))
+                below.append(f"largest {reach:.2g}")
+            else:
+                drawn.append((item - low) / width)
+                below.append("")
+        draw_row(axis, drawn, labels[row], below, [] if row else [*columns])
+    return to_png(figure)
 
 
 def label(text: str) -> str:

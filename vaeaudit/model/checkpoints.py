@@ -14,11 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vaeaudit.errors import CheckpointError, NonFiniteError, VaeauditError, clipped, listed
-from vaeaudit.model.files import amount, named_part
-from vaeaudit.model.stated import config_facts, facts_in, find_checkpoint, not_whole
+from vaeaudit.errors import CheckpointError, MisfitError, NonFiniteError, VaeauditError, clipped, listed
+from vaeaudit.model.files import amount, named_part, obstacle
+from vaeaudit.model.reparametrised import plain
+from vaeaudit.model.stated import INDEX, config_facts, facts_in, find_checkpoint, not_whole, read_config, shards, ties
 from vaeaudit.model.torch_files import check_claims, read_torch
-from vaeaudit.model.weight_sets import select, under
+from vaeaudit.model.weight_sets import renamed, select, under
 
 _BLOCK = 2**24  # numbers of a tensor that are looked at together
 
@@ -30,7 +31,9 @@ class Checkpoint:
     ``facts`` are the entries of the safetensors metadata under "vaeaudit." (JSON values) over those in the
     "vaeaudit" object of a config.json beside the file: adapter name, range, shapes; never paths or code. Tensors are
     mapped to the file where its format allows, so that names and shapes cost nothing. ``key`` is where in the file they
-    lie, if it holds more, ``prefix`` what a wrapper had put before their names and was taken off.
+    lie, if it holds more, ``prefix`` what a wrapper had put before their names and was taken off; ``computed`` are the
+    weights that were made of the tensors that weight or spectral normalisation stores; ``config`` is all that the
+    config.json beside the file says.
     """
 
     path: Path
@@ -38,7 +41,10 @@ class Checkpoint:
     facts: Mapping[str, object]
     key: str | None = None
     prefix: str = ""
+    computed: tuple[str, ...] = ()
+    config: Mapping[str, object] = field(default_factory=dict)
     companions: list["Checkpoint"] = field(default_factory=list)
+    parts: list["Checkpoint"] = field(default_factory=list)
 
     @cached_property
     def sha256(self) -> str:
@@ -49,6 +55,23 @@ class Checkpoint:
     def source(self) -> str:
         """The file, with the key in it that holds these tensors: FILE#KEY."""
         return str(self.path) if self.key is None else f"{self.path}#{self.key}"
+
+    def json(self, name: str) -> dict[str, object]:
+        """What a JSON file of that name in the same folder says; empty where there is none, or where it is no object.
+
+        Raises :class:`CheckpointError` where it is damaged.
+        """
+        return read_config(self.path, name)
+
+    def part(self, key: str) -> "Checkpoint":
+        """The tensors under ``key``, by their names without it: those of the model, where the file holds much more.
+
+        Nothing else of the file is then looked at. Raises :class:`CheckpointError` where there are none.
+        """
+        inner = key if self.key is None else f"{self.key}.{key}"
+        found = replace(self, tensors=under(self.path, self.tensors, key), key=inner)
+        self.parts.append(found)
+        return found
 
     def beside(self, name: str) -> "Checkpoint":
         """Another file of the same model, in the same folder; reports name it, and its hash counts as the model's.
@@ -68,6 +91,8 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a .safetensors or PyTorch file, or a folder that holds exactly one; "FILE#KEY" names one set of several.
 
+    An index of several safetensors files (``*.safetensors.index.json``) is read as one file of all.
+
     Raises:
         CheckpointError: missing, truncated, or not a file of tensors.
         TrustError: loading would mean running pickled code.
@@ -85,6 +110,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if file.suffix.lower() == ".safetensors":
         tensors, facts = _open_safetensors(file)
         tensors = tensors if key is None else under(file, tensors, key)
+    elif file.name.lower().endswith(INDEX):
+        tensors, facts = _open_shards(file), {}
+        tensors = tensors if key is None else under(file, tensors, key)
     else:
         key, tensors = select(file, read_torch(file), key)
         check_claims(file, tensors)
@@ -98,7 +126,17 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
                 f"{file}: {clipped(name)} is a tensor of another kind ({kind}), where a dense one of real numbers was "
                 "expected; export the model in float32"
             )
-    return Checkpoint(file, tensors, {**config_facts(file), **facts}, key)
+    config = read_config(file)
+    return Checkpoint(file, tensors, {**config_facts(config), **facts}, key, config=config)
+
+
+def readings(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
+    """The checkpoint with other names, and then with the weights that weight and spectral normalisation stand for."""
+    for prefix, tensors in renamed(checkpoint.tensors):
+        yield replace(checkpoint, tensors=tensors, prefix=prefix, companions=[])
+    made, computed = plain(checkpoint.tensors)
+    for prefix, tensors in (("", made), *renamed(made)) if computed else ():
+        yield replace(checkpoint, tensors=tensors, prefix=prefix, computed=computed, companions=[])
 
 
 def check_finite(checkpoint: Checkpoint) -> None:
@@ -143,7 +181,8 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     faults = [("missing", missing), ("not expected", extra), ("of another shape", wrong)]
     told = "; ".join(f"{what}: {listed(names)}" for what, names in faults if names)
     if told:
-        raise CheckpointError(f"the checkpoint does not fit this adapter ({told}); is it another architecture?")
+        message = f"the checkpoint does not fit this adapter ({told}); is it another architecture?"
+        raise MisfitError(message, expected.keys() - {name.partition(" ")[0] for name in wrong}, tensors.keys())
     module.load_state_dict(dict(tensors))
 
 
@@ -154,7 +193,15 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file's bytes, in hexadecimal; of an index that of the "HASH  NAME" lines of it and its files."""
+    if path.name.lower().endswith(INDEX):
+        names = [path.name, *sorted(shards(path))]
+        lines = "".join(f"{_sha256(path.with_name(name))}  {name}\n" for name in names)
+        return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
+    return _sha256(path)
+
+
+def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -163,11 +210,25 @@ def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
+def _open_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors that an index names, out of the files beside it that it names for them."""
+    tensors: dict[str, Tensor] = {}
+    for name, wanted in shards(index).items():
+        if fault := obstacle(index.with_name(name)):
+            raise CheckpointError(fault)
+        held = _open_safetensors(index.with_name(name))[0]
+        if absent := [tensor for tensor in wanted if tensor not in held]:
+            raise CheckpointError(f"{index} says that {name} holds {listed(absent)}, which it does not; take both anew")
+        tensors |= {tensor: held[tensor] for tensor in wanted}
+    return tensors
+
+
 def _open_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     try:
         with safe_open(file, framework="pt", device="cpu") as handle:
             tensors = {name: handle.get_tensor(name) for name in handle.offset_keys()}
             metadata = handle.metadata() or {}
+        tensors |= {name: tensors[kept] for name, kept in ties(tensors, metadata).items()}
     except MemoryError as error:
         raise VaeauditError(
             f"{file} of {amount(file.stat().st_size)} cannot be mapped into the memory that this process may use; "

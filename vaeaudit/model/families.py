@@ -1,5 +1,6 @@
-"""Posteriors beside the diagonal Gaussian: a point, a relaxed categorical, and several kinds side by side."""
+"""Posteriors beside the diagonal Gaussian: a point, a relaxed categorical, a mixture, several kinds side by side."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -138,6 +139,52 @@ class Product:
                 for part, of in zip(self.parts, other.parts, strict=True)
             )
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Equal parts of diagonal Gaussians, a row of ``components`` each, as one distribution, such as a VampPrior.
+
+    Of one row. A KL to it has no closed form and is estimated from its density.
+    """
+
+    components: DiagonalGaussian
+
+    @property
+    def mean(self) -> Tensor:
+        """That of the components' means, (1, *latent)."""
+        return self.components.mean.mean(0, keepdim=True)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """One standard normal for each latent, and one that chooses the component."""
+        return (self.mean[0].numel() + 1,)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Draws, (..., 1, *latent), for noise (..., 1, latents + 1)."""
+        parts = len(self.components.mean)
+        chosen = (torch.special.ndtr(noise[..., -1]) * parts).long().clamp(max=parts - 1)
+        mean, stddev = self.components.mean[chosen], self.components.stddev[chosen]
+        return mean + stddev * noise[..., :-1].reshape(mean.shape)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log of the mean of the components' densities, (rows,), for ``z`` (rows, *latent)."""
+        mean, log_stddev = self.components.mean.unsqueeze(1), self.components.log_stddev.unsqueeze(1)
+        standardised = (z - mean) * torch.exp(-log_stddev)  # (parts, rows, *latent)
+        elements = -0.5 * standardised.square() - log_stddev - 0.5 * math.log(2 * math.pi)
+        return elements.flatten(2).sum(2).logsumexp(0) - math.log(len(mean))
+
+    def kl(self, _other: Posterior) -> Tensor:
+        """Raises :class:`UnsupportedError`: it has no closed form."""
+        raise UnsupportedError("a mixture has no closed-form KL")
+
+    def wasserstein2(self, _other: Posterior) -> Tensor:
+        """Raises :class:`UnsupportedError`: it has no closed form."""
+        raise UnsupportedError("a mixture has no closed-form 2-Wasserstein distance")
+
+    def rows(self, _index: Tensor) -> Self:
+        """Itself: the one row stands for any."""
+        return self
 
 
 def gaussian_part(q: Posterior) -> DiagonalGaussian | None:

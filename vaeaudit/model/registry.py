@@ -2,7 +2,8 @@
 
 An adapter is a function ``open(checkpoint, config) -> VAE``. Entry points of the group ``vaeaudit.adapters``
 are ours and third parties' alike. A model is recognised automatically only when its file names an installed
-adapter; otherwise the user names one: a wrong activation or layout would load without an error.
+adapter, or an adapter's ``recognises`` knows it; otherwise the user names one: a wrong activation or layout would load
+without an error.
 """
 
 import hashlib
@@ -11,7 +12,8 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -22,12 +24,12 @@ import torch
 from torch import nn
 
 from vaeaudit.errors import AdapterError, CheckpointError, ContractError, VaeauditError, clipped, listed, nearest, told
-from vaeaudit.model.checkpoints import Checkpoint, check_finite, open_checkpoint, sha256_of
+from vaeaudit.model.checkpoints import Checkpoint, check_finite, open_checkpoint, readings, sha256_of
 from vaeaudit.model.contract import PAGE, fault_of
 from vaeaudit.model.files import obstacle
 from vaeaudit.model.ranges import range_for
 from vaeaudit.model.vae import VAE
-from vaeaudit.model.weight_sets import refuse_twins, renamed
+from vaeaudit.model.weight_sets import refuse_twins
 
 GROUP = "vaeaudit.adapters"
 Open = Callable[[Checkpoint, Mapping[str, object]], VAE]
@@ -61,6 +63,17 @@ class LoadedModel:
     def files(self) -> dict[str, str]:
         """SHA-256 of each file that it was read from, by where it lies; of the first with the key in it."""
         return {one.source: one.sha256 for one in (self.checkpoint, *self.checkpoint.companions)}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its adapter and its files leave to be told of it, in sentences without a full stop."""
+        told = tuple(map(str, getattr(self.vae, "notes", ())))
+        files = (self.checkpoint, *self.checkpoint.companions)
+        kinds = {t.dtype for file in files for t in file.tensors.values() if t.is_floating_point()}
+        half = sorted(str(kind).removeprefix("torch.") for kind in kinds if kind.itemsize < 4)
+        return (
+            (*told, f"weights are stored in {' and '.join(half)}, and raised to what is computed in") if half else told
+        )
 
     @property
     def sha256(self) -> str:
@@ -161,6 +174,32 @@ def find_adapter(name: str) -> Adapter:
     return Adapter(name, source, sha256_of(Path(file)) if file else None, function)
 
 
+def adapter_of(checkpoint: Checkpoint) -> Adapter | None:
+    """The installed adapter that a checkpoint names, or else the one that recognises it; None where there is none.
+
+    An adapter recognises what its module's function ``recognises(checkpoint)``, beside ``open``, says it does. Raises
+    :class:`AdapterError` where several do.
+    """
+    stated = checkpoint.facts.get("adapter")
+    if stated:
+        return find_adapter(stated) if isinstance(stated, str) and stated in adapter_names() else None
+    found = []
+    for name in adapter_names():
+        with suppress(AdapterError):  # one that cannot be imported recognises nothing
+            adapter = find_adapter(name)
+            if said_beside(adapter, "recognises", lambda _: False)(checkpoint):
+                found.append(adapter)
+    if len(found) > 1:
+        names = listed(adapter.name for adapter in found)
+        raise AdapterError(f"{checkpoint.path} is recognised by several adapters ({names}); name one with --adapter")
+    return found[0] if found else None
+
+
+def said_beside(adapter: Adapter, name: str, otherwise: Any) -> Any:
+    """What an adapter's module says under ``name``, beside its ``open``; ``otherwise`` where it says nothing."""
+    return getattr(sys.modules.get(getattr(code_of(adapter.open), "__module__", "")), name, otherwise)
+
+
 def code_of(function: object) -> object:
     """What holds the code of a callable: the function in a partial one, the class of an object that can be called."""
     while isinstance(function, partial):
@@ -209,29 +248,38 @@ def open_model(
     checkpoint = open_checkpoint(path)
     facts = dict(checkpoint.facts)
     stated = facts.pop("adapter", None)
-    installed = adapter_names()
-    if adapter is None:
-        if not isinstance(stated, str) or stated not in installed:
-            said = (
-                f"names the adapter '{clipped(str(stated))}', which is not installed"
-                if stated
-                else "does not say what it is"
-            )
-            raise AdapterError(
-                f"{checkpoint.path} {said}; name one with --adapter: {listed(installed)}, "
-                "package.module:open or file.py:open"
-            )
-        adapter = stated
-    found = find_adapter(adapter)
-    given = {**(facts if stated in (None, adapter) else {}), **(options or {})}
-    vae, checkpoint = _opened(found, checkpoint, given)
+    found = find_adapter(adapter) if adapter is not None else adapter_of(checkpoint)
+    if found is None:
+        said = (
+            f"names the adapter '{clipped(str(stated))}', which is not installed"
+            if stated
+            else "does not say what it is"
+        )
+        raise AdapterError(
+            f"{checkpoint.path} {said}; name one with --adapter: {listed(adapter_names())}, "
+            "package.module:open or file.py:open"
+        )
+    given = {**(facts if stated in (None, found.name) else {}), **(options or {})}
+    return opened_by(found, checkpoint, given, device=device, dtype=dtype)
+
+
+def opened_by(
+    adapter: Adapter,
+    checkpoint: Checkpoint,
+    options: Mapping[str, object],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> LoadedModel:
+    """Open a checkpoint that was read, by this adapter and these options alone; otherwise as :func:`open_model`."""
+    vae, checkpoint = _opened(adapter, checkpoint, options)
     for file in (checkpoint, *checkpoint.companions):
         check_finite(file)
     state = None
     if isinstance(vae, nn.Module):
         state = _state_sha256(vae)
         vae.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    return LoadedModel(vae, checkpoint, found, given, state)
+    return LoadedModel(vae, checkpoint, adapter, options, state)
 
 
 def load(
@@ -251,17 +299,16 @@ def load(
 
 
 def _fitted(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, object]) -> tuple[VAE, Checkpoint]:
-    """The model, by its tensors' names as they are or, if it takes only those, without what a wrapper put before them.
+    """The model, by its tensors' names as they are or, if it takes only those, by one of :func:`readings`.
 
     What fits is the adapter's to say: it may expect the names of a wrapper.
     """
     try:
-        return adapter.open(checkpoint, options), checkpoint
+        return adapter.open(checkpoint, options), (checkpoint.parts or [checkpoint])[-1]
     except Exception as error:
         if isinstance(error, VaeauditError) and not isinstance(error, CheckpointError):
             raise  # it is no matter of names
-        for prefix, tensors in renamed(checkpoint.tensors):
-            inner = replace(checkpoint, tensors=tensors, prefix=prefix, companions=[])
+        for inner in readings(checkpoint):
             try:
                 return adapter.open(inner, options), inner
             except VaeauditError as other:

@@ -2,15 +2,17 @@
 
 import pickle
 import pickletools
+import re
 import warnings
 import zipfile
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO
 
 import torch
 from torch import Tensor
 
-from vaeaudit.errors import CheckpointError, TrustError
+from vaeaudit.errors import CheckpointError, TrustError, clipped
 from vaeaudit.model.files import STORED, excess
 from vaeaudit.model.stated import first_sentence
 
@@ -90,12 +92,38 @@ def _names(stream: IO[bytes], pickles: int, name: str) -> bool:
     return False
 
 
-def _untrusted(file: Path) -> TrustError:
+def _untrusted(file: Path, error: Exception | None = None) -> TrustError:
+    """The refusal of a file of more than tensors, with the two lines of Python that convert it."""
+    found = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+    loaded, weights = "torch.load(FILE, map_location='cpu', weights_only=False)", "held.state_dict()"
+    if "TorchScript" in str(error):
+        loaded = "torch.jit.load(FILE, map_location='cpu')"
+    elif key := next((key for key in ("state_dict", "model_state_dict") if key in _texts(file)), None):
+        weights = f"held['{key}']"
+    what = f" ({clipped(found[1])})" if found else ""
     return TrustError(
-        f"{file} holds pickled objects other than tensors, and loading them could run code, so it was not "
-        "loaded; where you trust it, convert it: "
-        "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+        f"{file} holds pickled objects other than tensors{what}, and loading them could run code, so "
+        "it was not loaded; where you trust it, convert it by two lines of Python: "
+        f"held = {loaded.replace('FILE', clipped(repr(file.name)))}; "
+        f"torch.save({weights}, {clipped(repr(f'{file.stem}-weights.pt'))})"
     )
+
+
+def _texts(file: Path) -> set[str]:
+    """Texts in the pickle of a PyTorch file, which is not run; as many as can be read."""
+    found: set[str] = set()
+    with suppress(Exception), ExitStack() as opened:  # damaged bytes raise nearly anything
+        stream: IO[bytes] = opened.enter_context(file.open("rb"))
+        pickles = 5
+        if stream.read(4) == b"PK\x03\x04":
+            archive = opened.enter_context(zipfile.ZipFile(file))
+            member = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            stream, pickles = opened.enter_context(archive.open(member)), 1
+        else:
+            stream.seek(0)
+        for _ in range(pickles):
+            found |= {arg for op, arg, _ in pickletools.genops(stream) if "UNICODE" in op.name and isinstance(arg, str)}
+    return found
 
 
 def _unreadable(file: Path, error: Exception) -> CheckpointError | TrustError:
@@ -106,7 +134,7 @@ def _unreadable(file: Path, error: Exception) -> CheckpointError | TrustError:
     # A zip archive reaches the unpickler only if it is whole.
     refused = known and isinstance(error, pickle.UnpicklingError)
     if refused or "TorchScript" in str(error) or _is_old_pickle(file):
-        return _untrusted(file)
+        return _untrusted(file, error)
     if not known:
         return CheckpointError(f"{file} is not a PyTorch checkpoint; it may be damaged or only named so")
     return CheckpointError(

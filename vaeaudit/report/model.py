@@ -13,7 +13,7 @@ from vaeaudit.layout.entry import Entry, FileHash, MetricEntry, Number
 from vaeaudit.layout.section import Section
 from vaeaudit.report.comparison import ComparisonEntry
 from vaeaudit.report.gates import CheckEntry, gates_section
-from vaeaudit.settings.sections import Range
+from vaeaudit.settings.fields import Range
 
 SCHEMA_VERSION = "1.2"
 
@@ -35,6 +35,7 @@ class ModelEntry(Entry):
     )
     files: list[FileHash] = Field([], description="Each file that the weights were read from.")
     prefix: str = Field("", description="What a wrapper had put before names of tensors and was taken off.")
+    computed: list[str] = Field([], description="Weights made of the tensors that weight or spectral norm stores.")
     state_sha256: str | None = Field(
         None, description="Of the opened model's parameters and buffers, whatever files they came from."
     )
@@ -44,6 +45,7 @@ class ModelEntry(Entry):
     range: Range | None
     likelihood: str | None = Field(description="How log p(x|z) is computed; never compared across routes.")
     parameters: int | None
+    notes: list[str] = Field([], description="What else is to be known of it, as its adapter and files tell.")
 
 
 class DataEntry(Entry):

@@ -3,6 +3,7 @@
 import shlex
 from typing import NamedTuple
 
+from vaeaudit.errors import listed
 from vaeaudit.model.ranges import span_text
 from vaeaudit.report.model import Report
 
@@ -88,10 +89,13 @@ def provenance(report: Report) -> list[Fact]:
         facts.append(Fact("opened weights SHA-256", model.state_sha256))
     if model.prefix:
         facts.append(Fact("names", model.prefix, ", which a wrapper had put before them, was taken off"))
+    if model.computed:
+        facts.append(Fact("computed", listed(model.computed), ", of what weight or spectral normalisation stores"))
     if model.adapter is not None:
         facts.append(Fact("adapter", None, f"{model.adapter.name} ({model.adapter.source})"))
     if model.likelihood is not None:
         facts.append(Fact("likelihood", None, model.likelihood))
+    facts += [Fact("note", None, note) for note in model.notes]
     if data is not None:
         facts += [
             Fact("data", data.source, f", {data.n} items"),

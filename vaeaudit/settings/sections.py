@@ -1,121 +1,43 @@
 """The settings of an audit, section by section: names, types, defaults, and what each is for."""
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import date, datetime
-from functools import partial
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
     JsonValue,
-    PlainSerializer,
-    PlainValidator,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import CoreSchema, core_schema
 
-from vaeaudit.attacks import modes
-from vaeaudit.checks.registry import checks
-from vaeaudit.model import ranges
-
-End = float | Literal["-inf", "inf"]  # JSON has no infinite number
-_Plain = tuple[End, End] | tuple[tuple[End, End], ...]
-
-
-def _plain_end(end: float) -> End:
-    if math.isfinite(end):
-        return end
-    return "inf" if end > 0 else "-inf"
-
-
-def _plain(span: ranges.Range) -> _Plain:
-    """A range as JSON can hold it."""
-    plain = tuple((_plain_end(low), _plain_end(high)) for low, high in ranges.intervals(span))
-    return plain if isinstance(span[0], tuple) else plain[0]
-
-
-def _day(value: object) -> object:
-    """A day alone: no time of day, and no number of seconds since 1970."""
-    if (isinstance(value, date) and not isinstance(value, datetime)) or (isinstance(value, str) and len(value) == 10):
-        return value
-    raise ValueError("a day such as 2026-12-31")
-
-
-def _listed(value: object) -> object:
-    """A value alone as a list of it; true and false are no numbers."""
-    values = value if isinstance(value, list | tuple) else (value,)
-    if any(isinstance(one, bool) for one in values):
-        raise ValueError("numbers")
-    return tuple(values)
-
-
-@dataclass(frozen=True)
-class _OneOf:
-    """A text that is one of some names, as they are when it is checked: a Literal of what stands in rows elsewhere."""
-
-    names: Callable[[], tuple[str, ...]]
-
-    def __get_pydantic_core_schema__(self, _source: object, _handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self._checked)
-
-    def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> dict[str, object]:
-        return {"enum": list(self.names()), "type": "string"}
-
-    def _checked(self, value: object) -> str:
-        names = self.names()
-        if not isinstance(value, str) or value not in names:
-            raise ValueError(" or ".join(filter(None, (", ".join(map(repr, names[:-1])), repr(names[-1])))))
-        return value
-
-
-_ONCE = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
-
-
-def _some(what: str) -> AfterValidator:
-    """Values of which at least one is needed, each once; None is left."""
-
-    def some(values: tuple[object, ...] | None) -> tuple[object, ...] | None:
-        if values is not None and not values:
-            raise ValueError(what)
-        return values and tuple(dict.fromkeys(values))
-
-    return AfterValidator(some)
-
-
-Whole = Annotated[int, Field(strict=True)]
-Truth = Annotated[bool, Field(strict=True)]
-Positive = Annotated[int, Field(strict=True, ge=1)]
-Several = Annotated[int, Field(strict=True, ge=2)]
-Count = Annotated[int, Field(strict=True, ge=0)]
-Draws = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
-Length = Annotated[float, Field(gt=0)]
-Radius = Length | Literal["auto"]
-NotNegative = Annotated[float, Field(strict=True, ge=0)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Check = Annotated[str, _OneOf(lambda: tuple(checks()))]
-Mode = Annotated[str, _OneOf(modes.names)]
-SweptMode = Annotated[str, _OneOf(partial(modes.names, swept=True))]
-CappedMode = Annotated[str, _OneOf(partial(modes.names, swept=False))]
-Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
-Reason = Annotated[Name, Field(pattern=r"\S")]
-Key = Annotated[str, Field(min_length=1)]
-Number = Annotated[float, Field(strict=True)]  # true and false are none
-Day = Annotated[date, BeforeValidator(_day)]
-Range = Annotated[
-    ranges.Range,
-    PlainValidator(ranges.as_range, json_schema_input_type=_Plain),
-    PlainSerializer(_plain, return_type=_Plain, when_used="json"),
-]
+from vaeaudit.model import variants
+from vaeaudit.settings.fields import (
+    ONCE,
+    Check,
+    Day,
+    Draws,
+    Key,
+    Length,
+    Mode,
+    Name,
+    NotNegative,
+    Number,
+    PerCent,
+    Positive,
+    Radius,
+    Range,
+    Reason,
+    Several,
+    Share,
+    Truth,
+    VariantName,
+    Whole,
+    listed_alone,
+    some,
+)
 
 
 class BaseSettings(BaseModel):
@@ -138,7 +60,7 @@ class ModelSettings(BaseSettings):
 class DataSettings(BaseSettings):
     """Which data, and how they become the model's inputs."""
 
-    source: Name | None = Field(None, description="npz, npy, safetensors, MNIST idx(.gz), or a folder of images.")
+    source: Name | None = Field(None, description="A file or folder of data, FILE#NAME for one array of several.")
     range: Range | None = Field(
         None,
         description="[lo, hi] of the model's inputs, where either may be inf, or a list of such pairs, one for each "
@@ -146,6 +68,11 @@ class DataSettings(BaseSettings):
     )
     resize: Name | None = Field(
         None, description="Pillow filter that resizes images to the model's size; never unasked."
+    )
+    normalize: Name | None = Field(
+        None,
+        description="What training did to values in [0, 1], and to bytes: imagenet, or MEAN/STD with one number for "
+        "all or one for each channel, as 0.5/0.5. It gives the range of the model's inputs.",
     )
 
 
@@ -163,7 +90,7 @@ class RunSettings(BaseSettings):
         None, description="Use only N items, drawn at random by the seed, of the first where limit names so many."
     )
     out: Name = Field("vaeaudit-report", description="Folder of the report.")
-    checks: Annotated[tuple[Check, ...] | None, _some("a list of at least one check")] = Field(
+    checks: Annotated[tuple[Check, ...] | None, some("a list of at least one check")] = Field(
         None,
         description="What `vaeaudit audit` checks; where left out, the checks whose section stands in the file or "
         "that a threshold reads, and without any such, all.",
@@ -173,7 +100,7 @@ class RunSettings(BaseSettings):
 class AttackSettings(BaseSettings):
     """The attack check."""
 
-    modes: Annotated[tuple[Mode, ...], _some("a list of at least one mode")] = Field(
+    modes: Annotated[tuple[Mode, ...], some("a list of at least one mode")] = Field(
         ("latent",), description="What is attacked."
     )
     pairs: Annotated[int, Field(strict=True, ge=1, le=100_000)] = Field(10, description="Source and target pairs.")
@@ -181,7 +108,7 @@ class AttackSettings(BaseSettings):
     vary: Name | None = Field(None, description="Pairs that differ in this one factor of the data.")
     pair: tuple[Name, ...] = Field((), description='Pairs themselves, as item numbers "SOURCE:TARGET".')
     lambdas: Annotated[int, Field(strict=True, ge=1, le=10_000)] = Field(
-        50, description="Values of lambda, geometric from 2^-20 to 2^20."
+        50, description="Values of lambda, geometric from 2^-20 to 2^20; fewer than 41 cost nearly as much."
     )
     similarity: Literal["kl", "reverse-kl", "symmetric-kl", "mean", "sample", "wasserstein"] = Field(
         "kl", description="What the latent attack minimises between the two posteriors."
@@ -189,7 +116,7 @@ class AttackSettings(BaseSettings):
     on: Literal["both", "mean", "std"] = Field("both", description="What of the posterior the perturbation reaches.")
     layers: tuple[Positive, ...] = Field((), description="Layers of a chain that are compared, from 1; all if empty.")
     penalty: Literal["l2", "l2sq"] = Field("l2", description="||d||_2 or its square.")
-    caps: Annotated[tuple[Length, ...], BeforeValidator(_listed, Length | tuple[Length, ...]), _ONCE] = Field(
+    caps: Annotated[tuple[Length, ...], BeforeValidator(listed_alone, Length | tuple[Length, ...]), ONCE] = Field(
         (), description="Largest norms of a distortion under a cap; by norm if empty."
     )
     norm: Literal["l2", "linf"] = Field("l2", description="Norm of the cap.")
@@ -220,7 +147,7 @@ class MarginSettings(BaseSettings):
     """The margin check."""
 
     r: Annotated[
-        tuple[Radius, ...], BeforeValidator(_listed, Radius | tuple[Radius, ...]), _some("at least one radius")
+        tuple[Radius, ...], BeforeValidator(listed_alone, Radius | tuple[Radius, ...]), some("at least one radius")
     ] = Field(("auto",), description='Radii in output units; "auto" is twice the median of the least that could hold.')
     items: Positive = Field(20, description="Items, drawn at random.")
     m: Share = Field(0.5, description="Risk level: more than this probability must stay within r.")
@@ -231,7 +158,7 @@ class MarginSettings(BaseSettings):
     family_wise: Truth = Field(False, description="Whether that is the confidence of all bounds together.")
     draws: Draws = Field(1000, description="Draws of the posterior for each item.")
     boxed: Truth = Field(True, description="Whether the empirical margin stays within the data's range.")
-    parts: Annotated[tuple[Literal["certified", "empirical"], ...], _ONCE] = Field(
+    parts: Annotated[tuple[Literal["certified", "empirical"], ...], ONCE] = Field(
         ("certified", "empirical"), description="Which bounds are computed; the estimates always are."
     )
     effort: Literal["fast", "thorough"] = Field(
@@ -266,14 +193,51 @@ class NoiseSettings(BaseSettings):
 
     sigmas: Annotated[
         tuple[NotNegative, ...],
-        BeforeValidator(_listed, NotNegative | tuple[NotNegative, ...]),
-        _some("at least one standard deviation"),
+        BeforeValidator(listed_alone, NotNegative | tuple[NotNegative, ...]),
+        some("at least one standard deviation"),
     ] = Field(
         (0.1, 0.25, 0.5, 1.0), description="Standard deviations of the noise, on the scale of the model's inputs."
     )
     items: Positive = Field(1000, description="Most items, drawn at random.")
     draws: Draws = Field(10, description="Draws of noise and latents for each item.")
     clip: Truth = Field(False, description="Whether noisy inputs are clipped to the data's range.")
+
+
+class ReconstructionSettings(BaseSettings):
+    """The reconstruction check."""
+
+    items: Positive | None = Field(None, description="Items, drawn at random; all if left out.")
+    draws: Annotated[int, Field(strict=True, ge=0, le=1_000_000)] = Field(
+        1, description="Draws of z for each item, beside its mean."
+    )
+    by: Annotated[tuple[Name, ...], ONCE] = Field(
+        (), description='Groups of items: "label", or factors by name; every one that the data have if empty.'
+    )
+    shown: Annotated[int, Field(strict=True, ge=0, le=20)] = Field(8, description="Worst items that are drawn.")
+
+
+class EquivalenceSettings(BaseSettings):
+    """The equivalence check, of an audit only where it names a variant or another model."""
+
+    variants: Annotated[tuple[VariantName, ...], ONCE] = Field(
+        (), description=f"Other forms of the model, each {variants.EXPECTED}."
+    )
+    against: Name | None = Field(None, description="Checkpoint of another model that should give the same.")
+    adapter: Name | None = Field(None, description="Its adapter; the model's, or what its file says, if left out.")
+    options: dict[str, JsonValue] = Field({}, description="Options of its adapter.")
+    dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = Field(
+        None, description="Its precision; the model's if left out."
+    )
+    tolerance: NotNegative = Field(
+        1 / 255,
+        description="Largest difference of a value that still counts as the same, in units of the range: of the worst "
+        "item; half of it of the median item.",
+    )
+    items: Positive = Field(500, description="Most items, drawn at random.")
+    draws: Annotated[int, Field(strict=True, ge=0, le=1000)] = Field(
+        2, description="Draws of the reference's z for each item, on which decoders are compared beside its mean."
+    )
+    shown: Annotated[int, Field(strict=True, ge=0, le=20)] = Field(4, description="Worst items that are drawn.")
 
 
 class WeightsSettings(BaseSettings):
@@ -334,8 +298,10 @@ class BaselineSettings(BaseSettings):
     metrics: tuple[Name, ...] = Field(
         (), description="Metrics that may regress; all medians of which one way is more robust where left out."
     )
-    min_effect: dict[Key, NotNegative] = Field(
-        {}, description="Differences, by metric, that a regression must exceed; these metrics may regress as well."
+    min_effect: dict[Key, NotNegative | PerCent] = Field(
+        {},
+        description='Differences, by metric, that a regression must exceed, or "2%" of the earlier figure; these '
+        "metrics may regress as well.",
     )
     level: Annotated[float, Field(strict=True, ge=0.5, le=0.9999)] = Field(
         0.95, description="Confidence of intervals; one minus it is the chance of any false alarm."
@@ -354,6 +320,8 @@ class Settings(BaseSettings):
     attack: AttackSettings = AttackSettings()
     margin: MarginSettings = MarginSettings()
     noise: NoiseSettings = NoiseSettings()
+    reconstruction: ReconstructionSettings = ReconstructionSettings()
+    equivalence: EquivalenceSettings = EquivalenceSettings()
     weights: WeightsSettings = WeightsSettings()
     mig: MigSettings = MigSettings()
     latents: LatentsSettings = LatentsSettings()

@@ -51,6 +51,7 @@ class Measurement:
     sample: Sample | None = field(default=None, repr=False, compare=False)
 
 
+_TAIL = 0.05
 _QUANTILES = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}
 
 
@@ -60,13 +61,20 @@ def statistics(metric: Metric, values: Sequence[float], level: float = 0.95) -> 
 
 
 def statistic(metric: Metric, name: str, values: Sequence[float], level: float = 0.95) -> Measurement:
-    """One statistic of ``values``: the mean, or a quantile; a median without quartiles says that it is one."""
+    """One statistic of ``values``: the mean, the worst, or a quantile; a median without quartiles says that it is one.
+
+    "tail" is the quantile that 5% are worse than.
+    """
     unit, direction = metric.unit, metric.direction
     if name == "mean":
         return mean(values, unit=unit, direction=direction, level=level, support=(metric.least, math.inf))
     if name == "median" and "upper_quartile" not in metric.statistics:
         return median(values, unit=unit, direction=direction, level=level)
-    return quantile(values, _QUANTILES[name], unit=unit, direction=direction, level=level)
+    if name == "worst":
+        return worst(values, unit=unit, direction=direction, level=level)
+    tail = _TAIL if direction == "higher" else 1 - _TAIL
+    q = tail if name == "tail" else _QUANTILES[name]
+    return quantile(values, q, unit=unit, direction=direction, level=level)
 
 
 def median(values: Sequence[float], *, unit: str, direction: str, level: float = 0.95) -> Measurement:
@@ -106,6 +114,30 @@ def quantile(values: Sequence[float], q: float, *, unit: str, direction: str, le
         estimator=f"{q:g} quantile, order-statistic interval",
         keeps_infinite=True,
         sample=Sample(array, q),
+    )
+
+
+def worst(values: Sequence[float], *, unit: str, direction: str, level: float = 0.95) -> Measurement:
+    """The worst of these ``values``: a fact about them, in which nothing is estimated.
+
+    Of the population it bounds a quantile: with confidence ``level`` at least the share (1 - level)^(1/n) is no worse
+    (Wilks 1941), which the estimator tells. None where the worst is infinite, or a value NaN.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    n, unknown = array.size, bool(np.isnan(array).any()) or not array.size
+    value = math.nan if unknown else float(array.min() if direction == "higher" else array.max())
+    share = (1 - level) ** (1 / n) if n else 0.0
+    return Measurement(
+        value=value if math.isfinite(value) else None,
+        ci=None,
+        level=level,
+        n=n,
+        nonfinite=int((~np.isfinite(array)).sum()),
+        unit=unit,
+        direction=direction,
+        estimator=f"worst of these {n} items; with {level:.0%} confidence, no worse are {share:.3%} of all such items",
+        exact=True,
+        keeps_infinite=True,
     )
 
 

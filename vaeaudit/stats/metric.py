@@ -14,8 +14,8 @@ class Metric:
     """What a check measures of each item, or of all, and which ``statistics`` of it there are.
 
     Names of its metrics end with ``name`` and a statistic: "mean", "median", with it "lower_quartile" and
-    "upper_quartile", "share"; or with ``name`` alone, where it has none. Values lie from ``least`` on. A report
-    prints the ``meaning``, a table the ``unit`` and the ``direction`` that is more robust.
+    "upper_quartile", "tail", "worst", "share"; or with ``name`` alone, where it has none. Values lie from ``least`` on.
+    A report prints the ``meaning``, a table the ``unit`` and the ``direction`` that is more robust.
     """
 
     name: str

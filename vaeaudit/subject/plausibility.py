@@ -23,6 +23,7 @@ from vaeaudit.model.vae import VAE, Chain, Hierarchical, Likelihood, Posterior
 from vaeaudit.stats import estimates
 from vaeaudit.stats.draws import noise_set
 from vaeaudit.stats.estimates import Measurement
+from vaeaudit.subject import latent_scale
 from vaeaudit.subject.baselines import Baseline
 from vaeaudit.subject.finding import Finding as Finding
 from vaeaudit.subject.finding import Verdict as Verdict
@@ -87,9 +88,11 @@ def examine(
             *baseline.errors(drawn.mean, part),
             posterior.mean.flatten(1),
             (posterior.sample(eta) != posterior.mean).flatten(1).any(1),
+            *([latent_scale.moments(posterior)] if scaled else []),
         )
 
-    mean, nll, kl, raw, error, drawn_raw, drawn_error, latents, varies = rows.map(run, x, noise)
+    scaled, stated = hasattr(vae, "latent_scale"), getattr(vae, "latent_scale", None)
+    mean, nll, kl, raw, error, drawn_raw, drawn_error, latents, varies, *moments = rows.map(run, x, noise)
     require_finite("posterior mean", latents, items)
     require_finite("decoder mean", mean, items)
     with torch.no_grad():
@@ -109,6 +112,7 @@ def examine(
         baseline.finding("reconstruction of a draw", drawn_raw, drawn_error, drawn, unseen=Verdict.UNSURE),
         gradients(vae, probes, probed, seed),
         _log_variance(vae, x, rows, items),
+        *(latent_scale.finding(one, stated) for one in moments),
     ]
     # One draw's log ratio of densities may be negative, where the KL itself is not.
     of_kl = estimates.mean(

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from vaeaudit.checks.weights import spectral
 from vaeaudit.checks.weights.measure import PARTS, WeightsResult, assign, weights
-from vaeaudit.checks.weights.spectral import GRAM, LANCZOS, measured_norms, row_blocks
+from vaeaudit.checks.weights.spectral import GRAM, LANCZOS, measured_norms
 from vaeaudit.checks.weights.stored import read_weights, weight_parts
 from vaeaudit.checks.weights.summarise import summarise_weights
-from vaeaudit.checks.weights.ties import Weight
 from vaeaudit.errors import AdapterError, CheckpointError, ConfigError, NonFiniteError, TrustError
+from vaeaudit.model import blocks
+from vaeaudit.model.blocks import Weight, row_blocks
 from vaeaudit.model.registry import Adapter, find_adapter, open_model
 from vaeaudit.progress import Progress
 
@@ -131,7 +132,7 @@ def test_half_precision_is_summed_in_float64_and_told(dtype: torch.dtype) -> Non
 )
 def test_the_two_norm_is_that_of_the_svd(shape: tuple[int, int], method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     A = drawn(*shape)
-    monkeypatch.setattr(spectral, "_MOST_NUMBERS", 64)
+    monkeypatch.setattr(blocks, "MOST_NUMBERS", 64)
     if method == LANCZOS:
         monkeypatch.setattr(spectral, "_GRAM", 4)
         monkeypatch.setattr(spectral, "_HELD", 300)  # some are held and some are not
@@ -154,7 +155,7 @@ def test_lanczos_finds_the_norm_of_equal_singular_values_and_is_the_same_every_t
 
 @pytest.mark.parametrize("shape", [(3, 4), (100, 3), (3, 100), (1, 55), (0, 4), (4, 0)])
 def test_parts_cover_a_matrix_once_and_in_order(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spectral, "_MOST_NUMBERS", 10)
+    monkeypatch.setattr(blocks, "MOST_NUMBERS", 10)
     A = torch.arange(math.prod(shape)).reshape(shape)
     parts = [A[part].flatten() for part in row_blocks(shape)]
     assert torch.equal(torch.cat([torch.zeros(0, dtype=A.dtype), *parts]), A.flatten())
@@ -206,7 +207,7 @@ def test_a_file_has_the_norms_of_its_tensors(model: Tensors, tmp_path: Path, dty
         assert [p.l2 for p in found.parts] == pytest.approx([p.l2 for p in expected.parts], rel=1e-15)
     read = read_weights(tmp_path / "vae.safetensors")
     for name, tensor in stored.items():
-        rows, columns = spectral.matrix_shape(tuple(tensor.shape))
+        rows, columns = blocks.matrix_shape(tuple(tensor.shape))
         whole = read[name].block(slice(0, rows), slice(0, columns))
         assert torch.equal(whole.flatten(), tensor.flatten())
 
@@ -483,7 +484,7 @@ def test_a_weight_under_weight_or_spectral_norm_is_counted_as_the_model_works_wi
         worked = made.weight.detach().double()
     net = nn.ModuleDict({"encoder": made, "decoder": nn.Linear(2, 2)})
     save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, tmp_path / "vae.safetensors")
-    monkeypatch.setattr(spectral, "_MOST_NUMBERS", 16)
+    monkeypatch.setattr(blocks, "MOST_NUMBERS", 16)
     for tensors in (net.state_dict(), read_weights(tmp_path / "vae.safetensors")):
         result = weights(tensors, vectors=True)
         found = of(result, "encoder.weight")

@@ -9,7 +9,7 @@ from vaeaudit.checks.attack.metrics import METRICS
 from vaeaudit.layout.entry import Entry, Number
 from vaeaudit.layout.section import Section, Shown, Table, number
 from vaeaudit.model.ranges import span_text
-from vaeaudit.settings.sections import CappedMode, Range, SweptMode
+from vaeaudit.settings.fields import CappedMode, Range, SweptMode
 from vaeaudit.stats.metric import meanings
 
 _CLASSES = (

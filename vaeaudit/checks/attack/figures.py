@@ -1,39 +1,9 @@
 """The figures of the attack check, as PNG bytes."""
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from vaeaudit.layout.figures import Array, draw_row, scale, to_png
-from vaeaudit.model.ranges import Range
-
-
-def attack_panel(columns: dict[str, Array], labels: list[str], box: Range | None) -> bytes:
-    """One row a pair, each of ``columns`` (pairs, channels, height, width) under its name.
-
-    Images share one scale, the box where there is one, each channel its own where that has one for each. A column
-    "distortion" is drawn around zero, each on its own scale, which is written below it: blue lowers a pixel, red raises
-    it.
-    """
-    rows = len(labels)
-    images = np.concatenate([column for name, column in columns.items() if name != "distortion"])
-    low, width = scale(images, box)
-    figure = Figure(figsize=(1.5 * len(columns) + 1.6, 1.62 * rows + 0.5), layout="compressed")
-    for row, axis in enumerate(figure.subplots(rows, 1, squeeze=False)[:, 0]):
-        drawn, below = [], []
-        for name, column in columns.items():
-            item = column[row]
-            if name == "distortion":
-                reach = float(np.abs(item).max())
-                signed = item.sum(0) if len(item) == 1 else np.take_along_axis(item, np.abs(item).argmax(0)[None], 0)[0]
-                colours = colormaps["RdBu_r"]((signed / (reach or 1) + 1) / 2)
-                drawn.append(colours[:, :, :3].transpose(2, 0, 1))
-                below.append(f"largest {reach:.2g}")
-            else:
-                drawn.append((item - low) / width)
-                below.append("")
-        draw_row(axis, drawn, labels[row], below, [] if row else [*columns])
-    return to_png(figure)
+from vaeaudit.layout.figures import Array, to_png
 
 
 def distortion_curves(

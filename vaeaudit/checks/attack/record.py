@@ -18,12 +18,12 @@ from vaeaudit.checks.attack.entry import (
     ClassTableEntry,
     PairEntry,
 )
-from vaeaudit.checks.attack.figures import attack_panel, damage_curves, distortion_curves
+from vaeaudit.checks.attack.figures import damage_curves, distortion_curves
 from vaeaudit.checks.attack.measure import AttackResult
 from vaeaudit.checks.attack.pairs import Pairs
 from vaeaudit.checks.attack.success import ClassTable
 from vaeaudit.checks.record import Drawing, Row, array, number
-from vaeaudit.layout.figures import PANEL_ROWS, as_images
+from vaeaudit.layout.figures import PANEL_ROWS, as_images, item_panel
 from vaeaudit.model.ranges import Range
 from vaeaudit.optim.lbfgsb import Status
 from vaeaudit.subject.opened import Subject
@@ -262,4 +262,4 @@ def _capped_panel(entry: CappedEntry, result: CappedResult, picture: tuple[int, 
 def _panel(columns: dict[str, Tensor], labels: list[str], box: Range | None, picture: tuple[int, ...]) -> bytes:
     """The first rows of ``columns`` (items, *input_shape), drawn in the shape ``picture``."""
     arrays = {name: as_images(array(column[:PANEL_ROWS]), picture) for name, column in columns.items()}
-    return attack_panel(arrays, labels[:PANEL_ROWS], box)
+    return item_panel(arrays, labels[:PANEL_ROWS], box)

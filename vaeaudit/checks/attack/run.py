@@ -11,6 +11,8 @@ from torch import Tensor
 
 from vaeaudit.attacks.modes import MODES
 from vaeaudit.attacks.objectives import Objective
+from vaeaudit.attacks.search import rungs
+from vaeaudit.attacks.sweep import geometric_lambdas
 from vaeaudit.checks.attack import pairs as choice
 from vaeaudit.checks.attack.capped import CappedResult, capped_attack
 from vaeaudit.checks.attack.classifier import Judge, judge
@@ -43,6 +45,7 @@ from vaeaudit.subject.opened import Subject
 
 _DRAWN = 4.0  # draws of the decoder in an evaluation
 _SETTLE = 0.75  # of the evaluations that a problem may take; most settle before, and one costs several rows
+_OPTIMAL = 2.0**20  # lambda above which d = 0 is optimal for most models
 _L2_CAPS = (0.5, 1.0, 2.0)
 _LINF_CAPS = (2 / 255, 8 / 255, 16 / 255)  # of the range; the budgets of attacks on latent-diffusion encoders
 
@@ -54,7 +57,9 @@ def cost(subject: Subject, unit: str) -> float:
     rows = (_DRAWN if mode.decodes else 1.0) * evaluations
     if not mode.swept:
         return rows * (len(asked.caps) or len(_L2_CAPS)) * max(1, len(mode.members))
-    return _SETTLE * rows * (asked.lambdas if isinstance(asked.lambdas, int) else len(asked.lambdas))
+    lambdas = geometric_lambdas(asked.lambdas)
+    between = [rung for rung in rungs(lambdas) if rung < _OPTIMAL]
+    return _SETTLE * rows * (len(lambdas) + len(between))
 
 
 def works(subject: Subject) -> dict[str, Work]:

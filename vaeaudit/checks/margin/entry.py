@@ -6,7 +6,7 @@ from vaeaudit.checks.margin.metrics import METRICS
 from vaeaudit.layout.entry import Entry, Number
 from vaeaudit.layout.section import Section, Shown, Table, number
 from vaeaudit.model.ranges import span_text
-from vaeaudit.settings.sections import Range
+from vaeaudit.settings.fields import Range
 from vaeaudit.stats.metric import meanings
 
 PANEL, FALLS = "margins at r = {:.6g}", "falls at r = {:.6g}"  # figures

@@ -6,7 +6,7 @@ from vaeaudit.checks.noise.metrics import METRICS
 from vaeaudit.layout.entry import Entry, MetricEntry
 from vaeaudit.layout.section import Section, Shown, Table, number, with_interval
 from vaeaudit.model.ranges import span_text
-from vaeaudit.settings.sections import Range
+from vaeaudit.settings.fields import Range
 from vaeaudit.stats.metric import meanings
 
 HISTOGRAMS, CURVES = "noise histograms", "noise curves"  # figures

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vaeaudit.checks.weights.reparametrised import at_work
-from vaeaudit.checks.weights.spectral import Measured, matrix_shape, measured_norms
-from vaeaudit.checks.weights.ties import Weight, shared, tied
+from vaeaudit.checks.weights.spectral import Measured, measured_norms
+from vaeaudit.checks.weights.ties import shared, tied
 from vaeaudit.errors import ConfigError, NonFiniteError, clipped, listed
+from vaeaudit.model.blocks import Weight, matrix_shape
+from vaeaudit.model.reparametrised import at_work
 from vaeaudit.progress import GoOn, Progress, always
 
 # Name prefixes of each part's tensors, where an adapter says nothing else; the longest that fits a name decides.
@@ -74,7 +75,7 @@ class WeightsResult:
 
     ``vectors``: whether tensors of fewer than two dimensions (biases, normalisation) are counted. ``left_out`` are the
     tensors that are not, by name. ``warnings`` are sentences on what makes a norm mean less than it seems to.
-    ``computed`` are weights that are stored in several tensors, see :mod:`vaeaudit.checks.weights.reparametrised`.
+    ``computed`` are weights that are stored in several tensors, see :mod:`vaeaudit.model.reparametrised`.
     ``doubts`` tell, by part, of stored tensors of which it is not known what the model works with.
     """
 

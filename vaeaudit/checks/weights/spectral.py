@@ -1,7 +1,7 @@
 """Norms of matrices that need not lie in memory: the Frobenius norm and the 2-norm, in float64."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,15 +10,13 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
+from vaeaudit.model import blocks
+from vaeaudit.model.blocks import Block, row_blocks
 from vaeaudit.stats.draws import uniform
 
-# Rows and columns of a matrix, as they are stored.
-Block = Callable[[slice, slice], Tensor]
-
-_MOST_NUMBERS = 2**20  # read at a time
 _GRAM = 2048  # the larger of two sides whose Gram matrix is formed
 _HELD = 2**25  # numbers of a larger matrix that is kept in float64, and not read again for each product
-_LONGEST = _MOST_NUMBERS  # columns of one whose products are formed from whole rows
+_LONGEST = blocks.MOST_NUMBERS  # columns of one whose products are formed from whole rows
 _TOLERANCE = 1e-8
 _SAFE = 1e-100, 1e100  # sums of squares whose parts neither overflow nor vanish: all of float32 lie between
 GRAM = "largest eigenvalue of the Gram matrix, exact up to rounding in float64"
@@ -39,21 +37,6 @@ class Measured:
     numbers: int
 
 
-def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(shape[0], the rest); one row for fewer than two dimensions."""
-    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
-
-
-def row_blocks(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-    """Parts of a matrix, whole rows where they are not too long, in the order in which it is stored."""
-    rows, columns = shape
-    width = min(columns, _MOST_NUMBERS)
-    height = max(1, _MOST_NUMBERS // max(1, width))
-    for top in range(0, rows, height):
-        for left in range(0, columns, max(1, width)):
-            yield slice(top, min(top + height, rows)), slice(left, min(left + width, columns))
-
-
 def measured_norms(shape: tuple[int, int], block: Block, spectral: bool) -> Measured:
     """Norms of the matrix of which ``block`` gives the parts, at most 2^20 numbers at a time.
 
@@ -65,7 +48,7 @@ def measured_norms(shape: tuple[int, int], block: Block, spectral: bool) -> Meas
     side, numbers = min(shape), rows * columns
     by_gram = spectral and side <= _GRAM
     tall = columns <= rows
-    wide_blocks = ((slice(0, rows), part) for part in _spans(columns, max(1, _MOST_NUMBERS // max(1, rows))))
+    wide_blocks = ((slice(0, rows), part) for part in _spans(columns, max(1, blocks.MOST_NUMBERS // max(1, rows))))
     parts = wide_blocks if by_gram and not tall else row_blocks(shape)
     gram = torch.zeros((side, side), dtype=torch.float64) if by_gram else None
     squares, bad = 0.0, 0

@@ -5,7 +5,6 @@ No model is built: a safetensors file of any size is read through its header. Py
 """
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vaeaudit.checks.weights.measure import NEITHER, PARTS
-from vaeaudit.checks.weights.spectral import matrix_shape
-from vaeaudit.checks.weights.ties import Weight
 from vaeaudit.errors import AdapterError, CheckpointError, ConfigError, clipped
-from vaeaudit.model.checkpoints import read_checkpoint, sha256_of
+from vaeaudit.model.blocks import Weight, matrix_shape
+from vaeaudit.model.checkpoints import open_checkpoint, read_checkpoint, sha256_of
 from vaeaudit.model.files import named_part
-from vaeaudit.model.registry import Adapter, adapter_names, code_of, find_adapter
-from vaeaudit.model.stated import find_checkpoint, not_whole, read_facts
+from vaeaudit.model.registry import Adapter, adapter_of, find_adapter, said_beside
+from vaeaudit.model.stated import find_checkpoint, not_whole, ties
 from vaeaudit.model.weight_sets import refuse_twins, renamed, under
 from vaeaudit.settings.sections import Settings
 
@@ -72,9 +70,8 @@ def open_weights(settings: Settings) -> StoredModel:
             "or set [model] path in vaeaudit.toml"
         )
     file = find_checkpoint(Path(settings.model.path))
-    name = settings.model.adapter or read_facts(file).get("adapter")
-    named = isinstance(name, str) and (settings.model.adapter is not None or name in adapter_names())
-    adapter = find_adapter(str(name)) if named else None
+    name = settings.model.adapter
+    adapter = find_adapter(name) if name is not None else adapter_of(open_checkpoint(settings.model.path))
     parts = dict(PARTS if adapter is None else weight_parts(adapter)) | dict(settings.weights.parts)
     source, held = held_weights(settings.model.path)
     prefix, weights = fitting(file, held, parts)
@@ -126,9 +123,7 @@ def held_weights(path: str | Path) -> tuple[str, dict[str, Weight]]:
     if not names:
         raise CheckpointError(f"{file} holds no tensors, where a model's weights were expected; export it again")
     stored = {name: _weight(file, name, header[name], 8 + length) for name in names}
-    # Of tensors that share memory, save_model of safetensors stores one and notes the others' names beside its own.
-    noted: Mapping[str, str] = header.get("__metadata__") or {}
-    stored |= {name: stored[kept] for name, kept in noted.items() if kept in stored and name not in stored}
+    stored |= {name: stored[kept] for name, kept in ties(stored, header.get("__metadata__") or {}).items()}
     return (str(file), stored) if key is None else (f"{file}#{key}", under(file, stored, key))
 
 
@@ -168,8 +163,7 @@ def weight_parts(adapter: Adapter) -> Mapping[str, Sequence[str]]:
 
     Raises :class:`AdapterError` where it is something else.
     """
-    module = sys.modules.get(getattr(code_of(adapter.open), "__module__", ""))
-    said: object = getattr(module, "WEIGHT_PARTS", PARTS)
+    said: object = said_beside(adapter, "WEIGHT_PARTS", PARTS)
     if isinstance(said, Mapping) and set(said) - {NEITHER} == set(PARTS):
         parts = {part: prefixes for part, prefixes in said.items() if _is_prefixes(prefixes)}
         if len(parts) == len(said):

@@ -1,35 +1,12 @@
-"""Tensors that are read a part at a time, and which of them hold the same weights."""
+"""Which tensors hold the same weights."""
 
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
 
 import torch
-from torch import Tensor
 
-from vaeaudit.checks.weights.spectral import matrix_shape, row_blocks
+from vaeaudit.model.blocks import Weight, matrix_shape, row_blocks
 
 _START = 64  # numbers by which tensors of one shape are told apart at first
-
-
-@dataclass(frozen=True, eq=False)
-class Weight:
-    """One tensor, read a part at a time: ``block(rows, columns)`` of it as a matrix (shape[0], -1), in ``dtype``.
-
-    Both are slices with a start and a stop inside the matrix. A tensor of fewer than two dimensions is a matrix of one
-    row. ``place`` is equal for tensors that share memory.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    place: Hashable
-    block: Callable[[slice, slice], Tensor]
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> "Weight":
-        """A tensor that is in memory."""
-        place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-        matrix = tensor.detach().reshape(matrix_shape(tuple(tensor.shape)))
-        return cls(tuple(tensor.shape), tensor.dtype, place, lambda rows, columns: matrix[rows, columns])
 
 
 def tied(weights: Mapping[str, Weight], part_of: Mapping[str, str]) -> dict[str, str]:

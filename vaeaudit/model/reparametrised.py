@@ -16,8 +16,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vaeaudit.checks.weights.spectral import matrix_shape, row_blocks
-from vaeaudit.checks.weights.ties import Weight
+from vaeaudit.model.blocks import Weight, matrix_shape, row_blocks
 
 _NEW = re.compile(r"((?:.*\.)?)parametrizations\.([^.]+)\.(.+)")
 _OLD = re.compile(r"(?:.*[._])?weight(?:_\w+)?_(?:g|v|orig)")  # what is left of the older form, of a weight
@@ -57,6 +56,21 @@ def at_work(stored: Mapping[str, Weight]) -> AtWork:
         whole = parts.get(name)
         weights[whole or name] = weight if whole is None else made[whole]
     return AtWork(weights, tuple(made), unknown)
+
+
+def plain(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors with what is stored in several as the one weight that the model works with, and the names of these.
+
+    Each is computed in float64 and rounded once to the type in which its largest part is stored.
+    """
+    found = at_work({name: Weight.of(tensor) for name, tensor in tensors.items()})
+    if not found.computed:
+        return dict(tensors), ()
+    made = {
+        name: _whole(weight).reshape(weight.shape).to(weight.dtype) if name in found.computed else tensors[name]
+        for name, weight in found.weights.items()
+    }
+    return made, found.computed
 
 
 def _groups(stored: Mapping[str, Weight]) -> dict[str, dict[str, str]]:

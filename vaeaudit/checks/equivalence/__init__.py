@@ -1,0 +1,1 @@
+"""The equivalence check: whether another form of a model gives the same."""

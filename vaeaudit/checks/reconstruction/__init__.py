@@ -1,0 +1,1 @@
+"""The reconstruction check: how like their inputs the model's reconstructions are."""

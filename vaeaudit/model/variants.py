@@ -1,0 +1,214 @@
+"""A model in another form that should give the same: another precision, compilation, memory format, tiles or slices."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vaeaudit.errors import ConfigError, UnsupportedError, VaeauditError, clipped, listed, nearest, told
+from vaeaudit.model.vae import VAE, Posterior
+
+T = TypeVar("T")
+_TYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HALF = ("bfloat16", "float16")
+_SWITCHES = ("compile", "channels-last", "tiling", "slicing")
+EXPECTED = (
+    f"dtype={'|'.join(_TYPES)}, autocast={'|'.join(_HALF)}, {', '.join(f'{name}=true' for name in _SWITCHES)}, or "
+    "several of them joined by commas"
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is changed of a model; ``switches`` are of compile, channels-last, tiling and slicing."""
+
+    dtype: str | None = None
+    autocast: str | None = None
+    switches: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> "Variant":
+        """From "dtype=bfloat16" or "channels-last=true,autocast=float16"; raises ValueError, which tells what it is."""
+        found: dict[str, str] = {}
+        for part in text.split(","):
+            name, equals, value = (side.strip() for side in part.partition("="))
+            name = name.replace("_", "-")
+            values = {"dtype": tuple(_TYPES), "autocast": _HALF}.get(name, ("true",) * (name in _SWITCHES))
+            if not values or name in found:
+                near = "" if name in found else nearest(name, ("dtype", "autocast", *_SWITCHES))
+                raise ValueError(f"a variant is {EXPECTED}, but '{clipped(text)}' came{near}")
+            if not equals or value not in values:
+                raise ValueError(f"{name} is {' or '.join(values)}, but '{clipped(value)}' came")
+            found[name] = value
+        return cls(found.get("dtype"), found.get("autocast"), tuple(name for name in _SWITCHES if name in found))
+
+    @property
+    def name(self) -> str:
+        """Short, for names of metrics: "bfloat16", "autocast-float16+compile"."""
+        parts = [self.dtype, self.autocast and f"autocast-{self.autocast}", *self.switches]
+        return "+".join(filter(None, parts))
+
+
+class Running:
+    """A model as it is run for a comparison: ``encode`` and ``decode`` take and give what its reference does.
+
+    Args:
+        vae: the model.
+        dtype: what its inputs and latents are cast to.
+        variant: what else is changed of it, which must have been done to ``vae`` where it is of its weights.
+        device: where it runs.
+
+    Raises what the model raises as :class:`UnsupportedError` which names the variant.
+    """
+
+    def __init__(self, vae: VAE, dtype: torch.dtype, variant: Variant, device: torch.device) -> None:
+        self.vae, self.dtype, self.variant, self.device = vae, dtype, variant, device
+        compiled = "compile" in variant.switches
+        self._encode: Callable[[Tensor], Posterior] = torch.compile(vae.encode) if compiled else vae.encode
+        self._mean: Callable[[Tensor], Tensor] = torch.compile(self._eager_mean) if compiled else self._eager_mean
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Posterior:
+        """q(z|x) in double precision."""
+        return in_double(self._run(self._encode, self._cast(x)))
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """The decoder's mean, in the precision that it comes in."""
+        return self._run(self._mean, self._cast(z))
+
+    def first_not_finite(self, x: Tensor, z: Tensor | None = None) -> str | None:
+        """The name of the first module whose output is NaN or infinite where ``x`` is encoded, or ``z`` decoded.
+
+        "" where every module's is finite, so that it arises outside of them; None for a model that is no module.
+        """
+        if not isinstance(self.vae, nn.Module):
+            return None
+        found: list[str] = []
+        hooks = [
+            module.register_forward_hook(_watching(name or type(module).__name__, found))
+            for name, module in self.vae.named_modules()
+        ]
+        try:
+            with torch.no_grad():
+                if z is None:
+                    self._run(self.vae.encode, self._cast(x))
+                else:
+                    self._run(self._eager_mean, self._cast(z))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found[0] if found else ""
+
+    def _eager_mean(self, z: Tensor) -> Tensor:
+        return self.vae.decode(z).mean
+
+    def _cast(self, values: Tensor) -> Tensor:
+        values = values.to(self.dtype)
+        channels_last = "channels-last" in self.variant.switches and values.ndim == 4
+        return values.contiguous(memory_format=torch.channels_last) if channels_last else values
+
+    def _run(self, function: Callable[[Tensor], T], values: Tensor) -> T:
+        context: AbstractContextManager[object] = nullcontext()
+        if self.variant.autocast:
+            context = torch.autocast(self.device.type, dtype=_TYPES[self.variant.autocast])
+        try:
+            with context:
+                return function(values)
+        except (VaeauditError, torch.OutOfMemoryError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # an operation without this precision here, no compiler, an adapter that casts
+            name = self.variant.name or "the other model"
+            raise UnsupportedError(f"{name} cannot run on {self.device}: the model raised {told(error)}") from error
+
+
+def _watching(name: str, found: list[str]) -> Callable[[nn.Module, object, object], None]:
+    def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+        if not found and any(not bool(tensor.isfinite().all()) for tensor in _tensors(output)):
+            found.append(name)
+
+    return hook
+
+
+def _tensors(output: object) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, tuple | list):
+        for one in output:
+            yield from _tensors(one)
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        for field in dataclasses.fields(output):
+            yield from _tensors(getattr(output, field.name))
+
+
+def varied(vae: VAE, variant: Variant, dtype: torch.dtype, device: torch.device) -> Running:
+    """A copy of ``vae``, whose inputs are of ``dtype``, in another form.
+
+    Raises :class:`UnsupportedError` where the model offers no such form; the message says which it offers.
+    """
+    if not isinstance(vae, nn.Module):
+        raise UnsupportedError(
+            f"no {variant.name} of a model that is no torch.nn.Module, since its weights are not known; open another "
+            "form of it by its adapter, with --against"
+        )
+    other = copy.deepcopy(vae)
+    wanted = _TYPES[variant.dtype] if variant.dtype else dtype
+    other.to(dtype=wanted)
+    if "channels-last" in variant.switches:
+        if not any(parameter.ndim == 4 for parameter in other.parameters()):
+            raise UnsupportedError(
+                "no channels-last of a model without 4-dimensional weights: it has no images to lay out otherwise"
+            )
+        other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for name in ("tiling", "slicing"):
+        if name in variant.switches:
+            _enable(other, name)
+    return Running(other, wanted, variant, device)
+
+
+def _enable(vae: nn.Module, name: str) -> None:
+    """Call enable_tiling() or enable_slicing() of the model, or of what is in it."""
+    offering = [module for module in vae.modules() if callable(getattr(module, f"enable_{name}", None))]
+    if not offering:
+        offers = [what for what in ("tiling", "slicing") for m in vae.modules() if hasattr(m, f"enable_{what}")]
+        told_offers = listed(dict.fromkeys(offers)) if offers else "neither tiling nor slicing"
+        raise UnsupportedError(f"no {name}: the model has no enable_{name}(); it offers {told_offers}")
+    getattr(offering[0], f"enable_{name}")()
+
+
+def in_double(q: T) -> T:
+    """A posterior with its tensors, and those of its parts, in double precision; anything else as it is."""
+    if isinstance(q, Tensor):
+        return q.double() if q.is_floating_point() else q  # type: ignore[return-value]
+    if isinstance(q, tuple):
+        return type(q)(in_double(one) for one in q)
+    if dataclasses.is_dataclass(q) and not isinstance(q, type):
+        names = [field.name for field in dataclasses.fields(q) if field.init]
+        return dataclasses.replace(q, **{name: in_double(getattr(q, name)) for name in names})
+    return q
+
+
+def check_alike(vae: VAE, other: VAE, x: Tensor, x_other: Tensor) -> None:
+    """Raise :class:`ConfigError` unless both take the same inputs, in the same range, and have latents alike."""
+    shapes = [tuple(one.input_shape) for one in (vae, other)]
+    if shapes[0] != shapes[1]:
+        raise ConfigError(
+            f"the model takes inputs of {_sizes(shapes[0])} and the other of {_sizes(shapes[1])}, so that they cannot "
+            "be given the same items; name one of the same inputs"
+        )
+    with torch.no_grad():
+        latents = [tuple(one.encode(given).mean.shape[1:]) for one, given in ((vae, x), (other, x_other))]
+    if latents[0] != latents[1]:
+        raise ConfigError(
+            f"the model has latents of {_sizes(latents[0])} and the other of {_sizes(latents[1])}, so that their "
+            "decoders cannot be given the same; compare two such models' reports with `vaeaudit compare`"
+        )
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
