@@ -173,7 +173,7 @@ def test_an_item_that_its_own_draws_take_out_of_r_has_no_margin() -> None:
 
 @pytest.fixture(scope="module")
 def curved(bundled_model: Any, bundled_images: Tensor) -> MarginResult:
-    return margin(bundled_model, bundled_images[:3], (2.0, 4.0), draws=200)
+    return margin(bundled_model, bundled_images[:3], (2.0, 4.0), draws=200, effort="boxed")
 
 
 def test_certified_is_never_above_empirical_and_a_larger_radius_never_has_a_smaller_certificate(
