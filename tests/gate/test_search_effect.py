@@ -68,7 +68,7 @@ def test_values_that_are_themselves_in_doubt_bound_nothing(sign: Sign, pairs: An
 
 def test_a_better_search_lowers_empirical_margins_unless_a_certified_one_exceeds_them(pairs: Any) -> None:
     vae, x, _ = pairs
-    result = margin(vae, x, 0.3, draws=100)
+    result = margin(vae, x, 0.3, draws=100, effort="boxed")
     marked = searched(summarise_margin(result))
     quartiles = ("lower_quartile", "median", "upper_quartile")
     lowered = {"median", "censored.share"} | {f"empirical.{part}" for part in quartiles}

@@ -25,7 +25,7 @@ from vaeaudit.model.vae import VAE
 from vaeaudit.progress import GoOn, Progress
 from vaeaudit.stats.draws import noise_set
 
-Effort = Literal["fast", "thorough"]  # whether sectors are asked as well as linear bounds
+Effort = Literal["fast", "thorough", "boxed"]  # linear bounds alone, sectors too, and sectors within the box
 EFFORTS: tuple[str, ...] = get_args(Effort)
 
 _TOGETHER = 4  # items certified between two questions whether to go on
@@ -47,7 +47,7 @@ class Certified:
 
     ``radius`` is the best of ``everywhere``, from Lipschitz constants (NaN where there are none), and ``around``, from
     bounds that hold near each item (NaN where there are none); ``by`` names the certificate that gave it, "none" where
-    it is 0. ``boxed`` bounds R where x + d stays in the data's range, at least ``radius``; NaN where there is no range.
+    it is 0. ``boxed`` bounds R where x + d stays in the range, at least ``radius``; NaN where that was not asked.
     ``pathwise`` is a bound of its own, which follows each draw as the input moves (THEOREM iii); NaN where
     there is none. It is not maximised into ``radius``: both hold with the full confidence, but rest on different
     events, so that the larger of the two would only hold with twice the error probability, or each with half of it.
@@ -68,7 +68,7 @@ class Certificates:
 
     ``trace`` gives the encoder's graph, or raises :class:`UnsupportedError`. A network of more than ``most`` neurons
     and outputs gets no bounds around the items. ``effort`` "thorough" asks sectors first, and linear bounds whether
-    they reach further; "fast" linear bounds alone. ``box`` is the range of x + d, of which sectors make use.
+    they reach further; "fast" linear bounds alone; "boxed" sectors also of x + d in the range ``box``.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Certificates:
         most: float = math.inf,
     ) -> None:
         self._x, self._sigma, self._near, self._effort = x, sigma, True, effort
-        self._box = None if box is None else flat_bounds(box, tuple(x.shape[1:]), x)
+        self._box = None if box is None or effort != "boxed" else flat_bounds(box, tuple(x.shape[1:]), x)
         self.missing: list[str] = []
         self._graph: Graph | None = None
         self._norms: dict[str, Tensor] | None = None

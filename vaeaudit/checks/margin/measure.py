@@ -31,7 +31,7 @@ PARTS = ("certified", "empirical")
 _DRAWS = 1000
 # Shares of the time, as measured, when the slopes are known, when all is drawn, and of a radius its certificates.
 _SLOPES, _DREW = 0.02, 0.08
-_CERTIFIED = {"fast": 0.1, "thorough": 0.2}  # of what is left
+_CERTIFIED = {"fast": 0.1, "thorough": 0.2, "boxed": 0.5}  # of what is left
 _DRAWN = "margin"  # what the draws are keyed by
 _SHOWN, _LENGTHS = 6, 13  # items whose fall is shown, and at how many lengths
 
@@ -142,7 +142,8 @@ def margin(
         family_wise: whether the level is that of all bounds of all items and radii together (Bonferroni).
         draws: of the posterior for each item, on which min r and p0 rest.
         parts: of "certified" and "empirical", those that are wanted.
-        effort: of certificates: "fast", or "thorough", which certifies more.
+        effort: of certificates: "fast", "thorough", which certifies more, or "boxed", which also certifies what stays
+            within the range.
         seed: of every random draw.
         batch_size: most rows given to the model at once; by size where None.
         items: numbers that key the draws of each item; 0, 1, ... where None.
