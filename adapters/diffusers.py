@@ -49,7 +49,7 @@ class Kind:
     clamped: bool = False
 
 
-_VIDEO = {"axes": (4, 3), "sizes": (17, 256, 256)}
+_VIDEO: dict[str, Any] = {"axes": (4, 3), "sizes": (17, 256, 256)}
 KINDS = {
     "AutoencoderKL": Kind(),
     "AutoencoderKLFlux2": Kind(),
@@ -70,6 +70,8 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 
 class Diffusers(Convolutional):
     """An autoencoder of the library."""
+
+    model: Any  # a module with the library's own methods
 
     def __init__(self, model: Any, kind: Kind, options: ConvolutionalOptions) -> None:
         self.kind, self.axes, self.range = kind, kind.axes, options.range or (-1.0, 1.0)
@@ -161,7 +163,8 @@ def _built(name: str, said: Mapping[str, object]) -> nn.Module:
     except Exception as error:
         reason = clipped(" ".join(str(error).split()), 200)
         raise AdapterError(f"config.json describes no whole {name} ({reason}); take the one of its release") from error
-    if any(said.get("decoder_inject_noise") or ()):
+    injects: Any = said.get("decoder_inject_noise") or ()
+    if any(injects):
         raise AdapterError(f"this {name} adds random noise within its decoder, so that no figure of it would repeat")
     return model
 

@@ -378,8 +378,9 @@ def attacked(network: Callable[[Tensor], Tensor], ball: Recorded, x: Tensor, tal
             if max(over) > 1 + 1e-12:
                 tally.violations += 1
                 print(f"a bound is exceeded by {float(max(over) - 1):.3g} on a ball of {rho:.3g}")
+        apart = (network(x + d)[:, : len(item.outputs)] / units - base - moved).norm(dim=1)
     # The chain speaks for the network, as far as the network itself has digits for the changes.
-    if rho > COARSE * (1 + float(x.norm())) and float((outward - along).abs().max()) > 1e-3 * float(along.max()):
+    if rho > COARSE * (1 + float(x.norm())) and float(apart.max()) > 1e-3 * float(moved.norm(dim=1).max()):
         tally.violations += 1
         print(f"the network does not move as its chain does on a ball of {rho:.3g}")
     tally.balls += 1

@@ -153,7 +153,7 @@ metrics = ["margin.r4.empirical.median", "noise.s0.1.degradation.median"]
 
 [baseline.min_effect]        # how much worse they may get, each in its own unit; any difference where left out
 "margin.r4.empirical.median" = 0.02
-"noise.s0.1.degradation.median" = 0.5
+"noise.s0.1.degradation.median" = "5%"    # of the earlier figure
 ```
 
 [The release gate](gate.md#compared-with-a-baseline) tells what is paired, and when a figure counts as regressed.

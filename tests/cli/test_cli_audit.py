@@ -246,7 +246,7 @@ def test_allowing_a_difference_is_an_option_and_a_setting(command: Command, audi
     assert command("compare", "v1", "v2").code == 0
     done = command("compare", "v1", "v2", "--min-effect", name)
     assert (done.code, done.err) == (
-        2, f"error: --min-effect takes METRIC=DIFFERENCE, as in margin.r4.median=0.02, but '{name}' came\n"
+        2, f"error: --min-effect takes METRIC=DIFFERENCE, as in margin.r4.median=0.02 or =2%, but '{name}' came\n"
     )  # fmt: skip
 
 

@@ -60,6 +60,22 @@ WRITTEN: dict[str, list[tuple[str, object]]] = {
     "noise.items": [("9", 9)],
     "noise.draws": [("2", 2)],
     "noise.clip": [("on", True)],
+    "reconstruction.items": [("9", 9)],
+    "reconstruction.draws": [("0", 0)],
+    "reconstruction.by": [("label,shape", ("label", "shape"))],
+    "reconstruction.shown": [("3", 3)],
+    "equivalence.variants": [
+        ("dtype=bfloat16,compile=true", ("dtype=bfloat16", "compile=true")),
+        ('["dtype=bfloat16,compile=true"]', ("dtype=bfloat16,compile=true",)),
+    ],
+    "equivalence.against": [("new.safetensors", "new.safetensors")],
+    "equivalence.adapter": [("mlp", "mlp")],
+    "equivalence.options": [('{"activation": "tanh"}', {"activation": "tanh"})],
+    "equivalence.dtype": [("float16", "float16")],
+    "equivalence.tolerance": [("0.1", 0.1)],
+    "equivalence.items": [("9", 9)],
+    "equivalence.draws": [("0", 0)],
+    "equivalence.shown": [("3", 3)],
     "weights.against": [("old.safetensors", "old.safetensors")],
     "weights.parts": [('{"encoder": ["enc."]}', {"encoder": ("enc.",)})],
     "weights.vectors": [("true", True)],
@@ -113,6 +129,7 @@ def test_thresholds_come_as_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 COMMANDS = {
     "audit": (), "init": (), "doctor": (), "attack": (), "margin": (), "noise": (), "mig": (), "latents": (),
+    "reconstruction": (), "equivalence": (),
     "weights": (), "compare": ("old", "new"), "config show": (),
 }  # fmt: skip
 

@@ -76,7 +76,7 @@ def test_the_command_lines_in_the_files_exist() -> None:
 
 
 def test_no_script_has_an_expression_pasted_into_it() -> None:
-    assert len(SCRIPTS) == 3
+    assert len(SCRIPTS) == 4
     for script in SCRIPTS.values():
         assert "${{" not in script
 
@@ -107,7 +107,7 @@ def test_inputs_and_outputs_of_the_action_are_described_and_used() -> None:
         assert one["value"] == f"${{{{ steps.audit.outputs.{name} }}}}"
         assert f'"{name}=$' in STEPS["Audit"]["run"]
     for step in STEPS.values():  # what a script reads is what its step hands over
-        assert set(re.findall(r"\bAUDIT_[A-Z_]+", step.get("run", ""))) == set(step.get("env", {}))
+        assert set(re.findall(r"\bAUDIT_[A-Z_]+", step.get("run", ""))) == set(step.get("env", {})) - {"GH_TOKEN"}
 
 
 def test_the_report_is_uploaded_when_the_audit_failed_as_well() -> None:
@@ -325,6 +325,42 @@ def test_every_input_reaches_the_command_as_it_is(stand_in: StandIn, tmp_path: P
     assert_accepted(call)
     assert done.outputs["report"] == f"{given['out']}/report.json"
     assert not list(tmp_path.rglob("pwned"))
+
+
+GH = r"""
+echo "$@" >> gh-calls
+case "$*" in
+  *--paginate*) [ ! -f earlier ] || printf '7\n9\n' ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_pull_request_gets_one_comment_which_later_runs_write_anew(
+    earlier: bool, stand_in: StandIn, tmp_path: Path
+) -> None:
+    step = STEPS["Comment on the pull request"]
+    assert "inputs.comment == 'true'" in step["if"]
+    assert ACTION["inputs"]["comment"]["default"] == "false"
+    put(stand_in.place, "gh", GH)
+    stand_in.ends(0)
+    place = tmp_path / "job"
+    place.mkdir()
+    if earlier:
+        (place / "earlier").touch()
+    handed = {"AUDIT_REPORT": "report.json", "AUDIT_PULL_REQUEST": "5", "AUDIT_LINK": "https://example.org"}
+    done = subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+        cwd=place,
+        env=stand_in.env | handed | {"RUNNER_TEMP": str(place), "GITHUB_REPOSITORY": "o/r"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    listed, written = (place / "gh-calls").read_text().splitlines()
+    assert "repos/o/r/issues/5/comments" in listed
+    where = "--method PATCH repos/o/r/issues/comments/7" if earlier else "--method POST repos/o/r/issues/5/comments"
+    assert f"{where} --field body=@{place}/vaeaudit-comment.md" in written
 
 
 def test_names_of_checks_are_no_patterns_and_run_nothing(stand_in: StandIn, tmp_path: Path) -> None:

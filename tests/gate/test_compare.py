@@ -107,6 +107,18 @@ def test_a_regression_must_exceed_what_is_allowed(old: Side, allowed: float, out
     assert (one.outcome, one.min_effect) == (outcome, allowed)
 
 
+@pytest.mark.parametrize("share", ["1%", "20%"])
+def test_what_is_allowed_may_be_a_share_of_the_earlier_figure(old: Side, share: str) -> None:
+    name = "noise.s0.5.log_likelihood.median"
+    before = old.report.metrics[name].value
+    assert before is not None
+    allowed = float(share[:-1]) / 100 * abs(before)
+    loss = 3.0
+    (one,) = compare(old, moved(old, lambda values: values - loss), metrics=[name], min_effect={name: share}).tested
+    assert one.min_effect == pytest.approx(allowed)
+    assert one.outcome == ("regressed" if loss > allowed else "no difference shown")
+
+
 def test_chance_is_no_regression(old: Side) -> None:
     noise = np.random.default_rng(4)
     found = compare(old, moved(old, lambda values: values + noise.normal(size=values.shape)))

@@ -75,7 +75,7 @@ def test_a_better_search_lowers_empirical_margins_unless_a_certified_one_exceeds
     found = {name for name, effect in marked.items() if effect == "lowers"}
     assert found - {"margin.r0.3.empirical.mean"} == {f"margin.r0.3.{name}" for name in lowered}
     # What was certified rests on no search.
-    kept = {f"{kind}.{part}" for kind in ("certified", "pathwise") for part in quartiles}
+    kept = {f"{kind}.{part}" for kind in ("certified", "certified.boxed", "pathwise") for part in quartiles}
     kept |= {"certified.mean", "certified.share", "not_robust_unperturbed.share"}
     assert set(marked) - found == {f"margin.r0.3.{name}" for name in kept}
     assert {marked[f"margin.r0.3.{name}"] for name in kept} == {"keeps"}

@@ -165,7 +165,10 @@ def test_the_hash_is_of_what_determines_figures_and_verdict(
         ),
         ('[run]\nout = "a\\u0000b"', "run.out must be a text with something to see in it, and no NUL"),
         ("[run]\nseed = " + "9" * 5000, "is not valid TOML"),
-        ('[baseline]\nmin_effect = { "x" = -1 }', "baseline.min_effect.x must be at least 0, but -1 came"),
+        (
+            '[baseline]\nmin_effect = { "x" = -1 }',
+            'baseline.min_effect.x must be at least 0 or a share such as "2%", but -1 came',
+        ),
         ('[run]\nchecks = ["margn"]', "but 'margn' came (did you mean 'margin'?)"),
         ("[run]\nchecks = []", "run.checks must be a list of at least one check, but [] came"),
         ("attack = 3", "'attack' must be a section [attack], but 3 came"),

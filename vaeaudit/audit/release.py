@@ -16,13 +16,13 @@ from vaeaudit.checks.weights.stored import open_weights
 from vaeaudit.errors import ConfigError, nearest
 from vaeaudit.gate.compare import Side, array_name, compare, side_of
 from vaeaudit.gate.ending import concluded
-from vaeaudit.gate.policy import enabled, evaluate, remarks
+from vaeaudit.gate.policy import brought, enabled, evaluate, remarks
 from vaeaudit.layout.entry import MetricEntry
 from vaeaudit.progress import GoOn
 from vaeaudit.report.model import Report, ReproductionEntry
 from vaeaudit.report.wording import NOT_ASKED
 from vaeaudit.settings.config import Resolved, auditing
-from vaeaudit.settings.sections import GateSettings, Settings
+from vaeaudit.settings.sections import Settings
 from vaeaudit.stats.paired import ROUNDING
 from vaeaudit.subject.opened import Subject, prepare
 
@@ -108,7 +108,7 @@ def judged(done: Audit, settings: Settings, held: Terms, today: date) -> Audit:
     An audit that did not complete keeps its verdict, and its thresholds are inconclusive.
     """
     report = done.report
-    gates = {name: gate for check in report.timings for name, gate in _own(check, settings).items()} | settings.checks
+    gates = brought(report.timings, lambda check: getattr(settings, check)) | settings.checks
     complete = report.status == "complete"
     metrics = report.metrics if complete else {}
     reasons = report.skipped if complete else dict.fromkeys(registry.checks(), "the audit did not complete")
@@ -122,12 +122,6 @@ def judged(done: Audit, settings: Settings, held: Terms, today: date) -> Audit:
     warnings += compared.warnings if compared else []
     update: dict[str, Any] = {"checks": checks, "baseline": compared, "warnings": warnings}
     return replace(done, report=concluded(report.model_copy(update=update), *in_doubt(done.records)))
-
-
-def _own(check: str, settings: Settings) -> Mapping[str, GateSettings]:
-    """The thresholds that a check brings itself."""
-    row = registry.checks()[check]
-    return row.load(row.thresholds)(getattr(settings, check)) if row.thresholds else {}
 
 
 def same_model(source: str, sha256: str, earlier: Report, path: str) -> None:

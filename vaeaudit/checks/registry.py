@@ -140,6 +140,7 @@ OURS = (
         choices=("variants", "shown", "tolerance"),
         files=("against",),
         thresholds="vaeaudit.checks.equivalence.metrics:thresholds",
+        aside=(r"equivalence\..*",),  # it has thresholds of its own
     ),
     _ours("latents", "ELBO, KL of each unit, active units", {"latents": "LatentsEntry"}),
     _ours("mig", "Whether one unit alone holds each known factor", {"migs": "MigEntry"}),

@@ -12,16 +12,16 @@ from vaeaudit.errors import ConfigError, clipped
 Form = Literal["table", "json", "markdown"]
 
 
-def _effects(texts: list[str]) -> dict[str, float]:
-    """METRIC=DIFFERENCE each."""
-    found: dict[str, float] = {}
+def _effects(texts: list[str]) -> dict[str, float | str]:
+    """METRIC=DIFFERENCE each, a number or so many per cent."""
+    found: dict[str, float | str] = {}
     for text in texts:
         name, _, value = text.rpartition("=")
         try:
-            found[name] = float(value)
+            found[name] = value if value.endswith("%") and float(value[:-1]) >= 0 else float(value)
         except ValueError:
             raise ConfigError(
-                f"--min-effect takes METRIC=DIFFERENCE, as in margin.r4.median=0.02, but '{clipped(text)}' came"
+                f"--min-effect takes METRIC=DIFFERENCE, as in margin.r4.median=0.02 or =2%, but '{clipped(text)}' came"
             ) from None
     return found
 
@@ -44,8 +44,8 @@ def command(
         Setting(
             "baseline.min_effect",
             "METRIC=DIFFERENCE",
-            "Metric that may regress, with the difference that it takes; repeatable. [default: those of "
-            "baseline.min_effect, else the medians, by any difference]",
+            "Metric that may regress, with the difference that it takes, or 2% of the earlier figure; repeatable. "
+            "[default: those of baseline.min_effect, else the medians, by any difference]",
             read=_effects,
         ),
     ] = None,

@@ -10,13 +10,20 @@ from vaeaudit.report.model import Report
 
 
 def text_of(
-    report: Report, folder: Path, form: str, output: str | None, quiet: bool = False, verbose: bool = False
+    report: Report,
+    folder: Path,
+    form: str,
+    output: str | None,
+    quiet: bool = False,
+    verbose: bool = False,
+    link: str | None = None,
 ) -> str:
     """The report, which lies in ``folder``, in a form, as it goes to the file ``output`` or to stdout (None).
 
-    Of a table on stdout ``quiet`` leaves its last line; ``verbose`` shows every table and metric before the summary.
-    On GitHub the summary of "github" goes to the job's summary page, and only the annotations are left to show.
-    Each form loads what it needs and no other.
+    ``link`` is the address under which the folder can be seen, from which a comment shows pictures. Of a table on
+    stdout ``quiet`` leaves its last line; ``verbose`` shows every table and metric before the summary. On GitHub the
+    summary of "github" goes to the job's summary page, and only the annotations are left to show. Each form loads what
+    it needs and no other.
     """
     match form:
         case "json":
@@ -35,6 +42,14 @@ def text_of(
             from vaeaudit.report.forms import card
 
             return card.render(report)
+        case "cyclonedx":
+            from vaeaudit.report.forms import cyclonedx
+
+            return cyclonedx.render(report)
+        case "comment":
+            from vaeaudit.report.forms import github
+
+            return github.comment(report, link)
         case "html":
             from vaeaudit.report.forms import html
             from vaeaudit.report.reading import figures_of

@@ -77,19 +77,20 @@ def compare(
     new: Side,
     *,
     metrics: Sequence[str] = (),
-    min_effect: Mapping[str, float] | None = None,
+    min_effect: Mapping[str, float | str] | None = None,
     level: float = 0.95,
 ) -> ComparisonEntry:
     """Compare two audits metric by metric, paired by item.
 
     The family that may regress is ``metrics``, or all medians of which one way is more robust, but for first-order
-    estimates; and what ``min_effect`` names, with the difference that a regression must exceed. A metric regressed
+    estimates; and what ``min_effect`` names, with the difference that a regression must exceed, or "2%" of the size of
+    the earlier figure. A metric regressed
     where its change for the worse is significant by Wilcoxon's signed-rank test at 1 - ``level``, Holm-adjusted over
     those metrics, its BCa interval leaves out 0, and it exceeds ``min_effect``. An item's values that differ by no more
     than rounding are equal. Two audits of different data, seeds or definitions are refused: the comparison says why,
     and its verdict is inconclusive.
     """
-    allowed = dict(min_effect or {})
+    allowed = {name: _difference(effect, old.report.metrics.get(name)) for name, effect in (min_effect or {}).items()}
     refused = list(_obstacles(old.report, new.report))
     tested: list[DifferenceEntry] = []
     others: list[DifferenceEntry] = []
@@ -112,6 +113,14 @@ def compare(
         differences=[*tested, *others],
         verdict="failed" if "regressed" in outcomes else "inconclusive" if unknown else "passed",
     )
+
+
+def _difference(effect: float | str, before: MetricEntry | None) -> float:
+    """What a figure may worsen by, in its own unit."""
+    if not isinstance(effect, str):
+        return effect
+    share = float(effect.removesuffix("%")) / 100
+    return 0.0 if before is None or before.value is None else share * abs(before.value)
 
 
 def _may_regress(name: str, metric: MetricEntry) -> bool:

@@ -6,7 +6,7 @@ wrong side, and is inconclusive in between: then more items would tell, and neit
 A figure in doubt is inconclusive, unless it is on the wrong side already and a better search could only move it on.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from typing import Literal
 
@@ -34,6 +34,15 @@ def enabled(settings: Settings) -> tuple[tuple[str, ...], frozenset[str]]:
     if not named:
         return every, frozenset(every)
     return tuple(check for check in every if check in named), frozenset()
+
+
+def brought(names: Iterable[str], section: Callable[[str], object]) -> dict[str, GateSettings]:
+    """The thresholds that checks of these ``names`` bring themselves, of the ``section`` of each, by metric."""
+    rows = [checks()[name] for name in names]
+    found: list[Mapping[str, GateSettings]] = [
+        row.load(row.thresholds)(section(row.name)) for row in rows if row.thresholds
+    ]
+    return {name: gate for of_check in found for name, gate in of_check.items()}
 
 
 def evaluate(

@@ -8,12 +8,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import vaeaudit
+from vaeaudit.checks.registry import checks
 from vaeaudit.gate.ending import EXIT_CODES, ending
-from vaeaudit.gate.policy import Outcome, evaluate
+from vaeaudit.gate.policy import Outcome, brought, evaluate
 from vaeaudit.layout.entry import MetricEntry
 from vaeaudit.layout.section import number
 from vaeaudit.model.checkpoints import sha256_of
@@ -157,9 +159,10 @@ def _thresholds(report: Report) -> Iterator[str]:
     """What contradicts the outcomes of thresholds."""
     try:
         asked: Any = report.configuration.get("checks", {})
-        gates = {name: GateSettings.model_validate(gate) for name, gate in asked.items()}
+        gates = brought(report.timings, partial(_section, report))
+        gates |= {name: GateSettings.model_validate(gate) for name, gate in asked.items()}
         day = datetime.fromisoformat(report.created).date()
-    except (AttributeError, ValueError):
+    except (AttributeError, KeyError, ValueError):
         yield "its configuration holds thresholds, or it a time, that cannot be read"
         return
     written = {check.id: check for check in report.checks}
@@ -176,6 +179,12 @@ def _thresholds(report: Report) -> Iterator[str]:
             yield f"the threshold on {there.id} is written as {there.verdict}: {there.why}; its figure gives " + (
                 f"{found[0].verdict}: {found[0].why}"
             )
+
+
+def _section(report: Report, check: str) -> object:
+    """The section of a check's settings that the audit had."""
+    row = checks()[check]
+    return row.load(row.settings).model_validate(report.configuration.get(check, {}))
 
 
 def _verdict(report: Report) -> Iterator[str]:

@@ -45,7 +45,7 @@ class DifferenceEntry(Entry):
     n: int
     unit: str
     direction: str
-    min_effect: float
+    min_effect: float = Field(description="In the figure's unit, whatever it was given in.")
     p: Number = Field(description="Of a change for the worse, Holm-adjusted; null where not tested.")
     outcome: Result
     why: str | None = Field(description="Why it cannot be told or was not tested, or in what it improved.")

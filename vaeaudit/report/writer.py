@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vaeaudit.errors import OutputError
+from vaeaudit.report import attestation
 from vaeaudit.report.forms.markdown import render
 from vaeaudit.report.model import Report
 
@@ -46,8 +47,17 @@ def write(report: Report, files: Mapping[str, tuple[str, bytes]], folder: Path) 
 
 
 def write_json(report: Report, folder: Path) -> None:
-    """Write report.json alone. Raises :class:`OutputError`."""
-    write_file(folder / "report.json", to_json(report).encode())
+    """Write report.json, and beside it the statement of what was decided, if anything was; else no earlier one stays.
+
+    Raises :class:`OutputError`.
+    """
+    content = to_json(report).encode()
+    write_file(folder / "report.json", content)
+    found = attestation.statement(report, hashlib.sha256(content).hexdigest())
+    if found is not None:
+        write_file(folder / attestation.FILE, dumps(found).encode())
+    else:
+        (folder / attestation.FILE).unlink(missing_ok=True)
 
 
 def to_json(report: Report) -> str:

@@ -1,6 +1,7 @@
 """The types of settings: numbers, names and ranges, each with what it may be."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -43,6 +44,12 @@ def _day(value: object) -> object:
     if (isinstance(value, date) and not isinstance(value, datetime)) or (isinstance(value, str) and len(value) == 10):
         return value
     raise ValueError("a day such as 2026-12-31")
+
+
+def _per_cent(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", value, re.ASCII):
+        return value
+    raise ValueError('a share such as "2%"')
 
 
 def listed_alone(value: object) -> object:
@@ -102,6 +109,7 @@ SweptMode = Annotated[str, _OneOf(partial(modes.names, swept=True))]
 CappedMode = Annotated[str, _OneOf(partial(modes.names, swept=False))]
 Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 Reason = Annotated[Name, Field(pattern=r"\S")]
+PerCent = Annotated[str, PlainValidator(_per_cent, json_schema_input_type=str)]
 Key = Annotated[str, Field(min_length=1)]
 Number = Annotated[float, Field(strict=True)]  # true and false are none
 Day = Annotated[date, BeforeValidator(_day)]

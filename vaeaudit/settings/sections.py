@@ -25,6 +25,7 @@ from vaeaudit.settings.fields import (
     Name,
     NotNegative,
     Number,
+    PerCent,
     Positive,
     Radius,
     Range,
@@ -297,8 +298,10 @@ class BaselineSettings(BaseSettings):
     metrics: tuple[Name, ...] = Field(
         (), description="Metrics that may regress; all medians of which one way is more robust where left out."
     )
-    min_effect: dict[Key, NotNegative] = Field(
-        {}, description="Differences, by metric, that a regression must exceed; these metrics may regress as well."
+    min_effect: dict[Key, NotNegative | PerCent] = Field(
+        {},
+        description='Differences, by metric, that a regression must exceed, or "2%" of the earlier figure; these '
+        "metrics may regress as well.",
     )
     level: Annotated[float, Field(strict=True, ge=0.5, le=0.9999)] = Field(
         0.95, description="Confidence of intervals; one minus it is the chance of any false alarm."

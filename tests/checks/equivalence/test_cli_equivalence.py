@@ -139,3 +139,9 @@ def test_an_audit_has_it_only_where_its_section_names_something(command: Command
     written = json.loads(Path("outTrue/report.json").read_text())
     assert written["verdict"] == "passed"
     assert len(written["checks"]) == 5
+
+
+def test_what_it_decided_by_its_own_thresholds_can_be_verified(own: Command, command: Command) -> None:
+    assert own("--variant", "dtype=bfloat16", "--tolerance", 0.1).code == 0
+    verified = command("report", "vaeaudit-report", "--verify")
+    assert verified.code == 0, verified

@@ -1,5 +1,7 @@
 """Another form of a model in a report: its entry, and how it is shown."""
 
+import math
+
 from pydantic import Field, JsonValue
 
 from vaeaudit.checks.equivalence.metrics import METRICS
@@ -100,8 +102,8 @@ class EquivalenceEntry(Entry):
             },
             meanings=meanings(METRICS),
             headlines={
-                f"equivalence.{one.name}.end.largest_difference.worst": "worst difference of a value"
-                for one in self.variants
+                f"equivalence.{one.name}.end.largest_difference.worst": f"worst difference of a value, {one.name}"
+                for one in sorted(self.variants, key=_farthest, reverse=True)
             },
         )
 
@@ -130,6 +132,12 @@ _WORDS = {
     "mean_shift": "shift of the mean, σ",
     "log_stddev": "|log σ − log σ|",
 }
+
+
+def _farthest(one: VariantEntry) -> float:
+    """The worst difference end to end, infinite where it is."""
+    worst = next(figure.worst for figure in one.figures if figure.name == _LARGEST[1])
+    return math.inf if worst.value is None else worst.value
 
 
 def _same(one: VariantEntry) -> str:

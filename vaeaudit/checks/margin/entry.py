@@ -18,6 +18,8 @@ MARGIN_LEGEND = {
     "certified": "lower bound of the margin: no distortion shorter than this takes the item out of r (by which proof): "
     "errors of all activations maximised together (sectors), linear bounds carried through the encoder (propagation), "
     "its linear region around the item, or its Lipschitz constants",
+    "in the box": "lower bound of the margin where x + d stays in the data's range, at least the certified one; n/a "
+    "where no range is kept to",
     "pathwise": "another lower bound, with a confidence of its own: how far each draw stays within r by the Lipschitz "
     "constants of encoder and decoder, and their quantile; n/a where there are none",
     "Frobenius, spectral, whitened": "first-order estimates: what the margin would be if the encoder were linear; they "
@@ -36,6 +38,9 @@ class MarginItemEntry(Entry):
     p0: float = Field(description="Share of draws within r where nothing is perturbed.")
     p_low: float = Field(description="Its lower confidence bound, on which certificate and estimates rest.")
     certified: Number = Field(description="Lower bound of the margin; null where there is none.")
+    certified_boxed: Number = Field(
+        None, description="Lower bound where x + d stays in the box; null where there is none, or no box."
+    )
     pathwise: Number = Field(
         None, description="Another lower bound, of a confidence of its own; null where there is none."
     )
@@ -110,6 +115,7 @@ def margin_table(margins: MarginEntry) -> Table:
             f"{number(item.min_r)} ({number(item.min_r_upper)})",
             f"{number(item.p0)} ({number(item.p_low)})",
             number(item.certified) + ("" if item.by == "none" else f" ({item.by})"),
+            number(item.certified_boxed),
             number(item.pathwise),
             ", ".join(number(value) for value in (item.frobenius, item.spectral, item.whitened))
             + (" [{}, {}]".format(*map(number, item.whitened_interval)) if item.whitened_interval else ""),

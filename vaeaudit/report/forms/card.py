@@ -18,7 +18,7 @@ _QUARTILES = (".lower_quartile", ".upper_quartile")
 
 def render(report: Report) -> str:
     """The block between two lines of dashes; without any figure to state it holds a tag alone."""
-    metrics = [_metric(name, metric) for name, metric in _stated(report).items()]
+    metrics = [_metric(name, metric) for name, metric in stated(report).items()]
     result = {"task": dict(_TASK), "dataset": _dataset(report.data), "metrics": metrics}
     index = [{"name": _stem(report.model.file.path, "model"), "results": [result]}]
     front: dict[str, object] = {"model-index": index} if metrics else {"tags": ["vaeaudit"]}
@@ -26,7 +26,7 @@ def render(report: Report) -> str:
     return f"---\n{_comments(report)}{block}---\n"
 
 
-def _stated(report: Report) -> Mapping[str, MetricEntry]:
+def stated(report: Report) -> Mapping[str, MetricEntry]:
     """The figures that thresholds read; without thresholds, medians and what has no quartiles."""
     known = {name: metric for name, metric in report.metrics.items() if metric.value is not None}
     if report.checks:

@@ -4,12 +4,15 @@ Names of files and reasons come from outside: nothing in them may become a workf
 of a table's cell.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
+from urllib.parse import quote
 
 from vaeaudit.errors import clipped
 from vaeaudit.layout.inert import one_line, visible
-from vaeaudit.layout.section import Section, Table
+from vaeaudit.layout.section import Section, Table, with_interval
+from vaeaudit.layout.section import number as shown
 from vaeaudit.report.forms import literal
 from vaeaudit.report.forms.markdown import glance_table
 from vaeaudit.report.forms.tables import doubts, metric_table
@@ -17,10 +20,14 @@ from vaeaudit.report.gates import check_table, gates_section
 from vaeaudit.report.glance import LEGEND
 from vaeaudit.report.model import Report
 from vaeaudit.report.outcomes import KINDS, Kind, outcomes, together
+from vaeaudit.report.reading import lies_beside
 from vaeaudit.report.wording import NOT_ASKED, VERDICTS, decision, sentence, skipped
 
 _MOST_ANNOTATIONS = 10  # GitHub shows no more of a step
 _MOST_BYTES = 1_000_000  # GitHub drops a summary above 1 MiB, which other commands of the step write to as well
+_MOST_OF_COMMENT = 60_000  # GitHub refuses a comment above 65,536 characters
+_MOST_PICTURES = 4
+MARK = "<!-- vaeaudit -->"  # of a comment: the next one takes its place
 _MOST_CHARACTERS = 2_000  # of one message
 _CUT = "_Cut here, since GitHub shows no more: the whole report lies in report.md and report.json._"
 
@@ -99,6 +106,57 @@ def summary(report: Report) -> str:
         f"{literal.inline(f'{report.tool}, {report.created}')}.",
     ]
     return _cut([*first, *rest])
+
+
+def comment(report: Report, link: str | None = None) -> str:
+    """What a pull request is told: verdict, what changed, thresholds that are not met, the worst pictures, the rest.
+
+    It begins with a mark by which a later one takes its place. Pictures are shown where ``link``, the address of the
+    report's folder, is given.
+    """
+    lines = [MARK, *_verdict(report), *_changed(report), *_missed(report), *_pictures(report, link), *_asides(report)]
+    return _cut([*lines, *_metrics(report)], _MOST_OF_COMMENT)
+
+
+def _changed(report: Report) -> list[str]:
+    """Before and after of what regressed, improved or cannot be told; how many did not move."""
+    compared = report.baseline
+    if compared is None:
+        return []
+    moved = compared.of("regressed", "cannot tell", "improved")
+    rows = [
+        [one.metric, shown(one.old), shown(one.new), with_interval(one.difference, one.ci), one.unit, one.outcome]
+        for one in moved
+    ]
+    table = _table((["metric", "before", "after", "change", "unit", "outcome"], rows)) if rows else []
+    return ["", "### What changed", "", literal.block(f"{compared.summary()}."), *([""] if table else []), *table]
+
+
+def _missed(report: Report) -> list[str]:
+    """The thresholds that are not met; how many are."""
+    if not report.checks:
+        return []
+    missed = [check for check in report.checks if check.verdict != "passed"]
+    met = f"{len(report.checks) - len(missed)} of {len(report.checks)} thresholds are met."
+    return ["", "### Thresholds", "", met, *(["", *_table(check_table(missed))] if missed else [])]
+
+
+def _pictures(report: Report, link: str | None) -> list[str]:
+    """The figures of the worst items."""
+    worst = {what: file for what, file in report.files.items() if re.search("worst|largest|panel", what)}
+    if not worst or link is None:
+        return []
+    address = link.rstrip("/")
+    return [
+        "",
+        "### Worst items",
+        *(
+            line
+            for what, file in [*worst.items()][:_MOST_PICTURES]
+            if lies_beside(file)
+            for line in ("", f"![{literal.alt(what)}]({address}/{quote(file, safe='', errors='backslashreplace')})")
+        ),
+    ]
 
 
 def _verdict(report: Report) -> list[str]:
@@ -183,12 +241,12 @@ def _drawn(headers: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (headers, ["---"] * len(headers), *rows)]
 
 
-def _cut(lines: Sequence[str]) -> str:
-    """As many whole lines as GitHub takes, from the first; a part that was open is closed."""
+def _cut(lines: Sequence[str], most: int = _MOST_BYTES) -> str:
+    """As many whole lines as ``most`` bytes hold, from the first; a part that was open is closed."""
     whole = "\n".join(lines) + "\n"
-    if len(whole.encode()) <= _MOST_BYTES:
+    if len(whole.encode()) <= most:
         return whole
-    left = _MOST_BYTES - len(f"\n\n</details>\n\n{_CUT}\n".encode())
+    left = most - len(f"\n\n</details>\n\n{_CUT}\n".encode())
     kept = list(_within(lines, left))
     is_open = sum(line.startswith("<details>") for line in kept) > kept.count("</details>")
     return "\n".join([*kept, *(["", "</details>"] if is_open else []), "", _CUT]) + "\n"
