@@ -302,6 +302,19 @@ def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
     assert text.endswith("pip install 'vaeaudit[diffusers]'")
 
 
+def test_the_library_is_imported_where_tensors_have_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[str] = []
+
+    class Library:
+        def __getattr__(self, name: str) -> object:  # which is where its own lazy modules are imported
+            kinds.append(torch.get_default_device().type)
+            return getattr(diffusers, name)
+
+    monkeypatch.setitem(sys.modules, "diffusers", Library())  # type: ignore[arg-type]
+    opened(saved(tmp_path))
+    assert kinds[0] == "cpu"
+
+
 def saved_config(folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL", **PLAIN}))
     save_file({"encoder.conv_in.weight": torch.zeros(8, 3, 3, 3)}, folder / "vae.safetensors")

@@ -63,7 +63,7 @@ def explained(
     """
     wrong = [f.name for f in found.findings if f.verdict is not Verdict.PASS]
     about = [name for name in _EXPLAINED if name in wrong]
-    if not found.failed and found.losses and _far_better(found):
+    if _MEAN in about and not found.failed and _far_better(found):
         about = []  # only too few items are wrong
     if set(wrong) & set(_NOISY):
         return found

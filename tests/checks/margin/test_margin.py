@@ -185,6 +185,9 @@ def test_certified_is_never_above_empirical_and_a_larger_radius_never_has_a_smal
         assert (at.certified.radius > 0).all()
         assert (at.certified.radius <= at.empirical.margin).all()
         assert (at.certified.radius >= at.certified.everywhere).all()
+        assert (at.certified.radius <= at.certified.boxed).all()
+        assert (at.certified.boxed <= at.empirical.margin).all()
+        assert (at.certified.boxed > at.certified.radius).any()  # images of which much lies at a bound
         assert (at.certified.pathwise > 0).all()
         assert (at.certified.pathwise <= at.empirical.margin).all()
         assert (at.estimates.frobenius <= at.estimates.spectral).all()
