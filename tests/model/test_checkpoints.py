@@ -18,7 +18,7 @@ from hypothesis.extra.numpy import array_shapes
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
-from vaeaudit.errors import CheckpointError, NonFiniteError, TrustError, VaeauditError
+from vaeaudit.errors import CheckpointError, MisfitError, NonFiniteError, TrustError, VaeauditError
 from vaeaudit.model import checkpoints
 from vaeaudit.model.checkpoints import load_state, read_checkpoint, sha256_of
 
@@ -294,9 +294,9 @@ def test_load_state_names_what_does_not_fit() -> None:
     load_state(module, two())
     assert torch.equal(module.weight, two()["weight"])
     wrong = {"weight": torch.zeros(3, 2), "gain": torch.zeros(1)}
-    assert told(CheckpointError, lambda: load_state(module, wrong)) == (
+    assert told(MisfitError, lambda: load_state(module, wrong)) == (
         "the checkpoint does not fit this adapter (missing: bias; not expected: gain; of another shape: weight "
         "(expected 2x3, came 3x2)); is it another architecture?"
     )
     many = {**two(), **{f"extra{i}": torch.zeros(1) for i in range(9)}}
-    assert "extra5 and 3 more" in told(CheckpointError, lambda: load_state(module, many))
+    assert "extra5 and 3 more" in told(MisfitError, lambda: load_state(module, many))
