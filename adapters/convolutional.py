@@ -1,6 +1,7 @@
 """What the autoencoders of latent diffusion models share: inputs of many sizes, and a decoder without a likelihood."""
 
 import copy
+from typing import Any
 
 import torch
 from pydantic import PositiveFloat
@@ -24,6 +25,7 @@ class Convolutional(nn.Module):
     ``axes`` are the numbers of axes that an input may have; the first are its channels.
     """
 
+    model: Any
     axes: tuple[int, ...] = (3,)
     latent_scale: LatentScale | None = None
 

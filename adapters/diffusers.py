@@ -13,7 +13,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -49,7 +49,7 @@ class Kind:
     clamped: bool = False
 
 
-_VIDEO = {"axes": (4, 3), "sizes": (17, 256, 256)}
+_VIDEO = Kind(axes=(4, 3), sizes=(17, 256, 256))
 KINDS = {
     "AutoencoderKL": Kind(),
     "AutoencoderKLFlux2": Kind(),
@@ -58,12 +58,12 @@ KINDS = {
     "AutoencoderDC": Kind("point"),
     "VQModel": Kind("point"),
     "AutoencoderOobleck": Kind("softplus", (2,), (2**16,)),
-    "AutoencoderKLWan": Kind(clamped=True, **_VIDEO),
+    "AutoencoderKLWan": replace(_VIDEO, clamped=True),
     "AutoencoderKLQwenImage": Kind(axes=(3, 4), clamped=True),
-    "AutoencoderKLLTXVideo": Kind(**_VIDEO),
-    "AutoencoderKLHunyuanVideo": Kind(**_VIDEO),
-    "AutoencoderKLCogVideoX": Kind(**_VIDEO),
-    "AutoencoderKLCosmos": Kind("point", **_VIDEO),  # whose "KL" is a name
+    "AutoencoderKLLTXVideo": _VIDEO,
+    "AutoencoderKLHunyuanVideo": _VIDEO,
+    "AutoencoderKLCogVideoX": _VIDEO,
+    "AutoencoderKLCosmos": replace(_VIDEO, posterior="point"),  # whose "KL" is a name
 }
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -141,19 +141,24 @@ def opened(
     name: str, said: Mapping[str, object], tensors: Mapping[str, Tensor], options: ConvolutionalOptions
 ) -> Diffusers:
     """The model of a class that a config describes, with these tensors."""
-    return Diffusers(filled(lambda: _built(name, said), tensors).eval(), KINDS[name], options)
+    made_by = _imported(name)  # first, since what a module computes on import must not be computed without values
+    return Diffusers(filled(lambda: _built(made_by, said), tensors).eval(), KINDS[name], options)
 
 
-def _built(name: str, said: Mapping[str, object]) -> nn.Module:
-    """The library's module of a class, freshly initialised; raises :class:`AdapterError`."""
+def _imported(name: str) -> Any:
+    """A class of the library; raises :class:`AdapterError`."""
     try:
-        made_by = getattr(importlib.import_module("diffusers"), name)
+        return getattr(importlib.import_module("diffusers"), name)
     except (ImportError, AttributeError) as error:
         raise AdapterError(
             f"{name} is a class of the library diffusers, which is not installed or too old; "
             "pip install 'vaeaudit[diffusers]'"
         ) from error
-    known = set(inspect.signature(made_by.__init__).parameters) - {"self"}
+
+
+def _built(made_by: Any, said: Mapping[str, object]) -> nn.Module:
+    """The library's module of a class, freshly initialised; raises :class:`AdapterError`."""
+    known, name = set(inspect.signature(made_by.__init__).parameters) - {"self"}, made_by.__name__
     try:
         with warnings.catch_warnings():  # of what the library itself calls that is deprecated
             warnings.simplefilter("ignore")
@@ -161,7 +166,8 @@ def _built(name: str, said: Mapping[str, object]) -> nn.Module:
     except Exception as error:
         reason = clipped(" ".join(str(error).split()), 200)
         raise AdapterError(f"config.json describes no whole {name} ({reason}); take the one of its release") from error
-    if any(said.get("decoder_inject_noise") or ()):
+    noise = said.get("decoder_inject_noise")
+    if isinstance(noise, list) and any(noise):
         raise AdapterError(f"this {name} adds random noise within its decoder, so that no figure of it would repeat")
     return model
 

@@ -60,11 +60,11 @@ class TAESD(Convolutional):
 
     def encode(self, x: Tensor) -> Point:
         """The latents of (batch, channels, H, W), (batch, latent channels, H / 8, W / 8)."""
-        return Point(self.model["encoder"](x))  # type: ignore[index]
+        return Point(self.model["encoder"](x))
 
     def decoded(self, z: Tensor) -> Tensor:
         """The image of latents, likewise."""
-        image: Tensor = self.model["decoder"](z)  # type: ignore[index]
+        image: Tensor = self.model["decoder"](z)
         return image
 
 

@@ -9,6 +9,7 @@ term and ||d|| anew in float64.
 "Free bound" is the better of d = 0 and d = x_t - x, which need no optimiser. "+ free bounds" gives a problem the best
 of those and of what the same method found for other lambda of its pair, min_i KL_i + lambda_j ||d_i||. Problems that
 the free bound solves to 0.1% of the best that any method knows are "trivial": they say nothing of an optimiser.
+Then what the sweep costs beside the model, and few lambda against the same ones among 41.
 Attacks under caps (benchmarks.capped) and the output attack (benchmarks.adam) follow, on the same pairs.
 """
 
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from tabulate import tabulate
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from vaeaudit_adapters.mlp import MLP, MLPOptions
 
 import vaeaudit
@@ -53,6 +55,7 @@ STEPS = 300  # of the brief training of --preset mlp
 SCIPY, TWO, BOTORCH = "SciPy, one process", "SciPy, two processes", "BoTorch, batched"
 OURS, SWEEP, FLOOR = "ours, vaeaudit.attack", "ours, its sweep alone", "bare forward + backward"
 LABELS = {SCIPY: "SciPy", BOTORCH: "BoTorch", OURS: "ours"}
+MANY, FEW = 41, (1, 2, 6, 11, 21)  # of 41 lambda neighbours are a factor of 2 apart; few are some of them
 Array = NDArray[np.float64]
 
 
@@ -181,17 +184,62 @@ def ours(problems: Problems) -> Found:
     return swept(vaeaudit.attack(problems.vae, x, x_t, **settings).sweep)
 
 
-def ours_alone(problems: Problems) -> Found:
-    """The search within our attack, with the settings that it has there: the like of what the others do."""
+def alone(problems: Problems, lambdas: Sequence[float], seen: Callable[[Tensor], None] = lambda _: None) -> Sweep:
+    """The sweep within our attack, with the settings that it has there; each batch of points is ``seen``."""
     vae, x, x_t = problems.vae, problems.x, problems.x_t
     term = Objective("latent").data_term(vae, x, x_t, x.new_zeros(1, len(x), 1))  # the KL draws no noise
-    effort, lambdas = Effort(Stopping.for_dtype(x.dtype, problems.most)), x.new_tensor(problems.lambdas)
-    return swept(sweep(term, x, x_t, vae.range, lambdas, effort=effort, rows=problems.rows))
+
+    def watched(points: Tensor, pair: Tensor) -> Tensor:
+        seen(points)
+        return term(points, pair)
+
+    effort = Effort(Stopping.for_dtype(x.dtype, problems.most))
+    return sweep(watched, x, x_t, vae.range, x.new_tensor(lambdas), effort=effort, rows=problems.rows)
+
+
+def ours_alone(problems: Problems) -> Found:
+    """The search within our attack: the like of what the others do."""
+    return swept(alone(problems, problems.lambdas))
 
 
 def swept(found: Sweep) -> Found:
     """A sweep as the other methods are told."""
     return Found(found.adversarial.flatten(0, 1).flatten(1).double(), int(found.evaluations.sum()))
+
+
+class Calls(TorchDispatchMode):
+    """Counts the calls of tensor operations, those of backward passes among them."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        """Count, and call."""
+        self.number += 1
+        return func(*args, **(kwargs or {}))
+
+
+def costs_table(problems: Problems) -> str:
+    """Rounds of the sweep, rows in each, tensor calls of each, and those that are the model's."""
+    batches: list[int] = []
+    with Calls() as ours:
+        alone(problems, problems.lambdas, lambda points: batches.append(len(points)) if points.requires_grad else None)
+    target, *_ = problems.begin(np.array([0]))
+    with Calls() as bare:
+        problems.slope(problems.x[:1], target)
+    rounds = len(batches)
+    row = [rounds, sum(batches) / rounds, ours.number / rounds, bare.number]
+    return tabulate([row], headers=["rounds", "rows a round", "tensor calls a round", "of the model"], floatfmt=".4g")
+
+
+def few_table(problems: Problems) -> str:
+    """Objectives with few lambda over those of the same lambda among MANY."""
+    many, rows = alone(problems, geometric_lambdas(MANY)), []
+    for count in FEW:
+        found, lambdas = alone(problems, geometric_lambdas(count)), geometric_lambdas(MANY)
+        same = [lambdas.index(value) for value in geometric_lambdas(count)]
+        rows.append([count, int(found.evaluations.sum()), *quality(found.objective / many.objective[:, same])])
+    headers = ["lambda", "evaluations", "n", "share <= 1.001", "worst", "geometric mean"]
+    return tabulate(rows, headers=headers, floatfmt=".4g", intfmt=",")
 
 
 def floor(problems: Problems, evaluations: int) -> Found:
@@ -399,6 +447,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, SciPy {scipy.__version__}, {platform.machine()}; medians of {given.repeats}\n")
     scale = dict.fromkeys((SCIPY, TWO), len(k) / len(which))
     print(times_table(seconds, found, scale), *remarks, "", quality_tables(*judged(problems, found)), sep="\n")
+    print("", costs_table(problems), "", few_table(problems), sep="\n")
     if not given.sweep_only:
         of = problems.vae, problems.x, problems.x_t
         print("", capped.tables(*of), "", adam.table(*of), sep="\n")

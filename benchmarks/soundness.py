@@ -1,15 +1,15 @@
 """Certificates against attacks: random networks, and the worst that a search finds inside every ball they bound.
 
-    python -m benchmarks.soundness [--networks 2000] [--seed 0] [--only KIND]
+    python -m benchmarks.soundness [--networks 2000] [--first 0] [--only KIND]
 
 Networks are small, of every activation that certificates know, with skips, shared layers, convolutions and pooling;
 layers are scaled by up to 1e6 either way, sigma lies between 1e-8 and 1e3, and biases put neurons on kinks at the item
 or far into saturation. "hidden" ones are flat at the item, and steep shortly beside it. Every ball that the search for
 a margin bounded is a claim, whether it kept the level or not: of the outputs, that their changes lie in the ellipsoid;
-of every activation, that its input stays within its reach. Of each item the ball certified and one of the others are
-searched, by samples and by gradient ascent from them. Shares of the bound are told as reached by the best attack: near
-1 where the network is all but linear on the ball, and a violation above it, by more than float64 evaluates the network
-to.
+of every activation, that its input stays within its reach. Half of the items are kept in a box, at whose bounds many
+of their inputs lie. Of each item the ball certified and one of the others are searched, by samples and by gradient
+ascent from them. Shares of the bound are told as reached by the best attack: near 1 where the network is all but linear
+on the ball. Suspects are evaluated to 60 digits, so that a violation is none of float64's.
 """
 
 import argparse
@@ -226,7 +226,7 @@ class Recorded(Ellipsoid):
 
     def __init__(self, item: Item, rho: float) -> None:
         super().__init__(item, rho)
-        self.item, self.rho, self.claim = item, rho, self.block.clone()
+        self.item, self.rho, self.room, self.claim = item, rho, item.room, self.block.clone()
         Recorded.kept.append(self)
 
 
@@ -304,8 +304,14 @@ class Tally:
     violations: int = 0
 
 
-def climbed(rho: float, size: Callable[[Tensor], Tensor], first: Tensor) -> Tensor:
-    """The best displacements (rows, inputs) within ``rho`` that ascent of ``size`` (rows,) finds from the ``first``."""
+def kept_to(ball: Recorded, d: Tensor) -> Tensor:
+    """Displacements (rows, inputs) taken back into the ball, and into the box where there is one."""
+    d = d if ball.room is None else torch.minimum(torch.maximum(d, -ball.room.down), ball.room.up)
+    return d * (ball.rho * (1 - 1e-14) / d.norm(dim=1, keepdim=True).clamp(min=1e-300)).clamp(max=1)
+
+
+def climbed(ball: Recorded, size: Callable[[Tensor], Tensor], first: Tensor) -> Tensor:
+    """The best displacements (rows, inputs) of a ball that ascent of ``size`` (rows,) finds from the ``first``."""
     d, where = first, first
     best = torch.full((len(first),), -math.inf, dtype=torch.float64)
     for step in range(STEPS):
@@ -314,8 +320,7 @@ def climbed(rho: float, size: Callable[[Tensor], Tensor], first: Tensor) -> Tens
         (ascent,) = torch.autograd.grad(found.sum(), d)
         better = found.detach() > best
         best, where = torch.where(better, found.detach(), best), torch.where(better[:, None], d.detach(), where)
-        d = d.detach() + rho * 0.8 * 0.85**step * F.normalize(ascent, dim=1, eps=1e-300)
-        d = d * (rho * (1 - 1e-14) / d.norm(dim=1, keepdim=True).clamp(min=1e-300)).clamp(max=1)
+        d = kept_to(ball, d.detach() + ball.rho * 0.8 * 0.85**step * F.normalize(ascent, dim=1, eps=1e-300))
     return where
 
 
@@ -339,7 +344,7 @@ def attacked(network: Callable[[Tensor], Tensor], ball: Recorded, x: Tensor, tal
     floor = 1e-13 * values[-1] + (1e-13 * base.abs().amax() / rho) ** 2 + 1e-300
     whiten = vectors / (values.clamp(min=0) + floor).sqrt() / rho
     reaches = [layer.reach.detach() for layer in ball.layers]
-    first = sampled(rho, item.first_order)
+    first = kept_to(ball, sampled(rho, item.first_order))
     places = [random.randrange(len(reaches) or 1) for _ in first]
     weights = [torch.zeros(len(first), len(reach), dtype=torch.float64) for reach in reaches]
     for row, place in enumerate(places[: len(first) if reaches else 0]):
@@ -352,7 +357,7 @@ def attacked(network: Callable[[Tensor], Tensor], ball: Recorded, x: Tensor, tal
         parts = zip(changes(item, d)[:-1], weights, reaches, strict=True)
         return torch.stack([(u * weight / reach.clamp(min=1e-300)).sum(1) for u, weight, reach in parts]).sum(0)
 
-    d = torch.cat([first, climbed(rho, of_outputs, first), *([climbed(rho, of_reaches, first)] if reaches else [])])
+    d = torch.cat([first, climbed(ball, of_outputs, first), *([climbed(ball, of_reaches, first)] if reaches else [])])
     with torch.no_grad():
         outward = of_outputs(d)
         *given, moved = changes(item, d)
@@ -378,8 +383,10 @@ def attacked(network: Callable[[Tensor], Tensor], ball: Recorded, x: Tensor, tal
             if max(over) > 1 + 1e-12:
                 tally.violations += 1
                 print(f"a bound is exceeded by {float(max(over) - 1):.3g} on a ball of {rho:.3g}")
+        apart = (network(x + d)[:, : len(item.outputs)] / units - base - moved).norm(dim=1)
     # The chain speaks for the network, as far as the network itself has digits for the changes.
-    if rho > COARSE * (1 + float(x.norm())) and float((outward - along).abs().max()) > 1e-3 * float(along.max()):
+    told = COARSE < rho / (1 + float(x.norm())) < 1 / COARSE
+    if told and float(apart.max()) > 1e-3 * float(moved.norm(dim=1).max()):
         tally.violations += 1
         print(f"the network does not move as its chain does on a ball of {rho:.3g}")
     tally.balls += 1
@@ -408,9 +415,12 @@ def examined(kind: str, name: str | None, tally: Tally) -> None:
         p_low, m = torch.tensor([random.choice((0.6, 0.98, 0.9999))], dtype=torch.float64), random.choice((0.5, 0.3))
         sigma = random.choice(("frozen", "full"))
         Recorded.kept = []
-        radius = float(sectors.Sectors(graph, x).margin(x, p_low, m, sigma))
+        room = 10 ** random.uniform(-2, 1) * torch.rand((2, *x.shape), dtype=torch.float64)
+        room = torch.where(torch.rand_like(room) < 0.4, 0.0, room)
+        box = (x - room[0], x + room[1]) if random.random() < 0.5 else None
+        radius = float(sectors.Sectors(graph, x).margins(x, p_low, m, sigma, box)[1])
         tally.certified += radius > 0
-        balls = [ball for ball in Recorded.kept if ball.rho == radius][:1]
+        balls = [ball for ball in Recorded.kept if ball.rho == radius][-1:]
         others = [ball for ball in Recorded.kept if ball.rho != radius]
         for ball in balls + ([random.choice(others)] if others else []):
             d = attacked(encoder, ball, x, tally)

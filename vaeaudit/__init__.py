@@ -43,6 +43,12 @@ if TYPE_CHECKING:
     from vaeaudit.model.families import Mixture as Mixture
     from vaeaudit.model.families import Point as Point
     from vaeaudit.model.families import Product as Product
+    from vaeaudit.model.likelihoods import CategoricalLikelihood as CategoricalLikelihood
+    from vaeaudit.model.likelihoods import LaplaceLikelihood as LaplaceLikelihood
+    from vaeaudit.model.likelihoods import LogisticMixtureLikelihood as LogisticMixtureLikelihood
+    from vaeaudit.model.likelihoods import NegativeBinomialLikelihood as NegativeBinomialLikelihood
+    from vaeaudit.model.likelihoods import StudentTLikelihood as StudentTLikelihood
+    from vaeaudit.model.likelihoods import ZeroInflatedLikelihood as ZeroInflatedLikelihood
     from vaeaudit.model.ranges import Range as Range
     from vaeaudit.model.ranges import as_range as as_range
     from vaeaudit.model.registry import load as load
@@ -110,6 +116,12 @@ _HOME = {
     "LatentScale": "model.vae",
     "Likelihood": "model.vae",
     "Posterior": "model.vae",
+    "CategoricalLikelihood": "model.likelihoods",
+    "LaplaceLikelihood": "model.likelihoods",
+    "LogisticMixtureLikelihood": "model.likelihoods",
+    "NegativeBinomialLikelihood": "model.likelihoods",
+    "StudentTLikelihood": "model.likelihoods",
+    "ZeroInflatedLikelihood": "model.likelihoods",
     "Concrete": "model.families",
     "Mixture": "model.families",
     "Point": "model.families",

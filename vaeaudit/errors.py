@@ -91,6 +91,11 @@ class ContractError(VaeauditError):
     exit_code = 3
 
 
+def without_extra(what: str, extra: str) -> InputError:
+    """What to say where ``what`` takes packages that are not installed."""
+    return InputError(f"{what} is read by packages that are not installed; pip install 'vaeaudit[{extra}]'")
+
+
 def clipped(text: str, most: int = 100) -> str:
     """``text``, which came from outside, cut after ``most`` characters: for messages that echo it."""
     return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import sparse
 from torch import Tensor, nn
 
 from vaeaudit.certify.ellipsoids import Ellipsoid
@@ -18,8 +19,10 @@ from vaeaudit.certify.lipschitz import LipschitzBounds
 from vaeaudit.certify.local import displacement, local_margin
 from vaeaudit.certify.maximum import without_maxima
 from vaeaudit.certify.propagation import Ball, first_norms, propagate
+from vaeaudit.certify.room import Room
 from vaeaudit.certify.sector import sector
 from vaeaudit.certify.sectors import Sectors
+from vaeaudit.certify.theorem import excess
 from vaeaudit.errors import UnsupportedError
 
 FLOAT64 = torch.float64
@@ -516,6 +519,70 @@ def test_sectors_certify_more_of_a_network_that_bends_than_linear_bounds_do() ->
         beyond = local_margin(graph, x, p_low, sigma=sigma, verified=by_sectors).propagated
         assert bool(((beyond == 0) | (beyond > by_sectors)).all())
         assert bool((beyond[by_lines.propagated > 1.05 * by_sectors] > 0).all())
+
+
+# Within a box.
+
+
+def test_how_far_a_function_moves_within_ball_and_box_is_the_maximum_that_water_filling_finds() -> None:
+    a, x = random(30, 12), torch.rand(1, 12, generator=torch.Generator().manual_seed(1), dtype=FLOAT64)
+    x[:, :5], x[:, 5:7] = 0, 1
+    a[0], a[1, :11], a[2] = 0, 0, -1
+    room = Room.of(x, (torch.zeros(1, 12), torch.ones(1, 12)))
+    for rho in (1e-3, 0.4, 2.0, 50.0):
+        for side, found in zip((-1, 1), room.farthest(sparse.csr_matrix(a.numpy()), rho), strict=True):
+            signed = side * a
+            cap = torch.where(signed > 0, room.up, room.down)
+            low, high = torch.full((30, 1), 1e-9, dtype=FLOAT64), torch.full((30, 1), 1e9, dtype=FLOAT64)
+            for _ in range(200):
+                middle = (low * high).sqrt()
+                out = torch.minimum(signed.abs() * middle, cap).norm(dim=1, keepdim=True) > rho
+                low, high = torch.where(out, low, middle), torch.where(out, middle, high)
+            exact = (signed.abs() * torch.minimum(signed.abs() * low, cap)).sum(1)
+            assert bool((found >= exact * (1 - 1e-12)).all())
+            assert bool((found <= 1.05 * exact + 1e-9).all())
+    inward = (random(1, 5, seed=3).clamp(min=0), torch.zeros(1, 7, dtype=FLOAT64))
+    only = room.farthest(sparse.csr_matrix(torch.cat(inward, dim=1).numpy()), 0.01)
+    assert only[0].item() == 0 and only[1].item() == pytest.approx(0.01 * inward[0].norm().item())
+
+
+def test_pairs_bound_a_linear_map_on_the_orthant_as_well_as_can_be() -> None:
+    J, room = random(1, 40), Room.of(torch.zeros(1, 40), (torch.zeros(1, 40), torch.ones(1, 40)))
+    N = room.pairs(J)
+    assert N is not None and bool((N >= 0).all()) and torch.equal(N, N.T)
+    bound = (J @ torch.linalg.solve(torch.eye(40, dtype=FLOAT64) - N, J.T)).sqrt().item()
+    exact = max(J.clamp(min=0).norm().item(), J.clamp(max=0).norm().item())
+    assert exact <= bound <= 1.01 * exact < 0.9 * J.norm().item()
+    assert Room.of(torch.full((1, 40), 0.5), (torch.zeros(1, 40), torch.ones(1, 40))).pairs(J) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "sigma"), [("relu", "full"), ("tanh", "frozen"), ("convolutional", "frozen"), ("residual", "full")]
+)
+def test_no_attack_within_ball_and_box_uses_up_the_gap_nor_does_the_box_cost_any_margin(name: str, sigma: Any) -> None:
+    build, inputs = NETWORKS[name]
+    graph, x = traced(build, inputs, 11), random(2, inputs, seed=8).clamp(min=0)
+    box = torch.zeros((1, inputs), dtype=FLOAT64), torch.full((1, inputs), 5.0, dtype=FLOAT64)
+    p_low, spent = torch.full((2,), 0.98, dtype=FLOAT64), []
+    free, boxed = Sectors(graph, x[:1]).margins(x, p_low, 0.5, sigma, box)
+    assert bool((boxed >= free).all()) and bool((boxed > 1.01 * free).any())
+    for item in range(2):
+        here, rho = x[item : item + 1], boxed[item].item()
+        mean, log_stddev = graph.module(here)
+        d = F.normalize(random(80, inputs), dim=1) * rho
+        for _ in range(15):
+            d = (here + d).clamp(*box) - here
+            d = (d * (rho / d.norm(dim=1, keepdim=True)).clamp(max=1)).detach().requires_grad_()
+            moved, spread = graph.module(here + d)
+            away, log_ratio = (moved - mean) / log_stddev.exp(), (spread - log_stddev).abs()
+            farthest = int(away.norm(dim=1).argmax())
+            lost = away[farthest].norm(), None if sigma == "frozen" else log_ratio[farthest]
+            used, held = excess(p_low[:1], 0.5, *lost)
+            assert bool(held)
+            spent.append(used.exp().item())
+            (ascent,) = torch.autograd.grad(away.norm(dim=1).sum(), d)
+            d = d.detach() + 0.2 * rho * F.normalize(ascent, dim=1)
+    assert max(spent) > 0.1
 
 
 def test_what_has_no_sectors_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,10 @@ from torch import Tensor
 
 import vaeaudit
 from vaeaudit import LatentScale
+from vaeaudit.attacks.directions import pullback_directions
+from vaeaudit.checks.margin.estimates import jacobian_norms
 from vaeaudit.errors import AdapterError, CheckpointError, NonFiniteError
+from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.contract import check_contract
 from vaeaudit.model.registry import open_model
 from vaeaudit.subject import latent_scale
@@ -189,6 +192,15 @@ def test_log_variances_are_clamped_as_the_library_clamps_them_and_doctor_counts_
     assert bool((q.log_stddev[:, 0] == -15).all()) and bool((q.log_stddev[:, 1:] > -15).all())
 
 
+def test_estimates_and_starts_of_attacks_take_the_second_derivatives_of_attention(tmp_path: Path) -> None:
+    vae = opened(saved(tmp_path), dtype=torch.float64, input_shape=[3, 8, 8])
+    x, rows = 0.9 * inputs("AutoencoderKL", 1, torch.float64)[..., :8, :8], RowBatches(1)
+    exact, free = (jacobian_norms(vae, x, rows, items=[0], seed=0, exact=exact) for exact in (True, False))
+    torch.testing.assert_close(free.spectral, exact.spectral, rtol=1e-3, atol=0)
+    _, values = pullback_directions(lambda x: vae.encode(x).mean, x, torch.ones(1, 1, 4, 4, 4, dtype=x.dtype), rows)
+    torch.testing.assert_close(values[:, 0], exact.spectral, rtol=0.1, atol=0)
+
+
 # --- what a folder may hold --------------------------------------------------------------------------------------
 
 
@@ -288,6 +300,19 @@ def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "diffusers", None)
     text = refused(AdapterError, lambda: opened(saved_config(tmp_path)))
     assert text.endswith("pip install 'vaeaudit[diffusers]'")
+
+
+def test_the_library_is_imported_where_tensors_have_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[str] = []
+
+    class Library:
+        def __getattr__(self, name: str) -> object:  # which is where its own lazy modules are imported
+            kinds.append(torch.get_default_device().type)
+            return getattr(diffusers, name)
+
+    monkeypatch.setitem(sys.modules, "diffusers", Library())  # type: ignore[arg-type]
+    opened(saved(tmp_path))
+    assert kinds[0] == "cpu"
 
 
 def saved_config(folder: Path) -> Path:

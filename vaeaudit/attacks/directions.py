@@ -5,9 +5,11 @@ memory: J'u by a backward pass, and J v as the derivative of <J'u, v> by u. Item
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vaeaudit.attacks.ball import furthest, settle
 from vaeaudit.attacks.term import DataTerm, Term
@@ -103,7 +105,8 @@ def random_search(
 def _back(encode_mean: EncodeMean, x: Tensor, u: Tensor, *, differentiable: bool) -> Tensor:
     """J'u of each row; zero where the encoder is cut off from its input."""
     leaf = x.detach().requires_grad_(True)
-    mean = encode_mean(leaf)
+    with sdpa_kernel(SDPBackend.MATH) if differentiable else nullcontext():  # which has second derivatives
+        mean = encode_mean(leaf)
     if not mean.requires_grad:
         return torch.zeros_like(x)
     slope: Tensor = torch.autograd.grad(

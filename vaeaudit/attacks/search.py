@@ -4,8 +4,9 @@ The problems of one pair share all but their lambda. A distortion found for one 
 cost (the table J_i + lambda_j pen(d_i)), and two candidates need no search at all: d = 0, which is optimal for large
 lambda, and d = x_t - x, which reaches the target's own posterior. The search first looks from several points, for
 the lambda at which the way to the target is weighed against its length: with a larger one d = 0 is optimal, and with
-a much smaller one a search from afar crawls. Then all problems are refined from the best candidate of their pair,
-and every few rounds those that another's distortion serves better move there.
+a much smaller one a search from afar crawls. The largest of these are walked to instead, over kinks at which a search
+settles, and what is found there leads the smaller ones. Then all problems are refined from the best candidate of their
+pair, and every few rounds those that another's distortion serves better move there.
 
 That needs neighbours: a lambda searched alone ends in whatever minimum lies on its way. So where those asked for lie
 far apart, rungs between them are searched as well, and above the largest. What is told is of those asked for alone.
@@ -24,17 +25,21 @@ from vaeaudit.attacks.term import Term
 from vaeaudit.errors import NonFiniteError
 from vaeaudit.model.box import flat_bounds
 from vaeaudit.model.ranges import Range
-from vaeaudit.optim.lbfgsb import Descent, Status, Stopping
+from vaeaudit.optim.lbfgsb import Descent, Minima, Objective, Status, Stopping
+from vaeaudit.optim.walk import walk
 from vaeaudit.progress import GoOn, Progress
 
 _OFF_ZERO = 1e-2  # length of the first step off d = 0, as a share of ||x_t - x||
 _STEP = 0.1  # length of an ordinary step of a search, likewise
 _EXPLORED = 2.0**-13  # least lambda that is explored, as a share of the least for which d = 0 could be optimal
+_WALKED = 2.0**-6  # least that is walked to, likewise
+_STRIDE = 0.2  # of a walk at first, as a share of ||x_t - x|| spread over all elements
 _EXPLORING = 4  # exploring takes this part of a problem's evaluations, from each start
 _ROUNDS = 50  # rounds between two exchanges
 _TELLING = 100  # evaluations from which on a search's last gains tell of those to come
 # Shares of the time at whose end problems are explored, refined, and searched on, as measured.
 _EXPLORES, _REFINES = 0.2, 0.95
+_WALKING = 0.2  # of the exploring
 _WORTHWHILE = 1e-3  # relative gain for which a problem moves to another's distortion
 _APART = 1.0  # most that neighbouring lambda lie apart, in powers of 2
 _ALIKE = 1e-3  # of which rounding explains this much
@@ -146,7 +151,10 @@ class Search:
         return torch.cat([self.data_term.reshape(shape), data], 1), torch.cat([self.norm.reshape(shape), norm], 1)
 
     def _explore(self) -> None:
-        """Search from a small step off d = 0, from halfway to the target, and from further points between."""
+        """Walk from the target where lambda is large; search from a small step off d = 0, halfway, and further points.
+
+        With large lambda the solution is short and lies on kinks, where a search settles at the first that it meets.
+        """
         below = self.lam < self.top[self.pair]
         explored = (below & (self.lam >= _EXPLORED * self.top[self.pair])).reshape(len(self.x), -1)
         # Where the lambda asked for leave that range out, the largest below it.
@@ -155,23 +163,46 @@ class Search:
         problem = torch.where(explored.any(1, keepdim=True), explored, largest).flatten().nonzero().squeeze(1)
         if not problem.numel():
             return
-        pair = self.pair[problem]
-        points = [self._off_zero(pair)]
-        points += [torch.lerp(self.x[pair], self.x_t[pair], _between(start)) for start in range(1, self.effort.starts)]
         most = -(-self.effort.stopping.max_evaluations // _EXPLORING)
-        several = problem.repeat(len(points))
+        far = self.lam[problem] >= _WALKED * self.top[self.pair[problem]]
+        self._walk(problem[far], most)
+        # A walk takes the place of the search off d = 0.
+        off, between = problem[~far], problem.repeat(self.effort.starts - 1)
+        pair = self.pair[problem]
+        points = [self._off_zero(self.pair[off])]
+        points += [torch.lerp(self.x[pair], self.x_t[pair], _between(start)) for start in range(1, self.effort.starts)]
+        several = torch.cat([off, between])
+        if not several.numel():
+            return
         search = self._descent(several, torch.cat(points), most, None)
         before, turn = self.evaluations, 0
+        stage = f"exploring from {self.effort.starts} points"
         for rounds in (most // 2, most):  # halfway is remembered, for what is gained later
             for _ in range(rounds):
-                stage, done = f"exploring from {len(points)} points", _EXPLORES * turn / most
+                done = _EXPLORES * (_WALKING + (1 - _WALKING) * turn / most)
                 if not search.running or not self._asked(Progress(stage, search.running, len(several), done)):
                     break
                 search.advance(1)
                 turn += 1
-            self._harvest(search, several)
+            self._harvest(search.minima(), several)
             self.evaluations = before.index_add(0, several, search.minima().evaluations)
             self.history.append((self.evaluations, self.objective))
+
+    def _walk(self, problem: Tensor, most: int) -> None:
+        """Walk from the target with the problems (b,), by ``most`` evaluations of each."""
+        if not len(problem):
+            return
+        pair = self.pair[problem]
+
+        def go_on(taken: int) -> bool:
+            done = _WALKING * _EXPLORES * taken / most
+            return self._asked(Progress("walking from the target", len(problem), len(problem), done))
+
+        step = _STRIDE * self.gap[pair] / self.x.shape[1] ** 0.5
+        found = walk(self._objective(problem), self.x_t[pair], self.low, self.high, step, most, go_on)
+        self._harvest(found, problem)
+        self.evaluations = self.evaluations.index_add(0, problem, found.evaluations)
+        self.history.append((self.evaluations, self.objective))
 
     def _refine(self, begin: Tensor, most: int, stage: str, begun_at: float, ends_at: float) -> None:
         """Search the problems ``begin`` (b,) from the best known; any moves to better ones as they are found.
@@ -195,7 +226,7 @@ class Search:
                 if not search.left or not self._asked(told):
                     break
                 search.advance(1)
-            self._harvest(search, problem)
+            self._harvest(search.minima(), problem)
             found = search.minima()
             self.evaluations = used + found.evaluations
             self.history.append((self.evaluations, self.objective))
@@ -256,8 +287,8 @@ class Search:
         point: Tensor = self.x[pair] + _OFF_ZERO * self.gap[pair][:, None] * way
         return point
 
-    def _descent(self, problem: Tensor, start: Tensor, most: int, begin: Tensor | None) -> Descent:
-        """A minimisation of the named problems, with at most ``most`` evaluations of each."""
+    def _objective(self, problem: Tensor) -> Objective:
+        """What the named problems minimise, with its gradient."""
 
         def objective(points: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
             k = problem[row]
@@ -269,18 +300,21 @@ class Search:
             slope = torch.where(norm > 0, 1 / norm, 0.0) if self.penalty == "l2" else 2.0
             return data + lam * penalise(norm, self.penalty), torch.addcmul(gradient, (lam * slope)[:, None], d)
 
+        return objective
+
+    def _descent(self, problem: Tensor, start: Tensor, most: int, begin: Tensor | None) -> Descent:
+        """A minimisation of the named problems, with at most ``most`` evaluations of each."""
         asked = self.effort.stopping
         stopping = Stopping(asked.ftol, asked.patience, most)
         unit = _STEP * self.gap[self.pair[problem]]
-        return Descent(objective, start, self.low, self.high, stopping, begin=begin, unit=unit)
+        return Descent(self._objective(problem), start, self.low, self.high, stopping, begin=begin, unit=unit)
 
     def _asked(self, progress: Progress) -> bool:
         self.stopped = self.stopped or not self.go_on(progress)
         return not self.stopped
 
-    def _harvest(self, search: Descent, problem: Tensor) -> None:
-        """Keep what is better than the best known; ``problem`` (b,) names the problem of each row of the search."""
-        found = search.minima()
+    def _harvest(self, found: Minima, problem: Tensor) -> None:
+        """Keep what is better than the best known; ``problem`` (b,) names the problem of each row found."""
         # Where one start of a problem is not finite, what its others found still counts.
         known = torch.where(found.value.isfinite(), found.value, torch.inf)
         value = torch.full_like(self.data_term, torch.inf).scatter_reduce(0, problem, known, "amin")

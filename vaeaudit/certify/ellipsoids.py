@@ -36,7 +36,7 @@ from scipy import sparse
 from torch import Tensor
 
 from vaeaudit.certify.activations import ROUNDING
-from vaeaudit.certify.item import Item
+from vaeaudit.certify.item import WIDEST, Item
 from vaeaudit.certify.sector import sector
 
 _UNIT = 2.0**-53
@@ -44,9 +44,9 @@ _LEAST = 1e-3  # eigenvalue of B
 _INVERSE = 32.0  # > 1 / sqrt(_LEAST)
 _LOWERED = 1e-9
 _FAINT = 1e-3  # of the largest influence: below it neurons are treated alike
-_WIDEST = 4096  # rows of a block: more takes minutes
 # Norms of 1 - B, layer by layer, at which multipliers begin, and to which they are kept.
 _LARGEST = 0.9
+_MOST = 0.97  # with the pairs of a box
 _BEGIN = (0.7, 0.7, 0.5, 0.4, 0.3)
 _STEP, _FARTHEST = 0.25, 1.8  # towards the multiplier asked for, in logarithms; the most that it is changed by
 
@@ -73,7 +73,7 @@ class Ellipsoid:
 
     def improve(self, gradient: Tensor) -> None:
         """Moves the item's multipliers towards where f(``block``) is least, given its ``gradient`` (k, k)."""
-        self._item.before = [None if found is None else found.clone() for found in self._item.multipliers]
+        self._item.keep()
         back = self._last.pull(gradient)
         for layer in reversed(self.layers):
             back = layer.image.pull(cast(Tensor, layer.pull(back)))  # none but of the first
@@ -131,9 +131,9 @@ class _OfBlock:
 
 
 class _Apart:
-    """slope T d + errors, of a first layer wider than the input.
+    """slope T d + errors, of a first layer wider than the input, or of inputs whose pairs have weights.
 
-    ``L`` L' = I - T_U' a^2 T_U, whose inverse is the block of d; ``lam`` are the multipliers of the errors.
+    ``L`` L' = I - N - T_U' a^2 T_U, whose inverse is the block of d; ``lam`` are the multipliers of the errors.
     """
 
     def __init__(self, matrix: sparse.csr_matrix, slope: Tensor, bent: Tensor, lam: Tensor, L: Tensor) -> None:
@@ -189,9 +189,13 @@ class _Layer:
         stage, bend = item.stages.chain[place], item.bends[place]
         self.item, self.place, self.image, self.passed = item, place, image, stage.passed
         self.reach = (rho * (1 + ROUNDING) * image.variance[stage.passed :].sqrt()).requires_grad_()
+        sides = self.reach, self.reach
+        if item.room is not None and isinstance(image, _OfInputs):
+            sides = item.room.farthest(image.matrix[stage.passed :], rho)
+            self.reach = torch.maximum(*sides).requires_grad_()
         with torch.enable_grad():
-            far = self.reach.view(bend.at.shape).to(bend.at.device)
-            slope, share = (part.flatten().cpu() for part in sector(bend.activation, bend.shape, bend.at, far, far))
+            far = (side.view(bend.at.shape).to(bend.at.device) for side in sides)
+            slope, share = (part.flatten().cpu() for part in sector(bend.activation, bend.shape, bend.at, *far))
         self.sector = slope, share
         kept = torch.ones(stage.passed, dtype=slope.dtype)
         slope, share = torch.cat([kept, slope.detach()]), torch.cat([0 * kept, share.detach()])
@@ -204,13 +208,15 @@ class _Layer:
         influence = influence.clamp(min=_FAINT * largest) if largest > 0 else torch.ones_like(influence)
         self.usual = influence / (share[bent] * self.reach.detach()[bent - stage.passed])
         self.bent, self.share = bent, share[bent]
-        if isinstance(image, _OfInputs) and image.matrix.shape[0] > image.matrix.shape[1]:
+        paired = item.pairs is not None
+        if isinstance(image, _OfInputs) and (paired or image.matrix.shape[0] > image.matrix.shape[1]):
             bending = image.matrix[bent.numpy()]
             self.lam, norm = self._multipliers(lambda a: _gram(sparse.diags(a.numpy()) @ bending))
-            self.state: _State = _Apart(image.matrix, slope, bent, self.lam, _factor(norm, len(bent)))
+            L = _factor(self._paired(norm) if paired else norm, len(bent) + 1)
+            self.state: _State = _Apart(image.matrix, slope, bent, self.lam, L)
             return
         self.alive = ((slope != 0) | (share > 0)).nonzero()[:, 0]
-        if len(self.alive) > _WIDEST:
+        if len(self.alive) > WIDEST:
             raise NotShownError
         self.slope, self.U = slope[self.alive], torch.searchsorted(self.alive, bent)
         G = image.gram(self.alive)
@@ -247,6 +253,14 @@ class _Layer:
         known[self.bent - self.passed] = here
         return self.usual * here, found
 
+    def _paired(self, norm: Tensor) -> Tensor:
+        """I - B with the pairs of a box, as far as the errors leave them room."""
+        pairs = cast(Tensor, self.item.pairs)
+        share = 1.0
+        while share > _FAINT and _norm(norm + share * pairs) > _MOST:
+            share *= 0.8
+        return norm + share * pairs if share > _FAINT else norm
+
     def pull(self, gradient: Any) -> Tensor | None:
         """Moves this stage's multipliers, given the gradient in its state; returns that in what its image's Gram is."""
         if isinstance(self.state, _Apart):
@@ -266,6 +280,8 @@ class _Layer:
             through[self.U] += m * Z
             through[:, self.U] += (m * Z).T
             through[self.U[:, None], self.U] += corner
+        if isinstance(self.image, _OfInputs):
+            return through
         slope, share = self.sector  # of a smooth activation the slope is fixed
         with torch.enable_grad():
             whole = (slope * in_slope[self.passed :]).sum() + (share * in_share[self.passed :]).sum()
@@ -335,8 +351,8 @@ def _dense(matrix: sparse.csr_matrix) -> Tensor:
 
 
 def _norm(matrix: Tensor) -> float:
-    """About the norm of a positive semidefinite matrix: a start needs no more."""
-    v = matrix[matrix.diagonal().argmax()]
+    """About the norm of a symmetric matrix: a start needs no more."""
+    v = matrix[torch.linalg.vector_norm(matrix, dim=1).argmax()]
     for _ in range(15):
         v = matrix @ (v / torch.linalg.vector_norm(v).clamp(min=1e-300))
     return max(float(torch.linalg.vector_norm(v)), 1e-300)

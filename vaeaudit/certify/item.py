@@ -12,8 +12,11 @@ from vaeaudit.certify.activations import Kinked, Smooth, options_of, shape_of
 from vaeaudit.certify.graph import Graph, Kind
 from vaeaudit.certify.lines import unsupported
 from vaeaudit.certify.rewriting import name_of
+from vaeaudit.certify.room import Room
 from vaeaudit.certify.sector import sector
 from vaeaudit.certify.stages import Stages
+
+WIDEST = 4096  # rows of a block: more takes minutes
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +55,25 @@ class Item:
         self.first_order = rows  # (k, inputs): the Jacobian
         # Over the usual ones, stage by stage, NaN where a neuron has never bent; and those before they were moved.
         self.multipliers: list[Tensor | None] = [None] * len(self.bends)
-        self.before = self.multipliers
+        # Where inputs are kept in a box: the room that it leaves, and N of the pairs at a bound, (inputs, inputs).
+        self.room: Room | None = None
+        self.pairs: Tensor | None = None
+        self.keep()
+
+    def keep(self) -> None:
+        """Remembers the multipliers as those that last bounded something."""
+        self._before = [None if found is None else found.clone() for found in self.multipliers]
 
     def retreat(self) -> None:
         """Takes the multipliers back to those that last bounded something."""
-        self.multipliers = [None if found is None else found.clone() for found in self.before]
+        self.multipliers = [None if found is None else found.clone() for found in self._before]
+
+    def enter(self, room: Room) -> None:
+        """From now on inputs are kept in a box."""
+        self.room = room
+        if len(room.inward) <= WIDEST:
+            self.pairs = room.pairs(self.first_order)
+        self.keep()
 
 
 class _Values(fx.Interpreter):

@@ -16,6 +16,7 @@ from vaeaudit.certify.ellipsoids import Ellipsoid, NotShownError
 from vaeaudit.certify.graph import Graph, require_rows
 from vaeaudit.certify.item import Item
 from vaeaudit.certify.maximum import without_maxima
+from vaeaudit.certify.room import Box, Room
 from vaeaudit.certify.stages import stages
 from vaeaudit.certify.theorem import Sigma, excess
 
@@ -45,18 +46,31 @@ class Sectors:
 
         All else as in :func:`.local.local_margin`; ``go_on`` is asked between balls.
         """
+        return self.margins(x, p_low, m, sigma, None, go_on)[0]
+
+    def margins(
+        self,
+        x: Tensor,
+        p_low: Tensor,
+        m: float,
+        sigma: Sigma,
+        box: Box | None,
+        go_on: Callable[[], bool] = lambda: True,
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`margin`, and as much for distortions that keep x + d within ``box``: never less."""
         found = [
-            _Search(self, row, p, m, sigma).run(go_on) if float(p) > m else 0.0
+            _Search(self, row, p, m, sigma).run(box, go_on) if float(p) > m else (0.0, 0.0)
             for row, p in zip(torch.split(x.double(), 1), p_low.double().cpu(), strict=True)
         ]
-        return torch.tensor(found, dtype=torch.float64, device=x.device)
+        free, boxed = torch.tensor(found, dtype=torch.float64, device=x.device).view(-1, 2).T
+        return free, boxed
 
 
 class _Search:
     """The largest radius of one item at which the risk level was verified to be kept."""
 
     def __init__(self, of: Sectors, x: Tensor, p_low: Tensor, m: float, sigma: Sigma) -> None:
-        self.p_low, self.m, self.full = p_low, m, sigma == "full"
+        self.x, self.p_low, self.m, self.full = x, p_low, m, sigma == "full"
         mean, log_stddev = of.stages.outputs
         self.latents = len(mean)
 
@@ -66,18 +80,26 @@ class _Search:
 
         self.item = Item(of.graph, of.stages, x, outputs)
 
-    def run(self, go_on: Callable[[], bool]) -> float:
-        """The radius, 0 where none was verified."""
+    def run(self, box: Box | None, go_on: Callable[[], bool]) -> tuple[float, float]:
+        """The radius, 0 where none was verified; and that of distortions within the box, where there is one."""
         level = self.p_low.new_tensor(self.m)
         gap = float(torch.special.ndtri(self.p_low) - torch.special.ndtri(level))
         if not bool(self.item.first_order.isfinite().all()):
-            return 0.0
+            return 0.0, 0.0
         steepest = float(torch.linalg.matrix_norm(self.item.first_order[: self.latents], 2))
         estimate = gap / steepest if steepest > 0 else math.inf
         if not (0 < estimate < math.inf):
-            return 0.0
-        best, last, tried = 0.0, 0.0, _START * estimate
-        steepness, before, patience = 1.0, 0.0, _PATIENCE
+            return 0.0, 0.0
+        free = self._grow(0.0, estimate, _PATIENCE, go_on)
+        if box is None:
+            return free, free
+        self.item.enter(Room.of(self.x, box))
+        return free, self._grow(free, estimate, _PATIENCE, go_on)
+
+    def _grow(self, best: float, estimate: float, patience: int, go_on: Callable[[], bool]) -> float:
+        """The largest radius verified, at least ``best``."""
+        last, tried, left = 0.0, best or _START * estimate, patience
+        steepness, before = 1.0, 0.0
         for _ in range(_EVALUATIONS):
             if not go_on():
                 break
@@ -95,9 +117,9 @@ class _Search:
             step = math.exp(min(max(-excess_ / slope, -_FARTHEST), _FARTHEST))
             last, before = tried, excess_
             if holds:
-                patience = patience - 1 if best and max(tried / best, step) < 1 + _TOLERANCE else _PATIENCE
+                left = left - 1 if best and max(tried / best, step) < 1 + _TOLERANCE else patience
                 best = max(best, tried)
-                if not patience:
+                if not left:
                     break
             tried = max(tried * step, best * (1 + _TOLERANCE / 2))
         return best

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaeaudit.data.items import Data, shape_text
+from vaeaudit.data.items import Data
+from vaeaudit.data.shapes import shape_text
 from vaeaudit.layout.entry import Entry, MetricEntry, belongs
 from vaeaudit.progress import GoOn
 from vaeaudit.stats.estimates import Measurement

@@ -75,7 +75,8 @@ def command(
         Setting(
             "margin.effort",
             "NAME",
-            "Of certificates: fast, or thorough, which certifies more, in seconds an item. [default: thorough]",
+            "Of certificates: fast; thorough, which certifies more in seconds an item; or boxed, within the range "
+            "besides. [default: thorough]",
         ),
     ] = None,
 ) -> int:

@@ -86,7 +86,12 @@ class OnData:
 
     option: AdapterOption = None
     data: Annotated[
-        str | None, Setting("data.source", "PATH", "npz, npy, safetensors, MNIST idx(.gz), or a folder of images.")
+        str | None,
+        Setting(
+            "data.source",
+            "PATH",
+            "npz, npy, safetensors, pt, csv, parquet, h5, h5ad, idx(.gz), or a folder: images, WAV clips, a data set.",
+        ),
     ] = None
     data_range: Annotated[
         tuple[float, float] | None,
@@ -100,6 +105,15 @@ class OnData:
             "data.resize",
             "FILTER",
             "Resize images to the model's size: nearest, box, bilinear, hamming, bicubic or lanczos.",
+        ),
+    ] = None
+    normalize: Annotated[
+        str | None,
+        Setting(
+            "data.normalize",
+            "MEAN/STD",
+            "Normalise values in [0, 1], and bytes: imagenet, or numbers such as 0.5/0.5, one for each channel between "
+            "commas.",
         ),
     ] = None
     limit: Annotated[int | None, Setting("run.limit", "N", "Use only the first N items; marks the report partial.")] = (

@@ -15,21 +15,24 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import torch
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from vaeaudit.data.items import Factors, Stored, shape_text
+from vaeaudit.data.items import Factors, Stored
 from vaeaudit.data.labels import misshapen, read_labels
-from vaeaudit.errors import DataError, TrustError, VaeauditError, clipped, listed, nearest
+from vaeaudit.data.shapes import shape_text
+from vaeaudit.errors import CheckpointError, DataError, TrustError, VaeauditError, clipped, listed, nearest
 from vaeaudit.model.checkpoints import sha256_of
 from vaeaudit.model.files import PACKED, excess
 from vaeaudit.model.stated import first_sentence
+from vaeaudit.model.torch_files import read_torch
 
-_IMAGE_NAMES = ("imgs", "images", "data", "x", "x_train", "x_val", "x_test")
-_LABEL_NAMES = ("labels", "label", "targets", "target", "y")
+_IMAGE_NAMES = ("imgs", "images", "image", "img", "data", "x", "x_train", "x_val", "x_test")
+LABEL_NAMES = ("labels", "label", "targets", "target", "y")
 _SPLIT_LABEL_NAMES = ("y_train", "y_val", "y_test")  # each belongs to its own x_...
 _FACTOR_NAMES = ("latents_classes", "latents_values", "latents_names")
 _DSPRITES = ("color", "shape", "scale", "orientation", "posX", "posY")  # five columns: without the constant colour
@@ -48,7 +51,7 @@ _MOST_HEADER = 10_000  # bytes of the header of a .npy file, NumPy's own limit
 
 
 @dataclass(frozen=True)
-class _Array:
+class Array:
     """One array, known by its header until it is loaded; ``kind`` as in ``np.dtype.kind``, "O": pickled.
 
     ``eps`` as in :class:`vaeaudit.data.items.Stored`.
@@ -61,6 +64,7 @@ class _Array:
     fetch: Callable[[], NDArray[np.generic]]
 
     def load(self) -> NDArray[np.generic]:
+        """Its values; raises :class:`DataError` where the file is damaged."""
         with decoding(self.file, f"{self.file.suffix} file"):
             return self.fetch()
 
@@ -86,7 +90,7 @@ def decoding(file: Path, what: str) -> Iterator[None]:
 def read_npz(file: Path, images: str | None = None) -> Stored:
     """Read the images, labels and factors of a .npz archive; ``images`` names the array where it is not clear."""
     _refuse_pickle(file)
-    arrays: dict[str, _Array] = {}
+    arrays: dict[str, Array] = {}
     skipped: list[str] = []
     with decoding(file, ".npz file"):
         archive = zipfile.ZipFile(file)
@@ -104,8 +108,8 @@ def read_npz(file: Path, images: str | None = None) -> Stored:
                     f"{file} holds two arrays named '{clipped(name)}', where one was expected; write it anew with the "
                     "one that is meant"
                 )
-            arrays[name] = _Array(file, shape, kind, None, fetch)
-        return _select(file, arrays, skipped, images)
+            arrays[name] = Array(file, shape, kind, None, fetch)
+        return select(file, arrays, skipped, images)
 
 
 def _npz_member(file: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[np.generic]:
@@ -117,6 +121,43 @@ def _npz_member(file: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
     with archive.open(info) as stream:
         array: NDArray[np.generic] = npy.read_array(stream, allow_pickle=False)
     return array
+
+
+def read_torch_data(file: Path, images: str | None = None) -> Stored:
+    """Read a tensor, two (items and labels), or a dictionary of tensors from a PyTorch file, by ``weights_only``."""
+    try:
+        content = read_torch(file)
+    except CheckpointError as error:
+        raise DataError(str(error).replace("checkpoint", "file of tensors")) from error
+    except TrustError as error:
+        raise TrustError(
+            f"{file} holds pickled objects other than tensors, and loading them could run code, so they were not "
+            "loaded; where you trust it, convert it: "
+            f"held = torch.load({clipped(file.name)!r}, weights_only=False); "
+            "torch.save(torch.stack([item[0] for item in held]), 'items.pt')"
+        ) from error
+    if isinstance(content, Tensor):
+        content = {"images": content}
+    if isinstance(content, list | tuple) and len(content) == 2:
+        content = dict(zip(("images", "labels"), content, strict=True))  # as torchvision's MNIST keeps them
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{file} holds a {type(content).__name__}, where a tensor, a pair of items and labels, or a dictionary of "
+            "tensors was expected; save one with torch.save"
+        )
+    held = {str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
+    skipped = [
+        f"{clipped(str(name))}: not a tensor" for name, value in content.items() if not isinstance(value, Tensor)
+    ]
+    arrays = {name: _of_tensor(file, tensor) for name, tensor in held.items() if tensor.layout == torch.strided}
+    return select(file, arrays, skipped, images)
+
+
+def _of_tensor(file: Path, tensor: Tensor) -> Array:
+    stored_type = str(tensor.dtype).removeprefix("torch.")
+    kind = "b" if tensor.dtype == torch.bool else "f" if tensor.is_floating_point() else stored_type[0]
+    eps = 2.0**-7 if tensor.dtype == torch.bfloat16 else None
+    return Array(file, tuple(tensor.shape), kind, eps, partial(tensor_values, lambda _: tensor, ""))
 
 
 def read_npy(file: Path) -> Stored:
@@ -163,12 +204,13 @@ def read_safetensors(file: Path, images: str | None = None) -> Stored:
             stored_type = header.get_dtype()
             kind = _KINDS.get(stored_type) or _KINDS.get(stored_type[0], "V")
             eps = _COARSE.get(stored_type)
-            fetch = partial(_tensor, handle.get_tensor, name)
-            arrays[name] = _Array(file, tuple(header.get_shape()), kind, eps, fetch)
-        return _select(file, arrays, [], images)
+            fetch = partial(tensor_values, handle.get_tensor, name)
+            arrays[name] = Array(file, tuple(header.get_shape()), kind, eps, fetch)
+        return select(file, arrays, [], images)
 
 
-def _tensor(get_tensor: Callable[[str], Tensor], name: str) -> NDArray[np.generic]:
+def tensor_values(get_tensor: Callable[[str], Tensor], name: str) -> NDArray[np.generic]:
+    """A copy of a tensor as an array, in float32 where NumPy has not its type."""
     tensor = get_tensor(name)
     if str(tensor.dtype).startswith(("torch.bfloat16", "torch.float8")):  # NumPy has neither; float32 holds both
         tensor = tensor.float()
@@ -176,8 +218,19 @@ def _tensor(get_tensor: Callable[[str], Tensor], name: str) -> NDArray[np.generi
     return array
 
 
-def _select(file: Path, arrays: Mapping[str, _Array], skipped: list[str], wanted: str | None) -> Stored:
-    """Find images, labels and factors by name; the rest goes to ``skipped``."""
+def select(
+    file: Path,
+    arrays: Mapping[str, Array],
+    skipped: list[str],
+    wanted: str | None,
+    sha256: str | None = None,
+    part: str | None = None,
+) -> Stored:
+    """Find images, labels and factors by name; the rest goes to ``skipped``.
+
+    ``wanted`` names the images, and ``part`` what of the source is meant, where that is more; ``sha256`` is that of the
+    file if it is None.
+    """
     images = _image_name(file, arrays) if wanted is None else _named(file, arrays, wanted)
     labels_name = _label_name(images, arrays)
     labels, told = None, None
@@ -193,13 +246,15 @@ def _select(file: Path, arrays: Mapping[str, _Array], skipped: list[str], wanted
             skipped.append(f"{clipped(name)}: pickled objects are not loaded")
         elif name not in {images, labels_name} and (name not in _FACTOR_NAMES or factors is None):
             skipped.append(f"{clipped(name)}: not taken as images, labels or factors")
-    source = str(file) if wanted is None else f"{file}#{wanted}"
+    meant = part or wanted
+    source = str(file) if meant is None else f"{file}#{meant}"
     values = arrays[images].load()
     made = () if labels is None or told is None else (told,)
-    return Stored(values, labels, factors, source, sha256_of(file), tuple(skipped), told=made, eps=arrays[images].eps)
+    digest = sha256 or sha256_of(file)
+    return Stored(values, labels, factors, source, digest, tuple(skipped), told=made, eps=arrays[images].eps)
 
 
-def _named(file: Path, arrays: Mapping[str, _Array], name: str) -> str:
+def _named(file: Path, arrays: Mapping[str, Array], name: str) -> str:
     if name not in arrays:
         held = listed(arrays) or "nothing"
         raise DataError(f"{file} holds no array '{clipped(name)}'{nearest(name, arrays)}; it holds {held}")
@@ -208,10 +263,10 @@ def _named(file: Path, arrays: Mapping[str, _Array], name: str) -> str:
     return name
 
 
-def _image_name(file: Path, arrays: Mapping[str, _Array]) -> str:
+def _image_name(file: Path, arrays: Mapping[str, Array]) -> str:
     """The only array named as images are; with none so named, the only one that could be images."""
     named = [n for n, a in arrays.items() if n.lower() in _IMAGE_NAMES and (len(a.shape) > 1 or a.kind == "O")]
-    other = {*_LABEL_NAMES, *_SPLIT_LABEL_NAMES, *_FACTOR_NAMES}
+    other = {*LABEL_NAMES, *_SPLIT_LABEL_NAMES, *_FACTOR_NAMES}
     could = [n for n, a in arrays.items() if n.lower() not in other and len(a.shape) > 1 and a.kind in "biufc"]
     found = named or could
     if len(found) > 1:
@@ -228,14 +283,14 @@ def _image_name(file: Path, arrays: Mapping[str, _Array]) -> str:
     return found[0]
 
 
-def _label_name(images: str, arrays: Mapping[str, _Array]) -> str | None:
+def _label_name(images: str, arrays: Mapping[str, Array]) -> str | None:
     """y_test for x_test; otherwise the first usual name that is there."""
     by_name = {name.lower(): name for name in arrays}
     paired = "y" + images.lower().removeprefix("x")
-    return next((by_name[name] for name in (paired, *_LABEL_NAMES) if name in by_name), None)
+    return next((by_name[name] for name in (paired, *LABEL_NAMES) if name in by_name), None)
 
 
-def _factors(file: Path, arrays: Mapping[str, _Array]) -> Factors | None:
+def _factors(file: Path, arrays: Mapping[str, Array]) -> Factors | None:
     """The factors of the dSprites layout; None without a readable ``latents_classes``."""
     if "latents_classes" not in arrays or arrays["latents_classes"].kind == "O":
         return None

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vaeaudit.data.archives import decoding
-from vaeaudit.data.items import Stored, shape_text
+from vaeaudit.data.items import Stored
+from vaeaudit.data.shapes import shape_text
 from vaeaudit.errors import DataError, listed
 from vaeaudit.model.files import FREE, PACKED, amount, excess, obstacle
 from vaeaudit.model.stated import first_sentence
@@ -24,7 +25,6 @@ _OTHER_IMAGES = (".avif", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".j
 _MOST_NUMBERS = 2**26  # of one image
 _ORIENTATION = 0x0112  # tag of EXIF: 1 is upright
 _MODES = {
-    "I;16": "16-bit grayscale",
     "I": "32-bit integers",
     "F": "32-bit floats",
     "P": "a palette",
@@ -35,11 +35,11 @@ _MODES = {
 
 
 def read_folder(folder: Path, readable: str) -> Stored:
-    """Images below a folder in the order of their relative names, (n, H, W) or (n, H, W, 3) uint8.
+    """Images below a folder in the order of their relative names, (n, H, W) or (n, H, W, 3) uint8, or uint16.
 
-    8-bit grayscale and RGB as stored, 1-bit as 0 and 255, turned upright as their EXIF data say; no colour management.
-    Hidden files are passed over. The sub-folders directly below, in the order of their names, are the labels 0, 1, ...
-    ``readable`` tells what else could be given.
+    Grayscale of 8 bits, or of 16 in a PNG, and RGB as stored, 1-bit as 0 and 255, turned upright as their EXIF data
+    say; no colour management. Hidden files are passed over. The sub-folders directly below, in the order of their
+    names, are the labels 0, 1, ... ``readable`` tells what else could be given.
     """
     images, others = _found(folder)
     skipped = [
@@ -50,37 +50,51 @@ def read_folder(folder: Path, readable: str) -> Stored:
         raise DataError(f"the folder {folder} holds no images ({', '.join(SUFFIXES)}), {held}; give {readable}")
     _check_claims(folder, images)
     lines = hashlib.sha256()  # over "HASH  NAME" lines, as sha256sum prints them
-    values = np.empty(0, np.uint8)
+    values: NDArray[np.uint8 | np.uint16] = np.empty(0, np.uint8)
     turned: list[str] = []
     for index, (name, file) in enumerate(images):
         content = file.read_bytes()
         lines.update(f"{hashlib.sha256(content).hexdigest()}  {name}\n".encode(errors="surrogateescape"))
-        pixels, upright = _pixels(file, content)
+        pixels, upright = pixels_of(file, content)
         if not upright:
             turned.append(name)
         if index == 0:
-            values = np.empty((len(images), *pixels.shape), np.uint8)
-        if pixels.shape != values.shape[1:]:
+            values = np.empty((len(images), *pixels.shape), pixels.dtype)
+        if (pixels.shape, pixels.dtype) != (values.shape[1:], values.dtype):
             raise DataError(
-                f"{file} is {shape_text(pixels.shape)} where {images[0][0]} is {shape_text(values.shape[1:])}, "
+                f"{file} is {_described(pixels)} where {images[0][0]} is {_described(values[0])}, "
                 "and all images must have one size and mode; convert them first"
             )
         values[index] = pixels
-    nested = [name.split("/")[0] for name, _ in images if "/" in name]
-    labels = None
-    if len(nested) == len(images):
-        labels = np.unique(nested, return_inverse=True)[1].astype(np.int64)
-    elif nested:
+    labels = labels_of([name for name, _ in images], skipped)
+    told: tuple[str, ...] = (
+        f"{len(turned)} of {len(images)} images turned upright as their EXIF data say ({listed(turned)})",
+    )
+    top = 2**16 - 1 if values.dtype == np.uint16 else None
+    return Stored(
+        values, labels, None, str(folder), lines.hexdigest(), tuple(skipped), told=told * bool(turned), top=top
+    )
+
+
+def labels_of(names: list[str], skipped: list[str]) -> NDArray[np.int64] | None:
+    """Labels by the sub-folders that files lie in; ``skipped`` is told where some lie in none and others do."""
+    nested = [name.split("/")[0] for name in names if "/" in name]
+    if len(nested) == len(names):
+        return np.unique(nested, return_inverse=True)[1].astype(np.int64)
+    if nested:
         skipped.append("sub-folders: not taken as labels, since some images lie in none")
-    told = (f"{len(turned)} of {len(images)} images turned upright as their EXIF data say ({listed(turned)})",)
-    return Stored(values, labels, None, str(folder), lines.hexdigest(), tuple(skipped), told=told if turned else ())
+    return None
+
+
+def _described(pixels: NDArray[np.generic]) -> str:
+    return shape_text(pixels.shape) + " of 16 bits" * (pixels.dtype == np.uint16)
 
 
 def _found(folder: Path) -> tuple[list[tuple[str, Path]], dict[str, list[str]]]:
     """Images in the order of their relative names, and the names of what else is there, by what it is."""
     images: list[tuple[str, Path]] = []
     others: dict[str, list[str]] = {}
-    for name, file in sorted((file.relative_to(folder).as_posix(), file) for file in _below(folder)):
+    for name, file in sorted((file.relative_to(folder).as_posix(), file) for file in below(folder)):
         suffix = file.suffix.lower()
         if file.is_dir():
             others.setdefault("links to folders are not followed", []).append(name)
@@ -97,7 +111,7 @@ def _found(folder: Path) -> tuple[list[tuple[str, Path]], dict[str, list[str]]]:
     return images, others
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def below(folder: Path) -> Iterator[Path]:
     """Whatever is no folder below ``folder``, links to folders included, hidden things left out. Raises OSError."""
 
     def fail(error: OSError) -> None:
@@ -144,25 +158,26 @@ def _image(file: Path, content: Path | BytesIO) -> ImageFile.ImageFile:
             ) from error
 
 
-def _pixels(file: Path, content: bytes) -> tuple[NDArray[np.uint8], bool]:
+def pixels_of(file: Path, content: bytes) -> tuple[NDArray[np.uint8 | np.uint16], bool]:
     """(H, W) or (H, W, 3), upright, and whether it was stored so.
 
     Whatever would need a choice (palette, alpha, 16 bits, frames) is refused.
     """
     with _image(file, BytesIO(content)) as image, decoding(file, "image"):
         fault = ""
-        if image.mode not in {"1", "L", "RGB"}:
+        deep = image.mode == "I;16" and image.format == "PNG"
+        if image.mode not in {"1", "L", "RGB"} and not deep:
             fault = f"mode {image.mode}" + (f" ({_MODES[image.mode]})" if image.mode in _MODES else "")
         elif "transparency" in image.info:
             fault = f"mode {image.mode} with transparency"
-        elif ";16" in str(image.tile):  # Pillow would drop the lower bits of 16-bit RGB without a word
+        elif ";16" in str(image.tile) and not deep:  # Pillow would drop the lower bits of 16-bit RGB without a word
             fault = "16 bits a channel"
         elif getattr(image, "n_frames", 1) > 1:
             fault = "several frames"
         if fault:
             raise DataError(
-                f"{file} is an image with {fault}, where 8-bit grayscale or RGB was expected; convert it as the "
-                "model's training data were converted"
+                f"{file} is an image with {fault}, where grayscale, of 16 bits only in a PNG, or 8-bit RGB was "
+                "expected; convert it as the model's training data were converted"
             )
         orientation = 1
         # Of another opening: this loads a PNG file, and a second load of a damaged one gives pixels without an error.
@@ -171,4 +186,5 @@ def _pixels(file: Path, content: bytes) -> tuple[NDArray[np.uint8], bool]:
             orientation = header.getexif().get(_ORIENTATION, 1)
         upright = orientation not in range(2, 9)
         turned = image if upright else ImageOps.exif_transpose(image)
-        return np.asarray(turned.convert("L") if image.mode == "1" else turned, dtype=np.uint8), upright
+        kind = np.uint16 if deep else np.uint8
+        return np.asarray(turned.convert("L") if image.mode == "1" else turned, dtype=kind), upright

@@ -13,14 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
+from vaeaudit.data.shapes import RESIZE, Layout, layout_of, resized, shape_text
 from vaeaudit.errors import DataError, clipped, listed, nearest
 from vaeaudit.model.ranges import Range, bounded, intervals, range_for, simplest, span_text
 
 _ROUNDING = 4  # spacings of numbers by which floats may leave the range
-RESIZE = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +35,8 @@ class Factors:
 class Stored:
     """What a source holds, untouched: ``values`` (n, ...) in the stored type, ``labels`` (n,) int64.
 
-    ``skipped`` tells in sentences what was left out, ``told`` what was made of it in reading. ``eps`` is the spacing of
+    ``skipped`` tells in sentences what was left out, ``told`` what was made of it in reading. ``top`` is what integers
+    count up to where their type does not tell, as of 16-bit images. ``eps`` is the spacing of
     numbers at 1 in the type that the source stores, where ``values`` have a finer one.
 
     Raises :class:`DataError` if there are no items, or if labels or factors are not as many as the items.
@@ -50,6 +50,7 @@ class Stored:
     skipped: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
     eps: float | None = None
+    top: int | None = None
 
     def __post_init__(self) -> None:
         if self.values.ndim < 2:
@@ -92,7 +93,7 @@ class Data:
     stored: str
     skipped: tuple[str, ...]
     warnings: tuple[str, ...]
-    layout: "Layout"
+    layout: Layout
     top: int | None
 
     def __len__(self) -> int:
@@ -143,7 +144,7 @@ class Data:
         chosen = self.values[index[0] : index[-1] + 1] if run else self.values[index]  # a run needs no copy
         rows = self.layout.arrange(chosen)  # (b, *input_shape), or (b, *other, h, w) before resizing
         if self.layout.filter is not None:
-            rows = _resized(rows, self.input_shape, self.layout.filter, as_bytes=self.top == 255)
+            rows = resized(rows, self.input_shape, self.layout.filter, as_bytes=self.top == 255)
         x = self._scaled(rows, np.float32 if dtype == torch.float32 else np.float64)
         return torch.from_numpy(x).to(dtype).to(device)  # two steps: mps has no float64
 
@@ -151,7 +152,9 @@ class Data:
         """A copy of ``rows`` mapped onto ``range``; of ``wanted`` type only where that rounds no more than once."""
         if self.top is not None and self.range is not None:
             lo, hi = _ends(self.range, rows.ndim - 1)
-            look_up = rows.dtype.kind in "biu" and lo.size == 1  # few values are stored, and many times each
+            look_up = (
+                rows.dtype.kind in "biu" and lo.size == 1 and self.top < 256
+            )  # few values are stored, and many times each
             lo, hi = (lo.ravel(), hi.ravel()) if look_up else (lo, hi)
             stored = np.arange(self.top + 1) if look_up else rows.astype(np.float64)
             x = (lo * (self.top - stored) + hi * stored) / self.top  # one rounding where lo and hi are integers
@@ -173,33 +176,21 @@ def picture_of(shape: tuple[int, ...]) -> tuple[int, ...] | None:
     return shape if len(shape) == 2 and min(shape) > 1 else None
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a stored row becomes an input: channels moved first, reshaped (row-major), resized with a filter."""
-
-    shape: tuple[int, ...]
-    channels_last: bool = False
-    filter: str | None = None
-    told: tuple[str, ...] = ()
-
-    def arrange(self, rows: NDArray[np.generic]) -> NDArray[np.generic]:
-        """(b, *stored) -> (b, *shape)."""
-        moved = np.moveaxis(rows, -1, 1) if self.channels_last else rows  # (b, H, W, C) -> (b, C, H, W)
-        return moved.reshape(len(rows), *self.shape)
-
-
 def fit(
     stored: Stored,
     *,
     input_shape: tuple[int, ...],
     data_range: Range | None,
     resize: str | None = None,
+    unit: bool = False,
 ) -> Data:
     """Fit what was read to a model that takes ``input_shape`` in ``data_range`` (None: unknown).
 
     Shapes: as they are; (H, W) for (1, H, W); channels last for (C, H, W); rows of as many numbers for any shape,
     and any shape for rows, row-major. ``resize`` names one of :data:`RESIZE`, done by Pillow: on the 8-bit image
     for uint8, on 32-bit floats (0/1 integers as 0 and 1) for the rest, channel by channel, clipped to the range.
+
+    ``unit``: floats lie in [0, 1] and are mapped onto the range as bytes are, which normalises them.
 
     With ``data_range`` None, 0/1 integers are taken as they are, in [0, 1], with a warning; other integers are an
     error, since nothing says what 255 stands for. With an infinite end they are taken as they are, of any type: counts.
@@ -218,7 +209,10 @@ def fit(
         )
     as_counts = data_range is not None and not bounded(data_range)
     top, low, high = _stored_range(stored, as_counts)
-    layout = _layout(stored, input_shape, resize)
+    layout = layout_of(stored.source, stored.values.shape[1:], input_shape, resize)
+    if unit and stored.values.dtype.kind == "f":
+        _require_unit(stored, low, high)
+        top = 1
     warned: list[str] = []
     mapped = "taken as they are"
     if top is None:
@@ -235,8 +229,8 @@ def fit(
         )
     else:
         raise DataError(
-            f"{stored.source} holds uint8 values {low:.0f}..{high:.0f}, but no range of the model is known to "
-            "map them to; give --range LO HI"
+            f"{stored.source} holds {stored.values.dtype} values {low:.0f}..{high:.0f}, but no range of the model is "
+            "known to map them to; give --range LO HI"
         )
     if top == 255 and high < 128:
         warned.append(
@@ -271,8 +265,10 @@ def _stored_range(stored: Stored, as_counts: bool) -> tuple[int | None, float, f
     low, high = values.min(), values.max()
     if values.dtype.kind == "f" or as_counts:
         return None, float(low), float(high)
-    if low >= 0 and high <= 1:
+    if low >= 0 and high <= 1 and stored.top is None:
         return 1, float(low), float(high)
+    if stored.top is not None:
+        return stored.top, float(low), float(high)
     if values.dtype == np.uint8:
         return 255, float(low), float(high)
     raise DataError(
@@ -280,6 +276,15 @@ def _stored_range(stored: Stored, as_counts: bool) -> tuple[int | None, float, f
         "only when all are 0 or 1; store them as uint8 or as floats in the model's range, or give --range 0 inf if "
         "they are counts"
     )
+
+
+def _require_unit(stored: Stored, low: float, high: float) -> None:
+    """Raise :class:`DataError` where floats that are to be normalised do not lie in [0, 1]."""
+    if not (low >= 0 and high <= 1):
+        raise DataError(
+            f"{stored.source}: data lie in {span_text((low, high), 9)} where values in [0, 1], or bytes, were expected "
+            "to be normalised; leave --normalize out if they are, and give --range"
+        )
 
 
 def _check_values(stored: Stored, low: float, high: float, data_range: Range | None, layout: Layout) -> str:
@@ -345,47 +350,3 @@ def _ends(data_range: Range | None, axes: int) -> tuple[NDArray[np.float64], NDA
     """Lowest and highest values, (1 or channels, 1, ...) for items of so many axes."""
     low, high = np.asarray(intervals(data_range), np.float64).T.reshape(2, -1, *[1] * (axes - 1))
     return low, high
-
-
-def _layout(stored: Stored, want: tuple[int, ...], resize: str | None) -> Layout:
-    """Decide how rows become ``want``; the first rule that fits holds."""
-    item = stored.values.shape[1:]
-    as_asked = () if resize is None else (f"not resized since the size agrees ({resize} was asked for)",)
-    last_first = (item[-1], *item[:-1])
-    if item == want:
-        return Layout(want, told=as_asked)
-    if (1, *item) == want:
-        return Layout(want, told=(f"read as {shape_text(want)}", *as_asked))
-    if len(item) == 3 and last_first == want:
-        return Layout(want, channels_last=True, told=("channels moved first", *as_asked))
-    if math.prod(item) == math.prod(want) and 1 in (len(item), len(want)):
-        verb = "read" if len(item) == 1 else "flattened"
-        return Layout(want, told=(f"{verb} as {shape_text(want)} (row-major)", *as_asked))
-    # Images of another size: (h, w) for (1, H, W) or (H, W); (C, h, w) or (h, w, C) for (C, H, W).
-    channels, size = want[:-2], want[-2:]
-    is_image = len(want) in (2, 3) and len(item) in (2, 3)
-    plain = is_image and (item[:-2] == channels or (len(item) == 2 and channels == (1,)))
-    moved = is_image and not plain and len(item) == 3 and last_first[:1] == channels
-    came = last_first[1:] if moved else item[-2:]
-    if resize is not None and (plain or moved):
-        told = (f"resized to {shape_text(size)} with {resize}",)
-        return Layout((*channels, *came), moved, resize, ("channels moved first", *told) if moved else told)
-    hint = "; --resize bilinear resizes them" if plain or moved else "; give data of that shape"
-    raise DataError(f"{stored.source}: items are {shape_text(item)} but the model takes {shape_text(want)}{hint}")
-
-
-def _resized(
-    rows: NDArray[np.generic], shape: tuple[int, ...], name: str, *, as_bytes: bool
-) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """(b, *channels, h, w) -> (b, *shape), each plane by Pillow: 8-bit mode L, or 32-bit float mode F."""
-    planes = rows.reshape(-1, *rows.shape[-2:]).astype(np.uint8 if as_bytes else np.float32)
-    out = np.empty((len(planes), *shape[-2:]), planes.dtype)
-    height, width = shape[-2:]
-    for plane, image in zip(out, planes, strict=True):
-        plane[:] = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling[name.upper()]))
-    return out.reshape(len(rows), *shape)
-
-
-def shape_text(shape: tuple[int, ...]) -> str:
-    """A shape as people write it: 3x32x32, or "scalar"."""
-    return "x".join(map(str, shape)) or "scalar"

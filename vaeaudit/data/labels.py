@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from vaeaudit.data.items import shape_text
+from vaeaudit.data.shapes import shape_text
 from vaeaudit.errors import listed
 
 _WANTED = "one whole number or text for each item was expected"

@@ -1,4 +1,4 @@
-"""Reading the sources that hold items: archives of arrays, MNIST idx(.gz) files, folders of images.
+"""Reading the sources that hold items, by what a name ends in or a folder holds; MNIST idx(.gz) files here.
 
 Values are kept as the source stores them; :mod:`vaeaudit.data` fits them to a model.
 """
@@ -8,38 +8,50 @@ import hashlib
 import math
 import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vaeaudit.data.archives import decoding, read_npy, read_npz, read_safetensors
+from vaeaudit.data.archives import decoding, read_npy, read_npz, read_safetensors, read_torch_data
+from vaeaudit.data.audio import clips_in, read_clips
+from vaeaudit.data.hdf import read_h5, read_h5ad
 from vaeaudit.data.image_folders import SUFFIXES as IMAGE_SUFFIXES
 from vaeaudit.data.image_folders import read_folder
 from vaeaudit.data.items import Stored
 from vaeaudit.data.labels import read_labels
+from vaeaudit.data.tables import is_dataset, read_csv, read_dataset, read_parquet
 from vaeaudit.errors import DataError, clipped, nearest
 from vaeaudit.model.checkpoints import sha256_of
 from vaeaudit.model.files import PACKED, excess, named_part, obstacle
 
-SUFFIXES = (".npz", ".npy", ".safetensors", ".idx", ".idx.gz")
-READABLE = "a .npz, .npy, .safetensors or MNIST idx(.gz) file, or a folder of images"
+# Readers of files that may hold several arrays, one of which "#name" means.
+_NAMED: dict[str, Callable[[Path, str | None], Stored]] = {
+    ".npz": read_npz,
+    ".safetensors": read_safetensors,
+    **dict.fromkeys((".pt", ".pth"), read_torch_data),
+    **dict.fromkeys((".h5", ".hdf5"), read_h5),
+    ".h5ad": read_h5ad,
+    ".parquet": read_parquet,
+}
+_PLAIN: dict[str, Callable[[Path], Stored]] = {".npy": read_npy, **dict.fromkeys((".csv", ".tsv"), read_csv)}
+SUFFIXES = (*_NAMED, *_PLAIN, ".idx", ".idx.gz")
+READABLE = (
+    "a .npz, .npy, .safetensors, .pt, .csv, .parquet, .h5, .h5ad or MNIST idx(.gz) file, a data set of Hugging Face on "
+    "disk, or a folder of images or WAV clips"
+)
 
 _PICKLED = (
     "is a pickle, which is not read as data, since loading one can run code; convert it where you trust it: "
     "np.savez('images.npz', images=np.asarray(np.load('FILE', allow_pickle=True)))"
 )
-_TORCH = (
-    "is a PyTorch file, which is not read as data; convert it: "
-    "np.savez('images.npz', images=torch.load('FILE', weights_only=True).numpy())"
-)
 _ONE_IMAGE = "is one image, where a folder of them was expected; give the folder"
 _CONVERSIONS = {
     **dict.fromkeys((".pkl", ".pickle", ".p"), _PICKLED),
-    **dict.fromkeys((".pt", ".pth", ".ckpt"), _TORCH),
+    ".wav": "is one clip, where a folder of them was expected; give the folder",
     **dict.fromkeys(IMAGE_SUFFIXES, _ONE_IMAGE),
     **dict.fromkeys((".zip", ".tar", ".tgz", ".rar", ".7z"), "is an archive; unpack it and give the folder of images"),
-    ".csv": "is a table as text; convert it: np.save('data.npy', np.loadtxt('FILE', delimiter=',', skiprows=1))",
 }
 
 _IDX = re.compile(r"[.-]idx\d?(-\w+)?(\.gz)?$")
@@ -60,22 +72,25 @@ def read(source: str | Path) -> Stored:
     try:
         if not path.exists():
             raise _missing(str(source), path)
-        if path.suffix.lower() in (".npz", ".safetensors"):
-            return (read_npz if path.suffix.lower() == ".npz" else read_safetensors)(path, images)
+        suffix = path.suffix.lower()
+        if suffix in _NAMED and path.is_file():
+            return _NAMED[suffix](path, images)
+        if path.is_dir() and is_dataset(path):
+            return read_dataset(path, images)
         if images is not None:
             raise DataError(f"{path} holds one array, so '#{images}' names nothing in it; leave it out")
         if path.is_dir():
-            return read_folder(path, READABLE)
+            clips = clips_in(path)
+            return read_clips(path, clips) if clips else read_folder(path, READABLE)
         if _IDX.search(path.name):
             return read_idx(path)
-        if path.suffix.lower() == ".npy":
-            return read_npy(path)
+        if suffix in _PLAIN:
+            return _PLAIN[suffix](path)
     except OSError as error:
         place = clipped(str(error.filename or path))  # of a folder, the file in it
         raise DataError(
             f"{place} cannot be read ({error.strerror or error}); check its name and permissions"
         ) from error
-    suffix = path.suffix.lower()
     if suffix in _CONVERSIONS:
         raise DataError(f"{path} {_CONVERSIONS[suffix].replace('FILE', path.name)}")
     near = nearest(suffix, SUFFIXES, cutoff=0.7)  # .pt and .pkl are no slips of .npz

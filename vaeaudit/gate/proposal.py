@@ -99,6 +99,8 @@ def _head(report: Report, settings: Settings, folder: Path) -> Iterator[str]:
         yield f"range = {_toml(report.data.range)}  # of the model's inputs"
     if data.resize is not None:
         yield f"resize = {_toml(data.resize)}"
+    if data.normalize is not None:
+        yield f"normalize = {_toml(data.normalize)}"
     yield ""
     yield "[run]"
     yield f"seed = {settings.run.seed}  # two audits are comparable only with the same"

@@ -16,7 +16,7 @@ from vaeaudit.errors import clipped
 
 _JSON: TypeAdapter[object] = TypeAdapter(JsonValue)
 
-_HOLDS_PARTS = re.compile(r"(.*?\.(?:npz|safetensors|ckpt|pth?))#(.*)", re.DOTALL | re.IGNORECASE)
+_HOLDS_PARTS = re.compile(r"(.*?\.(?:npz|safetensors|ckpt|pth?|h5ad|h5|hdf5|parquet))#(.*)", re.DOTALL | re.IGNORECASE)
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISFIFO, "a named pipe"),

@@ -13,6 +13,7 @@ Interval = tuple[float, float]
 Range = Interval | tuple[Interval, ...]
 
 EXPECTED = "two numbers LO < HI, of which either may be infinite, or one such pair for each channel or feature"
+_NORMALISED = {"imagenet": "0.485,0.456,0.406/0.229,0.224,0.225"}  # of torchvision's models
 _INFINITE = ("inf", "+inf", "-inf")  # as JSON, which has no infinite number, can say it
 
 
@@ -26,6 +27,23 @@ def as_range(value: object) -> Range:
             return _interval(value)
         return tuple(_interval(one) for one in value)
     raise ValueError(EXPECTED)
+
+
+def normalised(text: str) -> Range:
+    """The range of [0, 1] less a mean, over a standard deviation: "imagenet", or "MEAN/STD" with one for each channel.
+
+    As "0.5/0.5" or "0.485,0.456,0.406/0.229,0.224,0.225". Raises ValueError, which tells what was expected.
+    """
+    try:
+        means, stddevs = ([float(one) for one in part.split(",")] for part in _NORMALISED.get(text, text).split("/"))
+        spans = [((0 - mean) / stddev, (1 - mean) / stddev) for mean, stddev in zip(means, stddevs, strict=True)]
+        if min(stddevs) > 0 and all(math.isfinite(end) for span in spans for end in span):
+            return spans[0] if len(spans) == 1 else tuple(spans)
+    except (ValueError, ZeroDivisionError):
+        pass
+    raise ValueError(
+        f"{' or '.join(_NORMALISED)}, or MEAN/STD with one number for all or one for each channel, as 0.5,0.5/0.2,0.2"
+    )
 
 
 def intervals(span: Range | None) -> tuple[Interval, ...]:

@@ -185,7 +185,7 @@ def adapter_of(checkpoint: Checkpoint) -> Adapter | None:
         return find_adapter(stated) if isinstance(stated, str) and stated in adapter_names() else None
     found = []
     for name in adapter_names():
-        with suppress(AdapterError):  # one that cannot be imported recognises nothing
+        with suppress(Exception):  # one that cannot be imported, or asked, recognises nothing
             adapter = find_adapter(name)
             if said_beside(adapter, "recognises", lambda _: False)(checkpoint):
                 found.append(adapter)

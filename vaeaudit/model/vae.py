@@ -350,21 +350,22 @@ class GaussianLikelihood:
     @property
     def route(self) -> str:
         """Fixed variance where all rows have the same, so that it does not depend on z, and else learned."""
-        spread = self._spread()
+        spread = aligned(self.log_stddev, self.mean)
         return f"Gaussian, {'fixed' if len(spread) < 2 or bool((spread == spread[:1]).all()) else 'learned'} variance"
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Sum of -1/2 ((x - mean)/s)^2 - log s - 1/2 log 2 pi, (batch,)."""
-        log_stddev = self._spread()
+        log_stddev = aligned(self.log_stddev, self.mean)
         standardised = (x - self.mean) * torch.exp(-log_stddev)
         elements = -0.5 * standardised.square() - log_stddev - 0.5 * math.log(2 * math.pi)
         return elements.flatten(1).sum(1)
 
-    def _spread(self) -> Tensor:
-        """log_stddev with as many axes as the mean: aligned with its last ones, (batch, 1) with the first."""
-        given, axes = self.log_stddev, self.mean.ndim
-        of_items = tuple(given.shape) == (len(self.mean), 1)  # as a head of one unit gives them
-        return given.reshape(given.shape[:1] * of_items + (1,) * (axes - given.ndim) + given.shape[of_items:])
+
+def aligned(spread: Tensor, mean: Tensor) -> Tensor:
+    """A spread with as many axes as the mean: aligned with its last ones, (batch, 1) with the first."""
+    of_items = tuple(spread.shape) == (len(mean), 1)  # as a head of one unit gives them
+    ones = (1,) * (mean.ndim - spread.ndim)
+    return spread.reshape(spread.shape[:1] * of_items + ones + spread.shape[of_items:])
 
 
 def reconstruct(vae: VAE, x: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class ModelSettings(BaseSettings):
 class DataSettings(BaseSettings):
     """Which data, and how they become the model's inputs."""
 
-    source: Name | None = Field(None, description="npz, npy, safetensors, MNIST idx(.gz), or a folder of images.")
+    source: Name | None = Field(None, description="A file or folder of data, FILE#NAME for one array of several.")
     range: Range | None = Field(
         None,
         description="[lo, hi] of the model's inputs, where either may be inf, or a list of such pairs, one for each "
@@ -68,6 +68,11 @@ class DataSettings(BaseSettings):
     )
     resize: Name | None = Field(
         None, description="Pillow filter that resizes images to the model's size; never unasked."
+    )
+    normalize: Name | None = Field(
+        None,
+        description="What training did to values in [0, 1], and to bytes: imagenet, or MEAN/STD with one number for "
+        "all or one for each channel, as 0.5/0.5. It gives the range of the model's inputs.",
     )
 
 
@@ -156,9 +161,10 @@ class MarginSettings(BaseSettings):
     parts: Annotated[tuple[Literal["certified", "empirical"], ...], ONCE] = Field(
         ("certified", "empirical"), description="Which bounds are computed; the estimates always are."
     )
-    effort: Literal["fast", "thorough"] = Field(
+    effort: Literal["fast", "thorough", "boxed"] = Field(
         "thorough",
-        description="Of certificates: fast are linear bounds alone; thorough certifies more, in seconds an item.",
+        description="Of certificates: fast are linear bounds alone; thorough certifies more, in seconds an item; "
+        "boxed certifies within the data's range besides, in three times that or more.",
     )
 
 

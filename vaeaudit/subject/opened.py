@@ -14,6 +14,7 @@ from vaeaudit.data.items import Data, fit
 from vaeaudit.data.sources import read
 from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError, clipped, nearest, told
 from vaeaudit.model.box import range_of
+from vaeaudit.model.ranges import Range, normalised
 from vaeaudit.model.registry import LoadedModel, open_model
 from vaeaudit.model.vae import VAE, Resizable
 from vaeaudit.settings.sections import Settings
@@ -115,8 +116,9 @@ def prepare(settings: Settings) -> Subject:
     if isinstance(model.vae, Resizable) and settings.data.resize is None:
         model = replace(model, vae=_of_size(model.vae, stored.values.shape[1:]))
     shape = tuple(model.vae.input_shape)
-    data_range = settings.data.range or range_of(model.vae)
-    data = fit(stored, input_shape=shape, data_range=data_range, resize=settings.data.resize)
+    data_range = _normalised(settings) or settings.data.range or range_of(model.vae)
+    unit = settings.data.normalize is not None
+    data = fit(stored, input_shape=shape, data_range=data_range, resize=settings.data.resize, unit=unit)
     asked, seed = settings.run, settings.run.seed
     there = min(asked.limit or len(data), len(data))
     items = _draw(there, min(asked.sample or there, there), seed, "items")
@@ -139,6 +141,19 @@ def prepare(settings: Settings) -> Subject:
         raise ContractError(f"the model raised {told(error)} when it was tried on the data; see its adapter") from error
     _check_acknowledged(settings, plausibility)
     return Subject(settings, device, dtype, model, data, items, plausibility, likelihood)
+
+
+def _normalised(settings: Settings) -> Range | None:
+    """The range of the model's inputs where the settings say how training normalised them."""
+    text = settings.data.normalize
+    if text is None:
+        return None
+    if settings.data.range is not None:
+        raise ConfigError("--normalize gives the range of the model's inputs, and so does --range; give one of them")
+    try:
+        return normalised(text)
+    except ValueError as error:
+        raise ConfigError(f"--normalize takes {error}, but '{clipped(text)}' came") from None
 
 
 def _of_size(vae: Resizable, item: tuple[int, ...]) -> VAE:

@@ -91,7 +91,7 @@ def examine(
             *([latent_scale.moments(posterior)] if scaled else []),
         )
 
-    scaled = hasattr(vae, "latent_scale")
+    scaled, stated = hasattr(vae, "latent_scale"), getattr(vae, "latent_scale", None)
     mean, nll, kl, raw, error, drawn_raw, drawn_error, latents, varies, *moments = rows.map(run, x, noise)
     require_finite("posterior mean", latents, items)
     require_finite("decoder mean", mean, items)
@@ -112,7 +112,7 @@ def examine(
         baseline.finding("reconstruction of a draw", drawn_raw, drawn_error, drawn, unseen=Verdict.UNSURE),
         gradients(vae, probes, probed, seed),
         _log_variance(vae, x, rows, items),
-        *(latent_scale.finding(one, vae.latent_scale) for one in moments),
+        *(latent_scale.finding(one, stated) for one in moments),
     ]
     # One draw's log ratio of densities may be negative, where the KL itself is not.
     of_kl = estimates.mean(

@@ -63,6 +63,8 @@ def explained(
     """
     wrong = [f.name for f in found.findings if f.verdict is not Verdict.PASS]
     about = [name for name in _EXPLAINED if name in wrong]
+    if _MEAN in about and not found.failed and _far_better(found):
+        about = []  # only too few items are wrong
     if set(wrong) & set(_NOISY):
         return found
     try:
@@ -83,6 +85,12 @@ def explained(
         for f in found.findings
     )
     return replace(found, findings=tuple(findings))
+
+
+def _far_better(found: Plausibility) -> bool:
+    """Whether reconstructions are so much better than the mean image that nothing is left to be explained."""
+    error, baseline = (found.losses[name].value for name in ("error", "mean_image_error"))
+    return error is not None and baseline is not None and error < _GOOD * baseline
 
 
 def _reading(trial: Trial) -> tuple[Verdict | None, dict[str, str]]:

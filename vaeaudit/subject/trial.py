@@ -27,7 +27,7 @@ from vaeaudit.subject.substitution import Substitution, called, substitutions
 SINGLE, PAIRED = 48, 16  # items that single changes and pairs of them are tried on, fewer of large ones
 _FEWEST, _ELEMENTS = 8, 2**14
 # Items that the changes together are tried on: as many as this work allows, and no fewer than these.
-_OPERATIONS, _PASSES = 4e12, 48
+_OPERATIONS, _PASSES = 1e12, 16
 # Of 27 healthy models the best scale and shift left at least 0.977 of the error; of wrong repairs, often under 0.8.
 _CALIBRATED = 0.95
 
@@ -82,8 +82,8 @@ class Trial:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             posterior, self.encode = called(vae.encode, x[:2])
             _, self.decode = called(vae.decode, posterior.mean)
-        self.left = max(_PASSES, int(2 * _OPERATIONS / max(1, counter.get_total_flops())))
-        self.cut_short = False
+        self.passes = max(_PASSES, int(2 * _OPERATIONS / max(1, counter.get_total_flops())))
+        self.left, self.cut_short = self.passes, False
         self.noise_shape = posterior.noise_shape
         self.baseline = (x - x.mean(0, keepdim=True)).square().flatten(1).mean(1)
 
@@ -100,7 +100,7 @@ class Trial:
 
     def few(self, most: int) -> Tensor:
         """At most so many items, spread over all, fewer where they are large."""
-        count = max(_FEWEST, min(most, _ELEMENTS // self.x[0].numel()))
+        count = max(min(_FEWEST, self.passes // 4), min(most, _ELEMENTS // self.x[0].numel()))
         return torch.arange(0, len(self.x), max(1, len(self.x) // count), device=self.x.device)[:count]
 
     def tried(self, groups: Iterable[Group], most: int, *, draws: bool) -> Iterator[tuple[Repair, Errors]]:

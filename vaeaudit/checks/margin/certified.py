@@ -19,11 +19,13 @@ from vaeaudit.certify.rewriting import name_of
 from vaeaudit.certify.sectors import Sectors
 from vaeaudit.certify.theorem import Sigma, global_margin
 from vaeaudit.errors import UnsupportedError, VaeauditError
+from vaeaudit.model.box import flat_bounds
+from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import VAE
 from vaeaudit.progress import GoOn, Progress
 from vaeaudit.stats.draws import noise_set
 
-Effort = Literal["fast", "thorough"]  # whether sectors are asked as well as linear bounds
+Effort = Literal["fast", "thorough", "boxed"]  # linear bounds alone, sectors too, and sectors within the box
 EFFORTS: tuple[str, ...] = get_args(Effort)
 
 _TOGETHER = 4  # items certified between two questions whether to go on
@@ -45,7 +47,8 @@ class Certified:
 
     ``radius`` is the best of ``everywhere``, from Lipschitz constants (NaN where there are none), and ``around``, from
     bounds that hold near each item (NaN where there are none); ``by`` names the certificate that gave it, "none" where
-    it is 0. ``pathwise`` is a bound of its own, which follows each draw as the input moves (THEOREM iii); NaN where
+    it is 0. ``boxed`` bounds R where x + d stays in the range, at least ``radius``; NaN where that was not asked.
+    ``pathwise`` is a bound of its own, which follows each draw as the input moves (THEOREM iii); NaN where
     there is none. It is not maximised into ``radius``: both hold with the full confidence, but rest on different
     events, so that the larger of the two would only hold with twice the error probability, or each with half of it.
     ``missing`` says of a certificate that there is none why.
@@ -54,6 +57,7 @@ class Certified:
     radius: Tensor
     everywhere: Tensor
     around: Tensor
+    boxed: Tensor
     pathwise: Tensor
     by: tuple[str, ...]
     missing: tuple[str, ...]
@@ -64,13 +68,21 @@ class Certificates:
 
     ``trace`` gives the encoder's graph, or raises :class:`UnsupportedError`. A network of more than ``most`` neurons
     and outputs gets no bounds around the items. ``effort`` "thorough" asks sectors first, and linear bounds whether
-    they reach further; "fast" linear bounds alone.
+    they reach further; "fast" linear bounds alone; "boxed" sectors also of x + d in the range ``box``.
     """
 
     def __init__(
-        self, trace: Callable[[], Graph], x: Tensor, sigma: Sigma, effort: Effort, *, most: float = math.inf
+        self,
+        trace: Callable[[], Graph],
+        x: Tensor,
+        sigma: Sigma,
+        effort: Effort,
+        *,
+        box: Range | None = None,
+        most: float = math.inf,
     ) -> None:
         self._x, self._sigma, self._near, self._effort = x, sigma, True, effort
+        self._box = None if box is None or effort != "boxed" else flat_bounds(box, tuple(x.shape[1:]), x)
         self.missing: list[str] = []
         self._graph: Graph | None = None
         self._norms: dict[str, Tensor] | None = None
@@ -136,7 +148,7 @@ class Certificates:
         everywhere = torch.full_like(p_low, torch.nan)
         if self._lipschitz is not None:
             everywhere = global_margin(p_low, m, self._lipschitz, self._log_lipschitz)
-        around = torch.full_like(p_low, torch.nan)
+        around, inside = torch.full((2, len(p_low)), torch.nan, dtype=p_low.dtype, device=p_low.device)
         by = ["Lipschitz constants"] * len(p_low)
         for first in range(0, len(p_low) if self._near else 0, _TOGETHER):
             part = slice(first, first + _TOGETHER)
@@ -144,7 +156,7 @@ class Certificates:
             if self._graph is None or not asked():
                 break
             found, x, p = None, self._x[part], p_low[part]
-            sectors = self._by_sectors(x, p, m, asked, missing)
+            sectors, boxed = self._by_sectors(x, p, m, asked, missing)
             with _refusals(missing, "around each item: "):
                 if self._norms is None:
                     self._norms = first_norms(self._graph, self._x[:1].double())
@@ -152,6 +164,7 @@ class Certificates:
             if found is None:
                 break
             around[part] = torch.maximum(found.radius, sectors)
+            inside[part] = boxed
             wider = (sectors > found.radius).tolist()
             by[part] = ["sectors" if sector else won for sector, won in zip(wider, found.won, strict=True)]
         better = torch.fmax(everywhere, around)
@@ -160,17 +173,23 @@ class Certificates:
             for radius, near_radius, near in zip(better.tolist(), around.tolist(), by, strict=True)
         ]
         paths = torch.full_like(better, torch.nan) if pathwise is None else pathwise
-        return Certified(better, everywhere, around, paths, tuple(wins), tuple(missing))
+        boxed = torch.full_like(better, torch.nan) if self._box is None else torch.fmax(better, inside)
+        return Certified(better, everywhere, around, boxed, paths, tuple(wins), tuple(missing))
 
-    def _by_sectors(self, x: Tensor, p_low: Tensor, m: float, asked: Callable[[], bool], missing: list[str]) -> Tensor:
-        """The margins of some items from sectors, 0 where these say nothing; once ``missing`` they are not asked."""
-        nothing = torch.zeros_like(p_low)
+    def _by_sectors(
+        self, x: Tensor, p_low: Tensor, m: float, asked: Callable[[], bool], missing: list[str]
+    ) -> tuple[Tensor, Tensor]:
+        """The margins of some items from sectors, and those in the box, 0 where these say nothing.
+
+        Once sectors are ``missing`` they are not asked.
+        """
+        nothing = torch.zeros_like(p_low), torch.zeros_like(p_low)
         if self._effort == "fast" or self._graph is None or any(told.startswith(_SECTORS) for told in missing):
             return nothing
         with _refusals(missing, _SECTORS):
             if self._sectors is None:
                 self._sectors = Sectors(self._graph, self._x[:1])
-            return self._sectors.margin(x, p_low, m, self._sigma, asked)
+            return self._sectors.margins(x, p_low, m, self._sigma, self._box, asked)
         return nothing
 
 

@@ -72,12 +72,12 @@ class Deterministic:
         spectral, ones = r / norms.spectral, torch.ones_like(norms.spectral)
         return FirstOrder(r / norms.frobenius, spectral, spectral, ones, r * ones, norms, bars, 0.5)
 
-    def certified(self, r: float, effort: Effort, go_on: GoOn) -> Certified:
+    def certified(self, r: float, effort: Effort, box: Range | None, go_on: GoOn) -> Certified:
         """Lower bounds: r / Lip(f), and the largest ball on which linear bounds keep f within r. Both are sure.
 
         There is no pathwise one, as a single path is left, and its bound is the first.
         """
-        certificates = Certificates(lambda: self._graph(r), self._x, "frozen", effort, most=_MOST_NEURONS)
+        certificates = Certificates(lambda: self._graph(r), self._x, "frozen", effort, box=box, most=_MOST_NEURONS)
         kept = torch.full((len(self._x),), _ONE_UNIT, dtype=torch.float64, device=self._x.device)
         return certificates.of(kept, 0.5, go_on)
 

@@ -18,6 +18,7 @@ MARGIN_LEGEND = {
     "certified": "lower bound of the margin: no distortion shorter than this takes the item out of r (by which proof): "
     "errors of all activations maximised together (sectors), linear bounds carried through the encoder (propagation), "
     "its linear region around the item, or its Lipschitz constants",
+    "in the box": "lower bound of the margin where x + d stays in the data's range, at least the certified one",
     "pathwise": "another lower bound, with a confidence of its own: how far each draw stays within r by the Lipschitz "
     "constants of encoder and decoder, and their quantile; n/a where there are none",
     "Frobenius, spectral, whitened": "first-order estimates: what the margin would be if the encoder were linear; they "
@@ -36,6 +37,9 @@ class MarginItemEntry(Entry):
     p0: float = Field(description="Share of draws within r where nothing is perturbed.")
     p_low: float = Field(description="Its lower confidence bound, on which certificate and estimates rest.")
     certified: Number = Field(description="Lower bound of the margin; null where there is none.")
+    certified_boxed: Number = Field(
+        None, description="Lower bound where x + d stays in the box; null where there is none, or no box."
+    )
     pathwise: Number = Field(
         None, description="Another lower bound, of a confidence of its own; null where there is none."
     )
@@ -83,11 +87,12 @@ class MarginEntry(Entry):
     def section(self) -> Section:
         """How the margins are shown."""
         name, prefix = f"r = {self.r:.6g}", f"margin.r{self.r:.6g}"
+        table = margin_table(self)
         return Section(
             f"Margins at {name}",
             "How far an item may move before its reconstruction leaves the ball of radius r around g(mu(x)) with "
             f"probability 1 - m or more: {asked(self)}. The margin R lies between the certified and the empirical one.",
-            [Shown(f"margins at {asked(self)}", margin_table(self), MARGIN_LEGEND)],
+            [Shown(f"margins at {asked(self)}", table, {name: MARGIN_LEGEND[name] for name in table[0]})],
             figures={
                 PANEL.format(self.r): "Left: the margins of all items, each kind in ascending order. Right: the "
                 "empirical margin over the whitened estimate, and the line where they are equal",
@@ -103,13 +108,15 @@ class MarginEntry(Entry):
 
 
 def margin_table(margins: MarginEntry) -> Table:
-    """One row an item."""
+    """One row an item; what was certified in the box has a column where that was asked."""
+    boxed = any(item.certified_boxed is not None for item in margins.items)
     rows = [
         [
             str(item.item),
             f"{number(item.min_r)} ({number(item.min_r_upper)})",
             f"{number(item.p0)} ({number(item.p_low)})",
             number(item.certified) + ("" if item.by == "none" else f" ({item.by})"),
+            *([number(item.certified_boxed)] if boxed else []),
             number(item.pathwise),
             ", ".join(number(value) for value in (item.frobenius, item.spectral, item.whitened))
             + (" [{}, {}]".format(*map(number, item.whitened_interval)) if item.whitened_interval else ""),
@@ -118,7 +125,7 @@ def margin_table(margins: MarginEntry) -> Table:
         ]
         for item in margins.items
     ]
-    return list(MARGIN_LEGEND), rows
+    return [name for name in MARGIN_LEGEND if boxed or name != "in the box"], rows
 
 
 def asked(margins: MarginEntry) -> str:

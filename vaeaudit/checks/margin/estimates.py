@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from scipy import stats
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vaeaudit.checks.margin.radius import check_probability
 from vaeaudit.errors import ContractError, UnsupportedError
@@ -201,7 +202,8 @@ class _Encoder:
     def __init__(self, vae: VAE, x: Tensor, items: Sequence[int]) -> None:
         self.items = items
         self.x = x.detach().clone().requires_grad_(True)
-        q = _posterior(vae, self.x)
+        with sdpa_kernel(SDPBackend.MATH):  # faster kernels of attention have no second derivatives
+            q = _posterior(vae, self.x)
         self.mean, self.sigma = q.mean.flatten(1), q.stddev.detach().flatten(1).double()
         require_finite("encoder's mean", self.mean.detach(), items)
         require_finite("encoder's standard deviation", self.sigma, items)

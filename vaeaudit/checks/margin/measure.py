@@ -31,7 +31,7 @@ PARTS = ("certified", "empirical")
 _DRAWS = 1000
 # Shares of the time, as measured, when the slopes are known, when all is drawn, and of a radius its certificates.
 _SLOPES, _DREW = 0.02, 0.08
-_CERTIFIED = {"fast": 0.1, "thorough": 0.2}  # of what is left
+_CERTIFIED = {"fast": 0.1, "thorough": 0.2, "boxed": 0.5}  # of what is left
 _DRAWN = "margin"  # what the draws are keyed by
 _SHOWN, _LENGTHS = 6, 13  # items whose fall is shown, and at how many lengths
 
@@ -62,10 +62,11 @@ class MarginAt:
 
     @property
     def crossed(self) -> Tensor:
-        """Which items have a certified margin, the pathwise one included, above their empirical one, (items,)."""
+        """Which items have a certified margin of any kind above their empirical one, (items,)."""
         if self.certified is None or self.empirical is None:
             return torch.zeros_like(self.kept.hits, dtype=torch.bool)
-        return torch.fmax(self.certified.radius, self.certified.pathwise) > self.empirical.margin
+        certified = torch.fmax(self.certified.boxed, torch.fmax(self.certified.radius, self.certified.pathwise))
+        return certified > self.empirical.margin
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,12 +136,14 @@ def margin(
         m: the risk level: more than this probability must stay within r.
         sigma: "frozen" (sigma at x; theorem 1) or "full" (sigma at x + d; algorithm 2): two different quantities.
         data_range: [lo, hi] of x + d; the model's own where None.
-        boxed: whether the empirical margin keeps x + d in that range; a certificate holds with and without.
+        boxed: whether the empirical margin keeps x + d in that range; the certified one holds with and without, and
+            one of the two makes use of it.
         level: confidence of each bound.
         family_wise: whether the level is that of all bounds of all items and radii together (Bonferroni).
         draws: of the posterior for each item, on which min r and p0 rest.
         parts: of "certified" and "empirical", those that are wanted.
-        effort: of certificates: "fast", or "thorough", which certifies more.
+        effort: of certificates: "fast", "thorough", which certifies more, or "boxed", which also certifies what stays
+            within the range.
         seed: of every random draw.
         batch_size: most rows given to the model at once; by size where None.
         items: numbers that key the draws of each item; 0, 1, ... where None.
@@ -183,7 +186,7 @@ def margin(
     x, keys, norms = x[: distances.shape[1]], keys[: distances.shape[1]], norms.first(distances.shape[1])
     certificates = growth = None
     if "certified" in parts:
-        certificates = Certificates(lambda: trace_encoder(vae, x, sigma), x, sigma, effort)
+        certificates = Certificates(lambda: trace_encoder(vae, x, sigma), x, sigma, effort, box=used)
         growth = certificates.growth(vae, draws=draws, items=keys, seed=seed, check=_DRAWN)
     at = []
     for number, radius in enumerate(radii):
@@ -259,7 +262,7 @@ def _deterministic(
     one, none = torch.ones_like(alone.norms.spectral), torch.zeros_like(alone.norms.spectral)
     at = []
     for radius in radii:
-        certified = alone.certified(radius, effort, watch) if "certified" in parts else None
+        certified = alone.certified(radius, effort, box, watch) if "certified" in parts else None
         empirical = alone.empirical(radius, box, watch) if "empirical" in parts and not watch.stopped else None
         held = Kept(none.long(), one, one, 0, 0.0)
         at.append(MarginAt(radius, held, alone.estimates(radius), certified, empirical, None))

@@ -17,6 +17,13 @@ CERTIFIED = Metric(
     "lower bound of the margin; its share is that of items certified at all, its mean a bound of E R",
     (*QUARTILES, "mean"),
 )
+BOXED = Metric(
+    "certified.boxed",
+    _INPUT,
+    "higher",
+    "lower bound of the margin where x + d stays in the data's range: the pair of the empirical one in that range",
+    QUARTILES,
+)
 CERTIFIED_AT_ALL = replace(CERTIFIED, unit="share of items", statistics=("share",))
 PATHWISE = Metric(
     "pathwise", _INPUT, "higher", "another lower bound of the margin, from how far each draw stays within r", QUARTILES
@@ -38,7 +45,8 @@ MEDIAN = Metric(
     _INPUT,
     "higher",
     "straight after r: that of R itself, as far as it is known: the empirical median, and an interval from the "
-    "certified median's lower end to the empirical one's upper end; elsewhere that of the figure before it",
+    "certified median's lower end, in the box where there is one, to the empirical one's upper end; elsewhere that of "
+    "the figure before it",
     (),
 )
 CORRELATION = Metric(
@@ -53,7 +61,7 @@ NOT_ROBUST = Metric(
 )
 CENSORED = Metric("censored", "share of items", "higher", "items that nothing broke", ("share",))
 METRICS = (
-    *(MIN_R, CERTIFIED, CERTIFIED_AT_ALL, PATHWISE, FROBENIUS, SPECTRAL, WHITENED, EMPIRICAL),
+    *(MIN_R, CERTIFIED, BOXED, CERTIFIED_AT_ALL, PATHWISE, FROBENIUS, SPECTRAL, WHITENED, EMPIRICAL),
     *(MEDIAN, CORRELATION, NOT_ROBUST, CENSORED),
 )
 
@@ -67,7 +75,7 @@ def possible(asked: MarginSettings) -> Iterator[str]:
     """The names of all metrics that these settings may give, as regular expressions."""
     metrics = [FROBENIUS, SPECTRAL, WHITENED, NOT_ROBUST]
     if "certified" in asked.parts:
-        metrics += [CERTIFIED, CERTIFIED_AT_ALL, PATHWISE]
+        metrics += [CERTIFIED, BOXED, CERTIFIED_AT_ALL, PATHWISE]
     if "empirical" in asked.parts:
         metrics += [EMPIRICAL, CENSORED, CORRELATION]
     if len(asked.parts) == 2:

@@ -82,6 +82,7 @@ def _item(result: MarginResult, at: MarginAt, place: int, item: int) -> MarginIt
         p0=float(at.kept.p0[place]),
         p_low=float(at.kept.p_low[place]),
         certified=None if certified is None else number(certified.radius[place]),
+        certified_boxed=None if certified is None else number(certified.boxed[place]),
         pathwise=None if certified is None else number(certified.pathwise[place]),
         by="none" if certified is None else certified.by[place],
         frobenius=number(at.estimates.frobenius[place]),
@@ -206,7 +207,8 @@ def _margin_panel(at: MarginAt) -> bytes:
         }.items()
     }
     if at.certified is not None:
-        margins = {"certified": array(at.certified.radius), **margins}
+        boxed = {} if bool(at.certified.boxed.isnan().all()) else {"certified in the box": array(at.certified.boxed)}
+        margins = {"certified": array(at.certified.radius), **boxed, **margins}
     nothing = np.full(len(at.estimates.whitened), np.nan)
     if at.empirical is None:
         return margin_panel(margins, array(at.estimates.whitened), nothing, np.isfinite(nothing), nothing, at.r, "")

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from vaeaudit.checks.margin.measure import MarginAt, MarginResult
 from vaeaudit.checks.margin.metrics import (
+    BOXED,
     CENSORED,
     CERTIFIED,
     CERTIFIED_AT_ALL,
@@ -24,7 +25,13 @@ from vaeaudit.stats.estimates import Measurement
 from vaeaudit.stats.metric import QUARTILES
 
 _SEARCHED = (MEDIAN.name, *CENSORED.names, *EMPIRICAL.names)  # what a better search can only lower
-_CERTAIN = (*CERTIFIED.names, *CERTIFIED_AT_ALL.names, *PATHWISE.names, *NOT_ROBUST.names)  # and what rests on none
+_CERTAIN = (
+    *CERTIFIED.names,
+    *BOXED.names,
+    *CERTIFIED_AT_ALL.names,
+    *PATHWISE.names,
+    *NOT_ROBUST.names,
+)  # and what rests on none
 
 
 def summarise_margin(result: MarginResult) -> dict[str, Measurement]:
@@ -73,6 +80,8 @@ def _bounds(at: MarginAt, level: float) -> dict[str, Measurement]:
     if at.certified is not None:
         high = estimates.median(empirical, unit=unit, direction=direction, level=level)
         # R is at least 0, whatever was refused.
+        boxed = at.certified.boxed.tolist()  # NaN without a box; else of the same distortions as the empirical one
+        certified = certified if all(map(math.isnan, boxed)) else boxed
         low = estimates.median(certified, unit=unit, direction=direction, level=level).ci if known else (0.0, 0.0)
         metrics[MEDIAN.name] = Measurement(
             value=high.value,
@@ -94,7 +103,7 @@ def _bounds(at: MarginAt, level: float) -> dict[str, Measurement]:
 def _columns(at: MarginAt, level: float) -> dict[str, Measurement]:
     columns = {FROBENIUS: at.estimates.frobenius, SPECTRAL: at.estimates.spectral, WHITENED: at.estimates.whitened}
     if at.certified is not None:
-        bounds = {CERTIFIED: at.certified.radius, PATHWISE: at.certified.pathwise}
+        bounds = {CERTIFIED: at.certified.radius, BOXED: at.certified.boxed, PATHWISE: at.certified.pathwise}
         columns = {metric: values for metric, values in bounds.items() if not values.isnan().all()} | columns
     if at.empirical is not None:
         columns[EMPIRICAL] = at.empirical.margin

@@ -75,6 +75,9 @@ def open_weights(settings: Settings) -> StoredModel:
     parts = dict(PARTS if adapter is None else weight_parts(adapter)) | dict(settings.weights.parts)
     source, held = held_weights(settings.model.path)
     prefix, weights = fitting(file, held, parts)
+    if "" in parts.get(NEITHER, ()):  # whatever else the file holds is not the model's, and is not read
+        own = tuple(start for starts in parts.values() for start in starts if start)
+        weights = {name: weight for name, weight in weights.items() if name.startswith(own)}
     return StoredModel(source, sha256_of(file), weights, prefix, adapter, parts, settings)
 
 

@@ -1,0 +1,125 @@
+"""The room that a box leaves around an input: x0 + d in [lo, hi], which is to say -down <= d <= up, both >= 0.
+
+Two things follow for all d of the ball ||d|| <= rho that stay in the box, each sound by itself.
+
+Farthest. Of a d the most is, by weak duality for any t > 0, with c_i = up_i where a_i > 0 and down_i elsewhere,
+
+    max a d <= t rho^2 + sum over i of max over 0 <= e <= c_i of (|a_i| e - t e^2),
+
+whose terms are a_i^2 / 4t where |a_i| <= 2 t c_i, and |a_i| c_i - t c_i^2 elsewhere. The least over t is the maximum
+itself (water is filled in); a few fixed-point steps come near it, and whatever t they end at proves the bound. At a
+background of 0, in [0, 1], only the part of a that points inwards counts: ||a_+|| rho in place of ||a|| rho.
+
+Pairs. Where x0 lies at a bound d has one sign, s_i d_i >= 0, and so s_i s_j d_i d_j >= 0 for any two of these. For any
+N with N_ij s_i s_j >= 0, symmetric, 0 where i or j lies at no bound, d' N d >= 0, and the ball's |d|^2 <= rho^2 becomes
+
+    |d|^2 - d' N d <= rho^2,
+
+in which ellipsoids (:mod:`.ellipsoids`) start from I - N in place of I, whenever what they require stays positive
+definite. That reaches the orthant's maximum for a single function: with a = p - q, p, q >= 0 and N = t (p q' + q p'),
+a (I - N)^-1 a is the larger of |p|^2 and |q|^2 at the best t. N is chosen once, as if the network were linear, by
+projected gradient; it affects how tight the bound is alone.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from vaeaudit.certify.activations import ROUNDING
+
+Box = tuple[Tensor, Tensor]  # least and greatest values of an input, (1, inputs) each, infinite where there is none
+
+_STEPS = 3  # towards the best t
+_ROUNDS, _BEGIN = 6, 0.3  # of projected gradient; about the norm of the first N
+_NEAR = 40.0  # how sharply the largest eigenvalue stands out among those that a gradient is of
+
+
+@dataclass(frozen=True, eq=False)
+class Room:
+    """How far each input may move ``down`` and ``up``, (n,) float64, both >= 0.
+
+    ``inward`` (n,) is 1 at the lower bound, -1 at the upper one, and 0 between.
+    """
+
+    down: Tensor
+    up: Tensor
+    inward: Tensor
+
+    @staticmethod
+    def of(x: Tensor, box: "Box") -> "Room":
+        """That of ``x`` (1, *input_shape); none where it already lies beyond the box."""
+        value, low, high = (part.double().flatten().cpu() for part in (x, *box))
+        down, up = (value - low).clamp(min=0), (high - value).clamp(min=0)
+        return Room(down, up, torch.where(down == 0, 1.0, torch.where(up == 0, -1.0, 0.0)).double())
+
+    def farthest(self, matrix: sparse.csr_matrix, rho: float) -> tuple[Tensor, Tensor]:
+        """How far each of the functions ``matrix`` d can move below 0 and above it within ``rho``, rounded up."""
+        rows, a = matrix.tocsr(), np.abs(matrix.data)
+        down, up = (side.numpy()[rows.indices] for side in (self.down, self.up))
+        caps = np.where(rows.data > 0, down, up), np.where(rows.data > 0, up, down)
+        return tuple(  # type: ignore[return-value]
+            torch.from_numpy(_most(rows, a, cap, rho)) * (1 + ROUNDING) for cap in caps
+        )
+
+    def pairs(self, jacobian: Tensor) -> Tensor | None:
+        """N (n, n) by which ||``jacobian`` d|| is bounded best, about; None where too few inputs lie at a bound."""
+        signs = self.inward[:, None] * self.inward
+        signs.fill_diagonal_(0)
+        if not bool(signs.any()):
+            return None
+        N, step = torch.zeros_like(signs), 0.0
+        bound, gradient = _bound(jacobian, N)
+        for _ in range(_ROUNDS):
+            inside = signs * gradient  # in the weights, which are >= 0
+            if not step:
+                toward = (-inside).clamp(min=0)
+                ones = toward.sum(0)
+                step = _BEGIN * float(ones.norm() / (toward @ ones).norm().clamp(min=1e-300))
+            tried = (signs * N - step * inside).clamp(min=0) * signs
+            lower, there = _bound(jacobian, tried)
+            if lower < bound:
+                N, bound, gradient, step = tried, lower, there, 1.5 * step
+            else:
+                step /= 2
+        return N
+
+
+def _bound(jacobian: Tensor, N: Tensor) -> tuple[float, Tensor]:
+    """The largest eigenvalue of J (I - N)^-1 J', infinite where there is none, and a gradient in N.
+
+    The gradient is of all eigenvalues near the largest, since what lowers one alone raises the next.
+    """
+    L, failed = torch.linalg.cholesky_ex(torch.eye(len(N), dtype=N.dtype) - N)
+    if bool(failed):
+        return math.inf, N
+    X = torch.linalg.solve_triangular(L, jacobian.T, upper=False)
+    values, vectors = torch.linalg.eigh(X.T @ X)
+    weights = torch.softmax(_NEAR * values / values[-1].clamp(min=1e-300), 0)
+    F = torch.linalg.solve_triangular(L.T, X, upper=True) @ vectors
+    return float(values[-1]), (F * weights) @ F.T
+
+
+def _most(rows: sparse.csr_matrix, a: np.ndarray, cap: np.ndarray, rho: float) -> np.ndarray:
+    """The maximum of sum a_i e_i over ||e|| <= ``rho``, 0 <= e_i <= cap_i, of each row; a >= 0."""
+
+    def total(values: np.ndarray) -> np.ndarray:
+        return np.asarray(sparse.csr_matrix((values, rows.indices, rows.indptr), rows.shape).sum(1)).ravel()
+
+    of = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+    best = total(a * cap)  # t -> 0
+    free = total(np.where(cap > 0, np.square(a), 0.0))
+    t = np.sqrt(free) / (2 * rho)
+    for _ in range(_STEPS):
+        here = t[of]
+        filled = a > 2 * here * cap
+        with np.errstate(divide="ignore", invalid="ignore"):
+            terms = np.where(filled, a * cap - here * np.square(cap), np.square(a) / (4 * here))
+            bound = t * rho**2 + total(np.where((a == 0) | (cap == 0), 0.0, terms))
+            best = np.where(t > 0, np.fmin(best, bound), best)
+            left = rho**2 - total(np.where(filled, np.square(cap), 0.0))
+            t = np.where(left > 0, np.sqrt(total(np.where(filled, 0.0, np.square(a))) / left) / 2, t)
+    return best
