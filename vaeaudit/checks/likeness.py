@@ -70,7 +70,8 @@ def ms_ssim(a: Tensor, b: Tensor, data_range: Range) -> Likeness:
         )
     weights = _WEIGHTS[: len(sides)]
     *finer, coarsest = (weight * sum(_WEIGHTS) / sum(weights) for weight in weights)
-    a, b = (a - low) / (high - low), (b - low) / (high - low)
+    if data_range != UNIT:
+        a, b = (a - low) / (high - low), (b - low) / (high - low)
     ssim, contrast = first = _similarity(a, b)
     value = torch.ones_like(ssim)
     for weight in finer:

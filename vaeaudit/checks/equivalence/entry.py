@@ -136,8 +136,8 @@ _WORDS = {
 
 def _farthest(one: VariantEntry) -> float:
     """The worst difference end to end, infinite where it is."""
-    worst = next(figure.worst for figure in one.figures if figure.name == _LARGEST[1])
-    return math.inf if worst.value is None else worst.value
+    worst = next((figure.worst.value for figure in one.figures if figure.name == _LARGEST[1]), None)
+    return math.inf if worst is None else worst
 
 
 def _same(one: VariantEntry) -> str:

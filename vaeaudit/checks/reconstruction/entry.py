@@ -155,7 +155,7 @@ _UNITS = {metric.name: metric.unit for metric in OF_ITEMS}
 
 def _named(name: str) -> str:
     words = {"psnr": "PSNR", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "mse": "MSE", "share_off": "off by > 1/255"}
-    unit = {"dB": ", dB", "nats": ", nats"}.get(_UNITS[name], "")
+    unit = {"dB": ", dB", "nats": ", nats"}.get(_UNITS.get(name, ""), "")
     return words.get(name, name.replace("_", " ")) + unit
 
 
