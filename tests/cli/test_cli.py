@@ -187,7 +187,10 @@ def test_the_command_alone_shows_its_help_as_usage_error(command: Cli) -> None:
             "--format must be one of 'table', 'json', 'markdown', 'junit', 'github', but 'jsn' came",
         ),
         (["--resize", "bilinea"], "(did you mean 'bilinear'?)"),
-        (["--adapter", "mpl"], "there is no adapter 'mpl' (did you mean 'mlp'?); installed are burgess, jointvae, mlp"),
+        (
+            ["--adapter", "mpl"],
+            "there is no adapter 'mpl' (did you mean 'mlp'?); installed are burgess, diffusers, ",
+        ),
         (["--adapter", ""], "--adapter must be a text that is not empty"),
         (["--adapter", "x.py"], "there is no adapter 'x.py' (did you mean 'x.py:open'?)"),
         (["--adapter", "x.py:open"], "there is no adapter file x.py"),

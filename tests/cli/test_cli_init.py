@@ -166,7 +166,15 @@ def test_adapters_are_listed_with_what_they_open(command: Command) -> None:
     assert "mlp" in done.out
     assert "Fully connected VAEs with Gaussian latents" in done.out
     listed = json.loads(command("adapters", "--format", "json").out)
-    assert [adapter["name"] for adapter in listed] == ["burgess", "jointvae", "mlp"]
+    assert [adapter["name"] for adapter in listed] == [
+        "burgess",
+        "diffusers",
+        "jointvae",
+        "ldm",
+        "mlp",
+        "pythae",
+        "taesd",
+    ]
     assert listed[0]["place"] == "vaeaudit_adapters.burgess:open"
 
 

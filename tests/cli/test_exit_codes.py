@@ -504,15 +504,19 @@ def test_an_interrupted_audit_ends_with_130_and_goes_on_to_the_report_that_it_wo
             del told[key]
     assert resumed == whole
     assert contents() == files
-    assert {path.name for path in Path("vaeaudit-report").iterdir()} == {*whole["files"].values(), "report.json"}
+    assert {path.name for path in Path("vaeaudit-report").iterdir()} == {
+        *whole["files"].values(),
+        "report.json",
+        "attestation.json",
+    }
 
 
 def contents() -> dict[str, bytes]:
-    """All files of the report but report.json and report.md, which tell when it was written."""
+    """All files of the report but those that tell when it was written."""
     return {
         path.name: path.read_bytes()
         for path in Path("vaeaudit-report").iterdir()
-        if path.is_file() and path.suffix != ".md" and path.name != "report.json"
+        if path.is_file() and path.suffix != ".md" and path.name not in ("report.json", "attestation.json")
     }
 
 

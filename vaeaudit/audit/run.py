@@ -41,7 +41,8 @@ def journal_of(subject: Subject, resume: bool) -> Journal:
         # An adapter may import code whose change no hash of its own file tells; its losses on the data do.
         "behaviour": {name: loss.value for name, loss in subject.plausibility.losses.items()},
         "adapter": [model.adapter.source, model.adapter.sha256, dict(model.options), code_beside(model.adapter)],
-        "data": [data.sha256, data.source, subject.n, subject.drawn_from, data.range, subject.settings.data.resize],
+        "data": [data.sha256, data.source, subject.n, subject.drawn_from, data.range],
+        "made": [subject.settings.data.resize, subject.settings.data.normalize],
         "run": [run.seed, run.dtype, run.batch_size],
         "device": [device_name(subject.device), torch.get_num_threads()],
         "versions": [vaeaudit.__version__, *map(_version, ("torch", "numpy", "scipy", "scikit-learn"))],

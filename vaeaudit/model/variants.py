@@ -4,54 +4,17 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from vaeaudit.errors import ConfigError, UnsupportedError, VaeauditError, clipped, listed, nearest, told
+from vaeaudit.errors import ConfigError, UnsupportedError, VaeauditError, listed, told
 from vaeaudit.model.vae import VAE, Posterior
+from vaeaudit.model.variant import Variant
 
 T = TypeVar("T")
 _TYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_HALF = ("bfloat16", "float16")
-_SWITCHES = ("compile", "channels-last", "tiling", "slicing")
-EXPECTED = (
-    f"dtype={'|'.join(_TYPES)}, autocast={'|'.join(_HALF)}, {', '.join(f'{name}=true' for name in _SWITCHES)}, or "
-    "several of them joined by commas"
-)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What is changed of a model; ``switches`` are of compile, channels-last, tiling and slicing."""
-
-    dtype: str | None = None
-    autocast: str | None = None
-    switches: tuple[str, ...] = ()
-
-    @classmethod
-    def parse(cls, text: str) -> "Variant":
-        """From "dtype=bfloat16" or "channels-last=true,autocast=float16"; raises ValueError, which tells what it is."""
-        found: dict[str, str] = {}
-        for part in text.split(","):
-            name, equals, value = (side.strip() for side in part.partition("="))
-            name = name.replace("_", "-")
-            values = {"dtype": tuple(_TYPES), "autocast": _HALF}.get(name, ("true",) * (name in _SWITCHES))
-            if not values or name in found:
-                near = "" if name in found else nearest(name, ("dtype", "autocast", *_SWITCHES))
-                raise ValueError(f"a variant is {EXPECTED}, but '{clipped(text)}' came{near}")
-            if not equals or value not in values:
-                raise ValueError(f"{name} is {' or '.join(values)}, but '{clipped(value)}' came")
-            found[name] = value
-        return cls(found.get("dtype"), found.get("autocast"), tuple(name for name in _SWITCHES if name in found))
-
-    @property
-    def name(self) -> str:
-        """Short, for names of metrics: "bfloat16", "autocast-float16+compile"."""
-        parts = [self.dtype, self.autocast and f"autocast-{self.autocast}", *self.switches]
-        return "+".join(filter(None, parts))
 
 
 class Running:

@@ -21,7 +21,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from vaeaudit.attacks import modes
 from vaeaudit.checks.registry import checks
-from vaeaudit.model import ranges, variants
+from vaeaudit.model import ranges, variant
 
 End = float | Literal["-inf", "inf"]  # JSON has no infinite number
 _Plain = tuple[End, End] | tuple[tuple[End, End], ...]
@@ -121,7 +121,7 @@ Range = Annotated[
 
 
 def _variant(text: str) -> str:
-    variants.Variant.parse(text)
+    variant.Variant.parse(text)
     return text
 
 

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from vaeaudit.model import variants
+from vaeaudit.model import variant
 from vaeaudit.settings.fields import (
     ONCE,
     Check,
@@ -221,7 +221,7 @@ class EquivalenceSettings(BaseSettings):
     """The equivalence check, of an audit only where it names a variant or another model."""
 
     variants: Annotated[tuple[VariantName, ...], ONCE] = Field(
-        (), description=f"Other forms of the model, each {variants.EXPECTED}."
+        (), description=f"Other forms of the model, each {variant.EXPECTED}."
     )
     against: Name | None = Field(None, description="Checkpoint of another model that should give the same.")
     adapter: Name | None = Field(None, description="Its adapter; the model's, or what its file says, if left out.")

@@ -28,7 +28,7 @@ def test_the_function_of_a_row_takes_what_the_row_says(mode: str) -> None:
 
 
 def test_no_module_but_that_of_the_rows_names_a_mode_of_its_own() -> None:
-    apart = set(names()) - {"latent", "output", "damage"}  # words that mean other things too
+    apart = set(names()) - {"latent", "output", "damage", "worst"}  # words that mean other things too
     for file in (ROOT / "vaeaudit").rglob("*.py"):
         if file.name != "modes.py":
             for node in ast.walk(ast.parse(file.read_text())):

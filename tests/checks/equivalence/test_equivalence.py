@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from vaeaudit import DiagonalGaussian, GaussianLikelihood
 from vaeaudit.checks.equivalence.measure import EquivalenceResult, equivalence
 from vaeaudit.errors import ConfigError, NonFiniteError, UnsupportedError
-from vaeaudit.model.variants import Running, Variant, check_alike, varied
+from vaeaudit.model.variant import Variant
+from vaeaudit.model.variants import Running, check_alike, varied
 from vaeaudit.stats.draws import noise_set
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from vaeaudit.model.variants import Variant
+from vaeaudit.model.variant import Variant
 from vaeaudit.settings.sections import EquivalenceSettings, GateSettings
 from vaeaudit.stats.metric import Metric
 

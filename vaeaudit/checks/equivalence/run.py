@@ -21,7 +21,8 @@ from vaeaudit.layout.section import number as shown
 from vaeaudit.model.box import range_of
 from vaeaudit.model.ranges import span_text
 from vaeaudit.model.registry import LoadedModel, open_model
-from vaeaudit.model.variants import Running, Variant, check_alike, varied
+from vaeaudit.model.variant import Variant
+from vaeaudit.model.variants import Running, check_alike, varied
 from vaeaudit.progress import GoOn, within
 from vaeaudit.stats.estimates import Measurement
 from vaeaudit.subject.opened import Subject
