@@ -259,6 +259,11 @@ def test_checks_that_nobody_named_are_left_out_where_the_data_cannot_answer_them
     configured(base=model, more="[run]\nchecks = ['mig']\n")
     asked = command("audit")
     assert asked.said(2, "holds no factors")
+    configured(base=model, more="[run]\nchecks = ['noise', 'mig', 'weights']\n")  # the others are carried out
+    asked = command("audit", "-q", "--out", "named")
+    assert (asked.code, report("named")["verdict"]) == (2, "error")
+    assert "holds no factors" in asked.message
+    assert {"noise.s1.degradation.median", "weights.encoder.l2"} <= report("named")["metrics"].keys()
     configured(base=model, more="")
     shutil.rmtree("vaeaudit-report", ignore_errors=True)
     for place in ("gate.policy.checks", "checks.registry.checks"):  # two that are quick

@@ -22,7 +22,16 @@ from vaeaudit.audit.writing import Audited, device_name, file_alone, whole, writ
 from vaeaudit.checks.record import Record, Work
 from vaeaudit.checks.registry import OURS, Check, checks
 from vaeaudit.checks.weights.stored import StoredModel, open_weights
-from vaeaudit.errors import CheckError, InputError, OutputError, VaeauditError, listed, told
+from vaeaudit.errors import (
+    CheckError,
+    DataError,
+    InputError,
+    OutputError,
+    UnsupportedError,
+    VaeauditError,
+    listed,
+    told,
+)
 from vaeaudit.model.checkpoints import sha256_of
 from vaeaudit.model.registry import code_beside
 from vaeaudit.model.stated import find_checkpoint
@@ -31,6 +40,9 @@ from vaeaudit.report.model import Report
 from vaeaudit.settings.config import Resolved
 from vaeaudit.stats.estimates import Sample
 from vaeaudit.subject.opened import Subject
+
+# What a model or its data cannot answer ends no other check.
+_UNANSWERED = (DataError, UnsupportedError)
 
 
 def journal_of(subject: Subject, resume: bool) -> Journal:
@@ -119,7 +131,8 @@ def audit(
 ) -> Audit:
     """Carry out the checks of these ``names``, in order, and write their report.
 
-    An error in a check ends the audit with verdict "error" and what was found before it. After an interruption the
+    An error in a check ends the audit with verdict "error" and what was found before it; where the model or the data
+    have no answer for it, the others are carried out. After an interruption the
     checks that are left are not begun. A model that is not plausible gets none. What the user asked wrongly is raised
     as long as nothing was found; where a check is ``optional``, it is skipped instead.
     """
@@ -169,7 +182,8 @@ def _carried_out(
     fault: BaseException | None = None
     for place, (unit, work) in enumerate(works.items()):
         check, started = unit.partition(".")[0], time.monotonic()
-        if fault is None and not any(record.interrupted for record in records):
+        goes_on = fault is None or isinstance(fault, _UNANSWERED)
+        if goes_on and not any(record.interrupted for record in records):
             try:
                 records.append(work(_placed(go_on, unit, place, shares)))  # what came before an error stays
             except InputError as error:
@@ -178,7 +192,7 @@ def _carried_out(
                 elif not records:
                     raise
                 else:
-                    fault = error
+                    fault = fault or error
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # the adapter is the user's code: it must not read as a finding
