@@ -173,7 +173,21 @@ def test_an_item_that_its_own_draws_take_out_of_r_has_no_margin() -> None:
 
 @pytest.fixture(scope="module")
 def curved(bundled_model: Any, bundled_images: Tensor) -> MarginResult:
-    return margin(bundled_model, bundled_images[:3], (2.0, 4.0), draws=200, effort="boxed")
+    return margin(bundled_model, bundled_images[:3], (2.0, 4.0), draws=200)
+
+
+def test_within_the_range_more_is_certified_of_an_image_of_which_much_lies_at_a_bound(
+    curved: MarginResult, bundled_model: Any, bundled_images: Tensor
+) -> None:
+    asked = {"draws": 200, "parts": ["certified"], "effort": "boxed"}
+    boxed = margin(bundled_model, bundled_images[:1], 4.0, **asked).at[0].certified
+    usual = curved.at[1]
+    assert boxed is not None
+    assert usual.certified is not None
+    assert usual.empirical is not None
+    assert usual.certified.boxed.isnan().all()
+    assert boxed.radius[0] == pytest.approx(usual.certified.radius[0])
+    assert boxed.radius[0] < boxed.boxed[0] <= usual.empirical.margin[0]
 
 
 def test_certified_is_never_above_empirical_and_a_larger_radius_never_has_a_smaller_certificate(
@@ -185,9 +199,6 @@ def test_certified_is_never_above_empirical_and_a_larger_radius_never_has_a_smal
         assert (at.certified.radius > 0).all()
         assert (at.certified.radius <= at.empirical.margin).all()
         assert (at.certified.radius >= at.certified.everywhere).all()
-        assert (at.certified.radius <= at.certified.boxed).all()
-        assert (at.certified.boxed <= at.empirical.margin).all()
-        assert (at.certified.boxed > at.certified.radius).any()  # images of which much lies at a bound
         assert (at.certified.pathwise > 0).all()
         assert (at.certified.pathwise <= at.empirical.margin).all()
         assert (at.estimates.frobenius <= at.estimates.spectral).all()
