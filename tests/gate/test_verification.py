@@ -23,6 +23,9 @@ traverse = 0
 [noise]
 sigmas = [0.1]
 draws = 2
+[reconstruction]
+draws = 0
+shown = 0
 [checks."noise.s0.1.denoising_error.mean"]
 max = 100
 [checks."latents.kl.median"]
@@ -59,6 +62,18 @@ def test_a_report_as_it_was_written_agrees_and_says_what_was_computed_again(writ
     assert done.out.endswith("the report agrees with what lies beside it\n")
 
 
+def test_the_worst_of_the_items_that_is_forged_is_caught(written: Path) -> None:
+    names = {name for name in read_report(written)[0].metrics if name.endswith(".worst")}
+
+    def forge(content: dict[str, Any]) -> None:
+        for name in names:
+            content["metrics"][name]["value"] += 1e-3
+
+    found = verify(forged(written, forge), written)
+    assert "reconstruction.mse.worst" in names
+    assert names == {*found.recomputed} & names == {fault.partition(":")[0] for fault in found.faults} & names
+
+
 @pytest.mark.parametrize("part", ["value", "lower", "upper", "n", "nonfinite"])
 def test_every_figure_that_was_computed_again_is_caught_if_it_is_forged(written: Path, part: str) -> None:
     names = {name for name, entry in read_report(written)[0].metrics.items() if entry.ci is not None}
@@ -67,7 +82,7 @@ def test_every_figure_that_was_computed_again_is_caught_if_it_is_forged(written:
         for name in names:
             entry = content["metrics"][name]
             low, high = entry["ci"]
-            size = max(abs(low), abs(high))
+            size = max(abs(low), abs(high)) or 1.0
             if part in ("lower", "upper"):
                 entry["ci"] = [low + (part == "lower") * 1e-6 * size, high - (part == "upper") * 1e-6 * size]
             else:

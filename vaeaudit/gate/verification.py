@@ -64,7 +64,10 @@ def verify(report: Report, folder: Path) -> Verification:
             faults.append(str(error))
     ways: dict[str, list[str]] = {"recomputed": [], "values": [], "written": []}
     for name, entry in report.metrics.items():
-        way, fault = _again(entry, samples.get(name))
+        if entry.estimator.startswith("worst of these"):  # of the values that the median beside it is of
+            way, fault = _worst_again(entry, samples.get(f"{name.removesuffix('worst')}median"))
+        else:
+            way, fault = _again(entry, samples.get(name))
         ways[way].append(name)
         faults += [f"{name}: {fault}"] if fault else []
     faults += [f"{name} has values beside the report, which lacks it" for name in samples if name not in report.metrics]
@@ -126,6 +129,14 @@ def _again(entry: MetricEntry, sample: Sample | None) -> tuple[str, str | None]:
         whole = [estimates.mean(values, **given, support=support) for support in supports]
         known = "mean, Student t" in entry.estimator
     return "recomputed" if known else "values", _contradiction(entry, whole, ends=known)
+
+
+def _worst_again(entry: MetricEntry, sample: Sample | None) -> tuple[str, str | None]:
+    """The same of the worst of the values, which is no sample of its own."""
+    if sample is None:
+        return "written", None
+    given: dict[str, Any] = {"unit": entry.unit, "direction": entry.direction, "level": entry.level}
+    return "recomputed", _contradiction(entry, [estimates.worst(sample.values.tolist(), **given)])
 
 
 def _contradiction(entry: MetricEntry, found: Sequence[Measurement], ends: bool = True) -> str | None:
