@@ -48,9 +48,9 @@ from vaeaudit.checks.reconstruction.measure import reconstruction
 from vaeaudit.checks.reconstruction.summarise import group_means, summarise_reconstruction
 from vaeaudit.checks.weights.measure import assign, weights
 from vaeaudit.checks.weights.summarise import summarise_weights
+from vaeaudit.model.adapters import GROUP
 from vaeaudit.model.contract import check_contract
 from vaeaudit.model.divergence import layers_to_prior
-from vaeaudit.model.registry import GROUP
 from vaeaudit.model.vae import VAE
 from vaeaudit.model.variant import Variant
 from vaeaudit.model.variants import Running

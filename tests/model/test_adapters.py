@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import vaeaudit
 from vaeaudit.errors import AdapterError, CheckpointError, ContractError, listed
-from vaeaudit.model.registry import adapter_names, code_beside, open_model
+from vaeaudit.model.adapters import adapter_names, code_beside
+from vaeaudit.model.registry import open_model
 
 SHARED = Path(__file__).parents[3] / "shared"
 TRAINED = SHARED / "checkpoints" / "disentangling-vae"
