@@ -1,4 +1,4 @@
-"""Posteriors beside the diagonal Gaussian: point, full covariance, relaxed categorical, mixture, several side by side."""
+"""Posteriors beside the diagonal Gaussian: point, full covariance, relaxed categorical, several kinds, mixture."""
 
 import math
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.errors import ContractError, UnsupportedError
+from vaeaudit.model.chain import GaussianChain
 from vaeaudit.model.vae import DiagonalGaussian, Joint, Posterior, Recombinable
 
 
@@ -264,3 +265,12 @@ def gaussian_part(q: Posterior) -> DiagonalGaussian | None:
         return None
     means, log_stddevs = zip(*((part.mean.flatten(1), part.log_stddev.flatten(1)) for part in found), strict=True)
     return DiagonalGaussian(torch.cat(means, 1), torch.cat(log_stddevs, 1))
+
+
+def moved_part(q: Posterior) -> DiagonalGaussian | None:
+    """The Gaussian latents that the input itself moves, of which theorem (i) of margins speaks; None where it has none.
+
+    Of a chain q(z^1|x): what is above follows from z^1 and noise of its own, whatever the input, so that the success
+    set is one of z^1 and that noise.
+    """
+    return q.first if isinstance(q, GaussianChain) else gaussian_part(q)
