@@ -273,7 +273,9 @@ def test_layers_that_the_chain_does_not_have_are_named(layers: tuple[int, ...]) 
 def test_what_a_chain_does_not_give_is_refused_in_one_sentence() -> None:
     vae, x = Curved(), rand(2, 5)
     noise = noise_for(vae.prior, 3, 2)
-    with pytest.raises(UnsupportedError, match=r"output attack needs KL.*use mode 'latent' or 'damage'"):
+    with pytest.raises(
+        UnsupportedError, match=r"output attack needs KL.*conditional_priors; use mode 'latent' or 'damage'"
+    ):
         output(vae, x, x, noise)
 
 

@@ -73,7 +73,8 @@ class FullGaussian:
         gap = torch.linalg.solve_triangular(factor, (self.mean - n).unsqueeze(-1), upper=False)
         u = 2 * between.diagonal(dim1=1, dim2=2).log()
         below = between.tril(-1).square().flatten(1).sum(1)
-        return 0.5 * ((torch.expm1(u) - u).sum(1) + below + gap.square().flatten(1).sum(1))
+        kl: Tensor = 0.5 * ((torch.expm1(u) - u).sum(1) + below + gap.square().flatten(1).sum(1))
+        return kl
 
     def wasserstein2(self, other: Posterior) -> Tensor:
         """sqrt(|m - n|^2 + |L|_F^2 + |K|_F^2 - 2 |K' L|_*), (batch,), for the factors L and K (Dowson & Landau 1982).
@@ -90,7 +91,8 @@ class FullGaussian:
         """log N(z; mean, L L') of each row, (rows,), for ``z`` (rows, latents)."""
         white = torch.linalg.solve_triangular(self.cholesky, (z - self.mean).unsqueeze(-1), upper=False).squeeze(-1)
         log_volume = self.cholesky.diagonal(dim1=1, dim2=2).log().sum(1)
-        return -0.5 * white.square().sum(1) - log_volume - 0.5 * math.log(2 * math.pi) * z.shape[1]
+        log_prob: Tensor = -0.5 * white.square().sum(1) - log_volume - 0.5 * math.log(2 * math.pi) * z.shape[1]
+        return log_prob
 
     def rows(self, index: Tensor) -> Self:
         """The rows named by ``index``."""
