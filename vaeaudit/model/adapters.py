@@ -7,6 +7,7 @@ are ours and third parties' alike.
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -174,14 +175,13 @@ def _source_file(thing: Any) -> str | None:
 
 def code_beside(adapter: Adapter) -> dict[str, str]:
     """Hashes of the loaded Python files in the folder of an adapter's own and below: what it imports of its own."""
-    own = _source_file(code_of(adapter.open))
-    if own is None:
+    if (own := _source_file(code_of(adapter.open))) is None:
         return {}
-    of_modules = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    files = [Path(file) for file in of_modules if file and file.endswith(".py")]
-    folders = {folder: folder.resolve() for folder in {file.parent for file in files}}  # few beside the files
+    named = (getattr(module, "__file__", None) or "" for module in list(sys.modules.values()))
+    files = {os.path.split(file) for file in named if file.endswith(".py")}  # thousands: kept as strings
     top = Path(own).resolve().parent
-    mine = sorted({folders[file.parent] / file.name for file in files if folders[file.parent].is_relative_to(top)})
+    inside = {at: found for at in {at for at, _ in files} if (found := Path(at).resolve()).is_relative_to(top)}
+    mine = sorted({inside[at] / name for at, name in files if at in inside})
     return {str(file): sha256_of(file) for file in mine if file.is_file()}
 
 
