@@ -5,9 +5,10 @@
 Each simulated pair is two real audits (noise, damage attack, least radius, reconstruction, bfloat16 as an equivalence;
 with --margins the empirical margin too) of the same 24 items. False alarms: the same model twice, with different seeds
 of every draw; whatever is called regressed is one. They are counted in the family that is tested where none is named,
-with the medians of reconstruction and equivalence that rest on draws of z beside it, and in these alone. Missed regressions: the model, and the model with the weights of its encoder's mean head made larger by a stated
-share, which moves posteriors further apart for the same distortion. Different seeds are what `compare` refuses: here
-alone they are passed off as the same, so that chance is in the differences.
+with the medians of reconstruction and equivalence that rest on draws of z beside it, and in these alone. Missed
+regressions: the model, and the model with the weights of its encoder's mean head made larger by a stated share, which
+moves posteriors further apart for the same distortion. Different seeds are what `compare` refuses: here alone they are
+passed off as the same, so that chance is in the differences.
 """
 
 import argparse

@@ -106,29 +106,32 @@ def reconstruction(
     sums = _Sums() if compared.picture is None and len(shape) == 1 else None
     rows = RowBatches.automatic(shape, first.device) if batch_size is None else RowBatches(batch_size)
 
-    def figures(part: Tensor, p: Likelihood) -> Tensor:
-        found = compared.figures(part, p.mean) | {LOG_LIKELIHOOD.name: p.log_prob(part)}
+    def figures(part: Tensor, p: Likelihood, made: Tensor) -> Tensor:
+        found = compared.figures(part, made) | {LOG_LIKELIHOOD.name: p.log_prob(part)}
         return torch.stack([found[name].double() for name in names], 1).cpu()
 
     def of_items(index: Tensor) -> tuple[Tensor, ...]:
         keys = [numbers[place] for place in index.tolist()]
         part = x[index[0] : index[-1] + 1] if isinstance(x, Tensor) else x(keys)
-        for limits in (box, likelihood.support):
-            check_items(vae, part, limits, "items")
+        check_items(vae, part, box, "items")
+        if likelihood.support != box:
+            check_items(vae, part, likelihood.support, "items")
         q = vae.encode(part)
         p = vae.decode(q.mean)
-        require_finite("reconstruction", p.mean, keys)
-        at_mean = figures(part, p)
+        made = p.mean
+        require_finite("reconstruction", made, keys)
+        at_mean = figures(part, p, made)
         at_draws = torch.zeros_like(at_mean)
         if draws:
             noise = noise_set(q.noise_shape, draws=draws, items=keys, seed=seed, check="reconstruction", like=q.mean)
             for eta in noise:
                 p_z = vae.decode(q.sample(eta))
-                require_finite("reconstruction from a draw of z", p_z.mean, keys)
-                at_draws += figures(part, p_z) / draws
+                drawn = p_z.mean
+                require_finite("reconstruction from a draw of z", drawn, keys)
+                at_draws += figures(part, p_z, drawn) / draws
         if sums is not None:
-            sums.add(part, p.mean)
-        return at_mean, at_draws, compared.bias(part, p.mean)
+            sums.add(part, made)
+        return at_mean, at_draws, compared.bias(made - part)
 
     at_mean, at_draws, bias = rows.map(
         of_items,
