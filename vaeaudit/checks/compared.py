@@ -86,10 +86,11 @@ class Compared:
         """ssim and ms_ssim of pictures that are large enough."""
         if self.scales is None:
             return {}
-        found = ms_ssim(self._unit(x), self._unit(made), UNIT)
+        found = ms_ssim(self.pictured(x), self.pictured(made), UNIT)
         return {"ssim": found.ssim, "ms_ssim": found.value}
 
-    def _unit(self, x: Tensor) -> Tensor:
+    def pictured(self, x: Tensor) -> Tensor:
+        """Items as images (b, channels, height, width), whose range becomes [0, 1]; they must be some, of a range."""
         assert self.picture is not None
         assert self.low is not None
         return pictures_of(x if self.unit and not bool(self.low.any()) else (x - self.low) / self.width, self.picture)

@@ -15,7 +15,6 @@ from scipy.special import ndtri
 from torch import Tensor
 
 _ZEROS = np.zeros(4, np.uint64)
-_NONE_LEFT = {"has_uint32": 0, "uinteger": 0}
 _CACHED = 2**14  # numbers that a core's own cache holds
 
 
@@ -30,8 +29,14 @@ def _bits(philox: np.random.Philox, count: int, name: str) -> NDArray[np.uint64]
     Making a Philox draws entropy, which takes longer than the numbers do.
     """
     key = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=16).digest(), dtype="<u8")
-    state = {"counter": _ZEROS, "key": key}
-    philox.state = {"bit_generator": "Philox", "state": state, "buffer": _ZEROS, "buffer_pos": 4} | _NONE_LEFT
+    philox.state = {
+        "bit_generator": "Philox",
+        "state": {"counter": _ZEROS, "key": key},
+        "buffer": _ZEROS,
+        "buffer_pos": 4,  # nothing is left in it
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
     return philox.random_raw(count)
 
 
