@@ -33,8 +33,8 @@ from vaeaudit.errors import (
     listed,
     told,
 )
+from vaeaudit.model.adapters import code_beside
 from vaeaudit.model.checkpoints import sha256_of
-from vaeaudit.model.registry import code_beside
 from vaeaudit.model.stated import find_checkpoint
 from vaeaudit.progress import GoOn, Progress
 from vaeaudit.report.model import Report
