@@ -104,7 +104,7 @@ def find_adapter(name: str) -> Adapter:
 
 def _among(points: list[EntryPoint], name: str) -> Adapter:
     """:func:`find_adapter`, of which these are the installed ones: to look for them takes time."""
-    installed = {point.name for point in points}
+    installed = dict.fromkeys(point.name for point in points)  # by name
     if name in installed:
         point = _the_one(name, points)
         module_name, attribute, source = point.module, point.attr, f"entry point {point.value}"
