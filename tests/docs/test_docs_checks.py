@@ -45,6 +45,7 @@ from vaeaudit.checks.noise.measure import noise
 from vaeaudit.checks.noise.summarise import summarise_noise
 from vaeaudit.checks.reconstruction import entry as reconstruction_report
 from vaeaudit.checks.reconstruction.measure import reconstruction
+from vaeaudit.checks.reconstruction.networks import Network
 from vaeaudit.checks.reconstruction.summarise import group_means, summarise_reconstruction
 from vaeaudit.checks.weights.measure import assign, weights
 from vaeaudit.checks.weights.summarise import summarise_weights
@@ -80,6 +81,7 @@ LEGENDS: dict[str, list[str]] = {
         *reconstruction_report.BIAS_LEGEND,
         *reconstruction_report.GROUP_LEGEND,
         *reconstruction_report.FEATURE_LEGEND,
+        *reconstruction_report.FID_LEGEND,
     ],
     "equivalence": [*equivalence_report.LEGEND, *equivalence_report.FIGURE_LEGEND],
     "latents": [
@@ -99,6 +101,7 @@ BRACES = {
     "factor": ".+",
     "variant": r"(?!scale)[\w+-]+",
     "i": r"\d+",
+    "n": r"\d+",
     "j": r"\d+",
     **dict.fromkeys(("r", "cap", "sigma"), NUMBER),
 }
@@ -197,7 +200,9 @@ class Mirror:
 
 def of_reconstruction() -> list[Metrics]:
     """Those of colour pictures in groups, and of vectors."""
-    pictures = reconstruction(Mirror(3, 12, 12), torch.rand(24, 3, 12, 12))
+    network = Network(lambda *images: images[0].flatten(1), 3, (2, 2), "network.pt2", "0" * 64)
+    x = torch.rand(24, 3, 12, 12)
+    pictures = reconstruction(Mirror(3, 12, 12), x, perceptual=network, network=network)
     halves = {"half": np.arange(24) // 12}
     groups = {name: group_means(pictures.at_mean[name].numpy(), halves) for name in ("psnr", "ssim", "mse")}
     vectors = reconstruction(Mirror(4), torch.rand(24, 4))

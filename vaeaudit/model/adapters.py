@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -104,7 +104,7 @@ def find_adapter(name: str) -> Adapter:
 
 def _among(points: list[EntryPoint], name: str) -> Adapter:
     """:func:`find_adapter`, of which these are the installed ones: to look for them takes time."""
-    installed = dict.fromkeys(point.name for point in points)  # by name
+    installed = sorted({point.name for point in points})
     if name in installed:
         point = _the_one(name, points)
         module_name, attribute, source = point.module, point.attr, f"entry point {point.value}"
@@ -180,9 +180,14 @@ def code_beside(adapter: Adapter) -> dict[str, str]:
     named = (getattr(module, "__file__", None) or "" for module in list(sys.modules.values()))
     files = {os.path.split(file) for file in named if file.endswith(".py")}  # thousands: kept as strings
     top = Path(own).resolve().parent
-    inside = {at: found for at in {at for at, _ in files} if (found := Path(at).resolve()).is_relative_to(top)}
+    inside = {at: found for at in {at for at, _ in files} if (found := _resolved(at)).is_relative_to(top)}
     mine = sorted({inside[at] / name for at, name in files if at in inside})
     return {str(file): sha256_of(file) for file in mine if file.is_file()}
+
+
+@cache
+def _resolved(folder: str) -> Path:
+    return Path(folder).resolve()  # of hundreds of folders, each time a model is opened
 
 
 def _imported(name: str, load_module: Callable[[], ModuleType]) -> ModuleType:
