@@ -298,3 +298,8 @@ def test_an_interval_is_cut_to_the_support_and_never_off_its_estimate(
     value: float, support: tuple[float, float], interval: tuple[float, float]
 ) -> None:
     assert estimates.cut((-2.0, 2.0), value, support) == interval
+
+
+def test_an_interval_off_the_support_reaches_into_it() -> None:
+    assert estimates.cut((-3.0, -1.0), -2.0, (0.0, 1.0)) == (-2.0, 0.0)
+    assert estimates.cut((2.0, 4.0), 3.0, (0.0, 1.0)) == (1.0, 3.0)

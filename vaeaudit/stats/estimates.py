@@ -178,9 +178,10 @@ def mean(
 def cut(interval: tuple[float, float], value: float, support: Support) -> tuple[float, float]:
     """What of an interval lies in the ``support`` of its figure: the true value does, so that none is lost by that.
 
-    An estimate that lies outside by rounding or by chance stays in its interval.
+    An estimate that lies outside by rounding or by chance stays in its interval, which then reaches into the support.
     """
-    return max(interval[0], min(support[0], value)), min(interval[1], max(support[1], value))
+    low, high = min(interval[0], support[1]), max(interval[1], support[0])
+    return max(low, min(support[0], value)), min(high, max(support[1], value))
 
 
 def bootstrap_mean(values: Sequence[float], *, unit: str, direction: str, level: float = 0.95) -> Measurement:

@@ -299,6 +299,23 @@ def test_the_layers_of_a_linear_chain_sum_to_the_kl_of_the_joint_gaussians(chain
     torch.testing.assert_close(found.kl, found.layers[0].item_kl + found.layers[1].item_kl)
 
 
+def test_the_share_of_a_layer_below_the_top_can_be_negative_and_its_interval_knows() -> None:
+    # z2 is z1 but for little noise, and p(z1|z2) is as narrow; the third unit of z1 is as its prior.
+    eye = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+    posterior = {"A1": [[1.0] * 4, [1.0] * 4, [0.0] * 4], "A2": eye, "s1": [1.0] * 3, "s2": [0.1, 0.1]}
+    copied = Linear(posterior, {"P": torch.tensor(eye).T.tolist(), "sp": [0.1, 0.1, 1.0]})
+    found = latents(copied, randn(60, 4), draws=2, points=8)
+    metrics = summarise_latents(found)
+    # Of a unit E[log q - log p] = -log 1 - 1/2 + log 0.1 + 0.1^2/(2 0.1^2).
+    for name in ("kl.mean", "unit0.kl.mean", "unit1.kl.mean"):
+        below, top = metrics[f"latents.layer1.{name}"], metrics[f"latents.layer2.{name}"]
+        exact = math.log(0.1) * (2 if name == "kl.mean" else 1)
+        assert below.value is not None and below.ci is not None and top.ci is not None
+        assert below.ci[0] < below.value < below.ci[1] < 0 < top.ci[0]
+        assert below.value == pytest.approx(exact, rel=0.2)
+        assert below.ci[1] - below.value == pytest.approx(below.value - below.ci[0])
+
+
 def test_the_activity_of_an_upper_layer_is_that_of_its_mean_without_the_variance_of_drawing(chain: Linear) -> None:
     x = randn(3000, 4)
     found = latents(chain, x, draws=4, points=8)

@@ -13,7 +13,7 @@ from vaeaudit.checks.latents.entry import SHOWN, UNITS, ActiveEntry, FigureEntry
 from vaeaudit.checks.latents.figures import Bars, kl_bars, traversal_panel
 from vaeaudit.checks.latents.layers import Layer
 from vaeaudit.checks.latents.measure import LatentsResult
-from vaeaudit.checks.latents.summarise import ACTIVE, estimated, summarise_latents
+from vaeaudit.checks.latents.summarise import ACTIVE, estimated, summarise_latents, support_of
 from vaeaudit.checks.latents.traversal import Traversal
 from vaeaudit.checks.record import Drawing, Row, array, number
 from vaeaudit.layout.figures import as_images
@@ -104,8 +104,10 @@ def _evidence(found: Latents) -> Iterator[FigureEntry]:
     result = found.result
     every = {"ELBO": result.elbo, "log-likelihood": result.log_likelihood, "KL": result.kl}
     columns = {name: values for name, values in every.items() if values is not None}
+    supports: dict[str, estimates.Support] = {}
     if len(result.layers) > 1:
         columns |= {f"KL, layer {layer.number}": layer.item_kl for layer in result.layers}
+        supports |= {f"KL, layer {layer.number}": support_of(layer, result) for layer in result.layers}
     elif result.factorised and result.encodings.log_probabilities and result.encodings.mean.shape[1]:
         of_units = unit_kl(result.encodings, Encodings(*units_of(found.prior)))
         continuous = result.encodings.mean.shape[1]
@@ -114,13 +116,14 @@ def _evidence(found: Latents) -> Iterator[FigureEntry]:
     for name, values in columns.items():
         exact = values.double()
         error = float(exact.std()) / math.sqrt(result.n)
-        support = estimates.NOT_NEGATIVE if name.startswith("KL") else estimates.ANY
+        support = supports.get(name, estimates.NOT_NEGATIVE if name.startswith("KL") else estimates.ANY)
         mean = estimated(Estimate(float(exact.mean()), error, result.n - 1), result.n, _LEVEL, support)
         yield _shown(name, mean, error)
 
 
 def _units(result: LatentsResult, layer: Layer) -> Iterator[UnitEntry]:
     """All units of a layer, in their order."""
+    support = support_of(layer, result)
     whole = sum(float(each.kl.sum()) for each in result.layers)
     categorical = len(result.encodings.log_probabilities)
     columns = (layer.kl.tolist(), layer.kl_error.tolist(), layer.mean_variance.tolist())
@@ -130,7 +133,7 @@ def _units(result: LatentsResult, layer: Layer) -> Iterator[UnitEntry]:
             layer=layer.number,
             unit=unit,
             kind="categorical" if unit >= len(layer.kl) - categorical else "continuous",
-            kl=_shown("KL", estimated(Estimate(kl, error, result.n - 1), result.n, _LEVEL), error),
+            kl=_shown("KL", estimated(Estimate(kl, error, result.n - 1), result.n, _LEVEL, support), error),
             share=number(kl / whole) if whole > 0 else None,
             variance=number(variance),
             active=[name for name, active in by.items() if active],

@@ -43,11 +43,12 @@ def summarise_latents(
             f"latents.{name}": replace(one, estimator=f"{one.estimator}{estimator}") for name, one in found.items()
         }
     for layer in result.layers:
-        prefix = "latents"
+        prefix, support = "latents", support_of(layer, result)
         if len(result.layers) > 1:
             prefix = f"latents.layer{layer.number}"
-            metrics[f"{prefix}.kl.mean"] = estimates.statistic(KL, "mean", layer.item_kl.tolist(), level)
-        metrics |= _units(prefix, layer, result.n, threshold, level)
+            share = replace(KL, least=support[0])
+            metrics[f"{prefix}.kl.mean"] = estimates.statistic(share, "mean", layer.item_kl.tolist(), level)
+        metrics |= _units(prefix, layer, result.n, threshold, level, support)
     if (parts := result.decomposition) is not None:
         for metric, estimate, support in (
             (MUTUAL_INFORMATION, parts.mutual_information, (0.0, math.log(parts.n))),
@@ -60,12 +61,19 @@ def summarise_latents(
     return metrics
 
 
-def _units(prefix: str, layer: Layer, n: int, threshold: float, level: float) -> dict[str, Measurement]:
+def support_of(layer: Layer, result: LatentsResult) -> estimates.Support:
+    """What the terms of a layer can be, which below a chain's top are no KL: as layers above depend on it, negative."""
+    return estimates.NOT_NEGATIVE if layer is result.layers[-1] else estimates.ANY
+
+
+def _units(
+    prefix: str, layer: Layer, n: int, threshold: float, level: float, support: estimates.Support
+) -> dict[str, Measurement]:
     metrics: dict[str, Measurement] = {}
     known = not bool(layer.kl.isnan().all())
     if known and len(layer.kl) <= _NAMED:
         for unit, (value, error) in enumerate(zip(layer.kl.tolist(), layer.kl_error.tolist(), strict=True)):
-            metrics[f"{prefix}.unit{unit}.kl.mean"] = estimated(Estimate(value, error, n - 1), n, level)
+            metrics[f"{prefix}.unit{unit}.kl.mean"] = estimated(Estimate(value, error, n - 1), n, level, support)
     criteria = {
         "kl": (layer.kl, layer.kl_error, f"units of mean KL > {threshold:g} nats"),
         "variance": (
@@ -99,12 +107,10 @@ def _active(values: Tensor, errors: Tensor, words: str, n: int, threshold: float
     )
 
 
-def estimated(
-    estimate: Estimate, n: int, level: float, support: estimates.Support = estimates.NOT_NEGATIVE
-) -> Measurement:
+def estimated(estimate: Estimate, n: int, level: float, support: estimates.Support) -> Measurement:
     """A mean in nats over ``n`` items with its Student t interval, where there are degrees of freedom for one.
 
-    What the figure can be is its ``support``; no KL is below 0.
+    What the figure can be is its ``support``.
     """
     known = estimate.freedom > 0 and math.isfinite(estimate.standard_error)
     half = float(distributions.t.ppf(0.5 + level / 2, estimate.freedom)) * estimate.standard_error if known else 0.0
