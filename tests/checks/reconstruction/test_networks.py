@@ -52,6 +52,25 @@ def test_frechet_distance_is_that_of_the_closed_form_and_of_scipy() -> None:
     assert frechet(m, s[:3, :3], m, s[:3, :3]) == pytest.approx(0, abs=1e-12)
 
 
+def test_small_distances_of_more_features_than_items_keep_their_digits() -> None:
+    x = 3 * normal(20, 100)
+    made = x + 1e-3 * normal(20, 100, seed=1)
+    embedded = Embedded()
+    embedded.add(x, made)
+    one, other = ((of - of.mean(0)).numpy() for of in (x, made))  # whose nuclear norm together is the trace of the root
+    across = np.linalg.svd(one @ other.T, compute_uv=False).sum()
+    whole = (np.square(one).sum() + np.square(other).sum() - 2 * across) / 19
+    assert embedded.frechet() == pytest.approx(float((x - made).mean(0).square().sum()) + whole, rel=1e-6)
+
+
+def test_one_item_has_neither_distance_and_two_no_error() -> None:
+    embedded = Embedded()
+    embedded.add(normal(1, 3), normal(1, 3, seed=1))
+    assert np.isnan([embedded.frechet(), *embedded.kid()[:2]]).all()
+    embedded.add(normal(1, 3, seed=2), normal(1, 3, seed=3))
+    assert np.isnan([embedded.frechet(), *embedded.kid()[:2]]).tolist() == [False, False, True]
+
+
 def test_kid_is_the_mean_over_pairs_of_items_and_unbiased_though_they_are_paired() -> None:
     x, made = normal(7, 3), normal(7, 3, seed=1)
 

@@ -42,7 +42,9 @@ class Embedded:
         self.n += len(pair[0])
 
     def frechet(self) -> float:
-        """FID of all items."""
+        """FID of all items; NaN of one, which has no covariance."""
+        if self.n < 2:
+            return math.nan
         means = [of / self.n for of in self.sums]
         covariances = [
             (product / self.n - torch.outer(mean, mean)) * (self.n / (self.n - 1))
@@ -59,14 +61,17 @@ class Embedded:
 def frechet(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor) -> float:
     """The squared Frechet distance of two normal distributions, of means (d,) and covariances (d, d) in float64.
 
-    ||m - n||^2 + tr(S) + tr(T) - 2 tr((S^1/2 T S^1/2)^1/2) (Dowson and Landau 1982), by eigenvalues of symmetric
-    matrices, which stay real where covariances are singular.
+    ||m - n||^2 + min over orthogonal Q of ||A Q - B||_F^2, for A A' = S and B B' = T: that of Dowson and Landau (1982),
+    but no two traces cancel near a match, and covariances may be singular.
     """
+    a, b = _root(covariance), _root(other_covariance)
+    left, _, right = torch.linalg.svd(b.T @ a)
+    return float((mean - other_mean).square().sum() + (a @ (left @ right).T - b).square().sum())
+
+
+def _root(covariance: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    both = torch.linalg.eigvalsh(root @ other_covariance @ root).clamp(min=0).sqrt().sum()
-    traces = covariance.trace() + other_covariance.trace()
-    return max(0.0, float((mean - other_mean).square().sum() + traces - 2 * both))
+    return vectors * values.clamp(min=0).sqrt()
 
 
 def kid(x: Tensor, made: Tensor) -> tuple[float, float]:
@@ -74,7 +79,7 @@ def kid(x: Tensor, made: Tensor) -> tuple[float, float]:
 
     The U-statistic over pairs of items (Gretton et al. 2012, lemma 6): no item is held against its own reconstruction,
     so that it is unbiased though the two depend on each other, and may be negative. The error is NaN of fewer than
-    three items.
+    three items, and of one both are.
     """
     n = len(x)
     sums = torch.zeros(n, dtype=x.dtype)

@@ -11,6 +11,7 @@ from scipy import stats as distributions
 from vaeaudit.checks.reconstruction.distances import Embedded
 from vaeaudit.checks.reconstruction.measure import Features, ReconstructionResult
 from vaeaudit.checks.reconstruction.metrics import BIAS, DRAWS, FID, GROUPED, KID, LPIPS, MS_SSIM, OF_ITEMS, SCALED
+from vaeaudit.checks.record import number
 from vaeaudit.stats import estimates
 from vaeaudit.stats.estimates import Measurement
 
@@ -73,7 +74,7 @@ def _of_features(embedded: Embedded, network: str, level: float) -> dict[str, Me
     value, error, n = embedded.kid()
     half = float(distributions.norm.isf((1 - level) / 2)) * error
     fid = Measurement(
-        embedded.frechet(),
+        number(embedded.frechet()),
         None,
         level,
         embedded.n,
@@ -84,7 +85,7 @@ def _of_features(embedded: Embedded, network: str, level: float) -> dict[str, Me
     )
     ci = (value - half, value + half) if math.isfinite(half) else None
     how = f"U-statistic over pairs of items, normal interval of its jackknife standard error; {network}"
-    kid = Measurement(value, ci, level, n, 0, KID.unit, KID.direction, how)
+    kid = Measurement(number(value), ci, level, n, 0, KID.unit, KID.direction, how)
     return {f"reconstruction.{FID.name}.n{embedded.n}": fid, f"reconstruction.{KID.name}": kid}
 
 
