@@ -171,6 +171,19 @@ def test_the_wasserstein_distance_of_full_gaussians_is_that_of_bures() -> None:
     torch.testing.assert_close(q.wasserstein2(p), expected, rtol=1e-9, atol=0)
 
 
+def test_near_a_match_the_wasserstein_distance_keeps_its_digits_and_its_slope() -> None:
+    """In single precision traces that cancel once gave 0 for distances of 1e-3, without a slope."""
+    q, p = full(4), full(4, seed=9)
+    exact = FullGaussian(q.mean, q.cholesky + 1e-4 * p.cholesky)
+    single = FullGaussian(q.mean.float(), exact.cholesky.float())
+    found = single.wasserstein2(FullGaussian(q.mean.float(), q.cholesky.float()))
+    torch.testing.assert_close(found.double(), exact.wasserstein2(q), rtol=5e-3, atol=0)
+    means, factors = (one[:1].clone().requires_grad_() for one in (q.mean, q.cholesky))
+    assert torch.autograd.gradcheck(
+        lambda m, c: FullGaussian(m, c).wasserstein2(p.rows(torch.tensor([0]))), (means, factors)
+    )
+
+
 def test_at_a_match_full_gaussians_are_0_apart_with_a_finite_slope() -> None:
     q = full(4)
     mean = q.mean.clone().requires_grad_()
