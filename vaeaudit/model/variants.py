@@ -39,8 +39,15 @@ class Running:
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Posterior:
-        """q(z|x) in double precision."""
-        return in_double(self._run(self._encode, self._cast(x)))
+        """q(z|x) in double precision; the layers of a chain are run as the rest of the model is."""
+        q = self._run(self._encode, self._cast(x))
+        if isinstance(q, GaussianChain):
+            q = GaussianChain(q.first, tuple(partial(self._layer, layer) for layer in q.upper))
+        return in_double(q)
+
+    @torch.no_grad()
+    def _layer(self, layer: Layer, z: Tensor) -> DiagonalGaussian:
+        return in_double(self._run(layer, z.to(self.dtype)))
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
@@ -152,17 +159,10 @@ def in_double(q: T) -> T:
         return q.double() if q.is_floating_point() else q  # type: ignore[return-value]
     if isinstance(q, tuple):
         return type(q)(in_double(one) for one in q)
-    if isinstance(q, GaussianChain):  # whose layers are networks, which run in their own precision
-        upper = tuple(partial(_given_double, layer, q.first.mean.dtype) for layer in q.upper)
-        return GaussianChain(in_double(q.first), upper)  # type: ignore[return-value]
     if dataclasses.is_dataclass(q) and not isinstance(q, type):
         names = [field.name for field in dataclasses.fields(q) if field.init]
         return dataclasses.replace(q, **{name: in_double(getattr(q, name)) for name in names})
     return q
-
-
-def _given_double(layer: Layer, dtype: torch.dtype, z: Tensor) -> DiagonalGaussian:
-    return in_double(layer(z.to(dtype)))
 
 
 def check_alike(vae: VAE, other: VAE, x: Tensor, x_other: Tensor) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vaeaudit import DiagonalGaussian, GaussianLikelihood
+from vaeaudit import DiagonalGaussian, FullGaussian, GaussianChain, GaussianLikelihood
 from vaeaudit.checks.equivalence.measure import EquivalenceResult, equivalence
 from vaeaudit.errors import ConfigError, NonFiniteError, UnsupportedError
 from vaeaudit.model.variant import Variant
@@ -214,3 +214,74 @@ def test_models_of_other_inputs_or_latents_are_refused_with_both(small_vae: Any,
     given = torch.rand(2, 3, dtype=torch.float64)
     with pytest.raises(ConfigError, match="has latents of 2 and the other of 3"):
         check_alike(linear_gaussian(one), linear_gaussian(wide), given, given)
+
+
+class Layered(nn.Module):
+    """A chain of two layers, z^1 = x + noise / 10 and z^2 = gain z^1 + spread noise; the decoder gives z^1."""
+
+    input_shape, range = (2,), None
+
+    def __init__(self, gain: float = 2.0, spread: float = 0.5) -> None:
+        super().__init__()
+        self.link = nn.Linear(2, 2, bias=False).requires_grad_(False)
+        self.link.weight[:] = gain * torch.eye(2)
+        self.log_stddev = math.log(spread)
+
+    @property
+    def prior(self) -> DiagonalGaussian:
+        return DiagonalGaussian.standard((4,), like=self.link.weight)
+
+    def above(self, z: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian(self.link(z), torch.full_like(z, self.log_stddev))
+
+    def encode(self, x: Tensor) -> GaussianChain:
+        return GaussianChain(DiagonalGaussian(x, torch.full_like(x, math.log(0.1))), (self.above,))
+
+    def decode(self, z: Tensor) -> GaussianLikelihood:
+        return GaussianLikelihood(z[:, :2], z.new_zeros(()))
+
+
+def test_the_upper_layers_of_a_chain_are_compared_too() -> None:
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    one = Layered().double()
+    values = of(one, Layered(spread=1.5).double(), x).variants["other"].values
+    assert values["encoder.log_stddev"].tolist() == pytest.approx([math.log(3)] * 5)
+    assert values["encoder.kl"].tolist() == pytest.approx([2 * (math.log(3) + 1 / 18 - 0.5)] * 5)
+    assert values["encoder.kl_back"].tolist() == pytest.approx([2 * (-math.log(3) + 9 / 2 - 0.5)] * 5)
+    assert (values["encoder.mean_shift"] == 0).all()
+    values = of(one, Layered(gain=2.25).double(), x, draws=0).variants["other"].values
+    assert values["encoder.mean_shift"].tolist() == pytest.approx((0.25 * x / 0.5).abs().amax(1).tolist())
+    assert values["encoder.kl"].tolist() == pytest.approx((0.5 * (0.25 * x / 0.5).square().sum(1)).tolist())
+
+
+def test_the_upper_layers_of_a_chain_run_as_their_variant_does() -> None:
+    vae, x = Layered(gain=1 / 3), torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    rough = vae.link.weight.diagonal().bfloat16() * x.bfloat16()  # where z^1 is exact
+    expected = ((rough.double() - vae.link(x).double()) / 0.5).abs().amax(1)
+    for variant in (Variant(dtype="bfloat16"), Variant(autocast="bfloat16")):
+        other = varied(vae, variant, torch.float32, CPU)
+        values = equivalence(run_as(vae, torch.float32), {"it": other}, x, draws=0).variants["it"].values
+        assert values["encoder.mean_shift"].tolist() == pytest.approx(expected.tolist(), rel=1e-6)
+        assert float(expected.min()) > 1e-4
+
+
+def test_the_shift_of_a_full_covariance_is_in_units_of_its_marginal_deviations() -> None:
+    class Full(Layered):
+        def __init__(self, by: float = 0.0) -> None:
+            super().__init__()
+            self.by = by
+
+        def encode(self, x: Tensor) -> Any:
+            return FullGaussian(x + self.by, x.new_tensor([[1.0, 0.0], [3.0, 4.0]]).expand(len(x), -1, -1))
+
+    values = of(Full(), Full(by=2.0), torch.zeros(3, 2)).variants["other"].values
+    assert values["encoder.mean_shift"].tolist() == pytest.approx([2.0] * 3)  # deviations are 1 and 5
+    assert (values["encoder.log_stddev"] == 0).all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_means_that_are_no_numbers_are_infinitely_far(linear_gaussian: Any, bad: float) -> None:
+    x = torch.ones(3, 3, dtype=torch.float64)
+    broken = of(linear_gaussian(NUMBERS), linear_gaussian(NUMBERS | {"b": [bad, -0.2]}), x).variants["other"]
+    assert (broken.values["encoder.mean_shift"] == math.inf).all()
+    assert broken.nonfinite.all()

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vaeaudit.attacks.similarity import layer_terms
 from vaeaudit.checks.compared import Compared
 from vaeaudit.checks.equivalence.metrics import DECODER, END, SHIFT
 from vaeaudit.errors import ConfigError, UnsupportedError
 from vaeaudit.model.batches import RowBatches
-from vaeaudit.model.families import gaussian_part
+from vaeaudit.model.families import FullGaussian, gaussian_part
 from vaeaudit.model.ranges import Range
-from vaeaudit.model.vae import Posterior
+from vaeaudit.model.vae import Chain, Posterior
 from vaeaudit.model.variants import Running
 from vaeaudit.progress import GoOn, Progress, always
 from vaeaudit.stats.draws import noise_set
@@ -157,7 +158,7 @@ def equivalence(
         check_items(vae, part, box, "items")
         q = reference.encode(part)
         mean = q.mean.to(part.dtype)
-        latents = [mean]
+        latents, noise = [mean], q.mean.new_zeros(1, len(part), *q.noise_shape)
         if draws:
             noise = noise_set(q.noise_shape, draws=draws, items=keys, seed=seed, check="equivalence", like=q.mean)
             latents += [q.sample(eta).to(part.dtype) for eta in noise]
@@ -173,7 +174,7 @@ def equivalence(
             if name in failed:
                 continue
             try:
-                of_side = _compared(side, measure, part, keys, q, latents, outputs)
+                of_side = _compared(side, measure, part, keys, q, noise, latents, outputs)
                 found |= {f"{name} {key}": of for key, of in of_side.items()}
             except UnsupportedError as error:
                 if columns:  # it has run before
@@ -221,21 +222,21 @@ def _compared(
     x: Tensor,
     keys: Sequence[int],
     q: Posterior,
+    noise: Tensor,
     latents: Sequence[Tensor],
     outputs: Sequence[Tensor],
 ) -> dict[str, Tensor]:
     """All figures of one variant on a batch, by metric; "nonfinite" (b,) and "shift" (b, channels) beside them."""
     other = side.running.encode(x)
     bad_encoder = ~other.mean.isfinite().flatten(1).all(1)
-    part, gaussian = gaussian_part(other), gaussian_part(q)
+    given_spread, spread = _log_stddev(other), _log_stddev(q)
     found: dict[str, Tensor] = {}
-    if part is not None and gaussian is not None:
-        bad_encoder |= ~part.log_stddev.isfinite().flatten(1).all(1)
-        ratio = (part.log_stddev - gaussian.log_stddev).abs().flatten(1).amax(1)
-        found["encoder.log_stddev"] = ratio
+    if given_spread is not None and spread is not None:
+        bad_encoder |= ~given_spread.isfinite().all(1)
+        found["encoder.log_stddev"] = (given_spread - spread).abs().amax(1)
     side.locate("encoder", bad_encoder, keys, x)
     with suppress(UnsupportedError):  # of points there is none
-        found |= {"encoder.kl": q.kl(other), "encoder.kl_back": other.kl(q)}
+        found |= {"encoder.kl": _kl(q, other, noise), "encoder.kl_back": _kl(other, q, noise)}
     found[SHIFT.name] = _shift(q, other.mean - q.mean)
     found = {name: values.nan_to_num(math.inf, math.inf, math.inf) for name, values in found.items()}
     bad = bad_encoder
@@ -261,12 +262,29 @@ def _compared(
     }
 
 
+def _kl(q: Posterior, p: Posterior, noise: Tensor) -> Tensor:
+    """KL(q || p), (b,); of chains the coupled one of all layers, as those above the first are other functions too."""
+    return layer_terms(q, p, noise).sum(0) if isinstance(q, Chain) and isinstance(p, Chain) else q.kl(p)
+
+
+def _log_stddev(q: Posterior) -> Tensor | None:
+    """That of each Gaussian latent, (b, latents), of a chain's upper layers given the mean below; None without any."""
+    if isinstance(q, FullGaussian):
+        return torch.linalg.vector_norm(q.cholesky, dim=2).log()
+    if isinstance(q, Chain):
+        layers = [_log_stddev(layer) for layer in q.conditionals(q.mean.new_zeros(1, len(q.mean), *q.noise_shape))]
+        known = [layer for layer in layers if layer is not None]
+        return torch.cat(known, 1) if len(known) == len(layers) else None
+    part = gaussian_part(q)
+    return None if part is None else part.log_stddev.flatten(1)
+
+
 def _shift(q: Posterior, gap: Tensor) -> Tensor:
     """The largest of a gap of latents, in units of their standard deviations where the posterior has them, (b,)."""
-    gaussian = gaussian_part(q)
-    if gaussian is None or gaussian.mean.numel() != q.mean.numel():
-        return gap.abs().flatten(1).amax(1).double()
-    return (gap.double().abs().flatten(1) / gaussian.log_stddev.exp().flatten(1)).nan_to_num(0.0).amax(1)
+    size, spread = gap.double().abs().flatten(1).nan_to_num(math.inf, math.inf), _log_stddev(q)
+    if spread is not None and spread.shape == size.shape:
+        size = torch.where(size > 0, size / spread.exp(), 0.0)  # nothing is no shift, whatever the deviation
+    return size.amax(1)
 
 
 class _Differences:
