@@ -280,6 +280,15 @@ def test_facts_come_from_metadata_and_config_and_are_strict_json(tmp_path: Path)
         assert read_checkpoint(tmp_path / "vae.safetensors").facts["adapter"] == "mlp"
 
 
+def test_what_a_file_beside_the_first_reads_of_json_counts_as_the_models(tmp_path: Path) -> None:
+    for name in ("encoder", "decoder"):
+        save_file(two(), tmp_path / f"{name}.safetensors")
+    (tmp_path / "decoder.json").write_text('{"width": 3}')
+    checkpoint = read_checkpoint(tmp_path / "encoder.safetensors")
+    assert checkpoint.beside("decoder.safetensors").json("decoder.json") == {"width": 3}
+    assert checkpoint.described == [tmp_path / "decoder.json"]
+
+
 def test_tied_tensors_that_save_model_leaves_out_come_back_under_both_names(tmp_path: Path) -> None:
     net = nn.ModuleDict({"encoder": nn.Linear(3, 3), "decoder": nn.Linear(3, 3)})
     net["decoder"].weight = net["encoder"].weight

@@ -1,12 +1,14 @@
 """Pairs of programs of torch.export: loaded with --trust-code alone, and then a VAE like another."""
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import vaeaudit
@@ -61,6 +63,14 @@ def test_the_command_takes_the_flag(pair: tuple[Path, Networks, Networks], comma
     assert refused.code == 4 and refused.err.count("\n") == 1 and "--trust-code" in refused.err
     found = json.loads(command(*doctor, "--trust-code").out)
     assert found["model"]["adapter"]["name"] == "export" and len(found["model"]["files"]) == 2
+
+
+def test_weights_are_held_against_those_of_a_program_with_trust_alone(command: Callable[..., Any]) -> None:
+    both = nn.Sequential(OrderedDict(encoder=nn.Linear(2, 2), decoder=nn.Linear(2, 2)))
+    saved(Path("both.pt2"), both, torch.rand(2, 2))
+    save_file(both.state_dict(), "both.safetensors")
+    weighed = ("weights", "both.safetensors", "--against", "both.pt2")
+    assert (command(*weighed).code, command(*weighed, "--trust-code").code) == (4, 0)
 
 
 def test_it_keeps_the_contract_and_is_the_networks(

@@ -101,7 +101,8 @@ class Checkpoint:
                 f"'{clipped(name)}' leads out of the folder of {self.path}, where a file beside it was expected; "
                 "give its name alone"
             )
-        other = replace(open_checkpoint(self.path.with_name(name), self.trusted), companions=self.companions)
+        other = open_checkpoint(self.path.with_name(name), self.trusted)
+        other = replace(other, companions=self.companions, described=self.described)
         self.companions.append(other)
         return other
 

@@ -32,7 +32,9 @@ def run(stored: StoredModel, go_on: GoOn) -> Record:
     """The norms of encoder and decoder, and how they differ from the other model's."""
     chosen = stored.settings.weights
     other = None if chosen.against is None else find_checkpoint(Path(chosen.against))
-    place, theirs = (None, None) if chosen.against is None else held_weights(chosen.against)
+    place, theirs = (
+        (None, None) if chosen.against is None else held_weights(chosen.against, stored.settings.model.trust_code)
+    )
     if other is not None and theirs is not None:
         theirs = fitting(other, theirs, stored.parts)[1]
     result = weights(
