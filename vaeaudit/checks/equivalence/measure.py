@@ -270,7 +270,8 @@ def _kl(q: Posterior, p: Posterior, noise: Tensor) -> Tensor:
 def _log_stddev(q: Posterior) -> Tensor | None:
     """That of each Gaussian latent, (b, latents), of a chain's upper layers given the mean below; None without any."""
     if isinstance(q, FullGaussian):
-        return torch.linalg.vector_norm(q.cholesky, dim=2).log()
+        stddev: Tensor = torch.linalg.vector_norm(q.cholesky, dim=2)
+        return stddev.log()
     if isinstance(q, Chain):
         layers = [_log_stddev(layer) for layer in q.conditionals(q.mean.new_zeros(1, len(q.mean), *q.noise_shape))]
         known = [layer for layer in layers if layer is not None]

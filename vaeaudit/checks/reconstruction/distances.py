@@ -71,7 +71,8 @@ def frechet(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covarian
 
 def _root(covariance: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
-    return vectors * values.clamp(min=0).sqrt()
+    root: Tensor = vectors * values.clamp(min=0).sqrt()
+    return root
 
 
 def kid(x: Tensor, made: Tensor) -> tuple[float, float]:
