@@ -1,6 +1,7 @@
 """`vaeaudit equivalence` as its user meets it."""
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -167,3 +168,19 @@ def test_what_it_decided_by_its_own_thresholds_can_be_verified(own: Command, com
     assert own("--variant", "dtype=bfloat16", "--tolerance", 0.1).code == 0
     verified = command("report", "vaeaudit-report", "--verify")
     assert verified.code == 0, verified
+
+
+def test_rounding_of_vectors_is_told_in_the_units_of_their_differences(cli: Command, tmp_path: Path) -> None:
+    code = ADAPTER.replace("(channels, 12, 12), (0.0, 1.0)", "(5,), (-4.0, 4.0)").replace("Conv2d", "Linear")
+    code = code.replace("(channels, channels, 1)", "(channels, channels)").replace(
+        "1e-6 * self.scale(1e6 * z)", "1.000002 * z"
+    )
+    (tmp_path / "own.py").write_text(code)
+    save_file({"scale.weight": torch.eye(5), "scale.bias": torch.zeros(5)}, tmp_path / "vae.safetensors")
+    np.save("val.npy", np.random.default_rng(0).uniform(-3, 3, (9, 5)).astype(np.float32))
+    asked = ("vae.safetensors", "--adapter", "own.py:open", "--data", "val.npy", "--against", "vae.safetensors")
+    done = cli(*asked, "--against-option", "planted=hot", "--tolerance", 1e-4, "-v")
+    assert done.code == 0, done.err
+    largest = report()["metrics"]["equivalence.against.decoder.largest_difference.worst"]["value"]
+    (said,) = re.findall(r"rounding alone: at most (\S+),", " ".join(done.out.split()))
+    assert float(said) == pytest.approx(largest, rel=0.06)

@@ -234,8 +234,10 @@ class _Seen:
                 steps = f", {STEPS * mean / width:+.3g} steps of 1/255 of the range" if width else ""
                 yield f"{of} is shifted by {mean:+.3g} throughout{steps}"
         spacing = float(torch.finfo(self.one.dtype).eps * self.one.abs().max())
-        of_all = float(self.of.values["decoder.largest_difference"].max()) * (_width(self.subject) or 1.0)
-        largest = max(float(gap.abs().max()), of_all)
+        width = _width(self.subject) if self.result.ranged else 1.0  # differences of vectors are in input units
+        if width is None:
+            return
+        largest = max(float(gap.abs().max()), width * float(self.of.values["decoder.largest_difference"].max()))
         if largest <= _ROUNDING * spacing:
             yield (
                 f"the decoder differs by rounding alone: at most {shown(largest, 2)}, "
