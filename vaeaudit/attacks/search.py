@@ -34,6 +34,7 @@ _STEP = 0.1  # length of an ordinary step of a search, likewise
 _EXPLORED = 2.0**-13  # least lambda that is explored, as a share of the least for which d = 0 could be optimal
 _WALKED = 2.0**-6  # least that is walked to, likewise
 _LEADS = 2.0**-3  # largest from which smaller ones are led, likewise
+_FAR = 2.0**-9  # lambda at which a distortion shorter than half of the way shows that much can be won by it, likewise
 _LED, _LAST = 6, 3  # each gets this part of a problem's evaluations, and the smallest lambda so many times as much
 _EVERY = 2  # of so many neighbours one is explored, and led to
 _STRIDE = 0.2  # of a walk at first, as a share of ||x_t - x|| spread over all elements
@@ -208,11 +209,17 @@ class Search:
         """Follow each pair's best down to the smallest lambda: each search begins where its neighbour's has come to.
 
         From afar a search with small lambda first brings the data term near its floor, at a long distortion, and then
-        crawls. From a larger lambda it stays short, and the neighbour's curvature is known.
+        crawls. From a larger lambda it stays short, and the neighbour's curvature is known. Where the distortion must
+        be nearly as long as the way to the target, that is soon found without.
         """
         order = self.lambdas.argsort()[::_EVERY].flip(0)  # the smallest comes last
         begins = (self.lambdas[order] > _LEADS * self.top[:, None]).sum(1)  # (P,) where in it a pair does
+        far = (self.lambdas.log() - (_FAR * self.top).log()[:, None]).abs().argmin(1, keepdim=True)
+        norm = self.norm.reshape(len(self.x), -1).gather(1, far).squeeze(1)
+        begins = torch.where(norm < 0.5 * self.gap, begins, len(order))
         steps = range(int(begins.min()), len(order))
+        if not steps:
+            return
         first = torch.arange(len(self.x), device=self.x.device) * len(self.lambdas)  # problem of each pair
         problem = first.clone()  # (P,) that each pair has come to, which the objective reads anew
         most = -(-self.effort.stopping.max_evaluations // _LED)
