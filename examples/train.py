@@ -18,7 +18,7 @@ from shapes import SIZE, draw, grid, random_factors
 from torch import Tensor, nn
 
 from vaeaudit import Checkpoint
-from vaeaudit.model.registry import find_adapter
+from vaeaudit.model.adapters import find_adapter
 from vaeaudit.model.vae import reconstruct
 
 WIDTH, LATENTS = 160, 10

@@ -12,12 +12,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+import typer.main
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -30,6 +32,7 @@ from vaeaudit.model.registry import open_model
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
 SHARED = HERE.parents[1] / "shared"
+ASSEMBLED = cache(typer.main.get_command)  # the commands of an app, which a process needs once
 COMMAND = Path(sys.executable).with_name("vaeaudit")
 BLANK = b"\x89PNG\r\n\x1a\n"  # how every PNG file begins
 MOST_SECONDS = 60  # after which a run of the installed command counts as hanging
@@ -229,11 +232,14 @@ def command(
 ) -> Callable[..., Outcome]:
     """`vaeaudit` with the given arguments in this process, outside any repository.
 
-    Figures cost most of a small run: only tests marked so, and the installed command, have them drawn.
+    Figures, and lambda searched between the few asked for, cost most of a small run: only tests marked so have them.
     """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("typer.main.get_command", ASSEMBLED)
     if request.node.get_closest_marker("figures") is None:
         monkeypatch.setattr("vaeaudit.audit.journal.drawn", lambda drawing: replace(drawing, draw=lambda: BLANK))
+    if request.node.get_closest_marker("rungs") is None:
+        monkeypatch.setattr("vaeaudit.attacks.search.rungs", lambda _: [])
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["vaeaudit", *map(str, arguments)])
@@ -247,9 +253,11 @@ def command(
 
 # Answers every request, a line of JSON, with the id of a fork that becomes the command, and then with how it ended.
 LOADED = """
-import atexit, gc, json, os, resource, runpy, signal, sys
-import vaeaudit.audit.artifacts, vaeaudit.audit.release, vaeaudit.cli.app, vaeaudit.cli.forms
-import matplotlib.figure, torch.fx.experimental.symbolic_shapes  # what is loaded on the way, and takes longest
+import atexit, dataclasses, gc, importlib, json, os, pkgutil, resource, runpy, signal, sys
+import vaeaudit
+for module in pkgutil.walk_packages(vaeaudit.__path__, "vaeaudit."):
+    module.name == "vaeaudit.__main__" or importlib.import_module(module.name)
+import matplotlib.figure, torch.fx.experimental.symbolic_shapes, vaeaudit_adapters.mlp  # what is loaded on the way
 matplotlib.figure.Figure().savefig(os.devnull, format="png")
 command = sys.argv[1]
 sys.path.insert(0, os.path.dirname(command))
@@ -269,6 +277,10 @@ for line in iter(sys.stdin.readline, ""):
     # As a fresh interpreter makes them.
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+    if not asked["whole"]:
+        blank = bytes.fromhex(sys.argv[2])
+        vaeaudit.audit.journal.drawn = lambda drawing: dataclasses.replace(drawing, draw=lambda: blank)
+        vaeaudit.attacks.search.rungs = lambda _: []
     if asked["largest"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (asked["largest"], asked["largest"]))
     sys.argv = [command, *asked["arguments"]]
@@ -313,13 +325,14 @@ class Running:
 class Installed:
     """The installed command, each run a process of its own: most are forks of one that has loaded what takes seconds.
 
-    They run the command's own file, with streams and folder of their own. ``cold`` starts the command from nothing.
+    They run the command's own file, with streams and folder of their own; most leave out figures and lambda between
+    the few asked for, which would take longest. ``whole`` leaves nothing out, and ``cold`` starts from nothing as well.
     """
 
     def __init__(self, place: Path, more: Mapping[str, str]) -> None:
         self.place = place
         self.served = subprocess.Popen(
-            [sys.executable, "-P", "-c", LOADED, COMMAND],
+            [sys.executable, "-P", "-c", LOADED, COMMAND, BLANK.hex()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -328,7 +341,12 @@ class Installed:
         )
 
     def start(
-        self, *arguments: object, out: str | None = None, err: str | None = None, largest: int | None = None
+        self,
+        *arguments: object,
+        out: str | None = None,
+        err: str | None = None,
+        largest: int | None = None,
+        whole: bool = False,
     ) -> Running:
         """Begin a run in the current folder; ``largest`` is the size in bytes that no file may exceed."""
         streams = (Path(os.devnull), Path(out or self.place / "out"), Path(err or self.place / "err"))
@@ -338,6 +356,7 @@ class Installed:
             "streams": [str(stream) for stream in streams],
             "largest": largest,
             "seconds": MOST_SECONDS,
+            "whole": whole,
         }
         assert self.served.stdin is not None
         assert self.served.stdout is not None

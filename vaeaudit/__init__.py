@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from vaeaudit.model.checkpoints import Checkpoint as Checkpoint
     from vaeaudit.model.checkpoints import load_state as load_state
     from vaeaudit.model.families import Concrete as Concrete
+    from vaeaudit.model.families import FullGaussian as FullGaussian
     from vaeaudit.model.families import Mixture as Mixture
     from vaeaudit.model.families import Point as Point
     from vaeaudit.model.families import Product as Product
@@ -123,6 +124,7 @@ _HOME = {
     "StudentTLikelihood": "model.likelihoods",
     "ZeroInflatedLikelihood": "model.likelihoods",
     "Concrete": "model.families",
+    "FullGaussian": "model.families",
     "Mixture": "model.families",
     "Point": "model.families",
     "Product": "model.families",

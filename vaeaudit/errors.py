@@ -15,7 +15,7 @@ from pathlib import Path
 _LOADERS = (
     "<frozen",
     str(Path(importlib.__file__).parent),
-    *(str(Path(__file__).parent / room / "registry.py") for room in ("checks", "model")),
+    *(str(Path(__file__).parent / file) for file in ("checks/registry.py", "model/registry.py", "model/adapters.py")),
 )
 
 

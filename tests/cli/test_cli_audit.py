@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from vaeaudit.checks.registry import checks
-from vaeaudit.model.registry import Adapter
+from vaeaudit.model.adapters import Adapter
 from vaeaudit.subject import plausibility
 from vaeaudit.subject.plausibility import Finding, Plausibility, Verdict
 

@@ -185,7 +185,7 @@ def test_an_adapter_named_as_another_is_listed_and_none_of_the_two_is_preferred(
 
     ours = EntryPoint("mlp", "vaeaudit_adapters.mlp:open", "vaeaudit.adapters")
     other = EntryPoint("mlp", "vaeaudit_adapters.burgess:open", "vaeaudit.adapters")
-    monkeypatch.setattr("vaeaudit.model.registry.entry_points", lambda **_: [ours, other, ours])
+    monkeypatch.setattr("vaeaudit.model.adapters.entry_points", lambda **_: [ours, other, ours])
     listed = json.loads(command("adapters", "--format", "json").out)
     assert [adapter["place"] for adapter in listed] == [other.value, ours.value]
     assert all("another package gives this name too" in adapter["opens"] for adapter in listed)
@@ -202,7 +202,7 @@ def test_an_adapter_that_cannot_be_loaded_is_listed_with_its_fault(
     from importlib.metadata import EntryPoint
 
     broken = EntryPoint("broken", "no_such_module_at_all:open", "vaeaudit.adapters")
-    monkeypatch.setattr("vaeaudit.model.registry.entry_points", lambda **_: [broken])
+    monkeypatch.setattr("vaeaudit.model.adapters.entry_points", lambda **_: [broken])
     done = command("adapters")
     assert done.code == 0
     assert "cannot be imported: ModuleNotFoundError" in " ".join(done.out.split())

@@ -65,6 +65,9 @@ WRITTEN: dict[str, list[tuple[str, object]]] = {
     "reconstruction.draws": [("0", 0)],
     "reconstruction.by": [("label,shape", ("label", "shape"))],
     "reconstruction.shown": [("3", 3)],
+    "reconstruction.perceptual": [("lpips.pt2", "lpips.pt2")],
+    "reconstruction.features": [("inception.pt2", "inception.pt2")],
+    "reconstruction.trust_networks": [("true", True)],
     "equivalence.variants": [
         ("dtype=bfloat16,compile=true", ("dtype=bfloat16", "compile=true")),
         ('["dtype=bfloat16,compile=true"]', ("dtype=bfloat16,compile=true",)),

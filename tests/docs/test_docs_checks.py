@@ -45,12 +45,14 @@ from vaeaudit.checks.noise.measure import noise
 from vaeaudit.checks.noise.summarise import summarise_noise
 from vaeaudit.checks.reconstruction import entry as reconstruction_report
 from vaeaudit.checks.reconstruction.measure import reconstruction
+from vaeaudit.checks.reconstruction.networks import Network
 from vaeaudit.checks.reconstruction.summarise import group_means, summarise_reconstruction
 from vaeaudit.checks.weights.measure import assign, weights
 from vaeaudit.checks.weights.summarise import summarise_weights
+from vaeaudit.errors import UnsupportedError
+from vaeaudit.model.adapters import GROUP
 from vaeaudit.model.contract import check_contract
 from vaeaudit.model.divergence import layers_to_prior
-from vaeaudit.model.registry import GROUP
 from vaeaudit.model.vae import VAE
 from vaeaudit.model.variant import Variant
 from vaeaudit.model.variants import Running
@@ -79,6 +81,7 @@ LEGENDS: dict[str, list[str]] = {
         *reconstruction_report.BIAS_LEGEND,
         *reconstruction_report.GROUP_LEGEND,
         *reconstruction_report.FEATURE_LEGEND,
+        *reconstruction_report.FID_LEGEND,
     ],
     "equivalence": [*equivalence_report.LEGEND, *equivalence_report.FIGURE_LEGEND],
     "latents": [
@@ -98,6 +101,7 @@ BRACES = {
     "factor": ".+",
     "variant": r"(?!scale)[\w+-]+",
     "i": r"\d+",
+    "n": r"\d+",
     "j": r"\d+",
     **dict.fromkeys(("r", "cap", "sigma"), NUMBER),
 }
@@ -196,7 +200,9 @@ class Mirror:
 
 def of_reconstruction() -> list[Metrics]:
     """Those of colour pictures in groups, and of vectors."""
-    pictures = reconstruction(Mirror(3, 12, 12), torch.rand(24, 3, 12, 12))
+    network = Network(lambda *images: images[0].flatten(1), 3, (2, 2), "network.pt2", "0" * 64)
+    x = torch.rand(24, 3, 12, 12)
+    pictures = reconstruction(Mirror(3, 12, 12), x, perceptual=network, network=network)
     halves = {"half": np.arange(24) // 12}
     groups = {name: group_means(pictures.at_mean[name].numpy(), halves) for name in ("psnr", "ssim", "mse")}
     vectors = reconstruction(Mirror(4), torch.rand(24, 4))
@@ -377,9 +383,10 @@ KINDS = {
     "ranges": OTHER_KINDS[0],
     "prior": OTHER_KINDS[1],
     "layers": OTHER_KINDS[2],
-    "mixed": OTHER_KINDS[3],
-    "condition": OTHER_KINDS[4],
-    "point": OTHER_KINDS[6],
+    "full": OTHER_KINDS[3],
+    "mixed": OTHER_KINDS[4],
+    "condition": OTHER_KINDS[5],
+    "point": OTHER_KINDS[7],
 }
 OPTIONS = {"condition": {"condition": 2}}
 
@@ -431,6 +438,12 @@ def test_each_further_kind_of_model_on_the_page_keeps_the_contract_and_can_be_au
     if kind == "point":
         assert "deterministic" in finding.message
         return
+    if kind == "full":
+        with pytest.raises(UnsupportedError, match="units of a posterior of type FullGaussian are not known"):
+            vaeaudit.latents(vae, x)
+        with pytest.raises(UnsupportedError, match="but this model's is FullGaussian"):
+            vaeaudit.margin(vae, x[:2], 4.0)
+        return
     found = vaeaudit.latents(vae, x)
     assert found.kl is not None and found.elbo is not None and found.elbo.isfinite().all()
     assert len(found.layers) == (2 if kind == "layers" else 1)
@@ -475,7 +488,7 @@ def test_the_condition_of_the_page_is_the_option_and_reaches_both_networks(
     for option in ([], ["--option", "condition=4"]):
         refused = command("doctor", "other.safetensors", "--adapter", "other.py:open", *option, "--data", "val.npz")
         assert refused.said(2, "say which condition is audited, --option condition=0 to 3")
-    exec(compile(OTHER_KINDS[5], "split.py", "exec"), {})
+    exec(compile(OTHER_KINDS[6], "split.py", "exec"), {})
     with np.load("val.npz") as whole, np.load("val-2.npz") as part:
         assert np.array_equal(part["images"], whole["images"][[2, 6]])
 

@@ -48,7 +48,7 @@ def test_every_option_that_the_interface_names_exists_or_is_to_come(command: Com
 
 
 def test_the_adapters_of_the_readme_are_the_installed_ones() -> None:
-    from vaeaudit.model.registry import adapter_names
+    from vaeaudit.model.adapters import adapter_names
 
     listed = README[README.index("| adapter | family |") :].split("\n\n")[0]
     names = " ".join(line.split(" | ")[0] for line in listed.splitlines()[2:])

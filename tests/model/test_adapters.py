@@ -1,8 +1,10 @@
 import itertools
 import json
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from torch import Tensor, nn
 
 import vaeaudit
 from vaeaudit.errors import AdapterError, CheckpointError, ContractError, listed
-from vaeaudit.model.registry import adapter_names, code_beside, open_model
+from vaeaudit.model.adapters import adapter_names, code_beside
+from vaeaudit.model.registry import open_model
 
 SHARED = Path(__file__).parents[3] / "shared"
 TRAINED = SHARED / "checkpoints" / "disentangling-vae"
@@ -99,7 +102,7 @@ SMALL: dict[str, tuple[Callable[[], Tensors], tuple[int, ...], tuple[int, ...]]]
 # What those say of themselves that need more than tensors.
 FACTS: dict[str, dict[str, object]] = {"pythae": {"model": "BetaVAE", "input_shape": [3, 2, 2], "latents": 3}}
 # Those that need more than tensors, such as a config.json, have a contract test in a module of their own.
-APART = {"diffusers", "ldm", "taesd"}
+APART = {"diffusers", "hierarchical", "ldm", "taesd"}
 INSTALLED = {name for name, point in adapter_names().items() if point.value.startswith("vaeaudit_adapters")}
 OURS = sorted(INSTALLED - APART)
 
@@ -129,54 +132,33 @@ def test_every_installed_adapter_of_ours_has_a_small_checkpoint_here() -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_adapter_keeps_the_contract(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_adapter_keeps_the_contract(name: str, keeps_the_contract: Callable[..., None], tmp_path: Path) -> None:
     tensors, shape, latent = SMALL[name]
-    vae = vaeaudit.load(saved(tmp_path, tensors(), **FACTS.get(name, {})), name, dtype=dtype)
-    x = torch.rand((5, *shape), generator=torch.Generator().manual_seed(1), dtype=dtype)
-    close = {"rtol": 0.0, "atol": 1e-12 if dtype == torch.float64 else 1e-5}
+    vae: Any = vaeaudit.load(saved(tmp_path, tensors(), **FACTS.get(name, {})), name, dtype=torch.float64)
+    x = torch.rand((5, *shape), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert vae.input_shape == shape and vae.prior.mean.shape == (1, *latent)
+    assert torch.equal(vae.prior.kl(vae.prior), torch.zeros(1, dtype=torch.float64))
+    keeps_the_contract(vae, x)
 
-    assert isinstance(vae, vaeaudit.VAE)
-    assert vae.input_shape == shape
-    assert isinstance(vae, nn.Module)
-    assert not vae.training
-    assert not any(parameter.requires_grad for parameter in vae.parameters())
 
-    posterior, prior = vae.encode(x), vae.prior
-    assert isinstance(posterior, vaeaudit.Posterior)
-    assert posterior.mean.shape == (5, *latent)
-    assert posterior.mean.dtype == prior.mean.dtype == dtype
-    assert prior.mean.shape == (1, *latent)
-    assert torch.equal(prior.kl(prior), torch.zeros(1, dtype=dtype))
-    kl = posterior.kl(prior)
-    assert kl.shape == (5,)
-    assert (kl >= 0).all()
+@pytest.mark.parametrize("name", ["mlp", "jointvae"])
+def test_every_check_goes_as_the_table_says(
+    name: str, goes_as_the_table_says: Callable[..., None], tmp_path: Path
+) -> None:
+    goes_as_the_table_says(f"`{name}`", open_model(saved(tmp_path, SMALL[name][0]()), name))
 
-    z = posterior.sample(torch.ones((2, 5, *posterior.noise_shape), dtype=dtype))
-    assert z.shape == (2, 5, *latent)
-    likelihood = vae.decode(z[0])
-    assert isinstance(likelihood, vaeaudit.Likelihood)
-    assert likelihood.route
-    assert likelihood.mean.shape == x.shape
-    assert likelihood.mean.dtype == dtype
-    assert likelihood.log_prob(x).shape == (5,)
-    if vae.range is not None:
-        assert vae.range[0] < vae.range[1]
 
-    again, alone = vae.encode(x), vae.encode(x[3:4])
-    assert torch.equal(again.mean, posterior.mean)
-    assert torch.equal(vae.decode(z[0]).mean, likelihood.mean)
-    torch.testing.assert_close(alone.mean[0], posterior.mean[3], **close)
-    torch.testing.assert_close(alone.kl(prior)[0], kl[3], **close)
-    torch.testing.assert_close(vae.decode(z[0, 3:4]).mean[0], likelihood.mean[3], **close)
+def test_a_model_of_the_same_types_goes_as_another(
+    table: Mapping[str, object], goes_as_the_table_says: Callable[..., None], tmp_path: Path
+) -> None:
+    assert table["`burgess`"] == table["`mlp`"]
+    model = open_model(saved(tmp_path, burgess_tensors()), "burgess")
+    goes_as_the_table_says("`burgess`", model, checks=("noise", "reconstruction", "latents", "mig", "weights"))
 
-    x.requires_grad_()
-    (gradient,) = torch.autograd.grad(vae.encode(x).kl(prior).sum(), x)
-    assert gradient.isfinite().all()
-    assert (gradient.flatten(1).abs().sum(1) > 0).all()
-    (gradient,) = torch.autograd.grad(vae.decode(vae.encode(x).mean).mean[0].sum(), x)
-    assert (gradient[0] != 0).any()
-    assert (gradient[1:] == 0).all()  # rows are apart
+
+def test_the_table_has_rows_for_every_adapter_of_ours(table: Mapping[str, object]) -> None:
+    named = [re.findall(r"`(\w+)`", row)[0] for row in table]
+    assert set(named) == INSTALLED
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -94,7 +94,7 @@ def test_a_chain_is_a_posterior_and_its_model_keeps_the_contract(hier: dict[str,
     assert isinstance(vae, VAE)
     assert isinstance(vae.prior, Posterior)
     assert isinstance(vae.prior, Chain)
-    assert not isinstance(vae.prior, Recombinable)
+    assert isinstance(vae.prior, Recombinable)
     assert not isinstance(vae.prior.first, Chain)
     assert vae.prior.layers == 2
     assert vae.prior.noise_shape == (5,)
@@ -273,7 +273,16 @@ def test_layers_that_the_chain_does_not_have_are_named(layers: tuple[int, ...]) 
 def test_what_a_chain_does_not_give_is_refused_in_one_sentence() -> None:
     vae, x = Curved(), rand(2, 5)
     noise = noise_for(vae.prior, 3, 2)
-    with pytest.raises(UnsupportedError, match=r"output attack needs KL.*use mode 'latent' or 'damage'"):
+    with pytest.raises(
+        UnsupportedError, match=r"output attack needs KL.*conditional_priors; use mode 'latent' or 'damage'"
+    ):
         output(vae, x, x, noise)
-    with pytest.raises(UnsupportedError, match=r"mean alone needs .* GaussianChain is not; attack both"):
-        latent(vae, x, x, "kl", noise, on="mean")
+
+
+def test_of_the_mean_or_the_deviation_alone_a_chain_moves_those_of_its_first_layer() -> None:
+    vae, (x, x_t) = Curved(), rand(2, 2, 5)
+    q, target = vae.encode(x), vae.encode(x_t)
+    mixed, noise = q.with_mean_of(target), noise_for(q, 3, 2)
+    assert torch.equal(mixed.first.mean, target.first.mean) and torch.equal(mixed.first.log_stddev, q.first.log_stddev)
+    (_, upper, _), z1 = mixed.conditionals(noise), mixed.first.sample(noise[..., :3])
+    torch.testing.assert_close(upper.mean, vae.layer(1, z1.flatten(0, 1)).mean)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, distributions
 
 import vaeaudit
-from vaeaudit import Concrete, DiagonalGaussian, Point, Product
+from vaeaudit import Concrete, DiagonalGaussian, FullGaussian, Point, Product
 from vaeaudit.errors import ContractError, UnsupportedError
 from vaeaudit.model.families import gaussian_part
 from vaeaudit.model.vae import Discrete, Joint, Recombinable
@@ -116,3 +116,74 @@ def test_parts_that_are_not_flat_are_refused() -> None:
     with pytest.raises(ContractError, match=r"part 2 of a product must be \(rows, width\).* \(4, 2, 3\); flatten it"):
         Product((Point(randn(4, 1)), Point(randn(4, 2, 3))))
     assert {"Concrete", "Point", "Product"} <= set(vaeaudit.__all__)
+
+
+# --- full covariance ---
+
+
+def full(n: int, seed: int = 0) -> FullGaussian:
+    lower = 0.4 * randn(n, 3, 3, seed=seed + 1).tril(-1)
+    return FullGaussian(randn(n, 3, seed=seed), lower + torch.diag_embed((0.5 * randn(n, 3, seed=seed + 2)).exp()))
+
+
+def theirs(q: FullGaussian) -> distributions.MultivariateNormal:
+    return distributions.MultivariateNormal(q.mean, scale_tril=q.cholesky)
+
+
+def test_a_full_gaussian_is_torchs_multivariate_normal() -> None:
+    q, p = full(4), full(4, seed=9)
+    torch.testing.assert_close(q.kl(p), distributions.kl_divergence(theirs(q), theirs(p)), rtol=1e-12, atol=0)
+    z = randn(4, 3, seed=5)
+    torch.testing.assert_close(q.log_prob(z), theirs(q).log_prob(z), rtol=1e-12, atol=0)
+    drawn = q.sample(randn(40_000, 4, 3))
+    assert drawn.shape == (40_000, 4, 3)
+    for row in range(4):
+        covariance = theirs(q).covariance_matrix[row]
+        torch.testing.assert_close(torch.cov(drawn[:, row].T), covariance, rtol=0, atol=0.06 * float(covariance.max()))
+    terms = torch.stack([q.log_prob(one) - p.log_prob(one) for one in drawn[:4000]])
+    assert bool(((terms.mean(0) - q.kl(p)).abs() < 5 * terms.std(0) / math.sqrt(4000)).all())
+    index = torch.tensor([2, 0, 2])
+    torch.testing.assert_close(q.rows(index).kl(p.rows(index)), q.kl(p)[index])
+    assert torch.equal(q.with_mean_of(p).mean, p.mean) and isinstance(q, Recombinable)
+
+
+def test_a_full_gaussian_that_is_diagonal_is_the_diagonal_one() -> None:
+    d, e = (DiagonalGaussian(randn(4, 3, seed=k), 0.5 * randn(4, 3, seed=k + 1)) for k in (0, 7))
+    f, g = (FullGaussian(one.mean, torch.diag_embed(one.stddev)) for one in (d, e))
+    for other in (g, e):
+        torch.testing.assert_close(f.kl(other), d.kl(e), rtol=1e-12, atol=0)
+        torch.testing.assert_close(f.wasserstein2(other), d.wasserstein2(e), rtol=1e-12, atol=0)
+    prior = DiagonalGaussian.standard((3,), d.mean)  # of one row
+    torch.testing.assert_close(f.kl(prior), d.kl(prior), rtol=1e-12, atol=0)
+
+
+def test_the_wasserstein_distance_of_full_gaussians_is_that_of_bures() -> None:
+    q, p = full(4), full(4, seed=9)
+    a, b = theirs(q).covariance_matrix, theirs(p).covariance_matrix
+
+    def root(matrix: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(matrix)
+        return vectors @ torch.diag_embed(values.clamp(min=0).sqrt()) @ vectors.mT
+
+    across = root(root(b) @ a @ root(b))
+    trace = (a + b - 2 * across).diagonal(dim1=1, dim2=2).sum(1)
+    expected = ((q.mean - p.mean).square().sum(1) + trace).sqrt()
+    torch.testing.assert_close(q.wasserstein2(p), expected, rtol=1e-9, atol=0)
+
+
+def test_at_a_match_full_gaussians_are_0_apart_with_a_finite_slope() -> None:
+    q = full(4)
+    mean = q.mean.clone().requires_grad_()
+    near = FullGaussian(mean, q.cholesky)
+    apart = near.kl(q)
+    assert bool((apart < 1e-25).all()) and bool((near.wasserstein2(q) < 1e-7).all())
+    (slope,) = torch.autograd.grad((apart + near.wasserstein2(q)).sum(), mean)
+    assert bool(slope.isfinite().all())
+    moved = FullGaussian(q.mean + 1e-6, q.cholesky)  # whose KL is far below the rounding of its parts
+    expected = 0.5 * torch.linalg.solve(theirs(q).covariance_matrix, torch.full((4, 3), 1e-6).double()).sum(1) * 1e-6
+    torch.testing.assert_close(moved.kl(q), expected, rtol=1e-4, atol=0)
+
+
+def test_a_full_gaussian_and_another_family_have_no_closed_form() -> None:
+    with pytest.raises(UnsupportedError, match="the KL of a FullGaussian and a Point has no closed form"):
+        full(4).kl(Point(randn(4, 3)))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 import vaeaudit
 from vaeaudit.errors import AdapterError, CheckpointError, TrustError
 from vaeaudit.model.divergence import to_prior
+from vaeaudit.model.registry import open_model
 
 SHAPE, LATENTS, HIDDEN, PARTS = (1, 2, 3), 2, 512, 4
 
@@ -74,6 +76,13 @@ def test_the_prior_of_vamp_is_that_of_pythae_and_its_kl_is_estimated(tmp_path: P
 @pytest.mark.parametrize("model", ["AE", "RAE_L2"])
 def test_an_autoencoder_of_pythae_is_a_point(model: str, tmp_path: Path) -> None:
     assert isinstance(vaeaudit.load(filled(tmp_path, model)).encode(images().float()), vaeaudit.Point)
+
+
+@pytest.mark.parametrize(("model", "row"), [("VAE", "Gaussian"), ("VAMP", "VampPrior"), ("AE", "a point")])
+def test_every_check_goes_as_the_table_says(
+    model: str, row: str, goes_as_the_table_says: Callable[..., None], tmp_path: Path
+) -> None:
+    goes_as_the_table_says(f"`pythae`, {row}", open_model(filled(tmp_path, model)))
 
 
 def test_networks_that_are_pickles_are_refused_on_trust_with_what_to_do(tmp_path: Path) -> None:

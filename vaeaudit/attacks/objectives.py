@@ -16,8 +16,8 @@ from vaeaudit.attacks.similarity import DRAWING, LAYERWISE, SIMILARITIES, couple
 from vaeaudit.attacks.term import DataTerm
 from vaeaudit.errors import ConfigError, UnsupportedError, nearest
 from vaeaudit.model.batches import RowBatches
-from vaeaudit.model.divergence import to_prior
-from vaeaudit.model.vae import VAE, Chain, Posterior, Recombinable, reconstruct
+from vaeaudit.model.divergence import layers_to_prior, to_prior
+from vaeaudit.model.vae import VAE, Chain, Hierarchical, Posterior, Recombinable, reconstruct
 
 ON = ("both", "mean", "std")
 REFERENCES = ("reconstruction", "input")
@@ -123,26 +123,31 @@ def output(vae: VAE, x: Tensor, x_t: Tensor, noise: Tensor, on: str = "both") ->
     """-E_q(z|x*) log p(x_t|z) + KL(q(z|x*) || p(z)), the negative ELBO of the target, in nats.
 
     Willetts et al. eq. 12 prints the other sign while saying that higher means less effective. The decoder is given
-    draws * b rows at once. A KL without a closed form is estimated on the noise set. Raises :class:`UnsupportedError`
-    for a chain, whose ``kl`` is that of one layer only, and where the KL can neither be computed nor estimated.
+    draws * b rows at once. A KL without a closed form is estimated on the noise set, that of a chain over its layers.
+    Raises :class:`UnsupportedError` where it can neither be computed nor estimated.
     """
     encode = _encoder(vae, x, on)
     with torch.no_grad():
         first, prior = vae.encode(x[:1]), vae.prior
-    if isinstance(first, Chain):
+    if isinstance(first, Chain) and not isinstance(vae, Hierarchical):
         raise UnsupportedError(
-            "the output attack needs KL(q(z|x) || p(z)) of all latents, which a chain of stochastic layers does not "
-            "give; use mode 'latent' or 'damage'"
+            "the output attack needs KL(q(z|x) || p(z)) of all latents, and for a chain of stochastic layers that is "
+            "known where the model has conditional_priors; use mode 'latent' or 'damage'"
         )
 
+    def kl(q: Posterior, z: Tensor, eta: Tensor) -> Tensor:
+        if isinstance(q, Chain) and isinstance(vae, Hierarchical):
+            return torch.stack([layers_to_prior(q, vae, one) for one in eta]).mean(0)
+        return to_prior(q, prior, lambda: z).value
+
     with torch.no_grad():
-        to_prior(first, prior, lambda: first.sample(noise[:, :1]))  # raises where there is none
+        kl(first, first.sample(noise[:, :1]), noise[:, :1])  # raises where there is none
 
     def data_term(points: Tensor, item: Tensor) -> Tensor:
-        q = encode(points, item)
-        z = q.sample(noise[:, item])  # (draws, b, *latent)
+        q, eta = encode(points, item), noise[:, item]
+        z = q.sample(eta)  # (draws, b, *latent)
         log_prob = vae.decode(z.flatten(0, 1)).log_prob(x_t[item.repeat(len(z))])
-        return to_prior(q, prior, lambda: z).value - log_prob.reshape(len(z), -1).mean(0)
+        return kl(q, z, eta) - log_prob.reshape(len(z), -1).mean(0)
 
     return data_term
 

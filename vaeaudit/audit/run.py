@@ -24,6 +24,7 @@ from vaeaudit.checks.registry import OURS, Check, checks
 from vaeaudit.checks.weights.stored import StoredModel, open_weights
 from vaeaudit.errors import (
     CheckError,
+    CheckpointError,
     DataError,
     InputError,
     OutputError,
@@ -32,8 +33,8 @@ from vaeaudit.errors import (
     listed,
     told,
 )
+from vaeaudit.model.adapters import code_beside
 from vaeaudit.model.checkpoints import sha256_of
-from vaeaudit.model.registry import code_beside
 from vaeaudit.model.stated import find_checkpoint
 from vaeaudit.progress import GoOn, Progress
 from vaeaudit.report.model import Report
@@ -86,7 +87,15 @@ def _asked(check: Check, subject: Subject) -> dict[str, object]:
     named = {key: path for key in check.files if isinstance(path := asked[key], str)}
     if check not in OURS:
         asked["code"] = _code(check)
-    return asked | {f"{key}_sha256": sha256_of(find_checkpoint(Path(path))) for key, path in named.items()}
+    return asked | {f"{key}_sha256": _hashed(Path(path)) for key, path in named.items()}
+
+
+def _hashed(path: Path) -> str | None:
+    """The hash of a file that settings name, or of the checkpoint in a folder; None of none, which its check tells."""
+    try:
+        return sha256_of(path if path.is_file() else find_checkpoint(path))
+    except CheckpointError:
+        return None
 
 
 def works_of(check: Check, audited: Subject | Callable[[], StoredModel]) -> Mapping[str, Work]:

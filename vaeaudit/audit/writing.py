@@ -14,8 +14,8 @@ from vaeaudit.checks.weights.stored import StoredModel
 from vaeaudit.errors import VaeauditError, told
 from vaeaudit.gate.ending import concluded, ending
 from vaeaudit.layout.entry import Entry, FileHash
+from vaeaudit.model.adapters import Adapter
 from vaeaudit.model.box import range_of
-from vaeaudit.model.registry import Adapter
 from vaeaudit.report.model import (
     FIELDS,
     AdapterEntry,

@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 from vaeaudit.certify.activations import ACTIVATIONS
 from vaeaudit.certify.rewriting import CASTS, in_double, name_of, owner, writes
 from vaeaudit.errors import UnsupportedError, clipped
-from vaeaudit.model.families import gaussian_part
+from vaeaudit.model.families import moved_part
 from vaeaudit.model.vae import VAE
 
 
@@ -113,7 +113,7 @@ def require_rows(graph: Graph) -> None:
 
 
 def trace_encoder(vae: VAE, like: Tensor, sigma: str = "full") -> Graph:
-    """The encoder as x -> (mean, log of the standard deviation), (b, latents) each; those of its Gaussian part.
+    """The encoder as x -> (mean, log of the standard deviation), (b, latents) each; those of what the input moves.
 
     ``like`` gives the dtype and the device that the model runs in. With ``sigma`` "frozen" the mean alone is bounded.
 
@@ -121,14 +121,14 @@ def trace_encoder(vae: VAE, like: Tensor, sigma: str = "full") -> Graph:
     """
     with torch.no_grad():
         posterior = vae.encode(like.new_zeros((1, *vae.input_shape)))
-    if gaussian_part(posterior) is None:
+    if moved_part(posterior) is None:
         raise UnsupportedError(
             f"a certificate needs a diagonal Gaussian posterior, but this model's is {type(posterior).__name__}; "
             "the empirical margin needs none"
         )
 
     def heads(x: Tensor) -> tuple[Tensor, Tensor]:
-        q = gaussian_part(vae.encode(x))
+        q = moved_part(vae.encode(x))
         assert q is not None
         return q.mean.flatten(1), q.log_stddev.flatten(1)
 

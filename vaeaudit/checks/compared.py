@@ -25,6 +25,7 @@ class Compared:
     picture: tuple[int, ...] | None
     low: Tensor | None
     width: Tensor
+    unit: bool  # whether the width is 1, or not known
     scales: int | None
     left_out: Mapping[str, str]
 
@@ -50,50 +51,55 @@ class Compared:
                 scales = ms_ssim(pictures, pictures, UNIT).scales
             except UnsupportedError as error:
                 left_out |= dict.fromkeys(("ssim", "ms_ssim"), str(error))
-        return cls(picture, low, width, scales, left_out)
+        return cls(picture, low, width, bool((width == 1).all()), scales, left_out)
 
-    def gap(self, x: Tensor, made: Tensor) -> Tensor:
-        """made - x in units of the range where it is known, (b, values)."""
-        gap = made - x
-        return (gap if self.low is None or bool((self.width == 1).all()) else gap / self.width).flatten(1)
+    def scaled(self, gap: Tensor) -> Tensor:
+        """Differences of items, (b, *shape), in units of the range where it is known, (b, values)."""
+        return (gap if self.unit else gap / self.width).flatten(1)
 
     def figures(self, x: Tensor, made: Tensor) -> dict[str, Tensor]:
         """All figures of each item by name, (b,)."""
-        gap = (made - x).flatten(1)
-        size = gap.abs()
+        gap = made - x
+        flat = gap.flatten(1)
+        size = flat.abs()
         found = {
-            "mse": gap.square().mean(1),
+            "mse": flat.square().mean(1),
             "mean_error": size.mean(1),
             "largest_error": size.amax(1),
-            "brightness": gap.mean(1),
+            "brightness": flat.mean(1),
         }
-        return found | self.in_range(self.gap(x, made)) | self.likeness(x, made)
+        if self.unit:
+            found |= self.in_range(size, found["mse"])
+        else:
+            size = self.scaled(gap).abs()
+            found |= self.in_range(size, size.square().mean(1))
+        return found | self.likeness(x, made)
 
-    def in_range(self, gap: Tensor) -> dict[str, Tensor]:
-        """The figures of a :meth:`gap` that need the range: psnr and share_off."""
+    def in_range(self, size: Tensor, mean_square: Tensor) -> dict[str, Tensor]:
+        """psnr and share_off, which need the range, of sizes of :meth:`scaled` differences and their mean square."""
         if self.low is None:
             return {}
-        off = (gap.abs() > (1 + _ROUNDING) / STEPS).to(gap).mean(1)
-        return {"psnr": -10 * gap.square().mean(1).double().log10(), "share_off": off}
+        off = (size > (1 + _ROUNDING) / STEPS).to(size).mean(1)
+        return {"psnr": -10 * mean_square.double().log10(), "share_off": off}
 
     def likeness(self, x: Tensor, made: Tensor) -> dict[str, Tensor]:
         """ssim and ms_ssim of pictures that are large enough."""
         if self.scales is None:
             return {}
-        found = ms_ssim(self._unit(x), self._unit(made), UNIT)
+        found = ms_ssim(self.pictured(x), self.pictured(made), UNIT)
         return {"ssim": found.ssim, "ms_ssim": found.value}
 
-    def _unit(self, x: Tensor) -> Tensor:
+    def pictured(self, x: Tensor) -> Tensor:
+        """Items as images (b, channels, height, width), whose range becomes [0, 1]; they must be some, of a range."""
         assert self.picture is not None
         assert self.low is not None
-        plain = bool((self.low == 0).all() and (self.width == 1).all())
-        return pictures_of(x if plain else (x - self.low) / self.width, self.picture)
+        return pictures_of(x if self.unit and not bool(self.low.any()) else (x - self.low) / self.width, self.picture)
 
-    def bias(self, x: Tensor, made: Tensor) -> Tensor:
-        """Mean of made - x by channel, signed, (b, channels), float64 on the CPU; none of what are no pictures."""
+    def bias(self, gap: Tensor) -> Tensor:
+        """Mean of differences by channel, signed, (b, channels), float64 on the CPU; none of what are no pictures."""
         if self.picture is None:
-            return torch.zeros(len(x), 0, dtype=torch.float64)
-        return pictures_of(made - x, self.picture).flatten(2).mean(2).double().cpu()
+            return torch.zeros(len(gap), 0, dtype=torch.float64)
+        return pictures_of(gap, self.picture).flatten(2).mean(2).double().cpu()
 
 
 def pictures_of(x: Tensor, picture: tuple[int, ...]) -> Tensor:

@@ -35,6 +35,7 @@ class Likeness:
         return f"MS-SSIM, {self.scales} of {len(_WEIGHTS)} scales"
 
 
+@torch.no_grad()
 def ms_ssim(a: Tensor, b: Tensor, data_range: Range) -> Likeness:
     """Structural similarity of images (b, channels, height, width), of one and of several scales.
 
@@ -72,31 +73,36 @@ def ms_ssim(a: Tensor, b: Tensor, data_range: Range) -> Likeness:
     *finer, coarsest = (weight * sum(_WEIGHTS) / sum(weights) for weight in weights)
     if data_range != UNIT:
         a, b = (a - low) / (high - low), (b - low) / (high - low)
-    ssim, contrast = first = _similarity(a, b)
+    gap = a - b
+    ssim, contrast = first = _similarity(a, gap)
     value = torch.ones_like(ssim)
     for weight in finer:
         value = value * contrast.clamp(min=0) ** weight
         # An odd side's last row or column is averaged with itself, as in the authors' program.
-        a, b = (functional.avg_pool2d(image, 2, ceil_mode=True) for image in (a, b))
-        ssim, contrast = _similarity(a, b)
+        a, gap = (functional.avg_pool2d(image, 2, ceil_mode=True) for image in (a, gap))
+        ssim, contrast = _similarity(a, gap)
     return Likeness(value * ssim.clamp(min=0) ** coarsest, len(sides), first[0])
 
 
-def _similarity(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """SSIM and its factor of contrast and structure, means over channels and positions of the window, (b,) each.
+def _similarity(a: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+    """SSIM of a and a - gap, and its factor of contrast and structure: means over channels and positions, (b,) each.
 
-    Both factors are written as 1 less what the difference a - b takes from them: 1 to the bit for equal images, and of
-    images nearly equal the deviation keeps its digits.
+    Both factors are written as 1 less what the difference takes from them: 1 to the bit for equal images, and of images
+    nearly equal the deviation keeps its digits.
     """
-    gap, middle = a - b, a.mean((-2, -1), keepdim=True)
-    a, b = a - middle, b - middle  # so that variances, differences of squares, keep their digits
-    mean, shift, squares, gaps = _windowed(torch.stack([a, gap, a.square() + b.square(), gap.square()]))
-    variances = squares - mean.square() - (mean - shift).square()
-    of_means = (mean + middle).square() + (mean + middle - shift).square()
-    shift = shift.square()
-    contrast = 1 - (gaps - shift) / (variances + _CONTRAST)
-    luminance = 1 - shift / (of_means + _LUMINANCE)
-    return (luminance * contrast).flatten(1).mean(1), contrast.flatten(1).mean(1)
+    middle = a.mean((-2, -1), keepdim=True)
+    a = a - middle  # so that variances, differences of squares, keep their digits
+    b = a - gap
+    mean, shift, squares, gaps = _windowed(torch.stack([a, gap, (a * a).addcmul_(b, b), gap * gap]))
+    of_b = mean - shift
+    # In place from here on: what a pass over memory costs is most of what there is to compute.
+    squares.addcmul_(mean, mean, value=-1).addcmul_(of_b, of_b, value=-1)  # both variances
+    mean, of_b = mean.add_(middle), of_b.add_(middle)
+    means = mean.mul_(mean).addcmul_(of_b, of_b)
+    shift = shift.mul_(shift)
+    contrast = gaps.sub_(shift).div_(squares.add_(_CONTRAST)).neg_().add_(1)
+    luminance = shift.div_(means.add_(_LUMINANCE)).neg_().add_(1)
+    return luminance.mul_(contrast).flatten(1).mean(1), contrast.flatten(1).mean(1)
 
 
 def _windowed(images: Tensor) -> Tensor:

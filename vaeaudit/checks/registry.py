@@ -128,7 +128,8 @@ OURS = (
         "reconstruction",
         "How like their inputs the reconstructions are",
         {"reconstructions": "ReconstructionEntry"},
-        choices=("by", "shown"),
+        choices=("by", "shown", "perceptual", "features", "trust_networks"),
+        files=("perceptual", "features"),
         gated=(r"reconstruction\.(psnr|ssim)\.(median|tail)", r"reconstruction\.scaled_error\.feature_worst"),
         # Errors of other norms, other scales and draws move with PSNR, SSIM and MSE.
         aside=(r"reconstruction\.draws\..*", r"reconstruction\.(ms_ssim|\w+_error|share_off|log_likelihood)\..*"),

@@ -32,7 +32,7 @@ def command(
     check_output(None, asked.output)
     to_terminal = asked.output is None and stdout_is_terminal()
     if wanted is None:
-        from vaeaudit.model.registry import installed_adapters
+        from vaeaudit.model.adapters import installed_adapters
 
         found = installed_adapters()
         as_json = asked.form == "json"

@@ -29,10 +29,11 @@ def command(
     normalisation computes made plain; the adapter's name and options become facts of the file.
     """
     resolved = asked.settings()
+    from vaeaudit.model.adapters import adapter_of
     from vaeaudit.model.checkpoints import open_checkpoint
     from vaeaudit.model.convert import converted
     from vaeaudit.model.files import amount
-    from vaeaudit.model.registry import adapter_of, open_model
+    from vaeaudit.model.registry import open_model
     from vaeaudit.report.writer import check_writable, write_file
 
     file, chosen = Path(out), resolved.settings.model

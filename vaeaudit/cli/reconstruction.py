@@ -26,6 +26,24 @@ def command(
     shown: Annotated[
         int | None, Setting("reconstruction.shown", "N", "Worst items that are drawn. [default: 8]")
     ] = None,
+    perceptual: Annotated[
+        str | None,
+        Setting(
+            "reconstruction.perceptual",
+            "FILE",
+            "Network of two images, written by torch.export.save: its distance is LPIPS.",
+        ),
+    ] = None,
+    features: Annotated[
+        str | None,
+        Setting("reconstruction.features", "FILE", "Network of one image, likewise: FID and KID of its features."),
+    ] = None,
+    trust_networks: Annotated[
+        bool | None,
+        Setting(
+            "reconstruction.trust_networks", None, "Read these files, which may run code from them.", "--trust-networks"
+        ),
+    ] = None,
 ) -> int:
     """Measure how like their inputs the reconstructions are.
 

@@ -27,8 +27,8 @@ from vaeaudit.report.model import PlausibilityEntry, Report
 from vaeaudit.report.wording import acknowledged, decision, skipped
 
 if TYPE_CHECKING:
+    from vaeaudit.model.adapters import InstalledAdapter
     from vaeaudit.model.ranking import Fit
-    from vaeaudit.model.registry import InstalledAdapter
     from vaeaudit.settings.facts import Sourced
 
 _PLAIN_WIDTH = 140  # where there is no terminal whose width would count

@@ -94,6 +94,10 @@ class GaussianChain:
         """The rows named by ``index``."""
         return type(self)(self.first.rows(index), self.upper)
 
+    def with_mean_of(self, other: Self) -> Self:
+        """The first layer's mean of ``other`` with its own deviation; the layers above are the same functions."""
+        return type(self)(self.first.with_mean_of(other.first), self.upper)
+
     def _run(self, noise: Tensor) -> Iterator[tuple[DiagonalGaussian, Tensor]]:
         """q(z^i|z^(i-1)), one row for each row of z^(i-1), and z^i (..., batch, width), from the first layer up."""
         q, z = self.first, self.first.sample(noise[..., : self.first.mean.shape[1]])

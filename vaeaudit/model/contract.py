@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vaeaudit.errors import ContractError, clipped, listed
 from vaeaudit.model.divergence import Density, closed_form
+from vaeaudit.model.families import FullGaussian
 from vaeaudit.model.vae import VAE, Chain, DiagonalGaussian, Discrete, GaussianLikelihood, Joint, Likelihood, Posterior
 
 PAGE = "docs/adapters.md"
@@ -95,6 +96,11 @@ def _faults(vae: VAE, x: Tensor) -> Iterator[str]:
     for name, p in (("encode(x)", q), ("prior", vae.prior)):
         if isinstance(p, DiagonalGaussian):
             yield from _shape(f"log_stddev of {name}", p.log_stddev, tuple(p.mean.shape), "that of its mean")
+        if isinstance(p, FullGaussian):
+            square = (*p.mean.shape, p.mean.shape[-1])
+            yield from _shape(f"cholesky of {name}", p.cholesky, square, "a matrix for each row of its mean")
+            if bool(p.cholesky.triu(1).any()) or bool((p.cholesky.diagonal(dim1=-2, dim2=-1) <= 0).any()):
+                yield f"cholesky of {name} is no Cholesky factor, which has zeros above its diagonal and none on it"
         yield from _of_family(name, p)
     noise = q.mean.new_zeros((_DRAWS, n, *q.noise_shape))
     z = q.sample(noise)

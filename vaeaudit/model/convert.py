@@ -6,8 +6,9 @@ from pathlib import Path
 from safetensors.torch import load, save
 
 from vaeaudit.errors import CheckpointError, VaeauditError, listed
+from vaeaudit.model.adapters import adapter_names
 from vaeaudit.model.checkpoints import Checkpoint, check_finite
-from vaeaudit.model.registry import LoadedModel, adapter_names, opened_by
+from vaeaudit.model.registry import LoadedModel, opened_by
 from vaeaudit.model.stated import FACT_PREFIX, read_config
 
 

@@ -1,4 +1,4 @@
-"""Posteriors beside the diagonal Gaussian: a point, a relaxed categorical, a mixture, several kinds side by side."""
+"""Posteriors beside the diagonal Gaussian: point, full covariance, relaxed categorical, several kinds, mixture."""
 
 import math
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.errors import ContractError, UnsupportedError
+from vaeaudit.model.chain import GaussianChain
 from vaeaudit.model.vae import DiagonalGaussian, Joint, Posterior, Recombinable
 
 
@@ -39,6 +40,76 @@ class Point:
     def rows(self, index: Tensor) -> Self:
         """The rows named by ``index``."""
         return type(self)(self.mean[index])
+
+
+@dataclass(frozen=True, eq=False)
+class FullGaussian:
+    """N(mean, L L'), ``mean`` (batch, latents) and L = ``cholesky`` (batch, latents, latents), lower triangular.
+
+    The factor is kept, with a diagonal above 0, as networks give it: the covariance itself is never formed.
+    """
+
+    mean: Tensor
+    cholesky: Tensor
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """One standard normal per latent."""
+        return tuple(self.mean.shape[1:])
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """mean + L noise, (..., batch, latents)."""
+        return self.mean + (self.cholesky @ noise.unsqueeze(-1)).squeeze(-1)
+
+    def kl(self, other: Posterior) -> Tensor:
+        """KL(self || other), (batch,), to one of full or of diagonal covariance.
+
+        With M = L_other^-1 L it is 1/2 [sum over i of (M_ii^2 - 1 - log M_ii^2), + sum of squares below the diagonal,
+        + |L_other^-1 (m - n)|^2], where the first is written expm1(u) - u, which stays accurate near a match. Raises
+        :class:`UnsupportedError` for another family.
+        """
+        n, factor = _factored(other, "KL")
+        between = torch.linalg.solve_triangular(factor, self.cholesky, upper=False)
+        gap = torch.linalg.solve_triangular(factor, (self.mean - n).unsqueeze(-1), upper=False)
+        u = 2 * between.diagonal(dim1=1, dim2=2).log()
+        below = between.tril(-1).square().flatten(1).sum(1)
+        kl: Tensor = 0.5 * ((torch.expm1(u) - u).sum(1) + below + gap.square().flatten(1).sum(1))
+        return kl
+
+    def wasserstein2(self, other: Posterior) -> Tensor:
+        """sqrt(|m - n|^2 + |L|_F^2 + |K|_F^2 - 2 |K' L|_*), (batch,), for the factors L and K (Dowson & Landau 1982).
+
+        Raises :class:`UnsupportedError` for another family.
+        """
+        n, factor = _factored(other, "2-Wasserstein distance")
+        own, of_other = (one.square().flatten(1).sum(1) for one in (self.cholesky, factor))
+        across = torch.linalg.svdvals(factor.mT @ self.cholesky).sum(1)
+        square = (self.mean - n).square().sum(1) + (own + of_other - 2 * across).clamp(min=0)
+        return torch.where(square > 0, square.where(square > 0, 1.0).sqrt(), 0.0)  # whose slope is infinite at 0
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log N(z; mean, L L') of each row, (rows,), for ``z`` (rows, latents)."""
+        white = torch.linalg.solve_triangular(self.cholesky, (z - self.mean).unsqueeze(-1), upper=False).squeeze(-1)
+        log_volume = self.cholesky.diagonal(dim1=1, dim2=2).log().sum(1)
+        log_prob: Tensor = -0.5 * white.square().sum(1) - log_volume - 0.5 * math.log(2 * math.pi) * z.shape[1]
+        return log_prob
+
+    def rows(self, index: Tensor) -> Self:
+        """The rows named by ``index``."""
+        return type(self)(self.mean[index], self.cholesky[index])
+
+    def with_mean_of(self, other: Self) -> Self:
+        """The own covariance around the mean of ``other``."""
+        return type(self)(other.mean, self.cholesky)
+
+
+def _factored(p: Posterior, what: str) -> tuple[Tensor, Tensor]:
+    """Mean and Cholesky factor of a Gaussian; raises :class:`UnsupportedError` for another family."""
+    if isinstance(p, FullGaussian):
+        return p.mean, p.cholesky
+    if isinstance(p, DiagonalGaussian) and p.mean.ndim == 2:
+        return p.mean, torch.diag_embed(p.stddev)
+    raise UnsupportedError(f"the {what} of a FullGaussian and a {type(p).__name__} has no closed form here")
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,3 +267,12 @@ def gaussian_part(q: Posterior) -> DiagonalGaussian | None:
         return None
     means, log_stddevs = zip(*((part.mean.flatten(1), part.log_stddev.flatten(1)) for part in found), strict=True)
     return DiagonalGaussian(torch.cat(means, 1), torch.cat(log_stddevs, 1))
+
+
+def moved_part(q: Posterior) -> DiagonalGaussian | None:
+    """The Gaussian latents that the input itself moves, of which theorem (i) of margins speaks; None where it has none.
+
+    Of a chain q(z^1|x): what is above follows from z^1 and noise of its own, whatever the input, so that the success
+    set is one of z^1 and that noise.
+    """
+    return q.first if isinstance(q, GaussianChain) else gaussian_part(q)

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vaeaudit.errors import MisfitError, VaeauditError
+from vaeaudit.model.adapters import Adapter, adapter_names, find_adapter
 from vaeaudit.model.checkpoints import Checkpoint, readings
-from vaeaudit.model.registry import Adapter, adapter_names, find_adapter, opened_by
+from vaeaudit.model.registry import opened_by
 
 
 @dataclass(frozen=True)

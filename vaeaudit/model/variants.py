@@ -4,13 +4,15 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from vaeaudit.errors import ConfigError, UnsupportedError, VaeauditError, listed, told
-from vaeaudit.model.vae import VAE, Posterior
+from vaeaudit.model.chain import GaussianChain, Layer
+from vaeaudit.model.vae import VAE, DiagonalGaussian, Posterior
 from vaeaudit.model.variant import Variant
 
 T = TypeVar("T")
@@ -150,10 +152,17 @@ def in_double(q: T) -> T:
         return q.double() if q.is_floating_point() else q  # type: ignore[return-value]
     if isinstance(q, tuple):
         return type(q)(in_double(one) for one in q)
+    if isinstance(q, GaussianChain):  # whose layers are networks, which run in their own precision
+        upper = tuple(partial(_given_double, layer, q.first.mean.dtype) for layer in q.upper)
+        return GaussianChain(in_double(q.first), upper)  # type: ignore[return-value]
     if dataclasses.is_dataclass(q) and not isinstance(q, type):
         names = [field.name for field in dataclasses.fields(q) if field.init]
         return dataclasses.replace(q, **{name: in_double(getattr(q, name)) for name in names})
     return q
+
+
+def _given_double(layer: Layer, dtype: torch.dtype, z: Tensor) -> DiagonalGaussian:
+    return in_double(layer(z.to(dtype)))
 
 
 def check_alike(vae: VAE, other: VAE, x: Tensor, x_other: Tensor) -> None:

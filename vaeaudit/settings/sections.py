@@ -215,6 +215,13 @@ class ReconstructionSettings(BaseSettings):
         (), description='Groups of items: "label", or factors by name; every one that the data have if empty.'
     )
     shown: Annotated[int, Field(strict=True, ge=0, le=20)] = Field(8, description="Worst items that are drawn.")
+    perceptual: Name | None = Field(
+        None, description="File of a network of two images, written by torch.export.save, whose distance is LPIPS."
+    )
+    features: Name | None = Field(
+        None, description="File of a network of one image, likewise, by whose features FID and KID are computed."
+    )
+    trust_networks: Truth = Field(False, description="Whether these files may be read, which may run code from them.")
 
 
 class EquivalenceSettings(BaseSettings):

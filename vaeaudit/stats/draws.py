@@ -14,11 +14,34 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
+_ZEROS = np.zeros(4, np.uint64)
+_CACHED = 2**14  # numbers that a core's own cache holds
+
 
 def uniform(count: int, *, seed: int, check: str, item: int | str) -> NDArray[np.float64]:
     """``count`` uniforms in the open interval (0, 1); a longer request starts with the shorter one's."""
-    digest = hashlib.blake2b(f"{seed}|{check}|{item}".encode(), digest_size=16).digest()
-    bits = np.random.Philox(key=np.frombuffer(digest, dtype="<u8")).random_raw(count)
+    return _middles(_bits(np.random.Philox(key=0), count, f"{seed}|{check}|{item}"))
+
+
+def _bits(philox: np.random.Philox, count: int, name: str) -> NDArray[np.uint64]:
+    """``count`` numbers of 64 bits of the stream keyed by ``name``, in a Philox whose state is set anew.
+
+    Making a Philox draws entropy, which takes longer than the numbers do.
+    """
+    key = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=16).digest(), dtype="<u8")
+    philox.state = {
+        "bit_generator": "Philox",
+        "state": {"counter": _ZEROS, "key": key},
+        "buffer": _ZEROS,
+        "buffer_pos": 4,  # nothing is left in it
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
+    return philox.random_raw(count)
+
+
+def _middles(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Uniforms in (0, 1) from 64 bits each, which are overwritten."""
     # 52 random bits in the middle of their cell: never 0 and never 1, so the inverse below is finite. With 53
     # bits the middle of the last cell is no float64, and rounds to 1.
     bits >>= np.uint64(12)
@@ -36,9 +59,12 @@ def noise_set(
     Draw j of an item is the same whatever the number of draws and whichever items stand beside it.
     """
     size = int(np.prod(shape, dtype=np.int64))
-    # Item by item, whose numbers fit a cache: large arrays in between cost as much as the numbers do.
     normals = np.empty((draws, len(items), *shape), np.float32 if like.dtype == torch.float32 else np.float64)
-    for place, item in enumerate(items):
-        u = uniform(draws * size, seed=seed, check=check, item=item)
-        normals[:, place] = ndtri(u, out=u).reshape(draws, *shape)
+    philox = np.random.Philox(key=0)
+    # A few items at once, whose numbers fit a cache: large arrays in between cost as much as the numbers do.
+    some = max(1, _CACHED // max(1, draws * size))
+    for first in range(0, len(items), some):
+        names = [f"{seed}|{check}|{item}" for item in items[first : first + some]]
+        u = _middles(np.stack([_bits(philox, draws * size, name) for name in names]))
+        normals[:, first : first + some] = ndtri(u, out=u).reshape(len(u), draws, *shape).swapaxes(0, 1)
     return torch.from_numpy(normals).to(dtype=like.dtype, device=like.device)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from vaeaudit.errors import ConfigError, ContractError, DataError, NonFiniteError, UnsupportedError, listed
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import bounds
-from vaeaudit.model.families import gaussian_part
+from vaeaudit.model.families import moved_part
 from vaeaudit.model.ranges import Range, intervals, range_for, span_text
-from vaeaudit.model.vae import VAE, DiagonalGaussian, Joint, Posterior, Recombinable
+from vaeaudit.model.vae import VAE, Chain, DiagonalGaussian, Joint, Posterior, Recombinable
 from vaeaudit.stats.draws import noise_set
 
 _MOST_BYTES = 2**34  # of the distortions of one attack
@@ -111,7 +111,7 @@ def without_spread(vae: VAE, x: Tensor, rows: RowBatches, *, items: Sequence[int
     @torch.no_grad()
     def spread(index: Tensor) -> tuple[Tensor]:
         q: Posterior = vae.encode(x[index])
-        if gaussian and (part := gaussian_part(q)):
+        if gaussian and (part := moved_part(q)):
             return (part.log_stddev.exp().flatten(1),)
         noise = noise_set(shape, draws=2, items=index.tolist(), seed=0, check="spread", like=x)
         return ((q.sample(noise) - q.mean).abs().amax(0).flatten(1),)
@@ -124,13 +124,13 @@ def without_spread(vae: VAE, x: Tensor, rows: RowBatches, *, items: Sequence[int
             f"them item {items[bad[0]]}: they have no margin; leave them out, check the data's range and the "
             "checkpoint, or try --dtype float64"
         )
-    if not bool(found.any()) and not (gaussian and isinstance(first, Joint)):  # whose other parts may vary
+    if not bool(found.any()) and not (gaussian and isinstance(first, Joint | Chain)):  # the rest of which may vary
         return True
     if not gaussian:
         raise UnsupportedError(
             "margins are defined for a diagonal Gaussian posterior with draws mean + stddev * noise, for a "
-            f"vaeaudit.Product with such a part, or for one that does not vary, but this model's is {kind}, which does "
-            "vary; `vaeaudit attack` takes any posterior"
+            "vaeaudit.Product with such a part, a vaeaudit.GaussianChain, or one that does not vary, but this model's "
+            f"is {kind}, which does vary; `vaeaudit attack` takes any posterior"
         )
     without = int((found == 0).any(1).sum())
     if without:
@@ -147,7 +147,8 @@ def _as_it_says(q: Posterior) -> bool:
 
     A family of its own may scale its noise, as by a temperature.
     """
-    parts = [part for part in (q.parts if isinstance(q, Joint) else (q,)) if isinstance(part, DiagonalGaussian)]
+    given = q.parts if isinstance(q, Joint) else (moved_part(q),)
+    parts = [part for part in given if isinstance(part, DiagonalGaussian)]
     return bool(parts) and all(map(_draws_as_it_says, parts))
 
 
@@ -165,6 +166,8 @@ def numbered(items: Sequence[int]) -> str:
 
 def not_finite(values: Tensor) -> list[int]:
     """The places of rows of ``values``, (n, ...), that hold NaN or infinity."""
+    if bool(values.sum().isfinite()):  # then all are, and one pass has told it
+        return []
     places: list[int] = (~values.reshape(len(values), -1).isfinite().all(1)).nonzero().squeeze(1).tolist()
     return places
 

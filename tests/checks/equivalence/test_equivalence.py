@@ -129,14 +129,15 @@ def images(count: int = 6) -> Tensor:
     return 0.1 + 0.8 * torch.rand(count, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
-def test_infinity_in_half_precision_is_counted_and_found_in_its_layer() -> None:
-    vae, x = Colours(hot=1e6), images()
+@pytest.mark.parametrize(("hot", "layer"), [(1e6, "decoder.0"), (1e-6, "decoder.1")])  # NaN comes out, or infinity
+def test_infinity_in_half_precision_is_counted_and_found_in_its_layer(hot: float, layer: str) -> None:
+    vae, x = Colours(hot), images()
     other = varied(vae, Variant(dtype="float16"), torch.float32, CPU)
     found = equivalence(run_as(vae, torch.float32), {"float16": other}, x, items=range(3, 9))
     variant = found.variants["float16"]
     assert variant.nonfinite.all()
     (located,) = variant.located
-    assert (located.side, located.item, located.module) == ("decoder", 3, "decoder.0")
+    assert (located.side, located.item, located.module) == ("decoder", 3, layer)
     assert (variant.values["decoder.largest_difference"] == math.inf).all()
     assert (variant.values["end.ssim"] == -math.inf).all()
     assert (variant.values["end.psnr"] == -math.inf).all()

@@ -23,8 +23,9 @@ from vaeaudit.checks.weights.stored import read_weights, weight_parts
 from vaeaudit.checks.weights.summarise import summarise_weights
 from vaeaudit.errors import AdapterError, CheckpointError, ConfigError, NonFiniteError, TrustError
 from vaeaudit.model import blocks
+from vaeaudit.model.adapters import Adapter, find_adapter
 from vaeaudit.model.blocks import Weight, row_blocks
-from vaeaudit.model.registry import Adapter, find_adapter, open_model
+from vaeaudit.model.registry import open_model
 from vaeaudit.progress import Progress
 
 ROOT = Path(__file__).parents[3]

@@ -278,23 +278,24 @@ class _Differences:
 
     def __call__(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
         a, b = _finer(a, b)
-        gap = self.compared.gap(b, a).nan_to_num(math.inf)
-        found = {"largest_difference": gap.abs().amax(1), "mean_difference": gap.abs().mean(1)}
-        found |= self.compared.in_range(gap)
+        size = self.compared.scaled(a - b).abs().nan_to_num(math.inf, math.inf)
+        found = {"largest_difference": size.amax(1), "mean_difference": size.mean(1)}
+        found |= self.compared.in_range(size, size.square().mean(1))
         if likeness := self.compared.likeness(b, a):
             found["ssim"] = likeness["ssim"].nan_to_num(-math.inf)
         return {name: values.double().cpu() for name, values in found.items()}
 
     def largest(self, a: Tensor, b: Tensor) -> float:
         """Of all values."""
-        return float(self.compared.gap(*_finer(a, b)).abs().max())
+        a, b = _finer(a, b)
+        return float(self.compared.scaled(a - b).abs().max())
 
     def shift(self, a: Tensor, b: Tensor) -> Tensor:
         """The mean difference by channel of pictures, or of all values, (b, channels), signed, in input units."""
         a, b = _finer(a, b)
         if self.compared.picture is None:
             return (a - b).flatten(1).mean(1, keepdim=True).double().cpu()
-        return self.compared.bias(b, a)
+        return self.compared.bias(a - b)
 
 
 def _finer(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

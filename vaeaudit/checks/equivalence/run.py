@@ -183,7 +183,7 @@ def _identical(of: VariantResult) -> list[str]:
 
 
 class _Seen:
-    """The items of which a variant differs most, run once more to be looked at."""
+    """The items of which a variant differs most end to end, run once more to be looked at."""
 
     @torch.no_grad()
     def __init__(
@@ -191,7 +191,7 @@ class _Seen:
     ) -> None:
         of = result.variants[name]
         self.subject, self.of, self.result, self.running = subject, of, result, running
-        far = array(torch.maximum(of.values["decoder.largest_difference"], of.values["end.largest_difference"]))
+        far = array(of.values["end.largest_difference"])
         self.places = np.argsort(-far, kind="stable")[: max(1, subject.settings.equivalence.shown)].tolist()
         x = subject.images([result.items[place] for place in self.places])
         mean = reference.encode(x).mean.to(x.dtype)
@@ -231,8 +231,9 @@ class _Seen:
                 steps = f", {STEPS * mean / width:+.3g} steps of 1/255 of the range" if width else ""
                 yield f"{of} is shifted by {mean:+.3g} throughout{steps}"
         spacing = float(torch.finfo(self.one.dtype).eps * self.one.abs().max())
-        largest = float(gap.abs().max())
-        if 0 < largest <= _ROUNDING * spacing:
+        of_all = float(self.of.values["decoder.largest_difference"].max()) * (_width(self.subject) or 1.0)
+        largest = max(float(gap.abs().max()), of_all)
+        if largest <= _ROUNDING * spacing:
             yield (
                 f"the decoder differs by rounding alone: at most {shown(largest, 2)}, "
                 f"{largest / spacing:.2g} spacings of {str(self.one.dtype).removeprefix('torch.')} at its largest value"
@@ -245,7 +246,8 @@ class _Seen:
         one, other = (end.double().nan_to_num(0.0, 0.0, 0.0) for end in self.ends)
         columns = {"reference": one, "variant": other, "difference": other - one}
         worst = self.of.values["end.largest_difference"]
-        told = [f"item {self.result.items[place]}\nby {float(worst[place]):.2g}" for place in self.places]
+        of = " of the range" if self.result.ranged else ""
+        told = [f"item {self.result.items[place]}\nby {float(worst[place]):.2g}{of}" for place in self.places]
         images = {name: as_images(array(of), shape) for name, of in columns.items()}
         return partial(item_panel, images, told, self.subject.data.range, "difference")
 

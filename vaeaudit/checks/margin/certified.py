@@ -21,7 +21,7 @@ from vaeaudit.certify.theorem import Sigma, global_margin
 from vaeaudit.errors import UnsupportedError, VaeauditError
 from vaeaudit.model.box import flat_bounds
 from vaeaudit.model.ranges import Range
-from vaeaudit.model.vae import VAE
+from vaeaudit.model.vae import VAE, Chain
 from vaeaudit.progress import GoOn, Progress
 from vaeaudit.stats.draws import noise_set
 
@@ -121,6 +121,9 @@ class Certificates:
         with _refusals(self.missing, "along the path of each draw: "):
             if self._bounds is None:
                 raise UnsupportedError("it rests on the encoder's Lipschitz constant")
+            with torch.no_grad():
+                if isinstance(vae.encode(self._x[:1]), Chain):
+                    raise UnsupportedError("the layers of a chain above the first move with it, by no constant known")
             decoder = LipschitzBounds(trace_decoder(vae, self._x)).of_output(0)
             mean, still = self._bounds.of_output(0), self._x.new_zeros(1, dtype=torch.float64)
             full = self._sigma == "full"

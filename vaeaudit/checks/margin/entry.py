@@ -83,6 +83,9 @@ class MarginEntry(Entry):
     joint: bool = Field(
         False, description="Of the posterior's Gaussian part: its other latents are drawn as at x, wherever x moves."
     )
+    chain: bool = Field(
+        False, description="Of a chain of layers: x moves q(z^1|x), and those above are drawn given the one below."
+    )
 
     def section(self) -> Section:
         """How the margins are shown."""
@@ -139,6 +142,7 @@ def asked(margins: MarginEntry) -> str:
         )
     level = f"{margins.level:.10g}" + (" for all bounds, items and radii together" if margins.family_wise else " each")
     held = " and all latents that are not Gaussian, drawn as at x," if margins.joint else ""
+    held = " of the first layer, above which layers are drawn given the one below," if margins.chain else held
     return (
         f"r = {margins.r:.6g}, m = {margins.m:g}, sigma{held} {margins.sigma}, {box} for the empirical margin; "
         f"confidence of the bounds {level}; {margins.draws} draws an item; items: {margins.chosen}"

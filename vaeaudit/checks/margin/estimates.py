@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vaeaudit.checks.margin.radius import check_probability
 from vaeaudit.errors import ContractError, UnsupportedError
 from vaeaudit.model.batches import RowBatches
-from vaeaudit.model.families import gaussian_part
+from vaeaudit.model.families import moved_part
 from vaeaudit.model.vae import VAE, DiagonalGaussian
 from vaeaudit.progress import GoOn, Progress, always
 from vaeaudit.stats.draws import noise_set
@@ -187,7 +187,7 @@ def _ordered(frobenius: Tensor, spectral: Tensor, whitened: Tensor, smallest: Te
 
 def _posterior(vae: VAE, x: Tensor) -> DiagonalGaussian:
     q = vae.encode(x)
-    part = gaussian_part(q)
+    part = moved_part(q)
     if part is None:
         raise UnsupportedError(
             f"the first-order estimates need a diagonal Gaussian posterior, but this model's is {type(q).__name__}; "

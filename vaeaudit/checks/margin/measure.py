@@ -23,7 +23,7 @@ from vaeaudit.checks.margin.radius import Kept, MinRadius, check_probability, dr
 from vaeaudit.errors import ConfigError, DataError, UnsupportedError, nearest
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.ranges import Range
-from vaeaudit.model.vae import VAE, Joint
+from vaeaudit.model.vae import VAE, Chain, Joint
 from vaeaudit.progress import GoOn, Progress, always, within
 from vaeaudit.subject.inputs import box_of, check_items, without_spread
 
@@ -83,7 +83,9 @@ class MarginResult:
     ``norms`` and estimates are those of the map g o mu.
 
     Where the posterior is ``joint``, R is that of its Gaussian part: what else there is, such as categorical latents,
-    is drawn as at x wherever the input moves to. Theorem (i) asks nothing of what does not move.
+    is drawn as at x wherever the input moves to. Theorem (i) asks nothing of what does not move. Where it is a
+    ``chain``, the input moves q(z^1|x), and the layers above are drawn given z^1: its bounds hold as they stand, for
+    the success set of z^1 and the noise of these layers.
     """
 
     m: float
@@ -100,6 +102,7 @@ class MarginResult:
     interrupted: bool
     deterministic: bool = False
     joint: bool = False
+    chain: bool = False
 
     @property
     def n(self) -> int:
@@ -170,7 +173,8 @@ def margin(
         alone = Deterministic(vae, x, rows, items=keys, seed=seed, level=level)
         return _deterministic(alone, radii, m, sigma, used, level, family_wise, parts, effort, seed, watch)
     with torch.no_grad():
-        joint = isinstance(vae.encode(x[:1]), Joint)
+        posterior = vae.encode(x[:1])
+        joint, chain = isinstance(posterior, Joint), isinstance(posterior, Chain)
     if joint and sigma == "full":
         raise UnsupportedError(
             "with sigma = full all of a joint posterior moves, its categorical latents too, of which there is no "
@@ -220,7 +224,7 @@ def margin(
     of_all = min_radius(distances, m, alpha)
     every, stopped = tuple(at), watch.stopped
     return MarginResult(
-        m, sigma, used, level, alpha, family_wise, draws, seed, of_all, norms, every, stopped, joint=joint
+        m, sigma, used, level, alpha, family_wise, draws, seed, of_all, norms, every, stopped, joint=joint, chain=chain
     )
 
 

@@ -68,6 +68,7 @@ def margin_entries(margins: Margins) -> list[MarginEntry]:
             missing=list(at.certified.missing) if at.certified is not None else [],
             deterministic=result.deterministic,
             joint=result.joint,
+            chain=result.chain,
         )
         for at in result.at
     ]

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from vaeaudit.checks.compared import Compared
-from vaeaudit.checks.reconstruction.metrics import LOG_LIKELIHOOD, OF_ITEMS
-from vaeaudit.errors import ConfigError
+from vaeaudit.checks.reconstruction.distances import Embedded
+from vaeaudit.checks.reconstruction.metrics import LOG_LIKELIHOOD, LPIPS, OF_ITEMS
+from vaeaudit.checks.reconstruction.networks import Network
+from vaeaudit.errors import ConfigError, UnsupportedError
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import VAE, Likelihood
@@ -44,7 +46,8 @@ class ReconstructionResult:
     without any; float64 on the CPU. ``bias`` (I, channels) is the mean of rec(x) - x by channel at the mean, None but
     for colour pictures; ``features`` are there of vectors alone. ``scales`` are those of MS-SSIM. ``left_out`` tells
     why metrics are not there, by name. ``route`` is how log p is computed. ``interrupted``: these are only the first
-    items.
+    items. ``perceptual`` and ``network`` are those by which LPIPS was computed, and the ``embedded`` features of inputs
+    and of reconstructions at z = the mean.
     """
 
     items: tuple[int, ...]
@@ -53,6 +56,9 @@ class ReconstructionResult:
     at_draws: Mapping[str, Tensor]
     bias: Tensor | None
     features: Features | None
+    perceptual: Network | None
+    network: Network | None
+    embedded: Embedded | None
     scales: int | None
     left_out: Mapping[str, str]
     route: str
@@ -70,6 +76,8 @@ def reconstruction(
     draws: int = 1,
     picture: tuple[int, ...] | None = None,
     data_range: Range | None = None,
+    perceptual: Network | None = None,
+    network: Network | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     go_on: GoOn = always,
@@ -84,12 +92,15 @@ def reconstruction(
         draws: of z for each item; 0 for the mean alone.
         picture: the shape in which an item is an image, (H, W), (C, H, W) or (H, W, C); the model's where None.
         data_range: [lo, hi] of the items; the model's own where None.
+        perceptual: of two images, whose distance is LPIPS.
+        network: of one image, whose features give FID and KID.
         seed: of every random draw.
         batch_size: most rows given to the model at once; by size where None.
         go_on: asked between batches; on False the items done so far are returned.
 
     Raises:
         ConfigError: fewer than no draws; no items or no ``n`` for a callable.
+        UnsupportedError: a network that takes images of other colours, or none of a range that is not known.
         DataError: items that are not the model's, outside the range or the likelihood's support.
         NonFiniteError: reconstructions that are NaN or infinite.
     """
@@ -102,33 +113,49 @@ def reconstruction(
     check_items(vae, first, box, "items")
     likelihood = vae.decode(vae.encode(first).mean)
     compared = Compared.of(shape, picture, box, first)
-    names = [metric.name for metric in OF_ITEMS if metric.name not in compared.left_out]
+    if (perceptual or network) and compared.low is None:
+        raise UnsupportedError(f"no LPIPS, FID or KID: {compared.left_out['psnr']}")
+    names = [
+        metric.name
+        for metric in OF_ITEMS
+        if metric.name not in compared.left_out and (metric is not LPIPS or perceptual)
+    ]
+    embedded = None if network is None else Embedded()
     sums = _Sums() if compared.picture is None and len(shape) == 1 else None
     rows = RowBatches.automatic(shape, first.device) if batch_size is None else RowBatches(batch_size)
 
-    def figures(part: Tensor, p: Likelihood) -> Tensor:
-        found = compared.figures(part, p.mean) | {LOG_LIKELIHOOD.name: p.log_prob(part)}
+    def figures(part: Tensor, p: Likelihood, made: Tensor) -> Tensor:
+        found = compared.figures(part, made) | {LOG_LIKELIHOOD.name: p.log_prob(part)}
+        if perceptual is not None:
+            found[LPIPS.name] = (
+                perceptual(compared.pictured(part), compared.pictured(made)).reshape(len(part), -1).mean(1)
+            )
         return torch.stack([found[name].double() for name in names], 1).cpu()
 
     def of_items(index: Tensor) -> tuple[Tensor, ...]:
         keys = [numbers[place] for place in index.tolist()]
         part = x[index[0] : index[-1] + 1] if isinstance(x, Tensor) else x(keys)
-        for limits in (box, likelihood.support):
-            check_items(vae, part, limits, "items")
+        check_items(vae, part, box, "items")
+        if likelihood.support != box:
+            check_items(vae, part, likelihood.support, "items")
         q = vae.encode(part)
         p = vae.decode(q.mean)
-        require_finite("reconstruction", p.mean, keys)
-        at_mean = figures(part, p)
+        made = p.mean
+        require_finite("reconstruction", made, keys)
+        at_mean = figures(part, p, made)
         at_draws = torch.zeros_like(at_mean)
         if draws:
             noise = noise_set(q.noise_shape, draws=draws, items=keys, seed=seed, check="reconstruction", like=q.mean)
             for eta in noise:
                 p_z = vae.decode(q.sample(eta))
-                require_finite("reconstruction from a draw of z", p_z.mean, keys)
-                at_draws += figures(part, p_z) / draws
+                drawn = p_z.mean
+                require_finite("reconstruction from a draw of z", drawn, keys)
+                at_draws += figures(part, p_z, drawn) / draws
         if sums is not None:
-            sums.add(part, p.mean)
-        return at_mean, at_draws, compared.bias(part, p.mean)
+            sums.add(part, made)
+        if network is not None and embedded is not None:
+            embedded.add(network(compared.pictured(part)), network(compared.pictured(made)))
+        return at_mean, at_draws, compared.bias(made - part)
 
     at_mean, at_draws, bias = rows.map(
         of_items,
@@ -144,6 +171,9 @@ def reconstruction(
         at_draws=by_name[1] if draws else {},
         bias=bias if bias.shape[1] > 1 else None,
         features=None if sums is None else sums.features(),
+        perceptual=perceptual,
+        network=network,
+        embedded=embedded,
         scales=compared.scales,
         left_out=compared.left_out,
         route=route_of(vae, first),

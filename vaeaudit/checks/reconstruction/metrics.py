@@ -24,6 +24,11 @@ OFF = Metric(
     "share_off", "share", "lower", "values of an item that are off by more than 1/255 of the range", _FEW, least=0.0
 )
 LOG_LIKELIHOOD = Metric("log_likelihood", "nats", "higher", "log p(x|z)", _ALL)
+LPIPS = Metric(
+    "lpips", "distance", "lower", "distance of input and reconstruction under the network of --perceptual", _ALL
+)
+FID = Metric("fid", "squared distance of features", "lower", "Frechet distance of features, of so many items", ())
+KID = Metric("kid", "squared distance of features", "lower", "kernel distance of features, without bias", ())
 BRIGHTNESS = Metric("brightness", "input units", "none", "mean over an item's values of rec(x) - x, signed", _SIGNED)
 BIAS = Metric("bias", "input units", "none", "mean over the positions of a channel of rec(x) - x, signed", _SIGNED)
 SCALED = Metric(
@@ -33,16 +38,19 @@ SCALED = Metric(
     "root mean square error of the worst feature, in units of its standard deviation over items",
     (),
 )
-OF_ITEMS = (PSNR, SSIM, MS_SSIM, MSE, MEAN_ERROR, LARGEST, OFF, LOG_LIKELIHOOD, BRIGHTNESS)
+OF_ITEMS = (PSNR, SSIM, MS_SSIM, LPIPS, MSE, MEAN_ERROR, LARGEST, OFF, LOG_LIKELIHOOD, BRIGHTNESS)
 GROUPED = (PSNR, SSIM, MSE)
-METRICS = (*OF_ITEMS, BIAS, SCALED)
+METRICS = (*OF_ITEMS, FID, KID, BIAS, SCALED)
 DRAWS = "draws."
 
 
 def possible(asked: ReconstructionSettings) -> Iterator[str]:
     """The names of all metrics that these settings may give, as regular expressions."""
     for of in ("", DRAWS) if asked.draws else ("",):
-        yield from (re.escape(f"reconstruction.{of}{name}") for metric in OF_ITEMS for name in metric.names)
+        there = [metric for metric in OF_ITEMS if metric is not LPIPS or asked.perceptual]
+        yield from (re.escape(f"reconstruction.{of}{name}") for metric in there for name in metric.names)
+    if asked.features:
+        yield from (r"reconstruction\.fid\.n\d+", r"reconstruction\.kid")
     yield from (rf"reconstruction\.bias\.channel\d+\.{statistic}" for statistic in BIAS.statistics)
     yield from (rf"reconstruction\.{metric.name}\.group_(worst|gap)" for metric in GROUPED)
     yield re.escape(f"reconstruction.{SCALED.name}")

@@ -13,12 +13,14 @@ from vaeaudit.checks.reconstruction.entry import (
     WORST,
     FeatureEntry,
     GroupEntry,
+    NetworkEntry,
     QualityEntry,
     ReconstructionEntry,
 )
 from vaeaudit.checks.reconstruction.figures import histograms
 from vaeaudit.checks.reconstruction.measure import ReconstructionResult, reconstruction
 from vaeaudit.checks.reconstruction.metrics import DRAWS, GROUPED, OF_ITEMS
+from vaeaudit.checks.reconstruction.networks import Network, open_network
 from vaeaudit.checks.reconstruction.summarise import (
     GroupMeans,
     group_means,
@@ -27,6 +29,7 @@ from vaeaudit.checks.reconstruction.summarise import (
 )
 from vaeaudit.checks.record import Drawing, Record, Row, Work, array, measured, metric_entry, number, without_pictures
 from vaeaudit.errors import ConfigError, clipped, listed, nearest
+from vaeaudit.layout.entry import FileHash, MetricEntry
 from vaeaudit.layout.figures import as_images, item_panel
 from vaeaudit.progress import GoOn, within
 from vaeaudit.stats.estimates import Measurement
@@ -61,6 +64,8 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         draws=asked.draws,
         picture=subject.data.picture_shape,
         data_range=subject.data.range,
+        perceptual=_network(subject, asked.perceptual, 2),
+        network=_network(subject, asked.features, 1),
         seed=subject.settings.run.seed,
         batch_size=subject.batch_size,
         go_on=within(go_on, 0.0, measured(cost(subject, "reconstruction"))),
@@ -83,6 +88,12 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         rows={"reconstruction": _rows(result, of_items)},
         drawings=_drawings(subject, result, worst),
     )
+
+
+def _network(subject: Subject, path: str | None, images: int) -> Network | None:
+    """The network of a file, if one is named."""
+    trusted = subject.settings.reconstruction.trust_networks
+    return None if path is None else open_network(path, images, trusted, subject.device)
 
 
 def _groupings(subject: Subject, by: Sequence[str]) -> dict[str, NDArray[np.int64]]:
@@ -154,8 +165,26 @@ def _entry(
         alone=sum(int((count == 1).sum()) for count in counts),
         features=features[:SHOWN],
         of_features=len(features),
+        networks=[*_networks(result, metrics)],
         level=_LEVEL,
     )
+
+
+def _networks(result: ReconstructionResult, metrics: Mapping[str, Measurement]) -> Iterator[NetworkEntry]:
+    """The networks, with what they gave of all items together."""
+    if result.perceptual is not None:
+        yield _network_entry(result.perceptual)
+    if result.network is not None:
+        yield _network_entry(
+            result.network,
+            fid=metric_entry(metrics[f"reconstruction.fid.n{len(result.items)}"]),
+            kid=metric_entry(metrics["reconstruction.kid"]),
+        )
+
+
+def _network_entry(network: Network, **found: MetricEntry) -> NetworkEntry:
+    file = FileHash(path=network.path, sha256=network.sha256)
+    return NetworkEntry(file=file, size=network.size, channels=network.channels, **found)
 
 
 def _qualities(result: ReconstructionResult, metrics: Mapping[str, Measurement]) -> Iterator[QualityEntry]:

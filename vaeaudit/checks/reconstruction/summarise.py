@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats as distributions
 
+from vaeaudit.checks.reconstruction.distances import Embedded
 from vaeaudit.checks.reconstruction.measure import Features, ReconstructionResult
-from vaeaudit.checks.reconstruction.metrics import BIAS, DRAWS, GROUPED, MS_SSIM, OF_ITEMS, SCALED
+from vaeaudit.checks.reconstruction.metrics import BIAS, DRAWS, FID, GROUPED, KID, LPIPS, MS_SSIM, OF_ITEMS, SCALED
 from vaeaudit.stats import estimates
 from vaeaudit.stats.estimates import Measurement
 
@@ -43,6 +44,8 @@ def summarise_reconstruction(
             if metric.name not in values:
                 continue
             how = f"; {result.scales} of 5 scales{told}" if metric is MS_SSIM else told
+            if metric is LPIPS and result.perceptual is not None:
+                how = f"; {result.perceptual.told}{told}"
             found = estimates.statistics(metric, values[metric.name].tolist(), level)
             metrics |= {
                 f"reconstruction.{of}{name}": replace(one, estimator=f"{one.estimator}{how}")
@@ -53,6 +56,8 @@ def summarise_reconstruction(
         metrics |= {
             f"reconstruction.bias.channel{channel}.{name.rpartition('.')[2]}": one for name, one in found.items()
         }
+    if result.embedded is not None and result.network is not None:
+        metrics |= _of_features(result.embedded, result.network.told, level)
     if result.features is not None:
         metrics[f"reconstruction.{SCALED.name}"] = _worst_feature(result.features, len(result.items), level)
     for metric in GROUPED:
@@ -61,6 +66,26 @@ def summarise_reconstruction(
             metrics[f"reconstruction.{metric.name}.group_worst"] = worst
             metrics[f"reconstruction.{metric.name}.group_gap"] = gap
     return metrics
+
+
+def _of_features(embedded: Embedded, network: str, level: float) -> dict[str, Measurement]:
+    """FID, which knows no interval and is another figure for another n, and KID with its interval."""
+    value, error, n = embedded.kid()
+    half = float(distributions.norm.isf((1 - level) / 2)) * error
+    fid = Measurement(
+        embedded.frechet(),
+        None,
+        level,
+        embedded.n,
+        0,
+        FID.unit,
+        FID.direction,
+        f"biased, of n = {embedded.n}; {network}",
+    )
+    ci = (value - half, value + half) if math.isfinite(half) else None
+    how = f"U-statistic over pairs of items, normal interval of its jackknife standard error; {network}"
+    kid = Measurement(value, ci, level, n, 0, KID.unit, KID.direction, how)
+    return {f"reconstruction.{FID.name}.n{embedded.n}": fid, f"reconstruction.{KID.name}": kid}
 
 
 def group_means(values: Values, groups: Mapping[str, NDArray[np.int64]], level: float = 0.95) -> list[GroupMeans]:

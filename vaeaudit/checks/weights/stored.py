@@ -16,10 +16,10 @@ from torch import Tensor
 
 from vaeaudit.checks.weights.measure import NEITHER, PARTS
 from vaeaudit.errors import AdapterError, CheckpointError, ConfigError, clipped
+from vaeaudit.model.adapters import Adapter, adapter_of, find_adapter, said_beside
 from vaeaudit.model.blocks import Weight, matrix_shape
 from vaeaudit.model.checkpoints import open_checkpoint, read_checkpoint, sha256_of
 from vaeaudit.model.files import named_part
-from vaeaudit.model.registry import Adapter, adapter_of, find_adapter, said_beside
 from vaeaudit.model.stated import find_checkpoint, not_whole, ties
 from vaeaudit.model.weight_sets import refuse_twins, renamed, under
 from vaeaudit.settings.sections import Settings
