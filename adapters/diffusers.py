@@ -121,7 +121,7 @@ def open(checkpoint: Checkpoint, config: Mapping[str, object]) -> Diffusers:
         CheckpointError: tensors are missing, left over or of another shape.
     """
     options = read_options(ConvolutionalOptions, config, "diffusers")
-    said = checkpoint.config
+    said = checkpoint.json("config.json")
     name = str(said.get("_class_name"))
     if name not in KINDS:
         came = f"names the class '{clipped(name)}'{nearest(name, KINDS)}" if "_class_name" in said else "names no class"

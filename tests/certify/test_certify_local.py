@@ -1,7 +1,8 @@
 """The local certificates: no displacement within the ball exceeds them; exact where everything is linear."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
 from typing import Any
@@ -111,9 +112,21 @@ def heads(network: nn.Module, inputs: int) -> Graph:
 
 
 @cache
-def traced(build: Callable[[], nn.Module], inputs: int, seed: int = 3) -> Graph:
+def traced(build: Callable[[], nn.Module], inputs: int) -> Graph:
     """The heads of such a network with random weights: tracing takes longer than most of what is asked of it."""
-    return heads(weighted(build(), seed), inputs)
+    return heads(weighted(build()), inputs)
+
+
+@contextmanager
+def lent(build: Callable[[], nn.Module], inputs: int) -> Iterator[Graph]:
+    """That graph, whose weights may be changed: they are put back."""
+    graph = traced(build, inputs)
+    kept = [weights.clone() for weights in graph.module.parameters()]
+    try:
+        yield graph
+    finally:
+        for weights, before in zip(graph.module.parameters(), kept, strict=True):
+            weights.copy_(before)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -159,7 +172,7 @@ def test_no_displacement_found_in_the_ball_exceeds_the_bounds(name: str) -> None
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_attack_inside_the_certified_radius_uses_up_the_gap(name: str) -> None:
     build, inputs = NETWORKS[name]
-    graph, x = traced(build, inputs, 11), random(2, inputs, seed=8)
+    graph, x = traced(build, inputs), random(2, inputs, seed=8)
     p_low = torch.tensor([0.8, 0.98], dtype=FLOAT64)
     found, gap, stddev = local_margin(graph, x, p_low), torch.special.ndtri(p_low), graph.module(x)[1].exp()
     everywhere = LipschitzBounds(graph).of_output(0, 1 / stddev)
@@ -441,20 +454,21 @@ def test_a_single_neuron_is_bounded_exactly_once_its_multiplier_is() -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_displacement_found_exceeds_the_ellipsoids_and_better_multipliers_narrow_them(name: str) -> None:
     build, inputs = NETWORKS[name]
-    graph, narrowed = heads(weighted(build()), inputs), []  # of its own, since its weights are changed
-    for case in range(7):
-        for place, weights in enumerate(graph.module.parameters()):
-            noise = random(*weights.shape, seed=100 * case + place)
-            weights.copy_(noise * (1.2 / math.sqrt(weights[0].numel()) if weights.ndim > 1 else 0.4))
-        x, rho = random(1, inputs, seed=case), (0.03, 0.1, 0.3, 1.0)[case % 4]
-        item = item_of(Sectors(graph, x), x)
-        begun, better = (bounds(item, 3, rho, improvements) for improvements in (0, 4))
-        narrowed.append(better[0] / begun[0])
-        stddev = graph.module(x)[1].exp()
-        assert worst(graph, x, rho, lambda v, _, s=stddev: (v / s).norm(dim=-1)).item() <= better[0]
-        latent = case % 3
-        moved = worst(graph, x, rho, lambda _, u, at=latent: u[..., at].abs()).item()
-        assert moved <= min(begun[1][latent].item(), better[1][latent].item())
+    narrowed = []
+    with lent(build, inputs) as graph:
+        for case in range(7):
+            for place, weights in enumerate(graph.module.parameters()):
+                noise = random(*weights.shape, seed=100 * case + place)
+                weights.copy_(noise * (1.2 / math.sqrt(weights[0].numel()) if weights.ndim > 1 else 0.4))
+            x, rho = random(1, inputs, seed=case), (0.03, 0.1, 0.3, 1.0)[case % 4]
+            item = item_of(Sectors(graph, x), x)
+            begun, better = (bounds(item, 3, rho, improvements) for improvements in (0, 4))
+            narrowed.append(better[0] / begun[0])
+            stddev = graph.module(x)[1].exp()
+            assert worst(graph, x, rho, lambda v, _, s=stddev: (v / s).norm(dim=-1)).item() <= better[0]
+            latent = case % 3
+            moved = worst(graph, x, rho, lambda _, u, at=latent: u[..., at].abs()).item()
+            assert moved <= min(begun[1][latent].item(), better[1][latent].item())
     assert sorted(narrowed)[3] <= 1  # one step may overshoot
 
 
@@ -478,7 +492,7 @@ def test_a_first_layer_wider_than_the_input_is_bounded_as_one_that_is_not(name: 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_attack_inside_the_sectors_margin_uses_up_the_gap(name: str) -> None:
     build, inputs = NETWORKS[name]
-    graph, x = traced(build, inputs, 11), random(1, inputs, seed=8)
+    graph, x = traced(build, inputs), random(1, inputs, seed=8)
     p_low = torch.tensor([0.98], dtype=FLOAT64)
     radius, stddev = Sectors(graph, x).margin(x, p_low, 0.5, "frozen").item(), graph.module(x)[1].exp()
     assert radius > 0
@@ -561,7 +575,7 @@ def test_pairs_bound_a_linear_map_on_the_orthant_as_well_as_can_be() -> None:
 )
 def test_no_attack_within_ball_and_box_uses_up_the_gap_nor_does_the_box_cost_any_margin(name: str, sigma: Any) -> None:
     build, inputs = NETWORKS[name]
-    graph, x = traced(build, inputs, 11), random(2, inputs, seed=8).clamp(min=0)
+    graph, x = traced(build, inputs), random(2, inputs, seed=8).clamp(min=0)
     box = torch.zeros((1, inputs), dtype=FLOAT64), torch.full((1, inputs), 5.0, dtype=FLOAT64)
     p_low, spent = torch.full((2,), 0.98, dtype=FLOAT64), []
     free, boxed = Sectors(graph, x[:1]).margins(x, p_low, 0.5, sigma, box)

@@ -69,7 +69,7 @@ WRITTEN: dict[str, list[tuple[str, object]]] = {
     "reconstruction.features": [("inception.pt2", "inception.pt2")],
     "reconstruction.trust_networks": [("true", True)],
     "equivalence.variants": [
-        ("dtype=bfloat16,compile=true", ("dtype=bfloat16", "compile=true")),
+        ("dtype=bfloat16+compile=true,dtype=float16", ("dtype=bfloat16+compile=true", "dtype=float16")),
         ('["dtype=bfloat16,compile=true"]', ("dtype=bfloat16,compile=true",)),
     ],
     "equivalence.against": [("new.safetensors", "new.safetensors")],

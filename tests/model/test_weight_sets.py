@@ -1,6 +1,7 @@
 """Which tensors are the weights: one of several sets is never taken unasked, and names that wrappers give are known."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -451,3 +452,17 @@ def test_a_model_whose_names_fit_is_opened_as_before() -> None:
     assert list(model.files) == [str(MODEL)]
     assert model.sha256 == model.checkpoint.sha256 == model.files[str(MODEL)]
     assert isinstance(vaeaudit.load(MODEL), nn.Module)
+
+
+def test_what_a_config_beside_the_file_says_counts_in_the_hash_of_the_model(tmp_path: Path) -> None:
+    hashes = []
+    for name, said in (("none", None), ("tanh", {"vaeaudit": {"activation": "tanh"}}), ("else", {"license": "mit"})):
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy(MODEL, folder / "vae.safetensors")
+        if said is not None:
+            (folder / "config.json").write_text(json.dumps(said))
+        model = open_model(folder)
+        hashes.append(model.sha256)
+        assert len(model.files) == 1 + (name == "tanh")
+    assert hashes[0] == hashes[2] != hashes[1]

@@ -57,13 +57,13 @@ def release_audit(
     if all(registry.checks()[name].of_file for name in names):  # which needs no data and runs no model
         stored = open_weights(resolved.settings)
         if earlier is not None and again is not None:
-            same_model(stored.source, stored.sha256, earlier, again)
+            same_model(stored.source, {stored.source: stored.sha256}, earlier, again)
         ready()
         done = weigh(stored, named, argv, names, go_on)
     else:
         subject = prepare(resolved.settings)
         if earlier is not None and again is not None:
-            same_model(subject.model.checkpoint.source, subject.model.sha256, earlier, again)
+            same_model(subject.model.checkpoint.source, subject.model.files, earlier, again)
             same_data(subject, earlier, again)
             optional = frozenset(earlier.skipped)
         ready()
@@ -124,17 +124,21 @@ def judged(done: Audit, settings: Settings, held: Terms, today: date) -> Audit:
     return replace(done, report=concluded(report.model_copy(update=update), *in_doubt(done.records)))
 
 
-def same_model(source: str, sha256: str, earlier: Report, path: str) -> None:
-    """Make sure that an audit which is done again is of the same model; else raises :class:`ConfigError`."""
+def same_model(source: str, files: Mapping[str, str], earlier: Report, path: str) -> None:
+    """Make sure that an audit which is done again is of the same model; else raises :class:`ConfigError`.
+
+    ``files`` are hashes by path; of an earlier version's report those that it names, which may be fewer.
+    """
     if array_name(source) != array_name(earlier.model.file.path):
         raise ConfigError(
             f"{source} is not the model of {path}, which was of {earlier.model.file.path}: give the same key, FILE#KEY"
         )
-    if sha256 != earlier.model.file.sha256:
-        raise ConfigError(
-            f"{source} is not the model of {path}: its SHA-256 begins {sha256[:12]}, where that one's begins "
-            f"{earlier.model.file.sha256[:12]}; give the file that was audited"
-        )
+    for known in earlier.model.files or [earlier.model.file]:
+        if known.sha256 not in files.values():
+            raise ConfigError(
+                f"{source} is not the model of {path}: no file of it has the SHA-256 of {known.path}, which begins "
+                f"{known.sha256[:12]}; give the files that were audited"
+            )
 
 
 def same_data(subject: Subject, earlier: Report, path: str) -> None:

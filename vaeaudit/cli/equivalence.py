@@ -16,7 +16,7 @@ def command(
             "equivalence.variants",
             "KEY=VALUE",
             "Another form of the model: dtype=bfloat16, autocast=bfloat16, compile=true, channels-last=true, "
-            "tiling=true, slicing=true, or some of them joined by commas; repeatable.",
+            "tiling=true, slicing=true, or some of them joined by +; repeatable.",
         ),
     ] = None,
     against: Annotated[

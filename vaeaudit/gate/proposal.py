@@ -51,7 +51,12 @@ def propose(report: Report, settings: Settings, folder: Path) -> str:
     model passes with other seeds as well, and one that is clearly worse does not. A figure without an interval, or in
     doubt, gets none.
     """
-    parts = (_head(report, settings, folder), _doctor(report, settings), _checks(report, settings), _policy(report))
+    parts = (
+        _head(report, settings, folder),
+        _doctor(report, settings),
+        _checks(report, settings),
+        _policy(report, settings),
+    )
     return "\n".join(line for part in parts for line in part) + "\n"
 
 
@@ -128,11 +133,14 @@ def _doctor(report: Report, settings: Settings) -> Iterator[str]:
 def _checks(report: Report, settings: Settings) -> Iterator[str]:
     """The sections of the checks that could be done; a section, even an empty one, enables its check."""
     shown = {"attack": ("modes", "pairs"), "margin": ("r", "items"), "noise": ("sigmas", "items")}
+    shown["equivalence"] = ("variants", "tolerance")
     comments = {
         "modes": ", ".join(modes.names()),
         "pairs": "more give narrower intervals",
         "r": "in output units; twice the median least radius that holds an unperturbed item's own draws",
         "sigmas": "on the scale of the inputs",
+        "variants": "other forms of the model that should give the same",
+        "tolerance": "of the range: what the worst item may differ by, and the median one by half of it",
     }
     for check in checks():
         section: BaseModel = getattr(settings, check)
@@ -148,6 +156,9 @@ def _checks(report: Report, settings: Settings) -> Iterator[str]:
             yield f"[{check}]  # took {report.timings[check]:.0f} s"
             for key, value in values.items():
                 yield f"{key} = {_toml(value)}" + (f"  # {comments[key]}" if key in comments else "")
+        elif check == "equivalence":
+            yield "# [equivalence]  # where it names another form of the model, or another checkpoint as against"
+            yield '# variants = ["dtype=bfloat16"]'
         yield ""
 
 
@@ -156,7 +167,7 @@ def _radii(report: Report, settings: Settings) -> list[float | str]:
     return [entry.r for entry in report.entries(MarginEntry)] or list(settings.margin.r)
 
 
-def _policy(report: Report) -> Iterator[str]:
+def _policy(report: Report, settings: Settings) -> Iterator[str]:
     yield "# Thresholds. Each reads the whole interval of its figure: it passes where all of it is on the right side,"
     yield "# fails where all of it is on the wrong side, and is inconclusive (exit code 5) in between. They lie half an"
     yield "# interval beyond what was measured; move them to what your release needs."
@@ -173,6 +184,7 @@ def _policy(report: Report) -> Iterator[str]:
             yield f'[checks."{name}"]'
             yield f"{'min' if metric.direction == 'higher' else 'max'} = {value:g}  # measured {measured}"
         yield ""
+    yield from _own(report, settings)
     yield '# A threshold may warn only (severity = "warn"), and a known fault may be waived until a day:'
     yield '# waive = { until = 2030-12-31, reason = "where it is tracked" }'
     yield ""
@@ -183,6 +195,23 @@ def _policy(report: Report) -> Iterator[str]:
     allowed = {name: _rounded((metric.ci[1] - metric.ci[0]) / 2, up=True) for name, metric in gated if metric.ci}
     yield f"# metrics = {_toml(list(allowed))}"
     yield f"# min_effect = {_toml(allowed)}"
+
+
+def _own(report: Report, settings: Settings) -> Iterator[str]:
+    """The thresholds that checks bring themselves, and what was measured of them."""
+    outcomes = {one.id: one.verdict for one in report.checks}
+    for check in checks().values():
+        own = check.load(check.thresholds)(getattr(settings, check.name)) if check.thresholds else {}
+        if there := {name: gate for name, gate in own.items() if name in report.metrics}:
+            yield f"# [{check.name}] brings thresholds of its own, which one of the same name here replaces:"
+            for name, gate in there.items():
+                bounds = gate.model_dump(include={"min", "max"}, exclude_none=True).items()
+                told = ", ".join(f"{key} = {number(value, 3)}" for key, value in bounds)
+                measured = (
+                    f"measured {number(report.metrics[name].value, 3)}, {outcomes.get(name, 'not held against it')}"
+                )
+                yield f'# [checks."{name}"]  # {told}; {measured}'
+            yield ""
 
 
 def _no_threshold(metric: MetricEntry) -> str:

@@ -33,7 +33,7 @@ class Checkpoint:
     mapped to the file where its format allows, so that names and shapes cost nothing. ``key`` is where in the file they
     lie, if it holds more, ``prefix`` what a wrapper had put before their names and was taken off; ``computed`` are the
     weights that were made of the tensors that weight or spectral normalisation stores; ``config`` is all that the
-    config.json beside the file says.
+    config.json beside the file says, and ``described`` are the JSON files there that say what the model is.
     """
 
     path: Path
@@ -44,6 +44,7 @@ class Checkpoint:
     computed: tuple[str, ...] = ()
     config: Mapping[str, object] = field(default_factory=dict)
     companions: list["Checkpoint"] = field(default_factory=list)
+    described: list[Path] = field(default_factory=list)
     parts: list["Checkpoint"] = field(default_factory=list)
 
     @cached_property
@@ -59,9 +60,13 @@ class Checkpoint:
     def json(self, name: str) -> dict[str, object]:
         """What a JSON file of that name in the same folder says; empty where there is none, or where it is no object.
 
-        Raises :class:`CheckpointError` where it is damaged.
+        Its hash counts as the model's. Raises :class:`CheckpointError` where it is damaged.
         """
-        return read_config(self.path, name)
+        said = read_config(self.path, name)
+        file = self.path.with_name(name)
+        if said and file not in self.described:
+            self.described.append(file)
+        return said
 
     def part(self, key: str) -> "Checkpoint":
         """The tensors under ``key``, by their names without it: those of the model, where the file holds much more.
@@ -127,7 +132,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
                 "expected; export the model in float32"
             )
     config = read_config(file)
-    return Checkpoint(file, tensors, {**config_facts(config), **facts}, key, config=config)
+    stated = config_facts(config)
+    described = [file.with_name("config.json")] if stated else []
+    return Checkpoint(file, tensors, {**stated, **facts}, key, config=config, described=described)
 
 
 def readings(checkpoint: Checkpoint) -> Iterator[Checkpoint]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from vaeaudit.errors import AdapterError, CheckpointError, ContractError, VaeauditError, clipped, listed, told
 from vaeaudit.model.adapters import Adapter, adapter_names, adapter_of, find_adapter
-from vaeaudit.model.checkpoints import Checkpoint, check_finite, open_checkpoint, readings
+from vaeaudit.model.checkpoints import Checkpoint, check_finite, open_checkpoint, readings, sha256_of
 from vaeaudit.model.contract import PAGE, fault_of
 from vaeaudit.model.ranges import range_for
 from vaeaudit.model.vae import VAE
@@ -38,8 +38,9 @@ class LoadedModel:
 
     @cached_property
     def files(self) -> dict[str, str]:
-        """SHA-256 of each file that it was read from, by where it lies; of the first with the key in it."""
-        return {one.source: one.sha256 for one in (self.checkpoint, *self.checkpoint.companions)}
+        """SHA-256 of each file that decides what it is, by where it lies; of the first with the key in it."""
+        tensors = {one.source: one.sha256 for one in (self.checkpoint, *self.checkpoint.companions)}
+        return tensors | {str(file): sha256_of(file) for file in self.checkpoint.described}
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -25,6 +26,16 @@ from vaeaudit.subject.plausibility import Plausibility, examine
 from vaeaudit.subject.repairs import explained
 
 _EXAMINED = 1000  # most items that the plausibility check looks at
+
+
+class Given(TypedDict):
+    """What every measurement of items is given, by keyword."""
+
+    n: int
+    items: Sequence[int]
+    data_range: Range | None
+    seed: int
+    batch_size: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +94,11 @@ class Subject:
     def images(self, items: Sequence[int]) -> Tensor:
         """The named items as the model takes them, (len(items), *input_shape)."""
         return self.data.batch(items, dtype=self.dtype, device=self.device)
+
+    def given(self, items: Sequence[int]) -> Given:
+        """What a measurement of the items of these numbers is given."""
+        seed = self.settings.run.seed
+        return Given(n=len(items), items=items, data_range=self.data.range, seed=seed, batch_size=self.batch_size)
 
     def at(self, places: Sequence[int]) -> Tensor:
         """The items at these places among those there are, likewise."""

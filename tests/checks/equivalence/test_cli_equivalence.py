@@ -10,7 +10,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from vaeaudit.report.model import json_schema
 
@@ -41,6 +41,8 @@ class Own(torch.nn.Module):
             z = z.flip(1)
         if self.planted == "shifted":
             z = z + 1 / 255
+        if self.planted == "hot":
+            z = 1e-6 * self.scale(1e6 * z)
         return vaeaudit.GaussianLikelihood(z, z.new_tensor(-2.0))
 
 
@@ -123,11 +125,31 @@ def test_what_was_planted_is_named(own: Command) -> None:
     assert "channel 0 of the decoder's output is shifted by +0.00392 throughout, +1 steps" in shifted["likely"][0]
 
 
+def test_a_layer_that_overflows_half_precision_is_named(own: Command) -> None:
+    assert own("--option", "planted=hot", "--variant", "dtype=float16").code == 1
+    (half,) = report()["equivalences"][0]["variants"]
+    assert half["nonfinite"] == 12
+    assert (
+        "the decoder gives NaN or infinity (12 of 12 items), first for item 0; the first module that does is scale"
+        in (half["likely"])
+    )
+
+
+def test_one_bit_of_a_weight_is_told_as_rounding_and_passes(own: Command) -> None:
+    weights = load_file("vae3.safetensors")
+    weights["scale.bias"][1] = 1e-7
+    save_file(weights, "other.safetensors")
+    assert own("--against", "other.safetensors").code == 0
+    (other,) = report()["equivalences"][0]["variants"]
+    assert other["identical"] == ["decoder"]
+    assert 0 < report()["metrics"]["equivalence.against.end.largest_difference.worst"]["value"] < 1e-6
+
+
 def test_what_cannot_be_compared_is_told_in_one_sentence(own: Command) -> None:
     assert own().said(2, "nothing is named that should give the same")
     assert own("--against", "vae1.safetensors").said(2, "takes inputs of 3x12x12 and the other of 1x12x12")
     refused = own("--variant", "dtype=int4")
-    assert refused.said(2, "dtype is float64 or float32 or bfloat16 or float16, but 'int4' came")
+    assert refused.said(2, "--variant must be dtype=float64|float32|bfloat16|float16, but 'dtype=int4' came")
     assert own("--variant", "tiling=true").said(2, "it offers neither tiling nor slicing")
 
 

@@ -155,13 +155,14 @@ def test_a_reference_that_is_not_deterministic_says_so() -> None:
 
 def test_what_a_variant_cannot_be_is_said() -> None:
     for text, why in (
-        ("dtype=int8", "dtype is float64 or float32 or bfloat16 or float16, but 'int8' came"),
-        ("dtyp=bfloat16", r"but 'dtyp=bfloat16' came \(did you mean 'dtype'\?\)"),
-        ("compile=false", "compile is true, but 'false' came"),
-        ("dtype=float16,dtype=float16", "several of them joined by commas"),
+        ("dtype=int8", r"^dtype=float64\|float32\|bfloat16\|float16$"),
+        ("dtyp=bfloat16", r"^dtype=float64\|.*, or several of them joined by \+$"),
+        ("compile=false", "^compile=true$"),
+        ("dtype=float16,dtype=float16", r"several of them joined by \+"),
     ):
         with pytest.raises(ValueError, match=why):
             Variant.parse(text)
+    assert Variant.parse("channels_last=true, autocast=float16") == Variant.parse("autocast=float16+channels-last=true")
     assert Variant.parse("channels_last=true, autocast=float16").name == "autocast-float16+channels-last"
     with pytest.raises(UnsupportedError, match=r"no tiling: the model has no enable_.*neither tiling nor slicing"):
         varied(Colours(), Variant.parse("tiling=true"), torch.float32, CPU)

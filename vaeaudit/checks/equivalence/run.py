@@ -68,13 +68,9 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         reference,
         running,
         subject.images,
-        n=len(items),
-        items=items,
         draws=asked.draws,
         picture=subject.data.picture_shape,
-        data_range=subject.data.range,
-        seed=subject.settings.run.seed,
-        batch_size=subject.batch_size,
+        **subject.given(items),
         go_on=within(go_on, 0.0, measured(cost(subject, "equivalence"))),
     )
     failed |= result.failed

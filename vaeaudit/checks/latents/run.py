@@ -31,18 +31,14 @@ def works(subject: Subject) -> dict[str, Work]:
 
 def run(subject: Subject, go_on: GoOn) -> Record:
     """The latents of the items that the settings ask for."""
-    chosen, vae, seed = subject.settings.latents, subject.model.vae, subject.settings.run.seed
+    chosen, vae = subject.settings.latents, subject.model.vae
     items, how = subject.drawn(chosen.items, "latents.items")
     result = latents(
         vae,
         subject.images,
-        n=len(items),
-        items=items,
         draws=chosen.draws,
         estimator=chosen.estimator,
-        data_range=subject.data.range,
-        seed=seed,
-        batch_size=subject.batch_size,
+        **subject.given(items),
         go_on=within(go_on, 0.0, measured(len(items) * (1 + chosen.draws))),
     )
     found = Latents(result, tuple(items[: result.n]), how, vae.prior, tuple(_traversals(subject, items, result)))

@@ -45,13 +45,9 @@ def run(subject: Subject, go_on: GoOn) -> Record:
         subject.model.vae,
         subject.images,
         chosen.sigmas,
-        n=len(items),
-        items=items,
         draws=chosen.draws,
         clip=chosen.clip,
-        data_range=subject.data.range,
-        seed=subject.settings.run.seed,
-        batch_size=subject.batch_size,
+        **subject.given(items),
         go_on=within(go_on, 0.0, measured(cost(subject, "noise"))),
     )
     metrics = summarise_noise(result)

@@ -114,7 +114,7 @@ def reconstruction(
     likelihood = vae.decode(vae.encode(first).mean)
     compared = Compared.of(shape, picture, box, first)
     if (perceptual or network) and compared.low is None:
-        raise UnsupportedError(f"no LPIPS, FID or KID: {compared.left_out['psnr']}")
+        raise UnsupportedError(f"LPIPS, FID and KID are of images in a known range: {compared.left_out['psnr']}")
     names = [
         metric.name
         for metric in OF_ITEMS

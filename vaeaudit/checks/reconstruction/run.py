@@ -59,15 +59,11 @@ def run(subject: Subject, go_on: GoOn) -> Record:
     result = reconstruction(
         subject.model.vae,
         subject.images,
-        n=len(items),
-        items=items,
         draws=asked.draws,
         picture=subject.data.picture_shape,
-        data_range=subject.data.range,
         perceptual=_network(subject, asked.perceptual, 2),
         network=_network(subject, asked.features, 1),
-        seed=subject.settings.run.seed,
-        batch_size=subject.batch_size,
+        **subject.given(items),
         go_on=within(go_on, 0.0, measured(cost(subject, "reconstruction"))),
     )
     of_items = {by: of[list(result.items)] for by, of in groupings.items()}
