@@ -272,7 +272,7 @@ def test_a_sweep_of_the_bundled_model_shows_no_sign_unless_it_stops_early(
 ) -> None:
     x, x_t = (part[:1] for part in pairs)
     term = kl_to(bundled_model.encode, x_t)
-    assert shown(look(term, bundled_model.encode, x, x_t, swept(bundled_model, x, x_t, count=4, evaluations=600))) == [
+    assert shown(look(term, bundled_model.encode, x, x_t, swept(bundled_model, x, x_t, count=4, evaluations=200))) == [
         set()
     ]
     short = look(term, bundled_model.encode, x, x_t, swept(bundled_model, x, x_t, evaluations=3))
@@ -343,6 +343,7 @@ def test_an_objective_falls_where_it_or_one_of_a_larger_lambda_was_cut_off_falli
     settled = falling(objective, [[limit, ended, ended, ended]], recent, **of)
     assert still_falling(settled).tolist() == [[0.1, 0.1, 0.0, 0.1]]
     alone = falling(objective, [[ended, limit, ended, stuck]], [[0.8, 0.15, 9.0, 0.0]], **of)
+    assert still_falling(replace(found, lambdas=lambdas.square())).tolist() == [[0.0] * 4]
     assert still_falling(alone).tolist() == [[0.0, 0.15 / 3, 0.0, 0.0]]
 
 
@@ -351,7 +352,7 @@ def test_figures_read_where_the_objective_still_fell_carry_a_sign(
 ) -> None:
     x, x_t = (part[:1] for part in pairs)
     term = kl_to(bundled_model.encode, x_t)
-    found = swept(bundled_model, x, x_t, count=4, evaluations=20)
+    found = swept(bundled_model, x, x_t, count=41, evaluations=8)
     share = float(still_falling(found)[0, int(found.chosen)])
     signs = look(term, bundled_model.encode, x, x_t, found)
     assert share > FALLS

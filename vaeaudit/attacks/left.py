@@ -46,9 +46,11 @@ def still_falling(found: Sweep) -> Tensor:
 
     That is what is left to gain (see :func:`left_to_gain`) over the objective above its floor, there or at any larger
     lambda of the pair: solutions with smaller lambda go on from those with larger ones, and settle too soon where
-    these are not done. 0 where the data term has no floor.
+    these are not done. 0 where the data term has no floor, and where lambda lie more than a factor of 2 apart: what is
+    left is then bounded too loosely by neighbours to tell.
     """
-    if found.floor is None:
+    apart = found.lambdas.log2().sort().values.diff()
+    if found.floor is None or not len(apart) or float(apart.max()) > 1.01:
         return torch.zeros_like(found.data_term)
     left = torch.where(_ran(found), left_to_gain(found), 0.0)
     share = torch.where(left > 0, left / (found.objective - found.floor), 0.0)
