@@ -169,6 +169,8 @@ def test_adapters_are_listed_with_what_they_open(command: Command) -> None:
     assert [adapter["name"] for adapter in listed] == [
         "burgess",
         "diffusers",
+        "export",
+        "hierarchical",
         "jointvae",
         "ldm",
         "mlp",

@@ -228,6 +228,7 @@ def measured(small_vae: Any, bundled_model: Any, bundled_images: Tensor) -> dict
             summarise(attack(vae, x[:3], x[3:6], "latent", **short)),
             summarise(attack(vae, x[:3], x[3:6], "latent", similarity="mean", **short)),
             summarise(attack(vae, x[:3], x[3:6], "output", **short)),
+            summarise(attack(Stacked(), *torch.randn(2, 1, 2, generator=generator), lambdas=1, max_evaluations=5)),
             summarise_capped(capped_attack(vae, x[:3], "latent-side", caps=[0.25, 1], max_evaluations=30)),
             summarise_capped(seen) | summarise_likeness(seen, (0.0, 1.0)),
             of_success(),

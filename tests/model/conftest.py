@@ -158,7 +158,12 @@ def _carried_out(check: str, model: LoadedModel, folder: Path, parts: Sequence[s
     factors = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
     np.savez(folder / "noise.npz", images=values, latents_classes=factors)
     settings = Settings(
-        model=ModelSettings(path=str(model.checkpoint.path), adapter=model.adapter.name, options=dict(model.options)),
+        model=ModelSettings(
+            path=str(model.checkpoint.path),
+            adapter=model.adapter.name,
+            options=dict(model.options),
+            trust_code=model.checkpoint.trusted,
+        ),
         data=DataSettings(source=str(folder / "noise.npz")),
         margin=MarginSettings(r=(1e-3,), items=1, draws=20, effort="fast", parts=tuple(parts)),
         noise=NoiseSettings(sigmas=(0.1,), draws=2),

@@ -102,7 +102,7 @@ SMALL: dict[str, tuple[Callable[[], Tensors], tuple[int, ...], tuple[int, ...]]]
 # What those say of themselves that need more than tensors.
 FACTS: dict[str, dict[str, object]] = {"pythae": {"model": "BetaVAE", "input_shape": [3, 2, 2], "latents": 3}}
 # Those that need more than tensors, such as a config.json, have a contract test in a module of their own.
-APART = {"diffusers", "hierarchical", "ldm", "taesd"}
+APART = {"diffusers", "export", "hierarchical", "ldm", "taesd"}
 INSTALLED = {name for name, point in adapter_names().items() if point.value.startswith("vaeaudit_adapters")}
 OURS = sorted(INSTALLED - APART)
 

@@ -166,6 +166,10 @@ def test_attacks_compare_all_layers_or_one(tmp_path: Path) -> None:
     for layers in ((1,), (2, 3)):
         result = vaeaudit.attack(vae, x[:1], x[1:], lambdas=1, layers=layers, restarts=0, max_evaluations=3)
         assert bool(result.sweep.distortion.isfinite().all())
+        first = vae.encode(result.sweep.adversarial[0]).kl(vae.encode(x[1:]))
+        torch.testing.assert_close(result.first_kl, first[None])
+        if layers == (1,):
+            torch.testing.assert_close(result.first_kl, result.sweep.data_term)
 
 
 def test_the_output_attack_is_the_negative_elbo_of_all_layers(tmp_path: Path) -> None:

@@ -79,6 +79,15 @@ class Model:
         ),
     ] = None
     adapter: ModelAdapter = None
+    trust_code: Annotated[
+        bool | None,
+        Setting(
+            "model.trust_code",
+            None,
+            "Load programs of torch.export (.pt2), which may run code that they bring. [default: no]",
+            "--trust-code",
+        ),
+    ] = None
 
 
 class OnData:

@@ -17,8 +17,18 @@ from torch import Tensor, nn
 from vaeaudit.errors import CheckpointError, MisfitError, NonFiniteError, VaeauditError, clipped, listed
 from vaeaudit.model.files import amount, named_part, obstacle
 from vaeaudit.model.reparametrised import plain
-from vaeaudit.model.stated import INDEX, config_facts, facts_in, find_checkpoint, not_whole, read_config, shards, ties
-from vaeaudit.model.torch_files import check_claims, read_torch
+from vaeaudit.model.stated import (
+    INDEX,
+    PROGRAM,
+    config_facts,
+    facts_in,
+    find_checkpoint,
+    not_whole,
+    read_config,
+    shards,
+    ties,
+)
+from vaeaudit.model.torch_files import check_claims, read_program, read_torch
 from vaeaudit.model.weight_sets import renamed, select, under
 
 _BLOCK = 2**24  # numbers of a tensor that are looked at together
@@ -33,7 +43,8 @@ class Checkpoint:
     mapped to the file where its format allows, so that names and shapes cost nothing. ``key`` is where in the file they
     lie, if it holds more, ``prefix`` what a wrapper had put before their names and was taken off; ``computed`` are the
     weights that were made of the tensors that weight or spectral normalisation stores; ``config`` is all that the
-    config.json beside the file says, and ``described`` are the JSON files there that say what the model is.
+    config.json beside the file says, and ``described`` are the JSON files there that say what the model is. ``program``
+    is what a .pt2 file holds, which is read where code is ``trusted``.
     """
 
     path: Path
@@ -46,6 +57,8 @@ class Checkpoint:
     companions: list["Checkpoint"] = field(default_factory=list)
     described: list[Path] = field(default_factory=list)
     parts: list["Checkpoint"] = field(default_factory=list)
+    program: "torch.export.ExportedProgram | None" = None
+    trusted: bool = False
 
     @cached_property
     def sha256(self) -> str:
@@ -88,7 +101,7 @@ class Checkpoint:
                 f"'{clipped(name)}' leads out of the folder of {self.path}, where a file beside it was expected; "
                 "give its name alone"
             )
-        other = replace(open_checkpoint(self.path.with_name(name)), companions=self.companions)
+        other = replace(open_checkpoint(self.path.with_name(name), self.trusted), companions=self.companions)
         self.companions.append(other)
         return other
 
@@ -108,21 +121,28 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return checkpoint
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """As :func:`read_checkpoint`, but no tensor is read yet, nor looked at for NaN: see :func:`check_finite`."""
+def open_checkpoint(path: str | Path, trust_code: bool = False) -> Checkpoint:
+    """As :func:`read_checkpoint`, but no tensor is read yet, nor looked at for NaN: see :func:`check_finite`.
+
+    With ``trust_code`` a program of torch.export is loaded, which may run code that it brings.
+    """
     file, key = find_checkpoint(Path(path)), named_part(path)[1]
     tensors: dict[str, Tensor]
+    program = None
     if file.suffix.lower() == ".safetensors":
         tensors, facts = _open_safetensors(file)
         tensors = tensors if key is None else under(file, tensors, key)
     elif file.name.lower().endswith(INDEX):
         tensors, facts = _open_shards(file), {}
         tensors = tensors if key is None else under(file, tensors, key)
+    elif file.suffix.lower() == PROGRAM:
+        program = read_program(file, trust_code)
+        tensors, facts = dict(program.state_dict), {}
     else:
         key, tensors = select(file, read_torch(file), key)
         check_claims(file, tensors)
         facts = {}
-    if not tensors:
+    if not tensors and program is None:
         raise CheckpointError(f"{file} holds no tensors, where a model's weights were expected; export it again")
     for name, tensor in tensors.items():
         if not _is_plain(tensor):
@@ -134,7 +154,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     config = read_config(file)
     stated = config_facts(config)
     described = [file.with_name("config.json")] if stated else []
-    return Checkpoint(file, tensors, {**stated, **facts}, key, config=config, described=described)
+    facts = {**stated, **facts}
+    return Checkpoint(
+        file, tensors, facts, key, config=config, described=described, program=program, trusted=trust_code
+    )
 
 
 def readings(checkpoint: Checkpoint) -> Iterator[Checkpoint]:

@@ -69,18 +69,19 @@ def open_model(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    trust_code: bool = False,
 ) -> LoadedModel:
     """Read a checkpoint and open it with its adapter, in evaluation mode, without parameter gradients.
 
     Facts that the file states about itself reach the adapter that it names, or any where it names none, under
-    ``options``, which win.
+    ``options``, which win. Programs of torch.export are loaded with ``trust_code`` alone.
 
     Raises:
         CheckpointError, TrustError, NonFiniteError: see :func:`~vaeaudit.model.checkpoints.read_checkpoint`.
         AdapterError: unknown adapter, or it raised.
         ContractError: what it returned is no VAE.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, trust_code)
     facts = dict(checkpoint.facts)
     stated = facts.pop("adapter", None)
     found = find_adapter(adapter) if adapter is not None else adapter_of(checkpoint)
@@ -123,6 +124,7 @@ def load(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    trust_code: bool = False,
     **options: object,
 ) -> VAE:
     """Open a trained VAE: ``load("vae.safetensors", adapter="mlp", activation="tanh")``.
@@ -130,7 +132,7 @@ def load(
     ``options`` go to the adapter and override what the file says of itself. For errors see
     :func:`open_model`.
     """
-    return open_model(path, adapter, options, device=device, dtype=dtype).vae
+    return open_model(path, adapter, options, device=device, dtype=dtype, trust_code=trust_code).vae
 
 
 def _fitted(adapter: Adapter, checkpoint: Checkpoint, options: Mapping[str, object]) -> tuple[VAE, Checkpoint]:

@@ -10,6 +10,7 @@ from vaeaudit.errors import CheckpointError, clipped, listed
 from vaeaudit.model.files import amount, named_part, obstacle, strict_json
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
+PROGRAM = ".pt2"  # of torch.export, which a folder holds as encoder.pt2 and decoder.pt2
 INDEX = ".safetensors.index.json"  # how the name of a file ends that says in which file beside it each tensor lies
 FACT_PREFIX = "vaeaudit."
 _MOST_CONFIG = 2**24  # bytes of a config.json
@@ -31,6 +32,7 @@ def find_checkpoint(path: Path) -> Path:
         files = sorted(f for f in inside if f.name.lower().endswith(INDEX)) or sorted(
             f for f in inside if f.suffix.lower() in SUFFIXES
         )
+        files = files or [f for f in inside if f.name == f"encoder{PROGRAM}"]
         if len(files) != 1:
             came = f"holds {listed(f.name for f in files)}" if files else "holds none"
             raise CheckpointError(
@@ -42,7 +44,7 @@ def find_checkpoint(path: Path) -> Path:
         raise CheckpointError(fault)
     if not path.exists():
         raise CheckpointError(f"there is no checkpoint at {path}; give a {', '.join(SUFFIXES)} file or its folder")
-    if path.suffix.lower() not in SUFFIXES and not path.name.lower().endswith(INDEX):
+    if path.suffix.lower() not in (*SUFFIXES, PROGRAM) and not path.name.lower().endswith(INDEX):
         raise CheckpointError(
             f"the name of {path} ends in none of {', '.join(SUFFIXES)}, by which a checkpoint is known; "
             "convert or rename it"

@@ -42,6 +42,32 @@ def read_torch(file: Path) -> object:
         raise _unreadable(file, error) from error
 
 
+def read_program(file: Path, trust_code: bool) -> "torch.export.ExportedProgram":
+    """The program of torch.export that a file holds.
+
+    Raises:
+        TrustError: nobody said that its code is trusted.
+        CheckpointError: it is none, or none that this torch can load.
+    """
+    if not trust_code:
+        raise TrustError(
+            f"{file} is a program of torch.export, and loading it may run code that it brings, so it was not loaded; "
+            "--trust-code loads it, where you trust whoever made it"
+        )
+    from torch import export  # takes long to import
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return export.load(file)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{file} is no program that torch {torch.__version__} can load ({first_sentence(error)}); export it again"
+        ) from error
+
+
 def check_claims(file: Path, tensors: dict[str, Tensor]) -> None:
     """Refuse tensors that come to far more bytes than their file has: expanded ones. None of them is read.
 

@@ -55,6 +55,9 @@ class ModelSettings(BaseSettings):
     )
     adapter: Name | None = Field(None, description="Installed adapter, package.module:open, or file.py:open.")
     options: dict[str, JsonValue] = Field({}, description="Options of the adapter, over what the file says of itself.")
+    trust_code: Truth = Field(
+        False, description="Whether programs of torch.export (.pt2) are loaded, which may run code that they bring."
+    )
 
 
 class DataSettings(BaseSettings):

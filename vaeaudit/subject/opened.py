@@ -127,7 +127,14 @@ def prepare(settings: Settings) -> Subject:
     if settings.data.source is None:
         raise ConfigError("no data are named; give them, as in `--data val.npz`, or set [data] source in vaeaudit.toml")
     device, dtype = choose_device(settings.run.device), getattr(torch, settings.run.dtype)
-    model = open_model(settings.model.path, settings.model.adapter, settings.model.options, device=device, dtype=dtype)
+    model = open_model(
+        settings.model.path,
+        settings.model.adapter,
+        settings.model.options,
+        device=device,
+        dtype=dtype,
+        trust_code=settings.model.trust_code,
+    )
     stored = read(settings.data.source)
     if isinstance(model.vae, Resizable) and settings.data.resize is None:
         model = replace(model, vae=_of_size(model.vae, stored.values.shape[1:]))

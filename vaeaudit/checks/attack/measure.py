@@ -42,6 +42,8 @@ class AttackResult:
     ||x_t - rec(x*)||; ``own_error`` ||x* - rec(x*)||.
     (P,): ``source_nll`` is ``target_nll`` at d = 0; ``target_floor`` ||x_t - rec(x_t)||, what a perfect match
     reaches; ``source_error`` ||x_t - rec(x)||, where the attack starts; ``gap`` ||x_t - x||.
+    ``first_kl`` (P, L) is KL(q(z^1|x*) || q(z^1|x_t)) of a chain's first layer, whatever was minimised; None where the
+    posterior is no chain.
     (P, *shape): ``source`` and ``target`` with ``source_reconstruction`` and ``target_reconstruction``;
     (P, L, *shape): ``reconstruction`` rec(x*).
     """
@@ -63,6 +65,7 @@ class AttackResult:
     target_floor: Tensor
     source_error: Tensor
     gap: Tensor
+    first_kl: Tensor | None = None
 
     @property
     def mode(self) -> str:
@@ -242,7 +245,15 @@ def _measure(
         nll = torch.stack([-vae.decode(z).log_prob(x_t[of]) for z in posterior.sample(noise[:, of])])
         return vae.decode(posterior.mean).mean, nll.mean(0)
 
+    @torch.no_grad()
+    def first_layer(points: Tensor, of: Tensor) -> tuple[Tensor]:
+        return (vae.encode(points).kl(target.rows(of)),)
+
     every, points = pair.repeat_interleave(count), found.adversarial.flatten(0, 1)
+    with torch.no_grad():
+        target, first_kl = vae.encode(x_t), None
+    if isinstance(target, Chain):
+        first_kl = rows.map(first_layer, points, every)[0].reshape(pairs, count)
     reconstruction, target_nll = rows.map(look, points, every)
     source_reconstruction, source_nll = rows.map(look, x, pair)
     target_reconstruction, _ = rows.map(look, x_t, pair)
@@ -268,6 +279,7 @@ def _measure(
         target_floor=_distance(x_t, target_reconstruction, 1),
         source_error=_distance(x_t, source_reconstruction, 1),
         gap=_distance(x_t, x, 1),
+        first_kl=first_kl,
     )
 
 

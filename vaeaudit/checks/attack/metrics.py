@@ -28,7 +28,15 @@ CURVE_AREA = Metric(
     "model, near 1 where it yields only to the target itself",
     _MEDIAN,
 )
-SWEPT = (DELTA, CURVE_AREA, DATA_TERM, DISTORTION, TARGET_NLL, TARGET_ERROR)
+FIRST_KL = Metric(
+    "first_kl",
+    "nats",
+    "none",
+    "KL(q(z¹|x*) ‖ q(z¹|x_t)) there, of the first layer of a chain alone",
+    _MEDIAN,
+    least=0.0,
+)
+SWEPT = (DELTA, CURVE_AREA, DATA_TERM, DISTORTION, TARGET_NLL, TARGET_ERROR, FIRST_KL)
 
 # Whether such an attack succeeded, where pairs were chosen by classes,
 TARGET = Metric(

@@ -17,6 +17,7 @@ from vaeaudit.checks.attack.metrics import (
     DEGRADATION,
     DELTA,
     DISTORTION,
+    FIRST_KL,
     MS_SSIM_INPUT,
     MS_SSIM_RECONSTRUCTION,
     RELATIVE,
@@ -47,6 +48,8 @@ def summarise(result: AttackResult) -> dict[str, Measurement]:
         TARGET_NLL: chosen(result.target_nll),
         TARGET_ERROR: chosen(result.target_error),
     }
+    if result.first_kl is not None:
+        columns[FIRST_KL] = chosen(result.first_kl)
     metrics = {
         f"attack.{result.mode}.{name}": measured
         for metric, values in columns.items()

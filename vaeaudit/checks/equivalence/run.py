@@ -115,7 +115,14 @@ def _other(subject: Subject) -> LoadedModel | None:
     adapter = asked.adapter or model.adapter
     options = asked.options or (model.options if adapter == model.adapter else {})
     dtype = getattr(torch, asked.dtype) if asked.dtype else subject.dtype
-    other = open_model(asked.against, adapter, options, device=subject.device, dtype=dtype)
+    other = open_model(
+        asked.against,
+        adapter,
+        options,
+        device=subject.device,
+        dtype=dtype,
+        trust_code=subject.settings.model.trust_code,
+    )
     vae, x = subject.model.vae, subject.at([0])
     if tuple(vae.input_shape) == tuple(other.vae.input_shape) and range_of(vae) != range_of(other.vae):
         raise ConfigError(

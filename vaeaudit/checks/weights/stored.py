@@ -18,7 +18,7 @@ from vaeaudit.checks.weights.measure import NEITHER, PARTS
 from vaeaudit.errors import AdapterError, CheckpointError, ConfigError, clipped
 from vaeaudit.model.adapters import Adapter, adapter_of, find_adapter, said_beside
 from vaeaudit.model.blocks import Weight, matrix_shape
-from vaeaudit.model.checkpoints import open_checkpoint, read_checkpoint, sha256_of
+from vaeaudit.model.checkpoints import check_finite, open_checkpoint, sha256_of
 from vaeaudit.model.files import named_part
 from vaeaudit.model.stated import find_checkpoint, not_whole, ties
 from vaeaudit.model.weight_sets import refuse_twins, renamed, under
@@ -71,9 +71,13 @@ def open_weights(settings: Settings) -> StoredModel:
         )
     file = find_checkpoint(Path(settings.model.path))
     name = settings.model.adapter
-    adapter = find_adapter(name) if name is not None else adapter_of(open_checkpoint(settings.model.path))
+    adapter = (
+        find_adapter(name)
+        if name is not None
+        else adapter_of(open_checkpoint(settings.model.path, settings.model.trust_code))
+    )
     parts = dict(PARTS if adapter is None else weight_parts(adapter)) | dict(settings.weights.parts)
-    source, held = held_weights(settings.model.path)
+    source, held = held_weights(settings.model.path, settings.model.trust_code)
     prefix, weights = fitting(file, held, parts)
     if "" in parts.get(NEITHER, ()):  # whatever else the file holds is not the model's, and is not read
         own = tuple(start for starts in parts.values() for start in starts if start)
@@ -101,7 +105,7 @@ def read_weights(path: str | Path) -> dict[str, Weight]:
     return held_weights(path)[1]
 
 
-def held_weights(path: str | Path) -> tuple[str, dict[str, Weight]]:
+def held_weights(path: str | Path, trust_code: bool = False) -> tuple[str, dict[str, Weight]]:
     """The tensors of a .safetensors or PyTorch file, or of a folder that holds exactly one, in the file's order.
 
     With them comes where they lie: the file, or FILE#KEY. Names that a safetensors file notes as those of a stored
@@ -113,7 +117,8 @@ def held_weights(path: str | Path) -> tuple[str, dict[str, Weight]]:
     """
     file, key = find_checkpoint(Path(path)), named_part(path)[1]
     if file.suffix.lower() != ".safetensors":
-        checkpoint = read_checkpoint(path)
+        checkpoint = open_checkpoint(path, trust_code)
+        check_finite(checkpoint)
         return checkpoint.source, {name: Weight.of(tensor) for name, tensor in checkpoint.tensors.items()}
     try:
         with safe_open(file, framework="pt", device="cpu") as handle:  # checks that header and length agree
