@@ -78,6 +78,7 @@ def filled(build: Callable[[], AnyModule], tensors: Mapping[str, Tensor]) -> Any
     """
     with torch.device("meta"):
         module = build()
+    load_state(module, {name: tensor.to("meta") for name, tensor in tensors.items()})  # before memory is taken
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()), torch.float32)
     module = nn.Module.to(module.to_empty(device="cpu"), dtype)  # a class may have a `to` of its own that warns
     load_state(module, tensors)

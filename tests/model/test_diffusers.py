@@ -240,6 +240,15 @@ def test_names_of_2022_are_read(tmp_path: Path) -> None:
             AdapterError,
             "'AutoencoderKLL' (did you mean 'AutoencoderKL'?), where one",
         ),
+        ({"latent_channels": 10**8}, CheckpointError, "of another shape: encoder.conv_out.weight"),  # 115 GB
+        ({"sample_size": -4}, AdapterError, "AutoencoderKL takes no inputs of 3x-4x-4"),
+        (
+            {"scaling_factor": "x"},
+            AdapterError,
+            "states no numbers by which latents are scaled: {'scaling_factor': 'x'}",
+        ),
+        ({"latents_mean": [0.0] * 3, "latents_std": [1.0] * 3}, AdapterError, "states no numbers by which"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [0.0] * 4}, AdapterError, "states no numbers by which"),
         ({"_class_name": ["x"]}, AdapterError, "does not say what it is; name one with --adapter"),
     ],
 )
@@ -377,7 +386,7 @@ def test_moments_of_latents_are_those_of_draws() -> None:
     ("name", "changed", "shift", "scale"),
     [
         ("AutoencoderKL", {"scaling_factor": 0.36, "shift_factor": 0.1}, (0.1,), (0.36,)),
-        ("AutoencoderKLWan", {"latents_mean": [1.0] * 4, "latents_std": [2.0] * 4}, (1.0,) * 4, (0.5,) * 4),
+        ("AutoencoderKLWan", {"latents_mean": [1] * 4, "latents_std": [2.0] * 4}, (1.0,) * 4, (0.5,) * 4),
         ("AutoencoderKLFlux2", {}, (0.0,) * 4, pytest.approx((1.0,) * 4, abs=1e-3)),
         ("AutoencoderKLCosmos", {"latents_mean": [1.0, 3] * 4, "latents_std": [2.0] * 8}, (2.0,) * 4, (0.5,) * 4),
     ],
