@@ -49,7 +49,7 @@ class Network:
             NonFiniteError: it gave NaN or infinity.
         """
         given = self.program(*(self._fitted(one) for one in images))
-        if not isinstance(given, Tensor) or given.shape[:1] != images[0].shape[:1]:
+        if not isinstance(given, Tensor) or given.shape[:1] != images[0].shape[:1] or not given.numel():
             raise UnsupportedError(f"the network {self.path} gives no tensor with a row for each image")
         if not bool(given.isfinite().all()):
             raise NonFiniteError(f"the network {self.path} gives NaN or infinity")
@@ -57,7 +57,7 @@ class Network:
 
     def _fitted(self, images: Tensor) -> Tensor:
         """Clamped to [0, 1], as files of images are, and of the program's size and colours."""
-        if images.shape[1] not in (1, self.channels):
+        if images.shape[1] != self.channels and (images.shape[1], self.channels) != (1, 3):  # grey ones are repeated
             raise UnsupportedError(
                 f"the network {self.path} takes images of {self.channels} channels, but these have {images.shape[1]}"
             )
@@ -76,7 +76,7 @@ def open_network(path: str, images: int, trusted: bool, device: torch.device) ->
     """
     file = Path(path)
     if not file.is_file() or not zipfile.is_zipfile(file):
-        what = "is none" if file.is_file() else "is not there"
+        what = "is none" if file.exists() else "is not there"
         raise ConfigError(f"a network is {_WRITTEN}, but {clipped(path)} {what}")
     if not trusted:
         raise TrustError(
