@@ -491,6 +491,20 @@ def test_a_pair_of_files_is_opened_by_either(
     assert "there is no checkpoint at" in text and "tiny_decoder.pth" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "said"),
+    [("1.conv.2.weight", None, "1.conv.2.weight"), ("3.pool.0.weight", (3, 4, 1, 1), "groups")],
+)
+def test_a_pair_with_a_block_that_is_none_is_told(
+    name: str, shape: tuple[int, ...] | None, said: str, tmp_path: Path
+) -> None:
+    tensors = torch.load(pair(tmp_path) / "tiny_encoder.pth")
+    without = {key: t for key, t in tensors.items() if key != name}
+    torch.save(without if shape is None else without | {name: torch.zeros(shape)}, tmp_path / "tiny_encoder.pth")
+    text = refused(CheckpointError, lambda: vaeaudit.load(tmp_path / "tiny_encoder.pth"))
+    assert "the pair's tensors are not those of a tiny autoencoder" in text and said in text
+
+
 TRAINED = Path(__file__).parents[3] / "shared" / "checkpoints" / "taesd" / "taef2_encoder.pth"
 
 
