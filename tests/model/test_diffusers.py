@@ -441,6 +441,13 @@ def test_a_file_of_latent_diffusion_is_the_librarys_model(
     text = refused(CheckpointError, lambda: vaeaudit.load(other / "two.safetensors", norm_num_groups=4))
     assert text.endswith("(under 'first_stage_model' and under 'vae'); name one, as in two.safetensors#vae")
     assert vaeaudit.load(f"{other / 'two.safetensors'}#vae", norm_num_groups=4).range == (-1, 1)
+    far = bare | {"encoder.down.999999999999.block.0.conv1.weight": torch.zeros(8, 8, 3, 3)}
+    save_file(far, other / "far.safetensors")  # is told without counting there
+    assert "not expected" in refused(
+        CheckpointError, lambda: vaeaudit.load(other / "far.safetensors", norm_num_groups=4)
+    )
+    text = refused(AdapterError, lambda: vaeaudit.load(other / "vae.safetensors"))
+    assert text.startswith("8 channels cannot be normalised in 32 groups; say in how many with --option norm_num")
     save_file({**bare, "encoder.conv_in.bias": torch.full((8,), math.nan)}, other / "vae.safetensors")
     assert "NaN" in refused(NonFiniteError, lambda: vaeaudit.load(other / "vae.safetensors", norm_num_groups=4))
 

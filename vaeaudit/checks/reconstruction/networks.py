@@ -5,10 +5,8 @@ downloaded: published figures rest on networks, weights and resizing that differ
 its hash stands beside every figure.
 """
 
-import logging
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from torch.nn import functional
 
 from vaeaudit.errors import ConfigError, NonFiniteError, TrustError, UnsupportedError, clipped, told
 from vaeaudit.model.checkpoints import sha256_of
+from vaeaudit.model.torch_files import quiet_export
 
 _WRITTEN = "a file that torch.export.save wrote"
 
@@ -84,7 +83,7 @@ def open_network(path: str, images: int, trusted: bool, device: torch.device) ->
             "add --trust-networks"
         )
     try:
-        with _quiet(), file.open("rb") as stream:
+        with quiet_export(), file.open("rb") as stream:
             program = torch.export.load(stream)
     except Exception as error:  # damaged, or an archive of something else
         raise ConfigError(
@@ -107,15 +106,3 @@ def open_network(path: str, images: int, trusted: bool, device: torch.device) ->
         )
     channels, height, width = rest
     return Network(program.module().to(device), channels, (height, width), path, sha256_of(file))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings and tracebacks that torch logs before it raises."""
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
