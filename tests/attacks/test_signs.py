@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vaeaudit.attacks.attacked import Attacked, Searched, Sweep
-from vaeaudit.attacks.left import left_to_gain
+from vaeaudit.attacks.left import FALLS, left_to_gain, still_falling
 from vaeaudit.attacks.search import Effort
 from vaeaudit.attacks.signs import DIRECTIONS, Sign, Signs, signs_of
 from vaeaudit.attacks.sweep import geometric_lambdas, sweep
@@ -322,6 +322,44 @@ def test_what_is_left_is_bounded_by_neighbours_by_the_floor_and_by_what_was_gain
     assert left_to_gain(problem(objective, first, recent=recent)).tolist() == [[0.25, 0, 0]]
     # What was interrupted has not shown what it would have gained.
     assert left_to_gain(problem(objective, first * 0 + stopped, recent=recent)).tolist() == [[math.inf] * 3]
+
+
+def falling(objective: Tensor, status: list[list[int]], recent: list[list[float]], **of_sweep: Any) -> Sweep:
+    ended = problem(objective, torch.tensor(status), torch.tensor(recent, dtype=torch.float64), **of_sweep)
+    assert isinstance(ended, Sweep)
+    return ended
+
+
+def test_an_objective_falls_where_it_or_one_of_a_larger_lambda_was_cut_off_falling() -> None:
+    lambdas = torch.tensor([2.0, 0.5, 4.0, 1.0], dtype=torch.float64)
+    objective = torch.tensor([[8.0, 3.0, 10.0, 5.0]], dtype=torch.float64)
+    ended, limit, stuck = (int(s) for s in (Status.CONVERGED, Status.LIMIT, Status.STALLED))
+    recent = [[0.8, 0.1, 9.0, 0.1]]
+    of = {"lambdas": lambdas, "floor": 0.0}
+    found = falling(objective, [[limit, limit, ended, limit]], recent, **of)
+    assert still_falling(found).tolist() == [[0.1, 0.1, 0.0, 0.1]]
+    assert still_falling(replace(found, floor=None)).tolist() == [[0.0] * 4]
+    # What has settled follows a larger lambda that has not; what is stuck gained nothing of late.
+    settled = falling(objective, [[limit, ended, ended, ended]], recent, **of)
+    assert still_falling(settled).tolist() == [[0.1, 0.1, 0.0, 0.1]]
+    alone = falling(objective, [[ended, limit, ended, stuck]], [[0.8, 0.15, 9.0, 0.0]], **of)
+    assert still_falling(replace(found, lambdas=lambdas.square())).tolist() == [[0.0] * 4]
+    assert still_falling(alone).tolist() == [[0.0, 0.15 / 3, 0.0, 0.0]]
+
+
+def test_figures_read_where_the_objective_still_fell_carry_a_sign(
+    bundled_model: Any, pairs: tuple[Tensor, Tensor]
+) -> None:
+    x, x_t = (part[:1] for part in pairs)
+    term = kl_to(bundled_model.encode, x_t)
+    found = swept(bundled_model, x, x_t, count=41, evaluations=8)
+    share = float(still_falling(found)[0, int(found.chosen)])
+    signs = look(term, bundled_model.encode, x, x_t, found)
+    assert share > FALLS
+    assert Sign.FALLING in signs.of(0)
+    assert f"still fell by {share:.2g} of itself" in signs.message(Sign.FALLING, 0)
+    done = replace(found, status=torch.full_like(found.status, int(Status.CONVERGED)))
+    assert Sign.FALLING not in look(term, bundled_model.encode, x, x_t, done).of(0)
 
 
 def test_a_capped_attack_at_its_limit_is_judged_by_what_it_gained_of_late(small: tuple[Any, Tensor, Tensor]) -> None:

@@ -137,8 +137,9 @@ def test_statuses_evaluations_and_recent_gains_are_told_for_every_problem(
     assert not found.interrupted
     assert set(found.status.flatten().tolist()) <= {int(Status.CONVERGED), int(Status.STALLED), int(Status.LIMIT)}
     assert (found.evaluations >= 1).all()
-    # At d = 0, exploring from two points, refining, and searching on where that was not enough.
-    assert (found.evaluations <= 1 + 2 * MOST / 4 + torch.where(found.further, FURTHEST * MOST, MOST)).all()
+    # At d = 0, exploring from two points, a walk, following, refining, and searching on where that was not enough.
+    most = 1 + (3 / 4 + 3 / 6) * MOST + 4
+    assert (found.evaluations <= most + torch.where(found.further, FURTHEST * MOST, MOST)).all()
     assert (found.recent >= 0).all()
     rounding = 1e-5 * found.zero_data_term.abs()[:, None]
     ended = (found.status == int(Status.CONVERGED)) | (found.status == int(Status.STALLED))
@@ -169,7 +170,7 @@ def test_what_still_falls_at_its_limit_is_searched_on_and_nothing_else(small_vae
     # What is left to gain of all others is little; only what took all that may be spent can show a sign.
     at_end = short.evaluations >= 1 + 0.9 * FURTHEST * SHORT
     assert not (unfinished(short) & ~at_end).any()
-    assert (short.evaluations[limited & ~short.further] <= 1 + 2 * SHORT / 4 + SHORT).all()
+    assert (short.evaluations[limited & ~short.further] <= 1 + (3 / 4 + 3 / 6) * SHORT + 4 + SHORT).all()
     whole = run(term, x, x_t, FINE, evaluations=FURTHEST * SHORT)
     assert not whole.further.any()
     mean, other = (found.objective.mean(1) for found in (short, whole))
@@ -277,25 +278,32 @@ def test_draws_are_the_same_for_every_batch_size(small_vae: Any, monkeypatch: py
 def test_objectives_of_all_batch_sizes_agree_where_the_search_may_end(mode: str, small_vae: Any) -> None:
     x, x_t = pairs_of(2)
     term, floor = term_of(small_vae(), x, x_t, mode), 0.0 if mode == "latent" else None
-    found = [run(term, x, x_t, SETTLING, size=size, floor=floor, evaluations=600) for size in BATCHES]
+    lambdas = SETTLING[2:]  # a batch of one row is slow
+    found = [run(term, x, x_t, lambdas, size=size, floor=floor, evaluations=600) for size in BATCHES]
     for other in found[1:]:
         relative = (other.objective / found[0].objective - 1).abs()
         assert (relative <= 1e-4).double().mean() >= 0.99
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("power", [-6, -3, 3, 6])
-def test_the_units_of_the_input_change_nothing(power: int, dtype: torch.dtype, small_vae: Any) -> None:
-    (x, x_t), vae, unit = pairs_of(4, dtype), small_vae(dtype=dtype), 10.0**power
-    term = term_of(vae, x, x_t)
-    lambdas = torch.tensor(SETTLING) * (gap_of(x, x_t).mean() / 2)
+@pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=str)
+def in_units(request: pytest.FixtureRequest, small_vae: Any) -> tuple[torch.dtype, Callable[[float], Sweep], Sweep]:
+    """A sweep in any units, which the encoder undoes and of which no box is known, and that in the model's own."""
+    (x, x_t), vae = pairs_of(4, request.param), small_vae(dtype=request.param)
+    term, lambdas = term_of(vae, x, x_t), torch.tensor(SETTLING) * (gap_of(x, x_t).mean() / 2)
 
     def in_units(unit: float) -> Sweep:
-        """The encoder undoes the units; neither is a box known."""
         values = tuple((lambdas / unit).tolist())
         return run(lambda points, item: term(points / unit, item), x * unit, x_t * unit, values, box=None)
 
-    plain, scaled = in_units(1.0), in_units(unit)
+    return request.param, in_units, in_units(1.0)
+
+
+@pytest.mark.parametrize("power", [-6, -3, 3, 6])
+def test_the_units_of_the_input_change_nothing(
+    power: int, in_units: tuple[torch.dtype, Callable[[float], Sweep], Sweep]
+) -> None:
+    unit, (dtype, run_in, plain) = 10.0**power, in_units
+    scaled = run_in(unit)
     tolerance = 1e-3 if dtype == torch.float32 else 1e-5
     torch.testing.assert_close(scaled.objective, plain.objective, rtol=tolerance, atol=0)
     torch.testing.assert_close(scaled.norm / unit, plain.norm, rtol=30 * tolerance, atol=1e-6)
@@ -306,7 +314,7 @@ def test_the_units_of_the_input_change_nothing(power: int, dtype: torch.dtype, s
 def test_groups_of_pairs_give_what_all_together_give(
     penalty: str, small_vae: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x, x_t = pairs_of(5)
+    x, x_t = pairs_of(3)
     term = term_of(small_vae(), x, x_t)
     whole = run(term, x, x_t, SETTLING, evaluations=120, penalty=penalty)
     groups: list[int] = []
@@ -319,7 +327,7 @@ def test_groups_of_pairs_give_what_all_together_give(
     monkeypatch.setattr(module, "Search", Counted)
     monkeypatch.setattr(module, "_MEMORY", 2 * (len(SETTLING) + len(rungs(SETTLING))) * 6 * 8 * module._VECTORS)
     apart = run(term, x, x_t, SETTLING, evaluations=120, penalty=penalty)
-    assert groups == [2, 2, 1]
+    assert groups == [2, 1]
     torch.testing.assert_close(apart.objective, whole.objective, rtol=1e-4, atol=0)
     torch.testing.assert_close(apart.zero_data_term, whole.zero_data_term, rtol=1e-12, atol=0)
     for name in ("distortion", "adversarial", "status", "evaluations", "recent", "norm"):

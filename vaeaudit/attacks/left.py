@@ -8,6 +8,9 @@ from vaeaudit.attacks.probes import rounding
 from vaeaudit.optim.lbfgsb import Status
 
 ENOUGH = 0.02  # share of a figure that may be left to gain
+FALLS = (
+    0.05  # share of an objective by which it still fell, from which on a long search ends over 10% lower: calibrated
+)
 FURTHER = (1, 2)  # how long is searched on where more is left, as multiples of the first evaluations
 MOST = 1 + sum(FURTHER)
 
@@ -36,6 +39,23 @@ def unfinished(found: Attacked) -> Tensor:
     value = torch.where(found.data_term.isfinite(), found.data_term, torch.inf)
     lowest = torch.minimum(value.amin(1), found.zero_data_term)
     return _ran(found) & ~(left_share(found, lowest) <= ENOUGH)
+
+
+def still_falling(found: Sweep) -> Tensor:
+    """How far the objective of each lambda was still falling when its search was cut off, as a share of it, (P, K).
+
+    That is what is left to gain (see :func:`left_to_gain`) over the objective above its floor, there or at any larger
+    lambda of the pair: solutions with smaller lambda go on from those with larger ones, and settle too soon where
+    these are not done. 0 where the data term has no floor, and where lambda lie more than a factor of 2 apart: what is
+    left is then bounded too loosely by neighbours to tell.
+    """
+    apart = found.lambdas.log2().sort().values.diff()
+    if found.floor is None or not len(apart) or float(apart.max()) > 1.01:
+        return torch.zeros_like(found.data_term)
+    left = torch.where(_ran(found), left_to_gain(found), 0.0)
+    share = torch.where(left > 0, left / (found.objective - found.floor), 0.0)
+    order = found.lambdas.argsort(descending=True)
+    return share[:, order].cummax(1).values[:, order.argsort()]
 
 
 def left_to_gain(found: Attacked) -> Tensor:

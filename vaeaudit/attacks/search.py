@@ -4,9 +4,9 @@ The problems of one pair share all but their lambda. A distortion found for one 
 cost (the table J_i + lambda_j pen(d_i)), and two candidates need no search at all: d = 0, which is optimal for large
 lambda, and d = x_t - x, which reaches the target's own posterior. The search first looks from several points, for
 the lambda at which the way to the target is weighed against its length: with a larger one d = 0 is optimal, and with
-a much smaller one a search from afar crawls. The largest of these are walked to instead, over kinks at which a search
-settles, and what is found there leads the smaller ones. Then all problems are refined from the best candidate of their
-pair, and every few rounds those that another's distortion serves better move there.
+a much smaller one a search from afar crawls. The largest of these are walked to as well, over kinks at which a search
+settles, and from there each pair is followed to ever smaller lambda. Then all problems are refined from the best
+candidate of their pair, and every few rounds those that another's distortion serves better move there.
 
 That needs neighbours: a lambda searched alone ends in whatever minimum lies on its way. So where those asked for lie
 far apart, rungs between them are searched as well, and above the largest. What is told is of those asked for alone.
@@ -33,12 +33,16 @@ _OFF_ZERO = 1e-2  # length of the first step off d = 0, as a share of ||x_t - x|
 _STEP = 0.1  # length of an ordinary step of a search, likewise
 _EXPLORED = 2.0**-13  # least lambda that is explored, as a share of the least for which d = 0 could be optimal
 _WALKED = 2.0**-6  # least that is walked to, likewise
+_LEADS = 2.0**-3  # largest from which smaller ones are led, likewise
+_FAR = 2.0**-9  # lambda at which a distortion shorter than half of the way shows that much can be won by it, likewise
+_LED, _LAST = 6, 3  # each gets this part of a problem's evaluations, and the smallest lambda so many times as much
+_EVERY = 2  # of so many neighbours one is explored, and led to
 _STRIDE = 0.2  # of a walk at first, as a share of ||x_t - x|| spread over all elements
 _EXPLORING = 4  # exploring takes this part of a problem's evaluations, from each start
 _ROUNDS = 50  # rounds between two exchanges
 _TELLING = 100  # evaluations from which on a search's last gains tell of those to come
-# Shares of the time at which walks begin, and at whose end problems are explored, and refined, as measured.
-_WALKS_AT, _EXPLORES, _REFINES = 0.16, 0.2, 0.95
+# Shares of the time at which walks begin, and following, and at whose end problems are explored, and refined.
+_WALKS_AT, _LEADS_AT, _EXPLORES, _REFINES = 0.08, 0.1, 0.4, 0.95
 _WORTHWHILE = 1e-3  # relative gain for which a problem moves to another's distortion
 _APART = 1.0  # most that neighbouring lambda lie apart, in powers of 2
 _ALIKE = 1e-3  # of which rounding explains this much
@@ -115,6 +119,8 @@ class Search:
         """Explore, then refine."""
         self._explore()
         self._adopt()
+        self._lead()
+        self._adopt()
         begin = (self.norm > 0) | ~self.stationary
         rounds = self.effort.stopping.max_evaluations
         self._refine(begin.nonzero().squeeze(1), rounds, "refining", _EXPLORES, _REFINES)
@@ -150,12 +156,14 @@ class Search:
         return torch.cat([self.data_term.reshape(shape), data], 1), torch.cat([self.norm.reshape(shape), norm], 1)
 
     def _explore(self) -> None:
-        """Search from a small step off d = 0, and halfway to the target and further points, or walk from the target.
+        """Search from a small step off d = 0, and halfway to the target and further points; then walk from the target.
 
-        With large lambda the solution is short and lies on kinks, where a search settles at the first that it meets.
+        With large lambda the solution is short and lies on kinks, where a search settles at the first that it meets:
+        mostly a walk ends lower, on single problems a search does.
         """
         below = self.lam < self.top[self.pair]
         explored = (below & (self.lam >= _EXPLORED * self.top[self.pair])).reshape(len(self.x), -1)
+        explored &= self.lambdas.argsort().argsort() % _EVERY == 0
         # Where the lambda asked for leave that range out, the largest below it.
         nearest = torch.where(below, self.lam, -torch.inf).reshape(explored.shape)
         largest = (nearest == nearest.max(1, keepdim=True).values) & nearest.isfinite()
@@ -163,11 +171,8 @@ class Search:
         if not problem.numel():
             return
         most = -(-self.effort.stopping.max_evaluations // _EXPLORING)
-        walked = self.lam[problem] >= _WALKED * self.top[self.pair[problem]]
-        near = problem[~walked]  # a walk takes the place of the searches from between
-        several = torch.cat([problem, *[near] * (self.effort.starts - 1)])
-        pair = self.pair[near]
-        points = [self._off_zero(self.pair[problem])]
+        several, pair = problem.repeat(self.effort.starts), self.pair[problem]
+        points = [self._off_zero(pair)]
         points += [torch.lerp(self.x[pair], self.x_t[pair], _between(start)) for start in range(1, self.effort.starts)]
         search = self._descent(several, torch.cat(points), most, None)
         before, turn = self.evaluations, 0
@@ -182,7 +187,7 @@ class Search:
             self._harvest(search.minima(), several)
             self.evaluations = before.index_add(0, several, search.minima().evaluations)
             self.history.append((self.evaluations, self.objective))
-        self._walk(problem[walked], most)
+        self._walk(problem[self.lam[problem] >= _WALKED * self.top[pair]], most)
 
     def _walk(self, problem: Tensor, most: int) -> None:
         """Walk from the target with the problems (b,), by ``most`` evaluations of each."""
@@ -191,7 +196,7 @@ class Search:
         pair = self.pair[problem]
 
         def go_on(taken: int) -> bool:
-            done = _WALKS_AT + (_EXPLORES - _WALKS_AT) * taken / most
+            done = _WALKS_AT + (_LEADS_AT - _WALKS_AT) * taken / most
             return self._asked(Progress("walking from the target", len(problem), len(problem), done))
 
         step = _STRIDE * self.gap[pair] / self.x.shape[1] ** 0.5
@@ -199,6 +204,51 @@ class Search:
         self._harvest(found, problem)
         self.evaluations = self.evaluations.index_add(0, problem, found.evaluations)
         self.history.append((self.evaluations, self.objective))
+
+    def _lead(self) -> None:
+        """Follow each pair's best down to the smallest lambda: each search begins where its neighbour's has come to.
+
+        From afar a search with small lambda first brings the data term near its floor, at a long distortion, and then
+        crawls. From a larger lambda it stays short, and the neighbour's curvature is known. Where the distortion must
+        be nearly as long as the way to the target, that is soon found without.
+        """
+        order = self.lambdas.argsort()[::_EVERY].flip(0)  # the smallest comes last
+        begins = (self.lambdas[order] > _LEADS * self.top[:, None]).sum(1)  # (P,) where in it a pair does
+        far = (self.lambdas.log() - (_FAR * self.top).log()[:, None]).abs().argmin(1, keepdim=True)
+        norm = self.norm.reshape(len(self.x), -1).gather(1, far).squeeze(1)
+        begins = torch.where(norm < 0.5 * self.gap, begins, len(order))
+        steps = range(int(begins.min()), len(order))
+        if not steps:
+            return
+        first = torch.arange(len(self.x), device=self.x.device) * len(self.lambdas)  # problem of each pair
+        problem = first.clone()  # (P,) that each pair has come to, which the objective reads anew
+        most = -(-self.effort.stopping.max_evaluations // _LED)
+        asked = self.effort.stopping
+        stopping = Stopping(asked.ftol, asked.patience, most * (len(steps) + _LAST))
+        search = Descent(
+            self._objective(problem), self.x, self.low, self.high, stopping, begin=first[:0], unit=_STEP * self.gap
+        )
+        taken = torch.zeros_like(first)
+        for step in steps:
+            problem.copy_(first + order[step])
+            pair = (begins <= step).nonzero().squeeze(1)
+            of = problem[pair]
+            start = torch.where((self.norm[of] > 0)[:, None], self.best[of], self._off_zero(pair))
+            led = begins[pair] < step
+            search.move(pair, torch.where(led[:, None], search.minima().x[pair], start), torch.where(led, pair, -1))
+            for _ in range(most * _LAST if step == steps[-1] else most):
+                done = _LEADS_AT + (_EXPLORES - _LEADS_AT) * (step - steps[0]) / len(steps)
+                told = Progress("following to smaller lambda", steps[-1] + 1 - step, len(steps), done)
+                if not search.running or not self._asked(told):
+                    break
+                search.advance(1)
+            found = search.minima()
+            self._harvest(Minima(*(each[pair] for each in (found.x, found.value, found.status, taken))), of)
+            self.evaluations = self.evaluations.index_add(0, problem, found.evaluations - taken)
+            self.history.append((self.evaluations, self.objective))
+            taken = found.evaluations.clone()
+            if self.stopped:
+                break
 
     def _refine(self, begin: Tensor, most: int, stage: str, begun_at: float, ends_at: float) -> None:
         """Search the problems ``begin`` (b,) from the best known; any moves to better ones as they are found.

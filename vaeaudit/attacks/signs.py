@@ -17,8 +17,8 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.attacked import Attacked
-from vaeaudit.attacks.left import ENOUGH, MOST, left_share
+from vaeaudit.attacks.attacked import Attacked, Sweep
+from vaeaudit.attacks.left import ENOUGH, FALLS, MOST, left_share, still_falling
 from vaeaudit.attacks.probes import DrawTerm, Probes
 from vaeaudit.attacks.term import DataTerm
 from vaeaudit.model.batches import RowBatches
@@ -32,6 +32,7 @@ class Sign(StrEnum):
     """What can be wrong with an attack on one item, in words for a table's cell."""
 
     NOT_CONVERGED = "not converged"
+    FALLING = "still falling"
     NOT_FINITE = "not finite"
     ZERO_GRADIENT = "zero gradient"
     WRONG_GRADIENT = "wrong gradient"
@@ -51,6 +52,12 @@ _SAYS: dict[Sign, tuple[float, str, str]] = {
     Sign.NOT_CONVERGED: (
         ENOUGH,
         f"searched on to {MOST} times its evaluations, it could still lower its figures by {{:.2g}} of their scale",
+        "{effort}",
+    ),
+    Sign.FALLING: (
+        FALLS,
+        "the objective at the lambda shown still fell by {:.2g} of itself when its search was cut off: a longer one "
+        "would lower it by more than a tenth",
         "{effort}",
     ),
     Sign.NOT_FINITE: (
@@ -106,8 +113,9 @@ class Signs:
     """Measurements of P items, (len(Sign), P) in the order of :class:`Sign`, each with its limit there.
 
     What they measure, in that order: the fall of a figure that a longer search could bring, as a share of it (see
-    :func:`vaeaudit.attacks.left.left_share`); the share of values and gradients that are not finite; the change of the
-    data term by moving the elements without a gradient to the target, or to a far point where there is none; the
+    :func:`vaeaudit.attacks.left.left_share`); the share by which the objective shown still fell (see
+    :func:`vaeaudit.attacks.left.still_falling`); the share of values and gradients that are not finite; the change of
+    the data term by moving the elements without a gradient to the target, or to a far point where there is none; the
     relative error of the gradient against central differences; the share of log-variances at a clamp's edge; the share
     missed of the gain of the best point that costs no search; the excess of the objective over that of d = 0; the
     change of a value when it is computed again. NaN counts as a sign. ``effort`` says what makes the search stronger.
@@ -167,6 +175,7 @@ def signs_of(
     look = Probes(data_term, x, x_t, found, directions, box, norm, rows)
     measured = {
         Sign.NOT_CONVERGED: left_share(found, look.lowest).amax(1),
+        Sign.FALLING: _at_chosen(found),
         Sign.NOT_FINITE: look.not_finite(),
         Sign.ZERO_GRADIENT: look.zero_gradient(),
         Sign.WRONG_GRADIENT: look.wrong_gradient(),
@@ -176,3 +185,10 @@ def signs_of(
         Sign.NOT_REPEATABLE: look.change(),
     }
     return Signs(torch.stack([measured[sign] for sign in Sign]))
+
+
+def _at_chosen(found: Attacked) -> Tensor:
+    """How far each item's objective still fell at the lambda from which its figures are read, (P,); 0 under caps."""
+    if not isinstance(found, Sweep):
+        return torch.zeros_like(found.zero_data_term)
+    return still_falling(found).gather(1, found.chosen[:, None]).squeeze(1)

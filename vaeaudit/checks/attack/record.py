@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor
 
-from vaeaudit.attacks.left import MOST
+from vaeaudit.attacks.left import FALLS, MOST, still_falling
 from vaeaudit.checks import sign_record
 from vaeaudit.checks.attack.capped import CappedResult
 from vaeaudit.checks.attack.entry import (
@@ -43,15 +43,24 @@ def signs(result: AttackResult | CappedResult, acknowledged: Container[str]) -> 
 
 
 def limit_warnings(result: AttackResult) -> list[str]:
-    """That problems of a sweep ended early."""
+    """That problems of a sweep ended early, and where a longer search would end much lower."""
     status = result.sweep.status
     limited = int(((status == int(Status.LIMIT)) | (status == int(Status.STALLED))).sum())
     if not limited:
         return []
-    return [
+    told = [
         f"{limited} of {status.numel()} {result.mode} problems stopped at the evaluation limit or got stuck; "
         "their objectives are upper bounds that a higher --max-evaluations may lower"
     ]
+    falls = still_falling(result.sweep) > FALLS
+    if falls.any():
+        some = result.sweep.lambdas[falls.any(0)]
+        told.append(
+            f"a longer search (--max-evaluations) would lower {int(falls.sum())} of {falls.numel()} {result.mode} "
+            f"objectives by more than a tenth, at lambda {float(some.min()):.2g} to {float(some.max()):.2g}: they, or "
+            "those of a larger lambda, still fell when their search was cut off"
+        )
+    return told
 
 
 def attack_entry(subject: Subject, result: AttackResult, pairs: Pairs, classes: ClassTableEntry | None) -> AttackEntry:
@@ -184,6 +193,7 @@ def attack_rows(result: AttackResult, pairs: Pairs) -> list[Row]:
         "target_nll": result.target_nll.tolist(),
         "target_error": result.target_error.tolist(),
         "own_error": result.own_error.tolist(),
+        "still_falling": still_falling(found).tolist(),
         "evaluations": found.evaluations.tolist(),
     }
     return [
