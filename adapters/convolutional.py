@@ -85,8 +85,8 @@ class Convolutional(nn.Module):
         """The shape of an input's latents, and whether they have no spread: found from shapes, without computing."""
         name, sizes = type(self.model).__name__, "x".join(map(str, shape))
         tensors = {name: t.to("meta") for name, t in (*self.named_parameters(), *self.named_buffers())}
-        x = torch.empty((1, *shape), device="meta", dtype=next(self.parameters()).dtype)
         try:
+            x = torch.empty((1, *shape), device="meta", dtype=next(self.parameters()).dtype)
             q, mean = torch.func.functional_call(self, tensors, x)
         except Exception as error:
             reason = clipped(" ".join(str(error).split()))

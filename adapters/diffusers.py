@@ -65,6 +65,7 @@ KINDS = {
     "AutoencoderKLCogVideoX": _VIDEO,
     "AutoencoderKLCosmos": replace(_VIDEO, posterior="point"),  # whose "KL" is a name
 }
+_SCALES = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -81,7 +82,13 @@ class Diffusers(Convolutional):
         channels = next(config[name] for name in ("in_channels", "audio_channels", "input_channels") if name in config)
         size = config.get("sample_size") or kind.sizes
         super().__init__(model, (channels, *(size if isinstance(size, list | tuple) else (size, size))), options)
-        self.latent_scale = _latent_scale(model)
+        try:
+            self.latent_scale = _latent_scale(model)
+        except (TypeError, ValueError, RuntimeError) as error:
+            said = clipped(str({name: config[name] for name in _SCALES if config.get(name) is not None}))
+            raise AdapterError(
+                f"config.json states no numbers by which latents are scaled: {said}; correct it"
+            ) from error
         if kind.clamped:
             self.notes += ("the decoder's output is clamped to [-1, 1], and has no gradient where it is",)
         if self.with_step:
@@ -183,9 +190,13 @@ def _latent_scale(model: Any) -> LatentScale | None:
     mean, stddev = (stored.get(name) or config.get(name) for name in ("latents_mean", "latents_std"))
     if mean and stddev:
         channels = config.get("latent_channels") or config["z_dim"]  # each may have a number for every frame
-        means, stddevs = (torch.tensor(one).reshape(channels, -1).mean(1) for one in (mean, stddev))
+        means, stddevs = (
+            torch.tensor(one, dtype=torch.float32).reshape(channels, -1).mean(1) for one in (mean, stddev)
+        )
+        if not (stddevs > 0).all():
+            raise ValueError("standard deviations are positive")
         return LatentScale(tuple(means.tolist()), tuple((1 / stddevs).tolist()), "latents_mean and latents_std")
-    if "scaling_factor" not in config:
+    if config.get("scaling_factor") is None:
         return None
     shift, scale = float(config.get("shift_factor") or 0), float(config["scaling_factor"])
     return LatentScale((shift,), (scale,), f"scaling_factor {scale:g}" + f" and shift_factor {shift:g}" * (shift != 0))

@@ -88,6 +88,8 @@ class Export(nn.Module):
     def encode(self, x: Tensor) -> DiagonalGaussian | Point:
         """q(z|x), (batch, *input_shape) -> (batch, *latent)."""
         given = self.encoder(x)
+        if not isinstance(given, Tensor | tuple | list):
+            raise ContractError(f"the encoder's program gives a {type(given).__name__}, where tensors were expected")
         if isinstance(given, Tensor):
             given = (given,) if self.options.spread == "none" else given.chunk(2, 1)
         elif self.options.spread == "none":
@@ -106,6 +108,11 @@ class Export(nn.Module):
         """p(x|z), (batch, *latent) -> (batch, *input_shape)."""
         given = self.decoder(z)
         output = given if isinstance(given, Tensor) else given[0]
+        if math.prod(output.shape[1:]) != math.prod(self.input_shape):
+            raise ContractError(
+                f"the decoder's program gives {list(output.shape[1:])} an item, where {list(self.input_shape)} was "
+                "expected"
+            )
         output = output.flatten(1).unflatten(1, self.input_shape)
         if self.options.likelihood == "gaussian":
             return GaussianLikelihood(output, output.new_full((), math.log(self.options.stddev)))

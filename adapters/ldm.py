@@ -13,7 +13,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from vaeaudit import Checkpoint, LatentScale
-from vaeaudit.errors import CheckpointError, listed
+from vaeaudit.errors import AdapterError, CheckpointError, listed
 
 from .convolutional import ConvolutionalOptions
 from .diffusers import Diffusers, opened
@@ -95,11 +95,17 @@ def _described(tensors: Mapping[str, Tensor], options: LDMOptions) -> tuple[str,
     if "quantize.embedding.weight" in tensors:
         raise CheckpointError("the autoencoder has a codebook; convert it to a VQModel of diffusers, which is read")
     levels = _numbers(tensors, r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight")
+    widths = [tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in levels]
+    if uneven := [width for width in widths if width % options.norm_num_groups]:
+        raise AdapterError(
+            f"{uneven[0]} channels cannot be normalised in {options.norm_num_groups} groups; say in how many with "
+            "--option norm_num_groups=N"
+        )
     described = {
         "in_channels": tensors["encoder.conv_in.weight"].shape[1],
         "out_channels": tensors["decoder.conv_out.weight"].shape[0],
         "latent_channels": tensors["decoder.conv_in.weight"].shape[1],
-        "block_out_channels": [tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in levels],
+        "block_out_channels": widths,
         "layers_per_block": len(_numbers(tensors, r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight")),
         "down_block_types": ["DownEncoderBlock2D"] * len(levels),
         "up_block_types": ["UpDecoderBlock2D"] * len(levels),
@@ -115,7 +121,7 @@ def _described(tensors: Mapping[str, Tensor], options: LDMOptions) -> tuple[str,
 def _numbers(tensors: Mapping[str, Tensor], name: str) -> list[int]:
     """0, 1, ... as far as names of this form go without a gap."""
     found = {int(match[1]) for one in tensors if (match := re.fullmatch(name, one))}
-    return [number for number in sorted(found) if set(range(number)) <= found]
+    return [number for place, number in enumerate(sorted(found)) if number == place]
 
 
 def _as_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

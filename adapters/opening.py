@@ -1,5 +1,6 @@
 """What the adapters of this folder share: reading options, and filling a module with a checkpoint's tensors."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Annotated, TypeVar
@@ -76,8 +77,9 @@ def filled(build: Callable[[], AnyModule], tensors: Mapping[str, Tensor]) -> Any
     No initial weights are drawn: opening a model leaves the global random state as it was.
     Raises :class:`vaeaudit.errors.CheckpointError` where a name or shape does not match.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # of tensors without elements
         module = build()
+    load_state(module, {name: tensor.to("meta") for name, tensor in tensors.items()})  # before memory is taken
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()), torch.float32)
     module = nn.Module.to(module.to_empty(device="cpu"), dtype)  # a class may have a `to` of its own that warns
     load_state(module, tensors)

@@ -93,11 +93,18 @@ def open(checkpoint: Checkpoint, config: Mapping[str, object]) -> TAESD:
     other = checkpoint.beside(checkpoint.path.name.replace(half, _OTHER[half]))
     tensors = {half: checkpoint.tensors, _OTHER[half]: other.tensors}
     named = {f"{part}.{name}": tensor for part in ("encoder", "decoder") for name, tensor in tensors[part].items()}
-    return TAESD(filled(lambda: nn.ModuleDict({p: _sequential(tensors[p], p) for p in tensors}), named).eval(), options)
+    return TAESD(filled(lambda: _built(tensors), named).eval(), options)
 
 
 def _half(checkpoint: Checkpoint) -> str | None:
     return next((part for part in _OTHER if part in checkpoint.path.name), None)
+
+
+def _built(tensors: Mapping[str, Mapping[str, Tensor]]) -> nn.ModuleDict:
+    try:
+        return nn.ModuleDict({part: _sequential(tensors[part], part) for part in tensors})
+    except (KeyError, ValueError) as error:  # a tensor of a block is missing, or of sizes that no layer has
+        raise CheckpointError(f"the pair's tensors are not those of a tiny autoencoder: {error.args[0]}") from error
 
 
 def _sequential(tensors: Mapping[str, Tensor], part: str) -> nn.Sequential:

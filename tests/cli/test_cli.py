@@ -198,7 +198,10 @@ def test_the_command_alone_shows_its_help_as_usage_error(command: Cli) -> None:
         (["--adapter", "no.such:open"], "cannot be imported: ModuleNotFoundError: No module named 'no'"),
         (["--adapter", "json:open"], "adapter 'json:open' defines no function 'open'"),
         (["--adapter", "burgess"], "the checkpoint does not fit this adapter (missing: encoder.conv1.weight"),
-        (["--option", "activation"], "--option takes NAME=VALUE, as in activation=tanh, but 'activation' came"),
+        (
+            ["--option", "activation"],
+            "an option of an adapter is NAME=VALUE, as in activation=tanh, but 'activation' came",
+        ),
         (["--option", "activaton=tanh"], "no option 'activaton' (did you mean 'activation'?)"),
         (["--option", "activation=tan"], "adapter 'mlp' cannot take activation = 'tan'"),
         (["--out", ""], "--out must be a text that is not empty"),

@@ -56,6 +56,11 @@ def test_of_several_tensors_one_is_named_and_half_precision_keeps_its_spacing(tm
     assert read(f"{tmp_path / 'val.pt'}#a").eps == 2**-7
 
 
+def test_tensors_that_claim_far_more_than_their_file_are_not_read(tmp_path: Path) -> None:
+    torch.save(torch.zeros(1).expand(10**9, 1, 4, 4), tmp_path / "val.pt")
+    assert "were expanded (it claims 64 GB out of" in refusal(DataError, lambda: read(tmp_path / "val.pt"))
+
+
 def test_pytorch_files_of_other_objects_are_refused_on_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(torch.utils.data.TensorDataset(torch.from_numpy(BYTES)), tmp_path / "val.pt")
     text = refusal(TrustError, lambda: read(tmp_path / "val.pt"))
@@ -281,5 +286,7 @@ def test_a_normalisation_gives_the_range_and_no_other_may_be_given(
     projection.fill(tmp_path)
     done = command("doctor", "vae.safetensors", "--data", "val.npy", "--normalize", "0/0.5")
     assert "[0, 2]" in done.out
+    colours = command("doctor", "vae.safetensors", "--data", "val.npy", "--normalize", "imagenet")
+    assert colours.said(2, "--normalize imagenet has numbers for 3 channels, but the model's inputs have 1")
     both = command("doctor", "vae.safetensors", "--data", "val.npy", "--normalize", "0/1", "--range", "0", "1")
     assert both.said(2, "--normalize gives the range of the model's inputs, and so does --range; give one of them")

@@ -240,6 +240,15 @@ def test_names_of_2022_are_read(tmp_path: Path) -> None:
             AdapterError,
             "'AutoencoderKLL' (did you mean 'AutoencoderKL'?), where one",
         ),
+        ({"latent_channels": 10**8}, CheckpointError, "of another shape: encoder.conv_out.weight"),  # 115 GB
+        ({"sample_size": -4}, AdapterError, "AutoencoderKL takes no inputs of 3x-4x-4"),
+        (
+            {"scaling_factor": "x"},
+            AdapterError,
+            "states no numbers by which latents are scaled: {'scaling_factor': 'x'}",
+        ),
+        ({"latents_mean": [0.0] * 3, "latents_std": [1.0] * 3}, AdapterError, "states no numbers by which"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [0.0] * 4}, AdapterError, "states no numbers by which"),
         ({"_class_name": ["x"]}, AdapterError, "does not say what it is; name one with --adapter"),
     ],
 )
@@ -377,7 +386,7 @@ def test_moments_of_latents_are_those_of_draws() -> None:
     ("name", "changed", "shift", "scale"),
     [
         ("AutoencoderKL", {"scaling_factor": 0.36, "shift_factor": 0.1}, (0.1,), (0.36,)),
-        ("AutoencoderKLWan", {"latents_mean": [1.0] * 4, "latents_std": [2.0] * 4}, (1.0,) * 4, (0.5,) * 4),
+        ("AutoencoderKLWan", {"latents_mean": [1] * 4, "latents_std": [2.0] * 4}, (1.0,) * 4, (0.5,) * 4),
         ("AutoencoderKLFlux2", {}, (0.0,) * 4, pytest.approx((1.0,) * 4, abs=1e-3)),
         ("AutoencoderKLCosmos", {"latents_mean": [1.0, 3] * 4, "latents_std": [2.0] * 8}, (2.0,) * 4, (0.5,) * 4),
     ],
@@ -432,6 +441,13 @@ def test_a_file_of_latent_diffusion_is_the_librarys_model(
     text = refused(CheckpointError, lambda: vaeaudit.load(other / "two.safetensors", norm_num_groups=4))
     assert text.endswith("(under 'first_stage_model' and under 'vae'); name one, as in two.safetensors#vae")
     assert vaeaudit.load(f"{other / 'two.safetensors'}#vae", norm_num_groups=4).range == (-1, 1)
+    far = bare | {"encoder.down.999999999999.block.0.conv1.weight": torch.zeros(8, 8, 3, 3)}
+    save_file(far, other / "far.safetensors")  # is told without counting there
+    assert "not expected" in refused(
+        CheckpointError, lambda: vaeaudit.load(other / "far.safetensors", norm_num_groups=4)
+    )
+    text = refused(AdapterError, lambda: vaeaudit.load(other / "vae.safetensors"))
+    assert text.startswith("8 channels cannot be normalised in 32 groups; say in how many with --option norm_num")
     save_file({**bare, "encoder.conv_in.bias": torch.full((8,), math.nan)}, other / "vae.safetensors")
     assert "NaN" in refused(NonFiniteError, lambda: vaeaudit.load(other / "vae.safetensors", norm_num_groups=4))
 
@@ -480,6 +496,20 @@ def test_a_pair_of_files_is_opened_by_either(
     (tmp_path / "tiny_decoder.pth").unlink()
     text = refused(CheckpointError, lambda: vaeaudit.load(tmp_path / "tiny_encoder.pth", "taesd"))
     assert "there is no checkpoint at" in text and "tiny_decoder.pth" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "said"),
+    [("1.conv.2.weight", None, "1.conv.2.weight"), ("3.pool.0.weight", (3, 4, 1, 1), "groups")],
+)
+def test_a_pair_with_a_block_that_is_none_is_told(
+    name: str, shape: tuple[int, ...] | None, said: str, tmp_path: Path
+) -> None:
+    tensors = torch.load(pair(tmp_path) / "tiny_encoder.pth")
+    without = {key: t for key, t in tensors.items() if key != name}
+    torch.save(without if shape is None else without | {name: torch.zeros(shape)}, tmp_path / "tiny_encoder.pth")
+    text = refused(CheckpointError, lambda: vaeaudit.load(tmp_path / "tiny_encoder.pth"))
+    assert "the pair's tensors are not those of a tiny autoencoder" in text and said in text
 
 
 TRAINED = Path(__file__).parents[3] / "shared" / "checkpoints" / "taesd" / "taef2_encoder.pth"

@@ -20,7 +20,9 @@ def table_of(texts: Iterable[str]) -> dict[str, object]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not (name and equals):
-            raise ConfigError(f"--option takes NAME=VALUE, as in activation=tanh, but '{clipped(text)}' came")
+            raise ConfigError(
+                f"an option of an adapter is NAME=VALUE, as in activation=tanh, but '{clipped(text)}' came"
+            )
         try:
             found[name] = strict_json(value)
         except ValueError:

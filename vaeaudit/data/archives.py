@@ -29,7 +29,7 @@ from vaeaudit.errors import CheckpointError, DataError, TrustError, VaeauditErro
 from vaeaudit.model.checkpoints import sha256_of
 from vaeaudit.model.files import PACKED, excess
 from vaeaudit.model.stated import first_sentence
-from vaeaudit.model.torch_files import read_torch
+from vaeaudit.model.torch_files import check_claims, read_torch
 
 _IMAGE_NAMES = ("imgs", "images", "image", "img", "data", "x", "x_train", "x_val", "x_test")
 LABEL_NAMES = ("labels", "label", "targets", "target", "y")
@@ -149,6 +149,10 @@ def read_torch_data(file: Path, images: str | None = None) -> Stored:
     skipped = [
         f"{clipped(str(name))}: not a tensor" for name, value in content.items() if not isinstance(value, Tensor)
     ]
+    try:
+        check_claims(file, held)
+    except CheckpointError as error:
+        raise DataError(str(error)) from error
     arrays = {name: _of_tensor(file, tensor) for name, tensor in held.items() if tensor.layout == torch.strided}
     return select(file, arrays, skipped, images)
 

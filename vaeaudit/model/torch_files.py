@@ -1,11 +1,13 @@
 """PyTorch files: what ``torch.load(weights_only=True)`` makes of them, looked at before it reads their tensors."""
 
+import logging
 import pickle
 import pickletools
 import re
 import warnings
 import zipfile
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -52,12 +54,12 @@ def read_program(file: Path, trust_code: bool) -> "torch.export.ExportedProgram"
     if not trust_code:
         raise TrustError(
             f"{file} is a program of torch.export, and loading it may run code that it brings, so it was not loaded; "
-            "--trust-code loads it, where you trust whoever made it"
+            "commands that audit it load it with --trust-code, where you trust whoever made it"
         )
     from torch import export  # takes long to import
 
     try:
-        with warnings.catch_warnings():
+        with quiet_export(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return export.load(file)
     except MemoryError:
@@ -66,6 +68,18 @@ def read_program(file: Path, trust_code: bool) -> "torch.export.ExportedProgram"
         raise CheckpointError(
             f"{file} is no program that torch {torch.__version__} can load ({first_sentence(error)}); export it again"
         ) from error
+
+
+@contextmanager
+def quiet_export() -> Iterator[None]:
+    """Without the warnings and tracebacks that torch logs before it raises."""
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def check_claims(file: Path, tensors: dict[str, Tensor]) -> None:

@@ -139,7 +139,7 @@ def prepare(settings: Settings) -> Subject:
     if isinstance(model.vae, Resizable) and settings.data.resize is None:
         model = replace(model, vae=_of_size(model.vae, stored.values.shape[1:]))
     shape = tuple(model.vae.input_shape)
-    data_range = _normalised(settings) or settings.data.range or range_of(model.vae)
+    data_range = _normalised(settings, shape) or settings.data.range or range_of(model.vae)
     unit = settings.data.normalize is not None
     data = fit(stored, input_shape=shape, data_range=data_range, resize=settings.data.resize, unit=unit)
     asked, seed = settings.run, settings.run.seed
@@ -166,17 +166,22 @@ def prepare(settings: Settings) -> Subject:
     return Subject(settings, device, dtype, model, data, items, plausibility, likelihood)
 
 
-def _normalised(settings: Settings) -> Range | None:
-    """The range of the model's inputs where the settings say how training normalised them."""
+def _normalised(settings: Settings, shape: tuple[int, ...]) -> Range | None:
+    """The range of the model's inputs, of this shape, where the settings say how training normalised them."""
     text = settings.data.normalize
     if text is None:
         return None
     if settings.data.range is not None:
         raise ConfigError("--normalize gives the range of the model's inputs, and so does --range; give one of them")
     try:
-        return normalised(text)
+        found = normalised(text)
     except ValueError as error:
         raise ConfigError(f"--normalize takes {error}, but '{clipped(text)}' came") from None
+    if isinstance(found[0], tuple) and len(found) != shape[0]:
+        raise ConfigError(
+            f"--normalize {clipped(text)} has numbers for {len(found)} channels, but the model's inputs have {shape[0]}"
+        )
+    return found
 
 
 def _of_size(vae: Resizable, item: tuple[int, ...]) -> VAE:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vaeaudit.checks.reconstruction.distances import Embedded, frechet, kid
 from vaeaudit.checks.reconstruction.networks import Network
+from vaeaudit.errors import UnsupportedError
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 MODEL, DATA = EXAMPLES / "shapes-beta1.safetensors", EXAMPLES / "shapes.npz"
@@ -107,6 +108,12 @@ def test_images_are_given_to_a_network_as_it_takes_them() -> None:
     images = torch.tensor([[0.0, 2.0], [-1.0, 0.5]]).reshape(1, 1, 2, 2)
     assert network(images).tolist() == [[0.0, 1.0, 0.0, 0.5] * 3]
     assert network(torch.rand(2, 1, 8, 8)).shape == (2, 12)
+    for program, channels, said in (
+        (lambda x: x[:, :0].flatten(1), 3, "gives no tensor with a row for each image"),
+        (torch.flatten, 4, "takes images of 4 channels, but these have 1"),  # colours and what else?
+    ):
+        with pytest.raises(UnsupportedError, match=said):
+            Network(program, channels, (2, 2), "net.pt2", "0" * 64)(images)
 
 
 def test_networks_that_the_user_names_give_lpips_fid_and_kid(command: Command, tmp_path: Path) -> None:
@@ -146,6 +153,7 @@ def test_a_file_that_is_no_such_network_is_named_with_what_was_expected(command:
     asked = ["reconstruction", MODEL, "--data", DATA, "--items", 10, "--trust-networks"]
     for option, path, said in (
         ("--features", "there.pt2", "there.pt2 is not there"),
+        ("--features", ".", "but . is none"),
         ("--features", MODEL, "shapes-beta1.safetensors is none"),
         ("--perceptual", DATA, "shapes.npz cannot be read as one"),
         ("--features", "two.pt2", "where 1 batch of images"),

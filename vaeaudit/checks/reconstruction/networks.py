@@ -5,10 +5,8 @@ downloaded: published figures rest on networks, weights and resizing that differ
 its hash stands beside every figure.
 """
 
-import logging
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from torch.nn import functional
 
 from vaeaudit.errors import ConfigError, NonFiniteError, TrustError, UnsupportedError, clipped, told
 from vaeaudit.model.checkpoints import sha256_of
+from vaeaudit.model.torch_files import quiet_export
 
 _WRITTEN = "a file that torch.export.save wrote"
 
@@ -49,7 +48,7 @@ class Network:
             NonFiniteError: it gave NaN or infinity.
         """
         given = self.program(*(self._fitted(one) for one in images))
-        if not isinstance(given, Tensor) or given.shape[:1] != images[0].shape[:1]:
+        if not isinstance(given, Tensor) or given.shape[:1] != images[0].shape[:1] or not given.numel():
             raise UnsupportedError(f"the network {self.path} gives no tensor with a row for each image")
         if not bool(given.isfinite().all()):
             raise NonFiniteError(f"the network {self.path} gives NaN or infinity")
@@ -57,7 +56,7 @@ class Network:
 
     def _fitted(self, images: Tensor) -> Tensor:
         """Clamped to [0, 1], as files of images are, and of the program's size and colours."""
-        if images.shape[1] not in (1, self.channels):
+        if images.shape[1] != self.channels and (images.shape[1], self.channels) != (1, 3):  # grey ones are repeated
             raise UnsupportedError(
                 f"the network {self.path} takes images of {self.channels} channels, but these have {images.shape[1]}"
             )
@@ -76,7 +75,7 @@ def open_network(path: str, images: int, trusted: bool, device: torch.device) ->
     """
     file = Path(path)
     if not file.is_file() or not zipfile.is_zipfile(file):
-        what = "is none" if file.is_file() else "is not there"
+        what = "is none" if file.exists() else "is not there"
         raise ConfigError(f"a network is {_WRITTEN}, but {clipped(path)} {what}")
     if not trusted:
         raise TrustError(
@@ -84,7 +83,7 @@ def open_network(path: str, images: int, trusted: bool, device: torch.device) ->
             "add --trust-networks"
         )
     try:
-        with _quiet(), file.open("rb") as stream:
+        with quiet_export(), file.open("rb") as stream:
             program = torch.export.load(stream)
     except Exception as error:  # damaged, or an archive of something else
         raise ConfigError(
@@ -107,15 +106,3 @@ def open_network(path: str, images: int, trusted: bool, device: torch.device) ->
         )
     channels, height, width = rest
     return Network(program.module().to(device), channels, (height, width), path, sha256_of(file))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings and tracebacks that torch logs before it raises."""
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

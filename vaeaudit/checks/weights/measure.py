@@ -199,10 +199,10 @@ def assign(
     found = {name: next((part for p, part in prefixes if name.startswith(p)), None) for name in names}
     strange = [name for name, part in found.items() if part is None and (placed is None or name in placed)]
     if strange:
-        known = listed(f"'{p}' ({part})" for p, part in prefixes)
+        known = "begin with " + listed(f"'{p}' ({part})" for p, part in prefixes) if prefixes else "tell it are none"
         raise ConfigError(
             f"nothing says whether these tensors belong to the encoder or the decoder: {listed(strange)}; known are "
-            f"names that begin with {known}; name an adapter that says it "
+            f"names that {known}; name an adapter that says it "
             "(WEIGHT_PARTS, see docs/adapters.md#weights), or give the prefixes (--part encoder=PREFIX)"
         )
     return {name: part or NEITHER for name, part in found.items()}
