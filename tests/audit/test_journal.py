@@ -194,6 +194,7 @@ def test_every_setting_that_a_check_reads_is_among_the_facts_or_in_its_section(k
     no_figure = {
         "model.path",
         "model.adapter",
+        "model.trust_code",
         "data.source",
         "data.range",
         "run.device",

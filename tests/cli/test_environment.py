@@ -19,6 +19,7 @@ WRITTEN: dict[str, list[tuple[str, object]]] = {
     "model.path": [("vae.pt", "vae.pt"), ("7", "7"), ("a,b c.pt", "a,b c.pt"), ("true", "true")],
     "model.adapter": [("mlp", "mlp")],
     "model.options": [('{"activation": "tanh", "units": 3}', {"activation": "tanh", "units": 3})],
+    "model.trust_code": [("true", True)],
     "data.source": [("val.npz", "val.npz"), ("null", "null")],
     "data.range": [("0,255", (0, 255)), ("[-1, 1]", (-1, 1)), ("0 inf", (0, float("inf"))), ("[[0,1]]", ((0, 1),))],
     "data.resize": [("bilinear", "bilinear")],
