@@ -1,10 +1,12 @@
 """What lies beside report.json: values of every item, adversarial inputs, figures."""
 
 import json
+from collections.abc import Mapping, Sequence
 
 from safetensors.torch import save
 
 from vaeaudit.audit.run import Audit
+from vaeaudit.checks.record import Row
 from vaeaudit.report.samples import FILE, PURPOSE, pack
 
 Files = dict[str, tuple[str, bytes]]  # purpose -> file name, content
@@ -15,7 +17,7 @@ def artifacts(audit: Audit) -> Files:
     files: Files = {}
     rows = {name: values for record in audit.records for name, values in record.rows.items()}
     if rows:
-        files["items"] = ("items.json", (json.dumps(rows, indent=1, allow_nan=False) + "\n").encode())
+        files["items"] = ("items.json", _lines(rows))
     if audit.samples:
         files[PURPOSE] = (FILE, pack(audit.samples))
     if any(record.tensors for record in audit.records):
@@ -23,6 +25,13 @@ def artifacts(audit: Audit) -> Files:
     for record in audit.records:
         files |= {purpose: (drawing.name, drawing.draw()) for purpose, drawing in record.drawings.items()}
     return files
+
+
+def _lines(rows: Mapping[str, Sequence[Row]]) -> bytes:
+    """JSON with a row a line: an indented whole would take a long time, and memory, of many items."""
+    of = json.JSONEncoder(allow_nan=False).encode
+    lists = (f"{of(name)}: [\n" + ",\n".join(map(of, values)) + "\n]" for name, values in rows.items())
+    return ("{\n" + ",\n".join(lists) + "\n}\n").encode()
 
 
 def _adversarial(audit: Audit) -> bytes:

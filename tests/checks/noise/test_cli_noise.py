@@ -55,7 +55,9 @@ def test_it_measures_every_noise_and_writes_that_down(noise: Noise) -> None:
     assert strong < weak < clean
     assert entry["levels"][1]["noise_norm_median"]["value"] == pytest.approx(14, rel=0.05)  # 0.5 sqrt(784)
     assert written["metrics"]["noise.s0.5.log_likelihood.median"] == entry["levels"][1]["log_likelihood_median"]
-    rows = json.loads(Path("vaeaudit-report/items.json").read_text())["noise"]
+    text = Path("vaeaudit-report/items.json").read_text()
+    rows = json.loads(text)["noise"]
+    assert text.splitlines()[2:62] == [json.dumps(row) + "," * (row is not rows[-1]) for row in rows]
     assert [(row["item"], row["sigma"]) for row in rows[:60:20]] == [(rows[0]["item"], s) for s in (0, 0.5, 0.1)]
     assert len(rows) == 60
     assert {"items", "samples", "noise histograms", "noise curves", "markdown"} == set(written["files"])
