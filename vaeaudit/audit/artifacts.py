@@ -1,12 +1,11 @@
 """What lies beside report.json: values of every item, adversarial inputs, figures."""
 
 import json
-from collections.abc import Mapping, Sequence
 
 from safetensors.torch import save
 
 from vaeaudit.audit.run import Audit
-from vaeaudit.checks.record import Row
+from vaeaudit.checks.record import rows_to_json
 from vaeaudit.report.samples import FILE, PURPOSE, pack
 
 Files = dict[str, tuple[str, bytes]]  # purpose -> file name, content
@@ -17,7 +16,7 @@ def artifacts(audit: Audit) -> Files:
     files: Files = {}
     rows = {name: values for record in audit.records for name, values in record.rows.items()}
     if rows:
-        files["items"] = ("items.json", _lines(rows))
+        files["items"] = ("items.json", rows_to_json(rows).encode())
     if audit.samples:
         files[PURPOSE] = (FILE, pack(audit.samples))
     if any(record.tensors for record in audit.records):
@@ -25,13 +24,6 @@ def artifacts(audit: Audit) -> Files:
     for record in audit.records:
         files |= {purpose: (drawing.name, drawing.draw()) for purpose, drawing in record.drawings.items()}
     return files
-
-
-def _lines(rows: Mapping[str, Sequence[Row]]) -> bytes:
-    """JSON with a row a line: an indented whole would take a long time, and memory, of many items."""
-    of = json.JSONEncoder(allow_nan=False).encode
-    lists = (f"{of(name)}: [\n" + ",\n".join(map(of, values)) + "\n]" for name, values in rows.items())
-    return ("{\n" + ",\n".join(lists) + "\n}\n").encode()
 
 
 def _adversarial(audit: Audit) -> bytes:

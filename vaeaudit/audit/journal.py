@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from vaeaudit.checks.record import Drawing, Record
+from vaeaudit.checks.record import Drawing, Record, rows_to_json
 from vaeaudit.progress import GoOn
 from vaeaudit.report.model import FIELDS, KINDS
 from vaeaudit.report.writer import write_file
@@ -80,12 +80,11 @@ def _packed(record: Record, key: str) -> bytes:
         "skipped": dict(record.skipped),
         "signs": dict(record.signs),
         "doubts": dict(record.doubts),
-        "rows": dict(record.rows),
         "about": record.about,
         "drawings": {purpose: drawing.name for purpose, drawing in record.drawings.items()},
         "tensors": list(record.tensors),
     }
-    return save(tensors, {"record": json.dumps(plain, allow_nan=False), "key": key})
+    return save(tensors, {"record": json.dumps(plain, allow_nan=False), "rows": rows_to_json(record.rows), "key": key})
 
 
 def _plain(measurement: Measurement) -> dict[str, object]:
@@ -104,7 +103,7 @@ def _read(file: Path, key: str) -> Record | None:
             if metadata.get("key") != key:
                 return None
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - it is no mapping
-        plain = json.loads(metadata["record"])
+        plain, rows = (json.loads(metadata[name]) for name in ("record", "rows"))
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
     return Record(
@@ -116,7 +115,7 @@ def _read(file: Path, key: str) -> Record | None:
         skipped=plain["skipped"],
         signs=plain["signs"],
         doubts=plain["doubts"],
-        rows=plain["rows"],
+        rows=rows,
         tensors={name: tensors[f"tensor/{name}"] for name in plain["tensors"]},
         about=plain["about"],
         drawings={

@@ -1,5 +1,6 @@
 """What every check adds to a report and to the files beside it."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
@@ -53,6 +54,13 @@ class Record:
 
 
 Work = Callable[[GoOn], Record]  # a piece of a check
+
+
+def rows_to_json(rows: Mapping[str, Sequence[Row]]) -> str:
+    """JSON of the rows of a record, one a line: encoded at once, many would take much more memory than they hold."""
+    of = json.JSONEncoder(allow_nan=False).encode
+    lists = (f"{of(name)}: [\n" + ",\n".join(map(of, values)) + "\n]" for name, values in rows.items())
+    return "{\n" + ",\n".join(lists) + "\n}\n"
 
 
 def measured(rows: float) -> float:
