@@ -34,8 +34,9 @@ class Averages(nn.Module):
         return nn.functional.avg_pool2d(x.mean(1, keepdim=True), 4).flatten(1)
 
 
-def export(network: nn.Module, path: Path, *shape: int, fixed: bool = False) -> None:
+def export(network: nn.Module, path: Path, *shape: int, fixed: bool = False, twice: bool = False) -> None:
     images = [torch.rand(2, *shape) for _ in range(1 + isinstance(network, Distance))]
+    images = images[:1] * len(images) if twice else images
     batch = None if fixed else tuple({0: torch.export.Dim("batch")} for _ in images)
     torch.export.save(torch.export.export(network, tuple(images), dynamic_shapes=batch), path)
 
@@ -150,8 +151,10 @@ def test_networks_that_the_user_names_give_lpips_fid_and_kid(command: Command, t
 def test_a_file_that_is_no_such_network_is_named_with_what_was_expected(command: Command, tmp_path: Path) -> None:
     export(Distance(), tmp_path / "two.pt2", 1, 16, 16)
     export(Averages(), tmp_path / "fixed.pt2", 1, 16, 16, fixed=True)
+    export(Distance(), tmp_path / "twice.pt2", 1, 16, 16, twice=True)
     asked = ["reconstruction", MODEL, "--data", DATA, "--items", 10, "--trust-networks"]
     for option, path, said in (
+        ("--perceptual", "twice.pt2", "does not look at all 2 images"),
         ("--features", "there.pt2", "there.pt2 is not there"),
         ("--features", ".", "but . is none"),
         ("--features", MODEL, "shapes-beta1.safetensors is none"),

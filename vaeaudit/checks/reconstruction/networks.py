@@ -90,7 +90,8 @@ def open_network(path: str, images: int, trusted: bool, device: torch.device) ->
             f"a network is {_WRITTEN}, but {clipped(path)} cannot be read as one: {told(error)}"
         ) from error
     inputs = program.graph_signature.user_inputs
-    shapes = [tuple(node.meta["val"].shape) for node in program.graph.nodes if node.name in inputs]
+    nodes = [node for node in program.graph.nodes if node.name in inputs]
+    shapes = [tuple(node.meta["val"].shape) for node in nodes]
     takes = ["x".join(str(size) if isinstance(size, int) else "any" for size in shape) for shape in shapes]
     batch, *rest = shapes[0] if shapes else (0,)
     if len(set(takes)) != 1 or len(takes) != images or len(rest) != 3 or isinstance(batch, int):
@@ -98,6 +99,11 @@ def open_network(path: str, images: int, trusted: bool, device: torch.device) ->
             f"the network {clipped(path)} takes {' and '.join(takes) or 'nothing'}, where {images} "
             f"batch{'es' * (images > 1)} of images (batch, channels, height, width) of any batch size were expected; "
             "export it with dynamic_shapes that name the first axis"
+        )
+    if not all(node.users for node in nodes):
+        raise ConfigError(
+            f"the network {clipped(path)} does not look at all {images} images; where it was exported with one tensor "
+            "given twice, export it with two"
         )
     if not all(isinstance(size, int) for size in rest):
         raise ConfigError(
