@@ -8,9 +8,7 @@ from vaeaudit.attacks.probes import rounding
 from vaeaudit.optim.lbfgsb import Status
 
 ENOUGH = 0.02  # share of a figure that may be left to gain
-FALLS = (
-    0.05  # share of an objective by which it still fell, from which on a long search ends over 10% lower: calibrated
-)
+FALLS = 0.05  # share of an objective by which it still fell: from here on a long search mostly ends 10% lower
 FURTHER = (1, 2)  # how long is searched on where more is left, as multiples of the first evaluations
 MOST = 1 + sum(FURTHER)
 
