@@ -299,7 +299,7 @@ def test_a_masked_model_is_inconclusive_and_its_sign_is_told_everywhere(
 def test_a_clamp_that_is_acknowledged_is_no_failure_of_the_attack(attack: Attack) -> None:
     Path("masked.py").write_text(MASKED)
     Path("vaeaudit.toml").write_text('[doctor.acknowledge]\nlog-variance = "the floor is meant"\n')
-    done = attack("--adapter", "masked.py:open", "--option", "how=clamped", "--max-evaluations", "300")
+    done = attack("--adapter", "masked.py:open", "--option", "how=clamped", "--max-evaluations", "40")
     written = report()
     assert (done.code, written["verdict"]) == (0, "ungated")
     assert written["attacks"][0]["signs"][Sign.CLAMPED] >= 1
