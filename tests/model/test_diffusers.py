@@ -198,7 +198,8 @@ def test_estimates_and_starts_of_attacks_take_the_second_derivatives_of_attentio
     x, rows = 0.9 * inputs("AutoencoderKL", 1, torch.float64)[..., :8, :8], RowBatches(1)
     exact, free = (jacobian_norms(vae, x, rows, items=[0], seed=0, exact=exact) for exact in (True, False))
     torch.testing.assert_close(free.spectral, exact.spectral, rtol=1e-3, atol=0)
-    _, values = pullback_directions(lambda x: vae.encode(x).mean, x, torch.ones(1, 1, 4, 4, 4, dtype=x.dtype), rows)
+    noise = torch.ones(1, 1, 4, 4, 4, dtype=x.dtype)
+    _, values = pullback_directions(lambda x, _item: vae.encode(x).mean, x, noise, rows)
     torch.testing.assert_close(values[:, 0], exact.spectral, rtol=0.1, atol=0)
 
 
