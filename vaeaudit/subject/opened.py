@@ -156,7 +156,7 @@ def prepare(settings: Settings) -> Subject:
         some = f"{option} leaves {n} of {len(data)} items" if n < len(data) else f"{data.source} holds {n} item"
         raise DataError(f"{some}, where at least two are needed; give more")
     tried = items[_sample(n, seed)].tolist()
-    model = replace(model, vae=_bound(model.vae, data, dtype, device))
+    model = replace(model, vae=bound(model.vae, data, dtype, device))
     of_sample = under(model.vae, torch.as_tensor(tried, device=device))
     sample = data.batch(tried, dtype=dtype, device=device)
     data = replace(data, warnings=(*data.warnings, *_scales(data, sample)))
@@ -165,6 +165,7 @@ def prepare(settings: Settings) -> Subject:
         plausibility = examine(of_sample, sample, seed=seed, batch_size=size, items=tried)
         plausibility = explained(plausibility, of_sample, sample, seed=seed, batch_size=size)
         likelihood = _route(of_sample, sample)
+        _check_counts(data, sample, likelihood)
     except (VaeauditError, KeyboardInterrupt):
         raise
     except BaseException as error:  # the adapter is the user's code
@@ -200,7 +201,7 @@ def _of_size(vae: Resizable, item: tuple[int, ...]) -> VAE:
     return vae
 
 
-def _bound(vae: VAE, data: Data, dtype: torch.dtype, device: torch.device) -> VAE:
+def bound(vae: VAE, data: Data, dtype: torch.dtype, device: torch.device) -> VAE:
     """A conditional model under the conditions of all items; any other as it is.
 
     Raises :class:`DataError` where the data do not hold what it takes.
@@ -230,6 +231,16 @@ def _bound(vae: VAE, data: Data, dtype: torch.dtype, device: torch.device) -> VA
         for part in np.array_split(np.arange(len(data)), max(1, len(data) // _EXAMINED))
     ]
     return Conditioned(vae, torch.cat(made))
+
+
+def _check_counts(data: Data, sample: Tensor, route: str) -> None:
+    """Raise :class:`DataError` for data that are no counts where the likelihood, of this ``route``, is of counts."""
+    odd = sample[sample != sample.round()]
+    if len(odd) and "negative binomial" in route:
+        raise DataError(
+            f"the model's likelihood is of counts, but {data.source} holds numbers that are not whole, such as "
+            f"{float(odd[0]):.4g}; give the counts themselves, before they were normalised, as in FILE.h5ad#counts"
+        )
 
 
 def _check_acknowledged(settings: Settings, plausibility: Plausibility) -> None:
