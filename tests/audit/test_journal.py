@@ -69,6 +69,10 @@ def but_for_time(done: Audit) -> str:
     return to_json(done.report.model_copy(update={"timings": {}, "created": ""}))
 
 
+def files(done: Audit) -> dict[str, bytes]:
+    return {name: b"".join(content) for name, content in artifacts(done).values()}
+
+
 def never(progress: Progress) -> bool:
     assert progress.stage.endswith("beginning"), "something was computed again"
     return True
@@ -78,7 +82,7 @@ def test_a_resumed_audit_gives_the_same_report_and_files_to_the_bit(kept: tuple[
     resolved, first = kept
     again = carried_out(resolved, resume=True, go_on=never)
     assert but_for_time(again) == but_for_time(first)
-    assert artifacts(again) == artifacts(first)
+    assert files(again) == files(first)
     for name, sample in first.samples.items():
         assert np.array_equal(again.samples[name].values, sample.values, equal_nan=True)
         assert again.samples[name].q == sample.q

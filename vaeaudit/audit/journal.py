@@ -7,9 +7,10 @@ vaeaudit and the libraries that it computes with. A record of anything else is n
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from vaeaudit.checks.record import Drawing, Record, rows_to_json
+from vaeaudit.checks.record import Drawing, Record, Row, to_json_line
 from vaeaudit.progress import GoOn
 from vaeaudit.report.model import FIELDS, KINDS
 from vaeaudit.report.writer import write_file
@@ -73,6 +74,8 @@ def _packed(record: Record, key: str) -> bytes:
             tensors[f"sample/{name}"] = torch.from_numpy(measurement.sample.values.copy())
     for purpose, drawing in record.drawings.items():
         tensors[f"drawing/{purpose}"] = torch.frombuffer(bytearray(drawing.draw()), dtype=torch.uint8)
+    for name, rows in record.rows.items():
+        tensors[f"rows/{name}"] = torch.frombuffer(_pressed(rows), dtype=torch.uint8)
     plain = {
         "entries": [[FIELDS[type(entry)], entry.model_dump(mode="json")] for entry in record.entries],
         "metrics": {name: _plain(measurement) for name, measurement in record.metrics.items()},
@@ -83,8 +86,27 @@ def _packed(record: Record, key: str) -> bytes:
         "about": record.about,
         "drawings": {purpose: drawing.name for purpose, drawing in record.drawings.items()},
         "tensors": list(record.tensors),
+        "rows": list(record.rows),
     }
-    return save(tensors, {"record": json.dumps(plain, allow_nan=False), "rows": rows_to_json(record.rows), "key": key})
+    return save(tensors, {"record": json.dumps(plain, allow_nan=False), "key": key})
+
+
+def _pressed(rows: Iterable[Row]) -> bytearray:
+    """JSON of the rows, a line each, compressed as it comes: of many it would take the most memory of an audit."""
+    press, pressed = zlib.compressobj(1), bytearray()
+    for row in rows:
+        pressed += press.compress(to_json_line(row).encode() + b"\n")
+    return pressed + press.flush()
+
+
+@dataclass(frozen=True, eq=False)
+class _KeptRows:
+    """Rows out of what :func:`_pressed` gave."""
+
+    pressed: bytes
+
+    def __iter__(self) -> Iterator[Row]:
+        yield from map(json.loads, zlib.decompress(self.pressed).splitlines())
 
 
 def _plain(measurement: Measurement) -> dict[str, object]:
@@ -103,7 +125,7 @@ def _read(file: Path, key: str) -> Record | None:
             if metadata.get("key") != key:
                 return None
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - it is no mapping
-        plain, rows = (json.loads(metadata[name]) for name in ("record", "rows"))
+        plain = json.loads(metadata["record"])
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
     return Record(
@@ -115,7 +137,7 @@ def _read(file: Path, key: str) -> Record | None:
         skipped=plain["skipped"],
         signs=plain["signs"],
         doubts=plain["doubts"],
-        rows=rows,
+        rows={name: _KeptRows(tensors[f"rows/{name}"].numpy().tobytes()) for name in plain["rows"]},
         tensors={name: tensors[f"tensor/{name}"] for name in plain["tensors"]},
         about=plain["about"],
         drawings={

@@ -13,7 +13,17 @@ from vaeaudit.checks.equivalence.entry import EquivalenceEntry, FigureEntry, Loc
 from vaeaudit.checks.equivalence.measure import EquivalenceResult, VariantResult, equivalence
 from vaeaudit.checks.equivalence.metrics import AGAINST, OF_SIDES, SCALE, named
 from vaeaudit.checks.equivalence.summarise import summarise_equivalence
-from vaeaudit.checks.record import Drawing, Record, Row, Work, array, measured, metric_entry, number, without_pictures
+from vaeaudit.checks.record import (
+    Columns,
+    Drawing,
+    Record,
+    Work,
+    array,
+    measured,
+    metric_entry,
+    number,
+    without_pictures,
+)
 from vaeaudit.errors import ConfigError, UnsupportedError
 from vaeaudit.layout.entry import FileHash
 from vaeaudit.layout.figures import as_images, item_panel
@@ -286,11 +296,7 @@ def _warnings(result: EquivalenceResult) -> Iterator[str]:
         )
 
 
-def _rows(result: EquivalenceResult, of: VariantResult) -> list[Row]:
+def _rows(result: EquivalenceResult, of: VariantResult) -> Columns:
     """One row an item."""
-    columns = {name: values.tolist() for name, values in of.values.items()}
-    return [
-        {"item": item, "finite": not bool(of.nonfinite[place])}
-        | {name: number(column[place]) for name, column in columns.items()}
-        for place, item in enumerate(result.items)
-    ]
+    columns = {name: array(values) for name, values in of.values.items()}
+    return Columns({"item": np.array(result.items), "finite": array(of.nonfinite) == 0} | columns)
