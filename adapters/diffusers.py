@@ -131,10 +131,14 @@ def open(checkpoint: Checkpoint, config: Mapping[str, object]) -> Diffusers:
     said = checkpoint.json("config.json")
     name = str(said.get("_class_name"))
     if name not in KINDS:
-        came = f"names the class '{clipped(name)}'{nearest(name, KINDS)}" if "_class_name" in said else "names no class"
+        if "_class_name" not in said:
+            raise AdapterError(
+                f"no config.json beside {checkpoint.path} names a class, which adapter 'diffusers' reads there; keep "
+                "the file in its folder"
+            )
         raise AdapterError(
-            f"the config.json beside {checkpoint.path} {came}, where one that adapter 'diffusers' knows was expected: "
-            f"{listed(KINDS, 20)}"
+            f"the config.json beside {checkpoint.path} names the class '{clipped(name)}'{nearest(name, KINDS)}, where "
+            f"one that adapter 'diffusers' knows was expected: {listed(KINDS, 20)}"
         )
     old = rf"(\.attentions\.\d+\.)({'|'.join(_OLD_ATTENTION)})\."  # names of attention's layers in files of 2022
     tensors = {
@@ -148,8 +152,18 @@ def opened(
     name: str, said: Mapping[str, object], tensors: Mapping[str, Tensor], options: ConvolutionalOptions
 ) -> Diffusers:
     """The model of a class that a config describes, with these tensors."""
+    _check_depth(said, len(tensors))
     made_by = _imported(name)  # first, since what a module computes on import must not be computed without values
     return Diffusers(filled(lambda: _built(made_by, said), tensors).eval(), KINDS[name], options)
+
+
+def _check_depth(said: Mapping[str, object], tensors: int) -> None:
+    """Raises :class:`AdapterError` for more layers than tensors, before they are built one by one."""
+    for key, value in said.items():
+        values = value if isinstance(value, list) and not key.startswith("latents_") else [value]
+        layers = [one for one in values if isinstance(one, int)] if re.search("layers|num_.*blocks", key) else []
+        if (deepest := max(len(values), *layers, 0)) > tensors:
+            raise AdapterError(f"config.json tells of {deepest:,} layers ({key}), but there are {tensors} tensors")
 
 
 def _imported(name: str) -> Any:

@@ -1,16 +1,23 @@
 """Conditional models: every check is that of each item's own model, q(z|x, c) and p(x|z, c) at the item's condition."""
 
+import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import vaeaudit
 from vaeaudit import Conditioned, DiagonalGaussian, GaussianLikelihood
 from vaeaudit.attacks.margin import empirical_margin
+from vaeaudit.errors import ContractError
 from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.contract import fault_of
+from vaeaudit.model.registry import open_model
 from vaeaudit.subject.encodings import encodings
 
 N = 4
@@ -113,3 +120,51 @@ def test_a_check_of_all_items_is_that_of_each_alone_under_its_own_condition(
         torch.testing.assert_close(together[k : k + 1], alone, rtol=1e-6, atol=1e-9, equal_nan=True)
     permuted = check(Conditioned(MODEL, C.roll(1)), slice(None))
     assert ((together - permuted).nan_to_num().abs() > 1e-6).any(1).sum() > N // 2
+
+
+def test_a_certificate_is_of_items_of_one_condition() -> None:
+    of_one, of_several = (
+        vaeaudit.margin(Conditioned(MODEL, c), X, 0.2, draws=200, parts=("certified",), effort="fast").at[0].certified
+        for c in (torch.ones_like(C), C)
+    )
+    assert of_one is not None and (of_one.radius > 0).any() and not of_one.missing
+    assert of_several is not None and not (of_several.radius > 0).any()
+    assert "a certificate is of one function" in of_several.missing[0]
+
+
+def test_rows_that_nothing_says_whose_they_are_are_refused() -> None:
+    vae = Conditioned(MODEL, C)
+    with pytest.raises(ContractError, match="conditions of 4 items was given 3 rows, and nothing says whose they are"):
+        vae.encode(X[:3])
+
+
+def test_a_conditional_model_without_its_shape_or_its_second_argument_is_told(small_vae: type[Any]) -> None:
+    class Unsaid(Conditional):
+        condition_shape = property()
+
+    assert "; a conditional model says condition_shape: see docs/adapters.md#labels-and-covariates" in fault_of(
+        Unsaid()
+    )
+    plain = small_vae()
+    plain.condition_shape = ()
+    assert "cannot be called with x and conditions, as condition_shape promises" in fault_of(plain)
+    assert not fault_of(MODEL)
+
+
+def test_every_check_does_with_the_one_of_the_page_what_the_page_says(
+    goes_as_the_table_says: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "my_adapter", raising=False)
+    page = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "my_adapter.py").write_text(blocks[0], encoding="utf-8")
+    (own,) = [block for block in blocks if "condition_shape = ()" in block]
+    (tmp_path / "own.py").write_text(own, encoding="utf-8")
+    sizes = {"encoder.0": (64, 200), "encoder.2": (6, 64), "decoder.0": (64, 7), "decoder.2": (196, 64)}
+    generator = torch.Generator().manual_seed(0)
+    tensors = {f"{name}.weight": 0.3 * torch.randn(size, generator=generator) for name, size in sizes.items()}
+    tensors |= {f"{name}.bias": torch.zeros(size[0]) for name, size in sizes.items()}
+    save_file(tensors, tmp_path / "own.safetensors")
+    model = open_model(tmp_path / "own.safetensors", f"{tmp_path / 'own.py'}:open")
+    goes_as_the_table_says("a conditional model", model, ("certified",))
