@@ -303,7 +303,7 @@ def test_the_page_on_weights_explains_what_its_own_example_shows(command: Comman
 
 
 ADAPTERS = (DOCS / "adapters.md").read_text(encoding="utf-8")
-ADAPTER, TRAIN, WEIGHT_PARTS, TWO_FILES, WITH_OPTION, *OTHER_KINDS = blocks(ADAPTERS, "python")
+ADAPTER, OF_EXAMPLES, TRAIN, WEIGHT_PARTS, TWO_FILES, WITH_OPTION, *OTHER_KINDS = blocks(ADAPTERS, "python")
 
 
 @pytest.fixture(scope="module")
@@ -333,8 +333,31 @@ def printed(trained: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.Monke
     return out
 
 
-def test_the_adapter_of_the_page_has_at_most_twenty_lines() -> None:
-    assert len([line for line in ADAPTER.splitlines() if line.strip()]) <= 20
+def test_the_adapters_of_the_page_have_at_most_twenty_lines() -> None:
+    for adapter in (ADAPTER, OF_EXAMPLES):
+        assert len([line for line in adapter.splitlines() if line.strip()]) <= 20
+
+
+def test_the_adapter_for_the_vae_of_pytorch_examples_gives_the_loss_of_its_script(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "mine.py").write_text(OF_EXAMPLES, encoding="utf-8")
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"fc1": (400, 784), "fc21": (20, 400), "fc22": (20, 400), "fc3": (400, 20), "fc4": (784, 400)}
+    state = {f"{name}.weight": 0.05 * torch.randn(size, generator=generator) for name, size in sizes.items()}
+    state |= {f"{name}.bias": torch.zeros(size[0]) for name, size in sizes.items()}
+    torch.save(state, tmp_path / "vae.pt")
+    x = torch.rand(3, 1, 28, 28, generator=generator)
+    vae = vaeaudit.load(tmp_path / "vae.pt", f"{tmp_path / 'mine.py'}:open")
+    hidden = torch.relu(torch.nn.functional.linear(x.flatten(1), state["fc1.weight"]))
+    mean, logvar = hidden @ state["fc21.weight"].T, hidden @ state["fc22.weight"].T
+    made = torch.sigmoid(torch.relu(mean @ state["fc3.weight"].T) @ state["fc4.weight"].T)
+    loss = torch.nn.functional.binary_cross_entropy(made, x.flatten(1), reduction="sum")
+    loss += -0.5 * torch.sum(1 + logvar - mean.pow(2) - logvar.exp())  # as its loss_function has it
+    q = vae.encode(x)
+    torch.testing.assert_close((q.kl(vae.prior) - vae.decode(q.mean).log_prob(x)).sum(), loss)
+    assert command("weights", "vae.pt", "--adapter", "mine.py:open").code == 0
 
 
 def test_the_adapter_of_the_page_opens_the_model_of_the_page(command: Command, printed: str) -> None:
