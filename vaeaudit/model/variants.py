@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vaeaudit.errors import ConfigError, UnsupportedError, VaeauditError, listed, told
 from vaeaudit.model.chain import GaussianChain, Layer
-from vaeaudit.model.conditions import conditioned_as, model_of, under
+from vaeaudit.model.conditions import Conditioned, conditioned_as, model_of, under
 from vaeaudit.model.vae import VAE, DiagonalGaussian, Posterior
 from vaeaudit.model.variant import Variant
 
@@ -136,7 +136,7 @@ def varied(vae: VAE, variant: Variant, dtype: torch.dtype, device: torch.device)
             f"no {variant.name} of a model that is no torch.nn.Module, since its weights are not known; open another "
             "form of it by its adapter, with --against"
         )
-    if vae is not model and "compile" in variant.switches:
+    if isinstance(vae, Conditioned) and "compile" in variant.switches:
         raise UnsupportedError("no compile of a conditional model, which would be compiled anew for each batch")
     other = copy.deepcopy(model)
     wanted = _TYPES[variant.dtype] if variant.dtype else dtype
