@@ -42,7 +42,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
     chosen = subject.settings.noise
     items, how = subject.drawn(chosen.items, "noise.items")
     result = noise(
-        subject.model.vae,
+        subject.vae(items),
         subject.images,
         chosen.sigmas,
         draws=chosen.draws,

@@ -17,6 +17,7 @@ from vaeaudit.checks.reconstruction.metrics import LOG_LIKELIHOOD, LPIPS, OF_ITE
 from vaeaudit.checks.reconstruction.networks import Network
 from vaeaudit.errors import ConfigError, UnsupportedError
 from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.conditions import under
 from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import VAE, Likelihood
 from vaeaudit.progress import GoOn, Progress, always
@@ -111,7 +112,8 @@ def reconstruction(
         raise ConfigError(f"an item has no fewer than 0 draws of z, but {draws} were asked for")
     first = x[:1] if isinstance(x, Tensor) else x(numbers[:1])
     check_items(vae, first, box, "items")
-    likelihood = vae.decode(vae.encode(first).mean)
+    of_first = under(vae, slice(1))
+    likelihood = of_first.decode(of_first.encode(first).mean)
     compared = Compared.of(shape, picture, box, first)
     if (perceptual or network) and compared.low is None:
         raise UnsupportedError(f"LPIPS, FID and KID are of images in a known range: {compared.left_out['psnr']}")
@@ -138,8 +140,9 @@ def reconstruction(
         check_items(vae, part, box, "items")
         if likelihood.support != box:
             check_items(vae, part, likelihood.support, "items")
-        q = vae.encode(part)
-        p = vae.decode(q.mean)
+        of_part = under(vae, index)
+        q = of_part.encode(part)
+        p = of_part.decode(q.mean)
         made = p.mean
         require_finite("reconstruction", made, keys)
         at_mean = figures(part, p, made)
@@ -147,7 +150,7 @@ def reconstruction(
         if draws:
             noise = noise_set(q.noise_shape, draws=draws, items=keys, seed=seed, check="reconstruction", like=q.mean)
             for eta in noise:
-                p_z = vae.decode(q.sample(eta))
+                p_z = of_part.decode(q.sample(eta))
                 drawn = p_z.mean
                 require_finite("reconstruction from a draw of z", drawn, keys)
                 at_draws += figures(part, p_z, drawn) / draws
@@ -176,7 +179,7 @@ def reconstruction(
         embedded=embedded,
         scales=compared.scales,
         left_out=compared.left_out,
-        route=route_of(vae, first),
+        route=route_of(of_first, first),
         seed=seed,
         interrupted=done < len(numbers),
     )

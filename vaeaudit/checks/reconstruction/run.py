@@ -67,7 +67,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
     items, how = subject.drawn(asked.items, "reconstruction.items")
     groupings = _groupings(subject, asked.by)
     result = reconstruction(
-        subject.model.vae,
+        subject.vae(items),
         subject.images,
         draws=asked.draws,
         picture=subject.data.picture_shape,
@@ -260,10 +260,10 @@ def _drawings(subject: Subject, result: ReconstructionResult, worst: Sequence[in
 @torch.no_grad()
 def _panel(subject: Subject, result: ReconstructionResult, worst: Sequence[int]) -> partial[bytes]:
     """The worst items, reconstructed anew so that none of the others need be kept."""
-    shape, vae = subject.data.picture_shape, subject.model.vae
+    shape = subject.data.picture_shape
     assert shape is not None
     numbers = [result.items[place] for place in worst]
-    x = subject.images(numbers)
+    x, vae = subject.images(numbers), subject.vae(numbers)
     made = vae.decode(vae.encode(x).mean).mean
     columns = {"input": x, "reconstruction": made, "error": made - x}
     figure = "psnr" if "psnr" in result.at_mean else "mse"
