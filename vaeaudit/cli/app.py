@@ -24,6 +24,7 @@ from vaeaudit.cli import (
     doctor,
     init,
     report,
+    study,
 )
 from vaeaudit.cli.command import Command, spelled
 from vaeaudit.cli.common import complain, mute, trace
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.command("audit", cls=Command)(audit.command)
 app.command("compare", cls=Command)(compare.command)
 app.command("report", cls=Command)(report.command)
+app.command("study", cls=Command)(study.command)
 
 
 def _unusable(fault: str) -> Callable[[], None]:
