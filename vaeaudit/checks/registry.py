@@ -19,7 +19,7 @@ GROUP = "vaeaudit.checks"
 _NAME = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
 # Commands and sections that belong to no check.
 TAKEN = frozenset(
-    {"audit", "merge", "compare", "report", "doctor", "init", "adapters", "convert", "config"}
+    {"audit", "merge", "compare", "report", "study", "doctor", "init", "adapters", "convert", "config"}
     | {"model", "data", "run", "checks", "baseline"}
 )
 

@@ -25,6 +25,7 @@ from vaeaudit.cli import (
     init,
     merge,
     report,
+    study,
 )
 from vaeaudit.cli.command import Command, spelled
 from vaeaudit.cli.common import complain, mute, trace
@@ -43,6 +44,7 @@ app.command("audit", cls=Command)(audit.command)
 app.command("merge", cls=Command)(merge.command)
 app.command("compare", cls=Command)(compare.command)
 app.command("report", cls=Command)(report.command)
+app.command("study", cls=Command)(study.command)
 
 
 def _unusable(fault: str) -> Callable[[], None]:
