@@ -439,7 +439,7 @@ def other_kind(trained: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.Mo
     return opened
 
 
-@pytest.mark.parametrize("kind", KINDS.keys() - {"condition"})
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"condition"}))
 def test_each_further_kind_of_model_on_the_page_keeps_the_contract_and_can_be_audited(
     command: Command, other_kind: Callable[[str], Any], kind: str
 ) -> None:
