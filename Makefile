@@ -4,13 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint study study-small clean
 
 demo: $(STAMP)
 	$(BIN)/vaeaudit attack --mode latent --pairs 10
 
 test: $(STAMP) lint
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+# DATA is the folder of the images; both go on from where they were ended.
+study: $(STAMP)
+	$(BIN)/python examples/study/study.py examples/study/findings.toml --data $(or $(DATA),../shared/data) --out study
+	$(BIN)/vaeaudit study study/results.csv --against beta --out study/beta
+
+study-small: $(STAMP)
+	$(BIN)/python examples/study/study.py examples/study/small.toml --out study-small
+	$(BIN)/vaeaudit study study-small/results.csv --against beta --out study-small/beta
 
 lint: $(STAMP)
 	$(BIN)/ruff check

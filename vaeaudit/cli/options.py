@@ -152,6 +152,19 @@ class Resume:
     ] = False
 
 
+class Shared:
+    """Report and result."""
+
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Do share I of N; whoever finishes last writes the report. [default: as torchrun or Slurm say]",
+        ),
+    ] = None
+
+
 class Formed:
     """Report and result."""
 

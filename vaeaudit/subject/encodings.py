@@ -129,7 +129,10 @@ def encodings(
 
     rows = RowBatches.automatic(tuple(vae.input_shape), first.device) if batch_size is None else RowBatches(batch_size)
     mean, log_stddev, *log_probabilities = rows.map(
-        encode, torch.arange(count), go_on=lambda left, whole: go_on(Progress("encoding", left, whole))
+        encode,
+        torch.arange(count),
+        go_on=lambda left, whole: go_on(Progress("encoding", left, whole)),
+        kept="encodings",
     )
     return Encodings(mean, log_stddev, tuple(log_probabilities), layer, layers, len(mean) < count)
 

@@ -190,6 +190,7 @@ def latents(
         of_items,
         torch.arange(count),
         go_on=lambda left, whole: encoding(Progress("encoding and decoding", left, whole)) or whole - left < _FEWEST,
+        kept="latents",
     )
     interrupted = len(kl) < count
     if chain is not None:

@@ -184,6 +184,7 @@ def noise(
         of_items,
         torch.arange(len(numbers), device=first.device),
         go_on=lambda left, of: go_on(Progress("noise", left, of)),
+        kept="noise",
     )
     done = len(values)
     clean, *noisy = values.permute(2, 1, 0).unbind(0)  # (I, D, 1 + S) -> 1 + S of (D, I)
