@@ -7,7 +7,7 @@ distortion of the counts leaves it. Its model.pt holds more than tensors: docs/m
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,7 @@ class Layers(nn.Sequential):
 
     def of(self, hidden: Tensor, batch: Tensor) -> Tensor:
         """The hidden units, with the ``batch`` (cells, batches) beside the input of each layer that takes it."""
+        layer: Any
         for layer in self:
             hidden = layer(hidden if layer[0].in_features == hidden.shape[1] else torch.cat([hidden, batch], 1))
         return hidden
@@ -56,6 +57,11 @@ class Scvi(nn.Module):
     """SCVI, freshly initialised. A condition is the log of the library size and the batch, (cells, 1 + batches)."""
 
     range = (0.0, float("inf"))
+    z_encoder: Any
+    l_encoder: Any
+    decoder: Any
+    library_log_means: Tensor
+    library_log_vars: Tensor
 
     def __init__(self, options: ScviOptions, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -63,7 +69,7 @@ class Scvi(nn.Module):
         genes, width = tensors[SCALE].shape
         self.latents, self.input_shape = len(tensors["z_encoder.mean_encoder.weight"]), (genes,)
         self.batches = tensors["decoder.px_decoder.fc_layers.Layer 0.0.weight"].shape[1] - self.latents
-        self.condition_shape = () if self.batches else (0,)
+        self.condition_shape: tuple[int, ...] = () if self.batches else (0,)
         for name, size in (("z_encoder", self.latents), ("l_encoder", 1)):
             layers = Layers(tensors, f"{name}.encoder.fc_layers")
             heads = {f"{head}_encoder": nn.Linear(width, size) for head in ("mean", "var")}
@@ -101,7 +107,7 @@ class Scvi(nn.Module):
         q = self._posterior(self.z_encoder, counts, c)
         return Product((q, self._posterior(self.l_encoder, counts, c))) if hasattr(self, "library_log_means") else q
 
-    def _posterior(self, encoder: nn.ModuleDict, x: Tensor, c: Tensor) -> DiagonalGaussian:
+    def _posterior(self, encoder: Any, x: Tensor, c: Tensor) -> DiagonalGaussian:
         hidden = encoder["encoder"]["fc_layers"].of(x, c[:, 1:])
         variance = encoder["var_encoder"](hidden).exp() + 1e-4
         return DiagonalGaussian(encoder["mean_encoder"](hidden), 0.5 * variance.log())

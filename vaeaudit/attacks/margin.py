@@ -141,23 +141,8 @@ def empirical_margin(
     for first in range(0, len(x), size):
         group = slice(first, first + size)
         part = within(go_on, first / len(x), min(1.0, (first + size) / len(x)))
-        search = _Search(
-            under(vae, group),
-            x[group],
-            radius[group],
-            m,
-            sigma,
-            box,
-            alpha,
-            seed,
-            most,
-            tolerance,
-            draws,
-            keys[group],
-            rows,
-            part,
-        )
-        parts.append(search.run())
+        given = under(vae, group), x[group], radius[group], m, sigma, box, alpha, seed, most, tolerance, draws
+        parts.append(_Search(*given, keys[group], rows, part).run())
     names = [field.name for field in fields(Empirical) if field.name not in ("signs", "interrupted")]
     joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
     signs = Signs(torch.cat([part.signs.measured for part in parts], 1), _EFFORT)
