@@ -39,6 +39,7 @@ r = 4
 items = 6
 draws = 60
 parts = ["certified"]
+effort = "fast"
 [noise]
 sigmas = [0.5]
 [latents]
