@@ -176,6 +176,7 @@ def test_adapters_are_listed_with_what_they_open(command: Command) -> None:
         "ldm",
         "mlp",
         "pythae",
+        "scvi",
         "taesd",
     ]
     assert listed[0]["place"] == "vaeaudit_adapters.burgess:open"
