@@ -2,15 +2,25 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+unexport PYTHONDONTWRITEBYTECODE # or each of the tests' processes compiles the package anew
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint study study-small clean
 
 demo: $(STAMP)
 	$(BIN)/vaeaudit attack --mode latent --pairs 10
 
 test: $(STAMP) lint
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+# DATA is the folder of the images; both go on from where they were ended.
+study: $(STAMP)
+	$(BIN)/python examples/study/study.py examples/study/findings.toml --data $(or $(DATA),../shared/data) --out study
+	$(BIN)/vaeaudit study study/results.csv --against beta --out study/beta
+
+study-small: $(STAMP)
+	$(BIN)/python examples/study/study.py examples/study/small.toml --out study-small
+	$(BIN)/vaeaudit study study-small/results.csv --against beta --out study-small/beta
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -23,7 +23,9 @@ from vaeaudit.cli import (
     convert,
     doctor,
     init,
+    merge,
     report,
+    study,
 )
 from vaeaudit.cli.command import Command, spelled
 from vaeaudit.cli.common import complain, mute, trace
@@ -39,8 +41,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("audit", cls=Command)(audit.command)
+app.command("merge", cls=Command)(merge.command)
 app.command("compare", cls=Command)(compare.command)
 app.command("report", cls=Command)(report.command)
+app.command("study", cls=Command)(study.command)
 
 
 def _unusable(fault: str) -> Callable[[], None]:

@@ -1,0 +1,89 @@
+"""`vaeaudit study` on tables of results: what is told apart, paired, refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Command = Callable[..., Any]
+HEADER = "system,beta,seed,metric,item,value,low,high,n,q,version\n"
+
+
+def rows(
+    system: str, beta: str, seed: int, values: list[float], metric: str = "kl", version: str = "vaeaudit 1"
+) -> str:
+    """A median of three, and its values."""
+    start = f"{system},{beta},{seed},{metric}"
+    whole = f"{start},,{sorted(values)[1]},,,3,0.5,{version}\n"
+    return whole + "".join(f"{start},{i},{value},,,,0.5,{version}\n" for i, value in enumerate(values))
+
+
+def table(name: str, *parts: str) -> str:
+    Path(name).write_text(HEADER + "".join(parts), encoding="utf-8")
+    return name
+
+
+def cells(page: Path, metric: str) -> list[list[str]]:
+    part = page.read_text(encoding="utf-8").split(f"## `{metric}`")[1].split("\n## ")[0]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines() if line.startswith("| ")][1:]
+
+
+def test_systems_are_told_apart_by_their_settings_and_betas_stand_in_their_order(command: Command) -> None:
+    one = table("a.csv", rows("A", "10", 0, [4, 5, 9]), rows("A", "2", 0, [1, 2, 3]), rows("A", "2", 1, [2, 3, 4]))
+    two = table("b.csv", rows("B", "2", 0, [7, 7, 7], "tc"), rows("B", "2", 0, [1, 1, 1]))
+    done = command("study", one, two, "--out", "page")
+    assert (done.code, done.out) == (0, "page/study.md: 2 metrics of 4 models against beta\n")
+    kl = cells(Path("page/study.md"), "kl")
+    assert [row[:2] for row in kl] == [["A", "2"], ["A", "10"], ["B", "2"]]
+    assert [row[4] for row in kl] == ["2 x 3", "1 x 3", "1 x 3"]
+    assert kl[0][2].startswith("2.5 [")
+    assert kl[1][3].startswith("2.5 [")
+    assert kl[2][2:4] == ["1 [1, 1]", ""]
+    assert Path("page/kl.png").read_bytes().startswith(b"\x89PNG")
+    again = command("study", "page/results.csv", "--out", "again", "--metric", "kl")
+    assert again.out == "again/study.md: 1 metrics of 4 models against beta\n"
+    assert cells(Path("again/study.md"), "kl") == kl
+
+
+def test_what_cannot_be_shown_is_told_in_a_sentence(command: Command) -> None:
+    one = table("a.csv", rows("A", "1", 0, [1, 2, 3]))
+    table("old.csv", rows("A", "2", 0, [1, 2, 3], version="vaeaudit 0"))
+    table("empty.csv")
+    table("twice.csv", rows("A", "1", 0, [1, 2, 3]), rows("A", "1", 0, [1, 2, 3]))
+    table("text.csv", "A,1,0,kl,,much,,,3,,v\n")
+    table("short.csv", "A,1\n")
+    Path("other.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    Path("bytes.csv").write_bytes(b"\xff\xfe\x00")
+    for arguments, fault in (
+        (("a.csv", "old.csv"), "2 versions of the tool (vaeaudit 0, vaeaudit 1), whose figures are not mixed"),
+        ((one, "--against", "bete"), "no setting 'bete' (did you mean 'beta'?)"),
+        ((one, "--metric", "kll"), "no metric 'kll' (did you mean 'kl'?)"),
+        (("empty.csv",), "hold no figure"),
+        (("twice.csv",), "hold kl twice for seed 0"),
+        (("text.csv",), "line 2 holds a text where a number was expected"),
+        (("short.csv",), "another number of cells"),
+        (("other.csv",), "its columns are a, b"),
+        (("bytes.csv",), "is no table in CSV"),
+        (("nowhere.csv",), "cannot be read (No such file or directory)"),
+    ):
+        assert command("study", *arguments).said(2, fault), fault
+
+
+@pytest.mark.figures
+def test_a_row_may_name_the_report_of_a_model_in_place_of_its_figures(command: Command) -> None:
+    examples = Path(__file__).parents[2] / "examples"
+    for beta in (1, 8):
+        model, data = examples / f"shapes-beta{beta}.safetensors", examples / "shapes.npz"
+        assert command("weights", model, "--out", f"r{beta}", "--quiet").code == 0
+        assert (
+            command("noise", model, "--data", data, "--limit", "40", "--sigma", "0.5", "--out", f"n{beta}", "-q").code
+            == 0
+        )
+    Path("mine.csv").write_text("beta,report\n1,r1\n8,r8\n1,n1\n8,n8\n", encoding="utf-8")
+    done = command("study", "mine.csv", "--metric", "noise.s0.5.degradation.median", "--metric", "weights.decoder.l2")
+    assert done.out == "vaeaudit-study/study.md: 2 metrics of 2 models against beta\n"
+    noise = cells(Path("vaeaudit-study/study.md"), "noise.s0.5.degradation.median")
+    assert [row[4] for row in noise] == ["1 x 40", "1 x 40"]
+    assert noise[1][3].startswith("-")  # the larger beta loses less
+    assert cells(Path("vaeaudit-study/study.md"), "weights.decoder.l2")[0][4] == "1"

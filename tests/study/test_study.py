@@ -1,0 +1,130 @@
+"""A study from its table to its page: trained, audited by the commands, gathered, and shown."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+STUDY = Path(__file__).parents[2] / "examples" / "study"
+TABLE = """
+[defaults]
+data = "shapes"
+items = 400
+epochs = 15
+batch = 20
+width = 32
+latents = 6
+learning_rate = 5e-3
+audit = "small"
+
+[[system]]
+system = "beta-VAE"
+objective = "beta_vae"
+beta = [0.5, 8]
+
+[[system]]
+system = "diverging VAE"
+objective = "vae"
+learning_rate = 1e20
+
+[audit.small.run]
+checks = ["latents", "weights"]
+[audit.small.latents]
+items = 60
+traverse = 0
+[audit.small.weights]
+spectral = false
+"""
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(STUDY)
+    import study
+
+    return study
+
+
+def test_a_miniature_runs_from_end_to_end_and_a_diverged_model_is_recorded_as_such(
+    study: Any, tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "_command", lambda *arguments: command(*arguments).code)
+    (tmp_path / "mini.toml").write_text(TABLE, encoding="utf-8")
+    table, told = study.read_table(tmp_path / "mini.toml"), []
+    file = study.carry_out(table, tmp_path / "runs", None, told.append)
+    assert sum(": audited, " in text for text in told) == 2
+    (diverged,) = (text for text in told if "diverged and not audited" in text)
+    assert diverged.startswith("diverging_VAE")
+    with file.open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["metric"] for row in rows if row["system"] == "diverging VAE"} == {"diverged"}
+    assert {"latents.elbo.median", "weights.encoder.l2", "encoder.jacobian.mean"} <= {row["metric"] for row in rows}
+    done = command("study", file, "--metric", "latents.kl.mean", "--metric", "diverged", "--out", "page")
+    assert (done.code, done.out) == (0, "page/study.md: 2 metrics of 3 models against beta\n")
+    page = Path("page/study.md").read_text(encoding="utf-8")
+    assert "![latents.kl.mean against beta](latents.kl.mean.png)" in page
+    kl = {row["beta"]: float(row["value"]) for row in rows if row["metric"] == "latents.kl.mean" and not row["item"]}
+    assert kl["8.0"] < kl["0.5"]
+    assert f"{kl['8.0']:.3g} [" in page
+    told.clear()
+    study.carry_out(table, tmp_path / "runs", None, told.append)  # nothing is done again
+    assert told == [diverged]
+
+
+@pytest.mark.parametrize("objective", ["controlled_capacity_vae", "factor_vae"])
+def test_interrupted_training_goes_on_to_the_same_bits(study: Any, tmp_path: Path, objective: str) -> None:
+    row = study.Row(
+        system="any", objective=objective, data="shapes", latents=3, width=8, epochs=3, batch=16, gamma=3, capacity=9
+    )
+    x = torch.rand(40, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+    def stop(text: str) -> None:
+        if "epoch 2/3" in text:
+            raise KeyboardInterrupt
+
+    for name in ("whole", "halved"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        study.train(row, lambda: x, tmp_path / "halved", stop)
+    found = [study.train(row, lambda: x, tmp_path / name, lambda _: None) for name in ("whole", "halved")]
+    first, second = (study.vaeaudit.load(file).state_dict() for file in found)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not (tmp_path / "halved" / "training.pt").exists()
+
+
+@pytest.mark.parametrize("file", sorted(STUDY.glob("*.toml")), ids=lambda file: file.stem)
+def test_every_row_of_the_tables_has_an_objective_and_networks(study: Any, file: Path) -> None:
+    import objectives
+    from networks import untrained
+
+    table = study.read_table(file)
+    assert len({row.name for row in table.rows}) == len(table.rows)
+    for row in table.rows:
+        assert callable(getattr(objectives, row.objective))
+        if row.seed == table.rows[0].seed:
+            vae, _ = untrained(row, study.image_shape(row))
+            assert vae.input_shape == study.image_shape(row)
+
+
+def test_faults_of_tables_and_data_are_told_in_a_sentence(study: Any, tmp_path: Path) -> None:
+    file = tmp_path / "table.toml"
+    for text, fault in (
+        ("x =", "is no table of a study"),
+        (TABLE.replace("epochs = 15", "epoch = 15"), "epoch: Extra inputs are not permitted"),
+        (TABLE.replace("diverging VAE", "beta-VAE").replace("[0.5, 8]", "[1, 8]"), "stands there twice"),
+        (TABLE.replace('audit = "small"', 'audit = "large"'), "there is no audit 'large'"),
+    ):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=fault):
+            study.read_table(file)
+    file.write_text(TABLE.replace("shapes", "mnist"), encoding="utf-8")
+    for folder, fault in (
+        (None, "name the folder that holds mnist/mnist_train.npz with --data"),
+        (tmp_path, "put it there"),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            study.carry_out(study.read_table(file), tmp_path / "runs", folder, print)

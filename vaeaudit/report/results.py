@@ -1,0 +1,130 @@
+"""Figures of many audits as one tidy table, a CSV file: a row a figure, and a row a value of an item behind it.
+
+Its columns are ``metric``, ``item`` (empty for the figure itself), ``value``, ``low``, ``high`` (its interval), ``n``,
+``q`` (the quantile that the figure is; empty for a mean and for what is no statistic of items), ``version`` (of the
+tool), ``seed`` (of the model's training), and the settings of the system that was trained, which may have any other
+names. A row may name a ``report`` (its folder, from that of the file) in place of all that an audit tells.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vaeaudit.errors import InputError, clipped, listed
+from vaeaudit.report.reading import read_report
+from vaeaudit.report.samples import read_samples
+
+_MEASURED = ("metric", "item", "value", "low", "high", "n", "q", "version")
+
+
+class ResultsError(InputError):
+    """A table of results cannot be used."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row: a figure of the model of these ``settings`` trained with ``seed``, or the value of one ``item``."""
+
+    settings: Mapping[str, str]
+    seed: str
+    metric: str
+    item: int | None
+    value: float
+    low: float | None
+    high: float | None
+    n: int | None
+    q: float | None
+    version: str
+
+
+def figures_of(report: str | Path, settings: Mapping[str, str], seed: str) -> list[Figure]:
+    """All figures of an audit, and the values of items behind its means and medians.
+
+    Raises:
+        ReportError: no report, or a damaged one.
+        SamplesError: the values are not beside it, or not its own.
+    """
+    found, folder = read_report(report)
+    samples, version, figures = read_samples(found, folder), found.tool, []
+    for name, metric in found.metrics.items():
+        sample = samples.get(name)
+        kept = sample is not None and sample.q in (None, 0.5)
+        q = sample.q if sample is not None and kept else None
+        value = math.nan if metric.value is None else metric.value
+        low, high = metric.ci or (None, None)
+        figures.append(Figure(settings, seed, name, None, value, low, high, metric.n, q, version))
+        if sample is not None and kept:
+            values = enumerate(map(float, sample.values))
+            figures += [Figure(settings, seed, name, i, v, None, None, None, q, version) for i, v in values]
+    return figures
+
+
+def read_results(files: Iterable[str | Path]) -> list[Figure]:
+    """The figures of several tables.
+
+    Raises :class:`ResultsError` for one that cannot be read, and where versions of the tool differ.
+    """
+    figures = [figure for file in files for figure in _read(Path(file))]
+    if not figures:
+        raise ResultsError("the results hold no figure; is it the file that a study wrote?")
+    versions = sorted({figure.version for figure in figures})
+    if len(versions) > 1:
+        raise ResultsError(
+            f"the results are of {len(versions)} versions of the tool ({listed(versions)}), whose figures are not "
+            "mixed; audit the models again with one, or give the files of one"
+        )
+    return figures
+
+
+def to_csv(figures: Iterable[Figure]) -> str:
+    """The table, settings first."""
+    rows = list(figures)
+    settings = list(dict.fromkeys(name for figure in rows for name in figure.settings))
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*settings, "seed", *_MEASURED])
+    for one in rows:
+        measured = (one.metric, one.item, repr(one.value), one.low, one.high, one.n, one.q, one.version)
+        writer.writerow([*(one.settings.get(name, "") for name in settings), one.seed, *measured])
+    return buffer.getvalue()
+
+
+def _read(file: Path) -> Iterator[Figure]:
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:
+            rows = csv.DictReader(stream, strict=True)
+            named = set(rows.fieldnames or ())
+            if not ("report" in named or {"metric", "value"} <= named):
+                raise ResultsError(
+                    f"{file} has no column metric and value, and none named report, where a table of results was "
+                    f"expected (its columns are {listed(sorted(map(str, named))) or 'none'})"
+                )
+            for row in rows:
+                yield from _figures(row, file, rows.line_num)
+    except OSError as error:
+        raise ResultsError(f"{file} cannot be read ({error.strerror or error}); check its name") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ResultsError(f"{file} is no table in CSV, as UTF-8: {clipped(str(error))}") from error
+
+
+def _figures(row: dict[str, str], file: Path, line: int) -> list[Figure]:
+    if None in row or None in row.values():
+        raise ResultsError(f"{file}, line {line} has another number of cells than the header")
+    seed = row.pop("seed", "") or "0"
+    measured = {name: row.pop(name, "") for name in _MEASURED}
+    if report := row.pop("report", ""):
+        return figures_of(file.parent / report, row, seed)
+    try:
+        value, low, high, q = (_number(measured[name]) for name in ("value", "low", "high", "q"))
+        item, n = (int(measured[name]) if measured[name] else None for name in ("item", "n"))
+    except ValueError:
+        raise ResultsError(f"{file}, line {line} holds a text where a number was expected") from None
+    known = math.nan if value is None else value
+    return [Figure(row, seed, measured["metric"], item, known, low, high, n, q, measured["version"])]
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None

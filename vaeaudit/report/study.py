@@ -1,0 +1,107 @@
+"""A study: one figure of many models against one of their settings."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from vaeaudit.errors import ConfigError, clipped, listed, nearest
+from vaeaudit.report.results import Figure
+from vaeaudit.stats.levels import Array, Levelled, levelled
+
+
+@dataclass(frozen=True)
+class Point:
+    """The models of one system that have ``at`` in common: their figure, and how far it is from that at the first.
+
+    ``change`` is None at the first.
+    """
+
+    at: str
+    figure: Levelled
+    change: Levelled | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric of one system, told by the settings in which systems differ, against a setting: points in its order."""
+
+    metric: str
+    system: str
+    points: tuple[Point, ...]
+
+
+def curves(figures: Sequence[Figure], against: str, metrics: Sequence[str] = (), level: float = 0.95) -> list[Curve]:
+    """Every metric, or those of ``metrics``, of every system against one setting.
+
+    Systems are told apart by their other settings. Systems with only one value of ``against`` are curves of one point.
+    Raises :class:`ConfigError` for a setting or a metric that no figure has, and for two models of the same settings
+    and seed.
+    """
+    settings = list(dict.fromkeys(name for figure in figures for name in figure.settings))
+    if against not in settings:
+        raise ConfigError(
+            f"the results have no setting '{clipped(against)}'{nearest(against, settings)}; they have "
+            f"{listed(settings)}"
+        )
+    there = list(dict.fromkeys(figure.metric for figure in figures))
+    for name in metrics:
+        if name not in there:
+            raise ConfigError(f"the results have no metric '{clipped(name)}'{nearest(name, there)}; correct the name")
+    others = [name for name in settings if name != against and len({f.settings.get(name, "") for f in figures}) > 1]
+    chosen = [figure for figure in figures if not metrics or figure.metric in metrics]
+    place = {name: number for number, name in enumerate(metrics or there)}
+
+    def system(figure: Figure) -> str:
+        values = [(name, figure.settings.get(name, "")) for name in others]
+        return ", ".join(value if name == "system" else f"{name} {value}" for name, value in values if value)
+
+    def key(figure: Figure) -> tuple[int, str]:
+        return place[figure.metric], system(figure)
+
+    return [
+        Curve((rows := list(group))[0].metric, name, _points(rows, against, level))
+        for (_, name), group in groupby(sorted(chosen, key=key), key)
+    ]
+
+
+def _points(figures: Sequence[Figure], against: str, level: float) -> tuple[Point, ...]:
+    values = sorted({figure.settings.get(against, "") for figure in figures}, key=_order)
+    samples = [_sample([figure for figure in figures if figure.settings.get(against, "") == at]) for at in values]
+    q = next((figure.q for figure in figures if figure.item is None), None)
+    points = []
+    for place, (at, sample) in enumerate(zip(values, samples, strict=True)):
+        alike = place > 0 and sample.shape[1:] == samples[0].shape[1:]
+        change = levelled([samples[0], sample], q, level) if alike else None
+        points.append(Point(at, levelled([sample], q, level), change))
+    return tuple(points)
+
+
+def _sample(figures: Iterable[Figure]) -> Array:
+    """(seeds, items) where every model has the same items, else (seeds,) of the figures themselves."""
+    whole: dict[str, float] = {}
+    items: dict[str, dict[int, float]] = {}
+    for figure in figures:
+        of_seed = items.setdefault(figure.seed, {})
+        if figure.item is None:
+            if figure.seed in whole:
+                raise ConfigError(
+                    f"the results hold {clipped(figure.metric)} twice for seed {clipped(figure.seed)} of the same "
+                    "settings; give what tells these models apart a column of its own"
+                )
+            whole[figure.seed] = figure.value
+        else:
+            of_seed[figure.item] = figure.value
+    named = {frozenset(values) for values in items.values()}
+    if len(named) == 1 and (common := sorted(next(iter(named)))):
+        return np.array([[values[item] for item in common] for values in items.values()])
+    return np.array([*whole.values()], dtype=np.float64)
+
+
+def _order(text: str) -> tuple[int, float, str]:
+    """Numbers by size, then texts."""
+    try:
+        return 0, float(text), text
+    except ValueError:
+        return 1, 0.0, text

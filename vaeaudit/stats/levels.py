@@ -1,0 +1,85 @@
+"""Figures of several models that were trained alike, with intervals over trainings and items together."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Array = NDArray[np.float64]
+
+_RESAMPLES = 999
+
+
+@dataclass(frozen=True)
+class Levelled:
+    """A figure, its interval (None where nothing says how sure it is), and of how many seeds and items it is.
+
+    ``items`` is 0 where the models have one number each.
+    """
+
+    value: float
+    ci: tuple[float, float] | None
+    seeds: int
+    items: int
+
+
+def levelled(groups: Sequence[Array], q: float | None = None, level: float = 0.95) -> Levelled:
+    """The figure of one group of models, or by how much that of the second differs from that of the first.
+
+    A group is (seeds, items), the same items for every model of all groups, or (seeds,) where a model has one number.
+    The figure of a model is the mean over its items, or their ``q`` quantile; that of a group the mean over its models.
+
+    Trainings and items vary both, at two levels. As all models see the same items, an item that is hard is so for all:
+    resampling items for each model apart would let their differences cancel, and give intervals that are too short. So
+    each level is resampled with the other as it is, items for all models of both groups at once (means have a closed
+    form for what that gives), and the two variances, each unbiased by n / (n - 1), are added; what an item does with
+    one model alone counts in both, a little too much.
+
+    With so few seeds percentiles of resamples could not reach the level, whatever it is: three lie all on one side of
+    the true mean in one case of four. The interval is therefore Student's, with Satterthwaite's (1946) degrees of
+    freedom. Of a single training it is over items alone. NaN counts as a missing item, for all models.
+    """
+    values = [np.asarray(group, dtype=np.float64) for group in groups]
+    signs = [1.0] if len(values) == 1 else [-1.0, 1.0]
+    seeds, items = min(len(group) for group in values), 0
+    if values[0].ndim == 2:
+        there = ~np.isnan(np.concatenate(values)).any(0)
+        values, items = [group[:, there] for group in values], int(there.sum())
+    each = [_of_items(group, q) if group.ndim == 2 else group for group in values]  # (seeds,) each
+    value = float(sum(sign * one.mean() for sign, one in zip(signs, each, strict=True)))
+    if not math.isfinite(value):
+        return Levelled(math.nan, None, seeds, items)
+    parts = [(one.var(ddof=1) / len(one), len(one) - 1) for one in each if len(one) > 1]
+    if items > 1:
+        parts.append((_variance_over_items(values, signs, q), items - 1))
+    variance = sum(part for part, _ in parts)
+    if not parts or not math.isfinite(variance):
+        return Levelled(value, None, seeds, items)
+    if variance == 0:
+        return Levelled(value, (value, value), seeds, items)
+    freedom = variance**2 / sum(part**2 / count for part, count in parts)
+    half = float(stats.t.ppf(0.5 + level / 2, freedom)) * math.sqrt(variance)
+    return Levelled(value, (value - half, value + half), seeds, items)
+
+
+def _of_items(values: Array, q: float | None) -> Array:
+    """The mean, or the quantile as an order statistic, over the last axis."""
+    if values.shape[-1] == 0:
+        return np.full(values.shape[:-1], math.nan)
+    if q is None:
+        return np.asarray(values.mean(-1))
+    return np.sort(values, -1)[..., math.ceil(round(q * values.shape[-1], 9)) - 1]
+
+
+def _variance_over_items(groups: Sequence[Array], signs: Sequence[float], q: float | None) -> float:
+    """That of the figure when items are drawn anew; of means exact, else by the bootstrap, of the same resamples."""
+    n = groups[0].shape[1]
+    if q is None:
+        return float(sum(s * g.mean(0) for s, g in zip(signs, groups, strict=True)).var(ddof=1) / n)
+    drawn = np.random.Generator(np.random.Philox(key=0)).integers(n, size=(_RESAMPLES, n))
+    with np.errstate(invalid="ignore"):  # infinite values, as of items that nothing broke
+        each = [np.mean([_of_items(model[drawn], q) for model in group], 0) for group in groups]
+        return float(np.var(sum(s * one for s, one in zip(signs, each, strict=True))) * n / (n - 1))
