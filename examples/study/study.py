@@ -92,12 +92,17 @@ def _audit(
         return
     config.write_text(wanted, encoding="utf-8")
     start = time.monotonic()
-    command = [sys.executable, "-m", "vaeaudit", "audit", model, "--config", config, "--out", report, "--resume"]
-    done = subprocess.run([*map(str, command), "--quiet"], stdout=subprocess.DEVNULL)
-    if done.returncode not in (0, 5) or not (report / "report.json").exists():
-        raise RuntimeError(f"the audit of {row.name} ended with {done.returncode}; see {report}")
+    code = _command("audit", model, "--config", config, "--out", report, "--resume", "--quiet")
+    if code not in (0, 5) or not (report / "report.json").exists():
+        raise RuntimeError(f"the audit of {row.name} ended with {code}; see {report}")
     (place / "scale.json").write_text(json.dumps(_scale(model, row, data)), encoding="utf-8")
     told(f"{row.name}: audited, {time.monotonic() - start:.0f} s")
+
+
+def _command(*arguments: object) -> int:
+    """Exit code of `vaeaudit` with these arguments."""
+    done = subprocess.run([sys.executable, "-m", "vaeaudit", *map(str, arguments)], stdout=subprocess.DEVNULL)
+    return done.returncode
 
 
 def _scale(model: Path, row: Row, data: Path | None) -> dict[str, list[float]]:

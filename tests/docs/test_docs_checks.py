@@ -439,7 +439,7 @@ def other_kind(trained: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.Mo
     return opened
 
 
-@pytest.mark.parametrize("kind", KINDS.keys() - {"condition"})
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"condition"}))
 def test_each_further_kind_of_model_on_the_page_keeps_the_contract_and_can_be_audited(
     command: Command, other_kind: Callable[[str], Any], kind: str
 ) -> None:
@@ -452,7 +452,8 @@ def test_each_further_kind_of_model_on_the_page_keeps_the_contract_and_can_be_au
         x = low + x * (high - low)
     check_contract(vae, x)
     similarity = "mean" if kind == "point" else "kl"
-    assert vaeaudit.attack(vae, x[:2], x[2:4], lambdas=2, similarity=similarity).sweep.distortion.isfinite().all()
+    found = vaeaudit.attack(vae, x[:2], x[2:4], lambdas=2, similarity=similarity, max_evaluations=20)
+    assert found.sweep.distortion.isfinite().all()
     assert vaeaudit.noise(vae, x, [0.1], draws=2).log_likelihood.isfinite().all()
     assert vaeaudit.capped_attack(vae, x[:2], "damage", caps=[0.1], max_evaluations=40).damage.isfinite().all()
     finding = next(one for one in examine(vae, x).findings if one.name == "KL to the prior")

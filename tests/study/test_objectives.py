@@ -187,14 +187,14 @@ def test_a_factor_vae_adds_the_log_ratio_of_its_discriminator(objectives: Any, n
     assert derivative_fits(discriminator, lambda: objectives.discriminator_loss(discriminator, z, other, orders))
 
 
-@pytest.mark.parametrize("system", ["beta-TCDLGM", "Seatbelt-VAE"])
+@pytest.mark.parametrize("objective", ["beta_tcdlgm", "seatbelt_vae"])
 def test_hierarchies_sum_their_layers_and_weigh_the_total_correlation_of_the_top(
-    objectives: Any, network: Any, system: str
+    objectives: Any, network: Any, objective: str
 ) -> None:
-    model = network(adapter="hierarchical", depth=3, system=system)
+    model = network(adapter="hierarchical", depth=3, objective=objective)
     widths = model.widths
     assert widths == [24, 12, 6]
-    assert model.taken == (42 if system == "Seatbelt-VAE" else 24)
+    assert model.taken == (42 if objective == "seatbelt_vae" else 24)
     x, noise = batch(model, 42)
     below, used, layers = model.encode(x).first, 0, []
     for place, width in enumerate(widths):
@@ -210,7 +210,7 @@ def test_hierarchies_sum_their_layers_and_weigh_the_total_correlation_of_the_top
         kls.append(sum(norm.logpdf(a, m, s) - norm.logpdf(a, n, t) for a, m, s, n, t in zip(*rows, strict=True)) / N)
     d, tc = distortion(model, x, z), total_correlation(*layers[-1], "weighted")
     assert objectives.dlgm(model, x, noise).item() == pytest.approx(d + sum(kls), abs=1e-6)
-    penalised = objectives.beta_tcdlgm if system == "beta-TCDLGM" else objectives.seatbelt_vae
+    penalised = getattr(objectives, objective)
     weights = {"beta": 3, "items": ITEMS}
     assert penalised(model, x, noise, **weights).item() == pytest.approx(d + sum(kls) + 2 * tc, abs=1e-6)
     assert derivative_fits(model, lambda: penalised(model, x, noise, **weights))

@@ -13,12 +13,12 @@ STUDY = Path(__file__).parents[2] / "examples" / "study"
 TABLE = """
 [defaults]
 data = "shapes"
-items = 500
-epochs = 30
+items = 400
+epochs = 15
 batch = 20
 width = 32
 latents = 6
-learning_rate = 3e-3
+learning_rate = 5e-3
 audit = "small"
 
 [[system]]
@@ -50,12 +50,13 @@ def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_a_miniature_runs_from_end_to_end_and_a_diverged_model_is_recorded_as_such(
-    study: Any, tmp_path: Path, command: Callable[..., Any]
+    study: Any, tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(study, "_command", lambda *arguments: command(*arguments).code)
     (tmp_path / "mini.toml").write_text(TABLE, encoding="utf-8")
     table, told = study.read_table(tmp_path / "mini.toml"), []
     file = study.carry_out(table, tmp_path / "runs", None, told.append)
-    assert sum("audited, " in text for text in told) == 2
+    assert sum(": audited, " in text for text in told) == 2
     (diverged,) = (text for text in told if "diverged and not audited" in text)
     assert diverged.startswith("diverging_VAE")
     with file.open(encoding="utf-8") as stream:
@@ -113,7 +114,7 @@ def test_faults_of_tables_and_data_are_told_in_a_sentence(study: Any, tmp_path: 
     file = tmp_path / "table.toml"
     for text, fault in (
         ("x =", "is no table of a study"),
-        (TABLE.replace("epochs = 30", "epoch = 30"), "epoch: Extra inputs are not permitted"),
+        (TABLE.replace("epochs = 15", "epoch = 15"), "epoch: Extra inputs are not permitted"),
         (TABLE.replace("diverging VAE", "beta-VAE").replace("[0.5, 8]", "[1, 8]"), "stands there twice"),
         (TABLE.replace('audit = "small"', 'audit = "large"'), "there is no audit 'large'"),
     ):

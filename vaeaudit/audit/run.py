@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from pathlib import Path
@@ -68,6 +68,7 @@ def journal_of(subject: Subject, resume: bool, shard: Shard = WHOLE) -> Journal:
     return Journal(Path(run.out), facts, resume, shard, {"configuration": configuration})
 
 
+@cache
 def _version(package: str) -> str | None:
     """That of an installed package; None of one that is not, without which a record lacks something."""
     try:

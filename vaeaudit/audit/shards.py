@@ -52,7 +52,7 @@ _LAUNCHERS = (
 )
 
 
-def launched(environment: Mapping[str, str] = os.environ) -> Shard:
+def launched(environment: Mapping[str, str]) -> Shard:
     """The shard that a launcher names in the environment; the whole where none does.
 
     Raises :class:`ConfigError` for one of torchrun's variables without the other, or for what are no numbers.

@@ -1,5 +1,6 @@
 """`vaeaudit audit`: every check that the configuration enables, then its policy: one verdict."""
 
+import os
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -71,7 +72,7 @@ def shard_of(asked: Asked) -> "Shard":
     """Which share of the audit this process does; told where a launcher says so."""
     from vaeaudit.audit.shards import launched, parse
 
-    shard = launched() if asked.shard is None else parse(asked.shard)
+    shard = launched(os.environ) if asked.shard is None else parse(asked.shard)
     if shard.of > 1 and not asked.quiet:
         complain(f"note: this is shard {shard}, as {shard.source} says")
     return shard

@@ -45,7 +45,7 @@ def inv_hessian_product(g: Tensor, free: Tensor, history: Tensor, newest: Tensor
     gamma = torch.where(usable.any(1, keepdim=True), (curvature / y_square).gather(1, last), 1.0)  # (a, 1)
 
     # Pairs that are not usable become empty: a unit diagonal in R and zeros elsewhere.
-    of_pairs, of_g = torch.where(usable.repeat(1, 2)[:, None], gram, 0.0).split([m, 1], dim=1)
+    of_pairs, of_g = torch.where(usable.repeat(1, 2)[:, None], gram, 0.0).tensor_split([m], dim=1)
     (ys, yy), (gs, gy) = torch.where(usable[:, :, None], of_pairs, 0.0).chunk(2, dim=2), of_g.chunk(2, dim=2)
     r = ys.tril().mT
     r.diagonal(dim1=1, dim2=2).add_(~usable)
