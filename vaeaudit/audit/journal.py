@@ -89,8 +89,10 @@ class Journal:
         :class:`vaeaudit.model.batches.Elsewhere` where other processes are to give it, or some of it.
         """
         key = hashlib.sha256(json.dumps([unit, self.facts, dict(settings)], sort_keys=True).encode()).hexdigest()
-        self._begin()
-        if (entry := self._found.get((key, ""))) is not None and (kept := _record(entry)) is not None:
+        entry = self._found.get((key, ""))
+        if entry is not None and self._computes and "error" in entry.metadata:
+            entry = None  # what was missing, such as a package, may be there now
+        if entry is not None and (kept := _record(entry)) is not None:
             return kept
         mine = self.shard.of == 1 or owner % self.shard.of == self.shard.number - 1
         if not parted and not (mine and self._computes):
@@ -119,7 +121,9 @@ class Journal:
             with keeping(keep):
                 record = work(go_on)
         except InputError as error:
-            if self.shard.of > 1 and not isinstance(error, OutputError):  # an answer, which a merge must know
+            if (
+                self._computes and self.shard.of > 1 and not isinstance(error, OutputError)
+            ):  # an answer, which a merge must know
                 self._keep(key, "", {}, {"error": json.dumps([type(error).__name__, str(error)])})
             raise
         if record.interrupted:
@@ -136,9 +140,16 @@ class Journal:
         self._look()
 
     def __enter__(self) -> "Journal":
-        """Take the folder. Raises :class:`ConfigError` where it holds shards of another audit."""
-        if self.shard.number:
-            self._begin()
+        """Read what is kept, and as a shard take its place in the folder.
+
+        Raises :class:`ConfigError` where that holds shards of another audit, :class:`OutputError` where another process
+        does this one.
+        """
+        if self.shard.of > 1 and self.shard.number:
+            self._check_others()
+            self._open()
+        if self.resume:
+            self._look()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -156,17 +167,13 @@ class Journal:
                     file.unlink()
             (folder / FOLDER).rmdir()
 
-    def _begin(self) -> None:
-        """Open this process's log, and read what all of them hold."""
-        if self._log is not None or not self._computes:
-            return
-        if self.shard.of > 1:
-            self._check_others()
-        self._log = Log(self.folder / f"{self.shard.file}{log.SUFFIX}")
-        if self.resume:
-            self._look()
-        about = json.dumps({"facts": self.facts, **self.about}, sort_keys=True)
-        self._log.append({}, {"opened": told_here(), "about": about, "shard": f"{self.shard.number}/{self.shard.of}"})
+    def _open(self) -> Log:
+        """The log of this process, which says whose it is."""
+        if self._log is None:
+            self._log = Log(self.folder / f"{self.shard.file}{log.SUFFIX}")
+            about = json.dumps({"facts": self.facts, **self.about}, sort_keys=True)
+            self._log.append({}, {"opened": told_here(), "about": about, "shard": str(self.shard)})
+        return self._log
 
     def _look(self) -> None:
         """Read what the logs have been given since they were read last."""
@@ -195,10 +202,9 @@ class Journal:
                 )
 
     def _keep(self, key: str, part: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        if self._log is not None:
-            entry = self._log.append(tensors, {"key": key, "part": part, **metadata})
-            if self.resume:
-                self._found[key, part] = entry
+        entry = self._open().append(tensors, {"key": key, "part": part, **metadata})
+        if self.resume:
+            self._found[key, part] = entry
 
 
 @dataclass(frozen=True)
