@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+unexport PYTHONDONTWRITEBYTECODE # or each of the tests' processes compiles the package anew
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint study study-small clean

@@ -16,14 +16,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
-from vaeaudit import Checkpoint, DiagonalGaussian, LatentScale, Point
+from vaeaudit import Checkpoint, DiagonalGaussian, Point
 from vaeaudit.errors import AdapterError, clipped, listed, nearest
 
 from .convolutional import Convolutional, ConvolutionalOptions
 from .opening import filled, read_options
+from .scaling import stated
 
 # The weights check asks: prefixes of the names of tensors.
 WEIGHT_PARTS = {
@@ -65,7 +65,6 @@ KINDS = {
     "AutoencoderKLCogVideoX": _VIDEO,
     "AutoencoderKLCosmos": replace(_VIDEO, posterior="point"),  # whose "KL" is a name
 }
-_SCALES = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -82,13 +81,7 @@ class Diffusers(Convolutional):
         channels = next(config[name] for name in ("in_channels", "audio_channels", "input_channels") if name in config)
         size = config.get("sample_size") or kind.sizes
         super().__init__(model, (channels, *(size if isinstance(size, list | tuple) else (size, size))), options)
-        try:
-            self.latent_scale = _latent_scale(model)
-        except (TypeError, ValueError, RuntimeError) as error:
-            said = clipped(str({name: config[name] for name in _SCALES if config.get(name) is not None}))
-            raise AdapterError(
-                f"config.json states no numbers by which latents are scaled: {said}; correct it"
-            ) from error
+        self.latent_scale = stated(model)
         if kind.clamped:
             self.notes += ("the decoder's output is clamped to [-1, 1], and has no gradient where it is",)
         if self.with_step:
@@ -131,10 +124,14 @@ def open(checkpoint: Checkpoint, config: Mapping[str, object]) -> Diffusers:
     said = checkpoint.json("config.json")
     name = str(said.get("_class_name"))
     if name not in KINDS:
-        came = f"names the class '{clipped(name)}'{nearest(name, KINDS)}" if "_class_name" in said else "names no class"
+        if "_class_name" not in said:
+            raise AdapterError(
+                f"no config.json beside {checkpoint.path} names a class, which adapter 'diffusers' reads there; keep "
+                "the file in its folder"
+            )
         raise AdapterError(
-            f"the config.json beside {checkpoint.path} {came}, where one that adapter 'diffusers' knows was expected: "
-            f"{listed(KINDS, 20)}"
+            f"the config.json beside {checkpoint.path} names the class '{clipped(name)}'{nearest(name, KINDS)}, where "
+            f"one that adapter 'diffusers' knows was expected: {listed(KINDS, 20)}"
         )
     old = rf"(\.attentions\.\d+\.)({'|'.join(_OLD_ATTENTION)})\."  # names of attention's layers in files of 2022
     tensors = {
@@ -148,8 +145,18 @@ def opened(
     name: str, said: Mapping[str, object], tensors: Mapping[str, Tensor], options: ConvolutionalOptions
 ) -> Diffusers:
     """The model of a class that a config describes, with these tensors."""
+    _check_depth(said, len(tensors))
     made_by = _imported(name)  # first, since what a module computes on import must not be computed without values
     return Diffusers(filled(lambda: _built(made_by, said), tensors).eval(), KINDS[name], options)
+
+
+def _check_depth(said: Mapping[str, object], tensors: int) -> None:
+    """Raises :class:`AdapterError` for more layers than tensors, before they are built one by one."""
+    for key, value in said.items():
+        values = value if isinstance(value, list) and not key.startswith("latents_") else [value]
+        layers = [one for one in values if isinstance(one, int)] if re.search("layers|num_.*blocks", key) else []
+        if (deepest := max(len(values), *layers, 0)) > tensors:
+            raise AdapterError(f"config.json tells of {deepest:,} layers ({key}), but there are {tensors} tensors")
 
 
 def _imported(name: str) -> Any:
@@ -177,26 +184,3 @@ def _built(made_by: Any, said: Mapping[str, object]) -> nn.Module:
     if isinstance(noise, list) and any(noise):
         raise AdapterError(f"this {name} adds random noise within its decoder, so that no figure of it would repeat")
     return model
-
-
-def _latent_scale(model: Any) -> LatentScale | None:
-    """What the library's pipelines take from latents and multiply them by, as the config or tensors say."""
-    config = model.config
-    if hasattr(model, "bn"):  # over patches of 2x2 latents
-        shift = model.bn.running_mean.unflatten(0, (-1, 4)).mean(1)
-        scale = (model.bn.running_var.unflatten(0, (-1, 4)).mean(1) + model.bn.eps).rsqrt()
-        return LatentScale(tuple(shift.tolist()), tuple(scale.tolist()), "its batch normalisation")
-    stored = {name: buffer.tolist() for name, buffer in model.named_buffers() if name.startswith("latents_")}
-    mean, stddev = (stored.get(name) or config.get(name) for name in ("latents_mean", "latents_std"))
-    if mean and stddev:
-        channels = config.get("latent_channels") or config["z_dim"]  # each may have a number for every frame
-        means, stddevs = (
-            torch.tensor(one, dtype=torch.float32).reshape(channels, -1).mean(1) for one in (mean, stddev)
-        )
-        if not (stddevs > 0).all():
-            raise ValueError("standard deviations are positive")
-        return LatentScale(tuple(means.tolist()), tuple((1 / stddevs).tolist()), "latents_mean and latents_std")
-    if config.get("scaling_factor") is None:
-        return None
-    shift, scale = float(config.get("shift_factor") or 0), float(config["scaling_factor"])
-    return LatentScale((shift,), (scale,), f"scaling_factor {scale:g}" + f" and shift_factor {shift:g}" * (shift != 0))

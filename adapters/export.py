@@ -10,6 +10,7 @@ import copy
 import math
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -21,8 +22,8 @@ from vaeaudit.errors import AdapterError, ContractError
 
 from .opening import Options, read_options
 
-# The weights check asks: a file of a pair does not say by names of tensors whose they are.
-WEIGHT_PARTS: dict[str, tuple[str, ...]] = {"encoder": (), "decoder": ()}
+# The weights check asks: prefixes of the names of tensors, and below which file is whose.
+WEIGHT_PARTS = {"encoder": ("encoder.",), "decoder": ("decoder.",)}
 
 
 class ExportOptions(Options):
@@ -117,6 +118,12 @@ class Export(nn.Module):
         if self.options.likelihood == "gaussian":
             return GaussianLikelihood(output, output.new_full((), math.log(self.options.stddev)))
         return BernoulliLogits(output) if self.options.likelihood == "bernoulli" else BernoulliProbabilities(output)
+
+
+def files(path: Path) -> Mapping[str, str]:
+    """The files of the pair of which ``path`` is one, by part."""
+    del path
+    return {"encoder": "encoder.pt2", "decoder": "decoder.pt2"}
 
 
 def recognises(checkpoint: Checkpoint) -> bool:

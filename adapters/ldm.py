@@ -12,12 +12,13 @@ from typing import Literal
 from pydantic import PositiveInt
 from torch import Tensor
 
-from vaeaudit import Checkpoint, LatentScale
+from vaeaudit import Checkpoint
 from vaeaudit.errors import AdapterError, CheckpointError, listed
 
 from .convolutional import ConvolutionalOptions
 from .diffusers import Diffusers, opened
 from .opening import read_options
+from .scaling import of_family
 
 _WHERE = ("", "first_stage_model.", "vae.")
 # The weights check asks: prefixes of the names of tensors. All else of a whole model is neither.
@@ -27,13 +28,6 @@ WEIGHT_PARTS = {
     "neither": [""],
 }
 _SIGN = "encoder.down.0.block.0.conv1.weight"
-# Scaling and shift of latents, the sizes that the family shares, and names that only its whole models have.
-FAMILIES: dict[str, tuple[float, float, tuple[int, bool], tuple[str, ...]]] = {
-    "sd": (0.18215, 0.0, (4, True), ("cond_stage_model.",)),
-    "sdxl": (0.13025, 0.0, (4, True), ("conditioner.embedders.",)),
-    "sd3": (1.5305, 0.0609, (16, False), ("model.diffusion_model.joint_blocks.",)),
-    "flux": (0.3611, 0.1159, (16, False), ("model.diffusion_model.double_blocks.", "double_blocks.")),
-}
 _RENAMED = (
     (r"\.(down|up)\.(\d+)\.block\.(\d+)\.", r".\1_blocks.\2.resnets.\3."),
     (r"\.(down|up)\.(\d+)\.(down|up)sample\.", r".\1_blocks.\2.\3samplers.0."),
@@ -78,7 +72,8 @@ def open(checkpoint: Checkpoint, config: Mapping[str, object]) -> Diffusers:
     tensors = (checkpoint.part(places[0][:-1]) if places[0] else checkpoint).tensors
     vae = opened(*_described(tensors, options), _as_diffusers(tensors), options)
     if "bn.running_mean" not in tensors:
-        _scale(vae, tensors, checkpoint.tensors, options)
+        vae.latent_scale, notes = of_family(tensors, checkpoint.tensors, options.family)
+        vae.notes += notes
     return vae
 
 
@@ -135,17 +130,3 @@ def _as_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         linear = "attentions.0.to_" in new and tensor.ndim == 4  # a convolution of 1x1 there, a matrix here
         renamed[new] = tensor.flatten(1) if linear else tensor
     return renamed
-
-
-def _scale(vae: Diffusers, tensors: Mapping[str, Tensor], whole: Mapping[str, Tensor], options: LDMOptions) -> None:
-    """Say by what the family scales latents, or which families it may be."""
-    sizes = (tensors["decoder.conv_in.weight"].shape[1], "quant_conv.weight" in tensors)
-    likely = [name for name, (*_, shared, _) in FAMILIES.items() if shared == sizes]
-    told = [name for name in likely if any(one.startswith(FAMILIES[name][3]) for one in whole)]
-    family = options.family or (told[0] if len(told) == 1 else None)
-    vae.latent_scale = None
-    if family is not None:
-        scale, shift, *_ = FAMILIES[family]
-        vae.latent_scale = LatentScale((shift,), (scale,), f"scaling {scale} and shift {shift} of family {family}")
-    elif likely:
-        vae.notes += (f"the tensors fit the families {' and '.join(likely)}; --option family={likely[0]} says which",)

@@ -6,6 +6,7 @@ the decoder takes 3 tanh(z / 3). Blocks and channels are read from the tensors.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,9 @@ from vaeaudit.errors import AdapterError, CheckpointError, listed
 from .convolutional import Convolutional, ConvolutionalOptions
 from .opening import filled, read_options
 
-# The weights check asks: prefixes of the names of tensors, which are numbers in either file.
+# The weights check asks: prefixes of the names of tensors, and below which file is whose.
 WEIGHT_PARTS = {"encoder": ("encoder.",), "decoder": ("decoder.",), "neither": ()}
-_OTHER = {"encoder": "decoder", "decoder": "encoder"}
+_PARTS = ("encoder", "decoder")
 
 
 class Block(nn.Module):
@@ -68,12 +69,17 @@ class TAESD(Convolutional):
         return image
 
 
+def files(path: Path) -> Mapping[str, str]:
+    """The files of the pair of which ``path`` is one, by part; none where it holds both parts itself."""
+    half = _half(path)
+    return {part: path.name.replace(half, part) for part in _PARTS} if half is not None else {}
+
+
 def recognises(checkpoint: Checkpoint) -> bool:
     """Whether the file is half of a pair, by its name and those of its tensors, and the other half lies beside it."""
-    half = _half(checkpoint)
-    if half is None or not {"1.weight", "1.conv.0.weight"} & checkpoint.tensors.keys():
-        return False
-    return checkpoint.path.with_name(checkpoint.path.name.replace(half, _OTHER[half])).is_file()
+    names = files(checkpoint.path).values()
+    known = bool({"1.weight", "1.conv.0.weight"} & checkpoint.tensors.keys())
+    return known and bool(names) and all(checkpoint.path.with_name(name).is_file() for name in names)
 
 
 def open(checkpoint: Checkpoint, config: Mapping[str, object]) -> TAESD:
@@ -84,20 +90,37 @@ def open(checkpoint: Checkpoint, config: Mapping[str, object]) -> TAESD:
         CheckpointError: the other file is missing, or tensors are missing, left over or of another shape.
     """
     options = read_options(ConvolutionalOptions, config, "taesd")
-    half = _half(checkpoint)
-    if half is None:
+    tensors = {part: _of_part(checkpoint, part) for part in _PARTS}
+    if not all(tensors.values()):
         raise AdapterError(
             f"{checkpoint.path.name} should be called as one of a pair, with encoder or decoder in its name, as in "
             "taesd_encoder.pth; rename it"
         )
-    other = checkpoint.beside(checkpoint.path.name.replace(half, _OTHER[half]))
-    tensors = {half: checkpoint.tensors, _OTHER[half]: other.tensors}
-    named = {f"{part}.{name}": tensor for part in ("encoder", "decoder") for name, tensor in tensors[part].items()}
-    return TAESD(filled(lambda: _built(tensors), named).eval(), options)
+    named = {f"{part}.{name}": tensor for part, those in tensors.items() for name, tensor in those.items()}
+    model = filled(lambda: _built(tensors), named).eval()
+    last = [one for one in model["encoder"].modules() if isinstance(one, nn.Conv2d)][-1].out_channels
+    first = next(one for one in model["decoder"].modules() if isinstance(one, nn.Conv2d)).in_channels
+    if last != first:
+        raise CheckpointError(
+            f"the encoder of {checkpoint.path.name} gives {last} channels of latents and the decoder takes {first}, so "
+            "that they are no pair; put the two of one model together"
+        )
+    return TAESD(model, options)
 
 
-def _half(checkpoint: Checkpoint) -> str | None:
-    return next((part for part in _OTHER if part in checkpoint.path.name), None)
+def _of_part(checkpoint: Checkpoint, part: str) -> dict[str, Tensor]:
+    """The tensors of one part: of its own file, or of one that holds both, as it is converted to."""
+    both = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(_PARTS)}
+    if both:
+        return {name.removeprefix(f"{part}."): both[name] for name in both if name.startswith(part)}
+    name = files(checkpoint.path).get(part)
+    if name is None:
+        return {}
+    return dict(checkpoint.tensors if name == checkpoint.path.name else checkpoint.beside(name).tensors)
+
+
+def _half(path: Path) -> str | None:
+    return next((part for part in _PARTS if part in path.name), None)
 
 
 def _built(tensors: Mapping[str, Mapping[str, Tensor]]) -> nn.ModuleDict:

@@ -253,12 +253,12 @@ def tasks(vae: VAE, x: Tensor, x_t: Tensor, caps: Tensor, latent_caps: Tensor, s
     """Damage at z = the mean under ``caps``, and KL to the targets under ``latent_caps``."""
     rows = RowBatches.automatic(vae.input_shape, x.device)
 
-    def mean(points: Tensor) -> Tensor:
+    def mean(points: Tensor, _item: Tensor) -> Tensor:
         return vae.encode(points).mean
 
     def directions(count: int) -> Tensor:
         with torch.no_grad():
-            latent = tuple(mean(x[:1]).shape[1:])
+            latent = tuple(vae.encode(x[:1]).mean.shape[1:])
         noise = noise_set(latent, draws=count, items=items, seed=seed, check="benchmark.ours", like=x)
         return pull_back(mean, x, noise, rows)
 

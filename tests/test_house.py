@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,15 +32,12 @@ def name_of(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@cache
 def parsed(file: Path) -> ast.Module:
     return ast.parse(file.read_text(), str(file))
 
 
 MODULES = {name_of(file): file for file in PACKAGE}
-
-
-def each(files: list[Path]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("file", files, ids=[str(file.relative_to(ROOT)) for file in files])
 
 
 def absolute(node: ast.ImportFrom, module: str, package: bool) -> str:
@@ -74,54 +72,61 @@ def room(module: str) -> str:
     return apart if apart in FLOOR else ".".join(parts[:1])
 
 
-@each([file for file in PACKAGE if name_of(file) != "vaeaudit"])
-def test_every_module_has_a_floor_and_imports_from_no_floor_above(file: Path) -> None:
-    here = FLOOR.get(room(name_of(file)))
-    assert here is not None, f"{file.name} has no floor: give its room one in ROOMS"
-    for module, line in imports(file, parsed(file)):
-        if module.startswith("vaeaudit."):
-            assert FLOOR.get(room(module), 9) <= here, f"{file.name}:{line} imports {module} from a floor above"
-        assert not module.startswith(("vaeaudit_adapters", "adapters")), f"{file.name}:{line} names an adapter"
+def test_every_module_has_a_floor_and_imports_from_no_floor_above() -> None:
+    for file in (file for file in PACKAGE if name_of(file) != "vaeaudit"):
+        here = FLOOR.get(room(name_of(file)))
+        assert here is not None, f"{file.name} has no floor: give its room one in ROOMS"
+        for module, line in imports(file, parsed(file)):
+            if module.startswith("vaeaudit."):
+                assert FLOOR.get(room(module), 9) <= here, f"{file.name}:{line} imports {module} from a floor above"
+            assert not module.startswith(("vaeaudit_adapters", "adapters")), f"{file.name}:{line} names an adapter"
 
 
-@each([file for file in PACKAGE if name_of(file).startswith("vaeaudit.checks.")])
-def test_no_check_imports_another(file: Path) -> None:
-    for module, line in imports(file, parsed(file)):
-        if room(module).startswith("checks.") and room(module) != "checks.registry":
-            assert room(module) == room(name_of(file)), f"{file.name}:{line} imports {module} of another check"
+def test_no_check_imports_another() -> None:
+    for file in (file for file in PACKAGE if name_of(file).startswith("vaeaudit.checks.")):
+        for module, line in imports(file, parsed(file)):
+            if room(module).startswith("checks.") and room(module) != "checks.registry":
+                assert room(module) == room(name_of(file)), f"{file.name}:{line} imports {module} of another check"
 
 
-@each(ADAPTERS)
-def test_adapters_use_public_names_only_and_each_other_relatively(file: Path) -> None:
-    for node in ast.walk(parsed(file)):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                assert alias.name == "vaeaudit" or not alias.name.startswith(("vaeaudit", "adapters")), alias.name
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            source = node.module or ""
-            assert not source.startswith(("vaeaudit_adapters", "adapters")), f"line {node.lineno}: import it relatively"
-            if source.split(".")[0] == "vaeaudit":
-                assert source in ("vaeaudit", "vaeaudit.errors"), f"line {node.lineno} imports {source}"
-                if source == "vaeaudit":
-                    assert {alias.name for alias in node.names} <= set(vaeaudit.__all__)
+def test_adapters_use_public_names_only_and_each_other_relatively() -> None:
+    for file in ADAPTERS:
+        for node in ast.walk(parsed(file)):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    assert alias.name == "vaeaudit" or not alias.name.startswith(("vaeaudit", "adapters")), (
+                        file,
+                        alias,
+                    )
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                source = node.module or ""
+                assert not source.startswith(("vaeaudit_adapters", "adapters")), (
+                    f"{file.name}:{node.lineno}: import it relatively"
+                )
+                if source.split(".")[0] == "vaeaudit":
+                    assert source in ("vaeaudit", "vaeaudit.errors"), f"{file.name}:{node.lineno} imports {source}"
+                    if source == "vaeaudit":
+                        assert {alias.name for alias in node.names} <= set(vaeaudit.__all__), file
 
 
-@each([file for file in PACKAGE + ADAPTERS if "cli" not in file.parts])
-def test_only_the_command_line_prints_reads_the_environment_or_exits(file: Path) -> None:
-    for node in ast.walk(parsed(file)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id not in ("print", "input", "exit", "quit"), f"line {node.lineno}: {node.func.id}()"
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            place = f"{node.value.id}.{node.attr}"
-            assert place not in ("sys.stdout", "sys.stderr", "sys.exit", "os.environ", "os.getenv"), (
-                f"line {node.lineno}: {place}"
-            )
+def test_only_the_command_line_prints_reads_the_environment_or_exits() -> None:
+    for file in (file for file in PACKAGE + ADAPTERS if "cli" not in file.parts):
+        for node in ast.walk(parsed(file)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("print", "input", "exit", "quit"), (
+                    f"{file.name}:{node.lineno}: {node.func.id}()"
+                )
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                place = f"{node.value.id}.{node.attr}"
+                assert place not in ("sys.stdout", "sys.stderr", "sys.exit", "os.environ", "os.getenv"), (
+                    f"{file.name}:{node.lineno}: {place}"
+                )
 
 
-@each(PACKAGE + ADAPTERS)
-def test_modules_stay_short_enough_to_read(file: Path) -> None:
-    lines = len(file.read_text().splitlines())
-    assert lines <= MOST_LINES, f"{lines} lines: split it"
+def test_modules_stay_short_enough_to_read() -> None:
+    for file in PACKAGE + ADAPTERS:
+        lines = len(file.read_text().splitlines())
+        assert lines <= MOST_LINES, f"{file.name} has {lines} lines: split it"
 
 
 def at_import(file: Path) -> set[str]:

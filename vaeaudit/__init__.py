@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from vaeaudit.model.chain import GaussianChain as GaussianChain
     from vaeaudit.model.checkpoints import Checkpoint as Checkpoint
     from vaeaudit.model.checkpoints import load_state as load_state
+    from vaeaudit.model.conditions import Conditional as Conditional
+    from vaeaudit.model.conditions import Conditioned as Conditioned
     from vaeaudit.model.families import Concrete as Concrete
     from vaeaudit.model.families import FullGaussian as FullGaussian
     from vaeaudit.model.families import Mixture as Mixture
@@ -108,6 +110,8 @@ _HOME = {
     "load": "model.registry",
     "Range": "model.ranges",
     "as_range": "model.ranges",
+    "Conditional": "model.conditions",
+    "Conditioned": "model.conditions",
     "VAE": "model.vae",
     "BernoulliLogits": "model.vae",
     "BernoulliProbabilities": "model.vae",

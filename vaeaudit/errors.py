@@ -85,6 +85,12 @@ class IncomparableError(VaeauditError):
     exit_code = 5
 
 
+class UnfinishedError(VaeauditError):
+    """Other processes have not done their shares of an audit: no report yet."""
+
+    exit_code = 5
+
+
 class ContractError(VaeauditError):
     """An adapter's model does not keep the contract of :mod:`vaeaudit.model.vae`."""
 

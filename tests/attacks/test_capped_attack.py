@@ -24,7 +24,7 @@ def items_of(count: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Te
 
 def attacked(vae: Any, mode: str, count: int = 3, **options: Any) -> CappedResult:
     x, x_t = items_of(count)
-    given = {"caps": CAPS, "max_evaluations": 150, **options}
+    given = {"caps": CAPS, "max_evaluations": 60, **options}
     return capped_attack(vae, x, mode, x_t if mode == "worst" else None, **given)
 
 
@@ -87,10 +87,12 @@ def test_worst_is_the_largest_damage_of_all_its_members(small_vae: Any) -> None:
     assert (attacked(small_vae(), "worst").damage >= 0).all()
 
 
-@BOTH_NORMS
 @pytest.mark.parametrize(
-    ("seed", "options"),
-    [(5, {}), (6, {}), (5, {"ref": "input"}), (6, {"on": "mean"}), (5, {"draws": 0}), (6, {"seed": 3})],
+    ("norm", "seed", "options"),
+    [
+        *(("l2", 5, {}), ("linf", 6, {}), ("linf", 5, {"ref": "input"})),
+        *(("l2", 6, {"on": "mean"}), ("linf", 5, {"draws": 0}), ("l2", 6, {"seed": 3})),
+    ],
     ids=str,
 )
 def test_worst_is_never_less_than_a_member_alone_with_the_same_keys_and_effort(
@@ -108,8 +110,7 @@ def test_worst_is_never_less_than_a_member_alone_with_the_same_keys_and_effort(
         assert (worst.damage > alone.damage).any()
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("seed", [5, 7])
+@pytest.mark.parametrize(("norm", "seed"), [("l2", 5), ("linf", 7)])
 def test_worst_shows_the_signs_of_the_damage_attack_that_it_contains(norm: str, seed: int, small_vae: Any) -> None:
     x, x_t = torch.rand(2, 4, 2, 3, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
     for lying in (False, True):

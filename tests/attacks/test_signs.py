@@ -46,7 +46,8 @@ def look(term: Term, encode: Encode | None, x: Tensor, x_t: Tensor | None, found
     shape = tuple(x.shape[1:])
     directions = noise_set(shape, draws=DIRECTIONS, items=range(len(x)), seed=0, check="attack.signs", like=x)
     settings = {"box": (0.0, 1.0), "norm": "l2", "rows": RowBatches(256)} | more
-    return signs_of(term, encode, x, x_t, found, directions, **settings)
+    of_items = None if encode is None else lambda points, _item: encode(points)
+    return signs_of(term, of_items, x, x_t, found, directions, **settings)
 
 
 def as_sweep(found: Attacked, **of_sweep: Any) -> Sweep:

@@ -86,7 +86,7 @@ def solved(
         x, x_t, vae = bundled_images[:2], bundled_images[100:102], bundled_model
     else:
         dtype = torch.float32 if "float32" in request.param else torch.float64
-        (x, x_t), vae = pairs_of(4, dtype), small_vae(dtype=dtype)
+        (x, x_t), vae = pairs_of(3, dtype), small_vae(dtype=dtype)
     mode, penalty = "output" if "output" in request.param else "latent", "l2sq" if "l2sq" in request.param else "l2"
     term = term_of(vae, x, x_t, mode)
     floor = 0.0 if mode == "latent" else None
@@ -250,7 +250,7 @@ def test_few_lambda_keep_what_holds_for_many(small_vae: Any) -> None:
 @pytest.mark.parametrize(("mode", "similarity"), [("latent", "kl"), ("latent", "sample"), ("output", "kl")])
 def test_same_seed_and_settings_give_the_same_bits(mode: str, similarity: str, small_vae: Any) -> None:
     x, x_t = pairs_of(3)
-    settings: dict[str, Any] = {"similarity": similarity, "lambdas": 5, "max_evaluations": 60}
+    settings: dict[str, Any] = {"similarity": similarity, "lambdas": 5, "max_evaluations": 30}
     first, second = (attack(small_vae(), x, x_t, mode, **settings) for _ in range(2))
     for name in ("distortion", "data_term", "objective", "status", "evaluations", "recent"):
         assert torch.equal(getattr(first.sweep, name), getattr(second.sweep, name)), name
@@ -276,9 +276,9 @@ def test_draws_are_the_same_for_every_batch_size(small_vae: Any, monkeypatch: py
 
 @pytest.mark.parametrize("mode", ["latent", "output"])
 def test_objectives_of_all_batch_sizes_agree_where_the_search_may_end(mode: str, small_vae: Any) -> None:
-    x, x_t = pairs_of(2)
+    x, x_t = pairs_of(1)
     term, floor = term_of(small_vae(), x, x_t, mode), 0.0 if mode == "latent" else None
-    found = [run(term, x, x_t, SETTLING, size=size, floor=floor, evaluations=600) for size in BATCHES]
+    found = [run(term, x, x_t, SETTLING, size=size, floor=floor) for size in BATCHES]
     for other in found[1:]:
         relative = (other.objective / found[0].objective - 1).abs()
         assert (relative <= 1e-4).double().mean() >= 0.99
@@ -287,7 +287,7 @@ def test_objectives_of_all_batch_sizes_agree_where_the_search_may_end(mode: str,
 @pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=str)
 def in_units(request: pytest.FixtureRequest, small_vae: Any) -> tuple[torch.dtype, Callable[[float], Sweep], Sweep]:
     """A sweep in any units, which the encoder undoes and of which no box is known, and that in the model's own."""
-    (x, x_t), vae = pairs_of(4, request.param), small_vae(dtype=request.param)
+    (x, x_t), vae = pairs_of(2, request.param), small_vae(dtype=request.param)
     term, lambdas = term_of(vae, x, x_t), torch.tensor(SETTLING) * (gap_of(x, x_t).mean() / 2)
 
     def in_units(unit: float) -> Sweep:
@@ -297,7 +297,7 @@ def in_units(request: pytest.FixtureRequest, small_vae: Any) -> tuple[torch.dtyp
     return request.param, in_units, in_units(1.0)
 
 
-@pytest.mark.parametrize("power", [-6, -3, 3, 6])
+@pytest.mark.parametrize("power", [-6, 6])
 def test_the_units_of_the_input_change_nothing(
     power: int, in_units: tuple[torch.dtype, Callable[[float], Sweep], Sweep]
 ) -> None:
@@ -315,7 +315,7 @@ def test_groups_of_pairs_give_what_all_together_give(
 ) -> None:
     x, x_t = pairs_of(3)
     term = term_of(small_vae(), x, x_t)
-    whole = run(term, x, x_t, SETTLING, evaluations=120, penalty=penalty)
+    whole = run(term, x, x_t, SETTLING, evaluations=60, penalty=penalty)
     groups: list[int] = []
 
     class Counted(Search):
@@ -325,7 +325,7 @@ def test_groups_of_pairs_give_what_all_together_give(
 
     monkeypatch.setattr(module, "Search", Counted)
     monkeypatch.setattr(module, "_MEMORY", 2 * (len(SETTLING) + len(rungs(SETTLING))) * 6 * 8 * module._VECTORS)
-    apart = run(term, x, x_t, SETTLING, evaluations=120, penalty=penalty)
+    apart = run(term, x, x_t, SETTLING, evaluations=60, penalty=penalty)
     assert groups == [2, 1]
     torch.testing.assert_close(apart.objective, whole.objective, rtol=1e-4, atol=0)
     torch.testing.assert_close(apart.zero_data_term, whole.zero_data_term, rtol=1e-12, atol=0)
@@ -342,11 +342,11 @@ def test_groups_of_pairs_give_what_all_together_give(
 
 @pytest.mark.parametrize(("mode", "penalty"), [("latent", "l2"), ("latent", "l2sq"), ("output", "l2")])
 def test_no_problem_is_solved_worse_than_by_scipy(mode: str, penalty: str, small_vae: Any) -> None:
-    (x, x_t), vae = pairs_of(3), small_vae()
+    (x, x_t), vae = pairs_of(2), small_vae()
     term = term_of(vae, x, x_t, mode)
     found = run(term, x, x_t, 5, penalty=penalty, floor=0.0 if mode == "latent" else None)
     start = np.random.default_rng(0).normal(size=6) * 1e-2
-    for i, (j, lam) in product(range(3), enumerate(found.lambdas.tolist())):
+    for i, (j, lam) in product(range(2), enumerate(found.lambdas.tolist())):
 
         def one(d: np.ndarray, i: int = i, lam: float = lam) -> tuple[float, np.ndarray]:
             leaf = torch.from_numpy(d).requires_grad_(True)

@@ -95,7 +95,7 @@ def test_no_slope_exceeds_the_lipschitz_constant_which_is_nearly_met(name: str, 
     function = EVERY[name][number]
     graph, found = case(name, number)
     stated = found.steepest
-    x = torch.cat([grid(-60, 60, 5e-3), grid(-4, 4, 2e-4)])
+    x = torch.cat([grid(-60, 60, 2e-2), grid(-4, 4, 1e-3)])
     steepest = float(slopes(function, x).abs().max())
     secant = float((function(x).diff(dim=0) / x.diff(dim=0)).abs().max())
     assert max(steepest, secant - 1e-6) <= stated <= 1.01 * steepest  # softplus has a step of 2e-9
@@ -146,18 +146,18 @@ def test_both_lines_hold_on_the_whole_interval(name: str, number: int) -> None:
     function = EVERY[name][number]
     graph, found = case(name, number)
     generator = torch.Generator().manual_seed(1)
-    count = 3000
+    count = 1000
     y = 4 * torch.randn(count, 3, generator=generator, dtype=torch.float64)
     if isinstance(found, Kinked) or found.jumps:  # on and beside kinks too
         kinks = found.kinks if isinstance(found, Kinked) else [place for place, _ in found.jumps]
-        y[:600] = torch.tensor(kinks).double()[torch.randint(len(kinks), (600, 1), generator=generator)]
-        y[300:600] += 1e-6 * torch.randn(300, 3, generator=generator, dtype=torch.float64)
+        y[:400] = torch.tensor(kinks).double()[torch.randint(len(kinks), (400, 1), generator=generator)]
+        y[200:400] += 1e-6 * torch.randn(200, 3, generator=generator, dtype=torch.float64)
     below, above = (10 ** (torch.rand(count, 3, generator=generator, dtype=torch.float64) * 7 - 6) for _ in range(2))
     below[::7], above[1::7] = 0.0, 0.0
     run = operation(graph)
     value, low_slope, low_offset, high_slope, high_offset = lines(run, found, y, below, above)
     torch.testing.assert_close(value, function(y))
-    for share in torch.linspace(0, 1, 201, dtype=torch.float64):
+    for share in torch.linspace(0, 1, 101, dtype=torch.float64):
         t = y - below + share * (below + above)
         at, rounding = run(t), 2e-15 * (1 + y.abs() + below + above)
         assert bool((value + low_offset + low_slope * (t - y) <= at + rounding).all())

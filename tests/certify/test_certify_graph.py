@@ -95,7 +95,12 @@ def test_with_sigma_frozen_the_certificate_is_that_of_the_mean_whatever_makes_si
     assert float(ours.radius) == pytest.approx(float(plainly.radius), rel=1e-5)
     whitened = [LipschitzBounds(each).of_output(0, torch.exp(-log_stddev)) for each in (graph, known)]
     assert float(whitened[0]) == pytest.approx(float(whitened[1]), rel=1e-9)
-    (at,) = margin(vae, x, 3.0, draws=200, parts=("certified",)).at
+
+
+@pytest.mark.parametrize("name", ["sorted", "in place", "of another precision"])
+def test_a_margin_with_sigma_frozen_is_certified_whatever_makes_sigma(name: str) -> None:
+    vae, x = Model(log_stddev=SIGMAS[name]), torch.tensor([[0.3, -0.2, 0.5]])
+    (at,) = margin(vae, x, 3.0, draws=50, parts=("certified",), effort="fast").at
     assert at.certified is not None
     assert at.certified.missing == ()
     assert float(at.certified.radius) > 0
@@ -173,7 +178,9 @@ def test_what_a_model_does_with_constants_and_precision_is_followed(name: str) -
     z = vae.encode(x).mean
     torch.testing.assert_close(decoder.module(z.double())[0], vae.decode(z).mean.double(), rtol=1e-5, atol=1e-6)
     assert graph.module(x.double())[0].dtype == torch.float64
-    (at,) = margin(vae, x[:2], 3.0, draws=200, parts=("certified",)).at
+    if name not in ("a filled constant", "a step in double", "added up in double"):
+        return  # what follows knows nothing of how the graph came about
+    (at,) = margin(vae, x[:2], 3.0, draws=50, parts=("certified",), effort="fast").at
     assert at.certified is not None
     assert at.certified.missing == ()
     assert (at.certified.radius > 0).all()
@@ -270,16 +277,20 @@ REFUSED: dict[str, tuple[Function, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_certificate_is_one_short_sentence_and_the_margin_goes_on(
-    name: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_has_no_certificate_is_one_short_sentence(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     done, words = REFUSED[name]
     for vae, where in ((Model(mean=done), "the encoder"), (Model(decoder=done), "the decoder")):
         with pytest.raises(UnsupportedError, match=f"^{where} has no certificate: .*({words})") as refused:
             (trace_encoder if where == "the encoder" else trace_decoder)(vae, torch.zeros(1, 3))
         assert "\n" not in str(refused.value)
         assert len(str(refused.value)) < 400
-    (at,) = margin(Model(mean=done), torch.tensor([[0.3, 0.2, 0.1]]), 3.0, draws=200).at
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["chance in python", "an error in export", "an operation without a bound"])
+def test_where_there_is_no_certificate_the_margin_goes_on(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    done, _ = REFUSED[name]
+    (at,) = margin(Model(mean=done), torch.tensor([[0.3, 0.2, 0.1]]), 3.0, draws=50).at
     assert at.certified is not None
     assert at.certified.radius.isnan().all()
     (told,) = at.certified.missing

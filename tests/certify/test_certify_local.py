@@ -94,6 +94,21 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
+# Of each way through a search for a margin, which is the same for every activation that bends.
+DIFFERENT = (
+    "relu",
+    "leaky",
+    "tanh",
+    "gelu",
+    "hardtanh",
+    "prelu",
+    "absolute",
+    "pooled sequence",
+    "residual",
+    "convolutional",
+)
+
+
 def weighted(network: nn.Module, seed: int = 3) -> nn.Module:
     """The network in evaluation with random weights, large enough that activations bend."""
     generator = torch.Generator().manual_seed(seed)
@@ -138,8 +153,11 @@ def ball(graph: Graph, x: Tensor, rho: float) -> Ball:
     return propagate(graph, x, torch.full((len(x),), rho, dtype=FLOAT64), first_norms(graph, x[:1]))
 
 
-def worst(graph: Graph, x: Tensor, rho: float, size: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The largest ``size`` of the outputs' displacements that random search and gradient ascent find, (items,)."""
+def worst(graph: Graph, x: Tensor, rho: float | Tensor, size: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The largest ``size`` of the outputs' displacements that random search and gradient ascent find, (items,).
+
+    ``rho`` is the radius of the ball, or of each item's, (items, 1).
+    """
     mean, log_stddev = graph.module(x)
     d = F.normalize(random(60, *x.shape), dim=-1) * rho
     d[30:] *= torch.rand(30, len(x), 1, generator=torch.Generator().manual_seed(1), dtype=FLOAT64)
@@ -164,12 +182,12 @@ def test_no_displacement_found_in_the_ball_exceeds_the_bounds(name: str) -> None
         here = ball(graph, x, rho)
         omega, moves = displacement(here)
         assert bool((worst(graph, x, rho, lambda v, _: (v / stddev).norm(dim=-1)) <= omega).all())
-        for latent in range(3):
-            found = worst(graph, x, rho, lambda _, u, at=latent: u[..., at].abs())
-            assert bool((found <= moves[:, latent]).all())
+        # Of each latent as a share of its bound, of which each point ascends the largest; a bound of 0 allows nothing.
+        share = worst(graph, x, rho, lambda _, u, most=moves: (u.abs() / most.clamp(min=1e-300)).amax(-1))
+        assert bool((share <= 1).all())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DIFFERENT)
 def test_no_attack_inside_the_certified_radius_uses_up_the_gap(name: str) -> None:
     build, inputs = NETWORKS[name]
     graph, x = traced(build, inputs), random(2, inputs, seed=8)
@@ -177,11 +195,9 @@ def test_no_attack_inside_the_certified_radius_uses_up_the_gap(name: str) -> Non
     found, gap, stddev = local_margin(graph, x, p_low), torch.special.ndtri(p_low), graph.module(x)[1].exp()
     everywhere = LipschitzBounds(graph).of_output(0, 1 / stddev)
     assert bool((found.radius > 0).all())
-    for item in range(2):
-        here, spread = x[item : item + 1], stddev[item]
-        for certified in (found.radius[item].item(), float(gap[item] / everywhere[item]) * (1 - 1e-9)):
-            shift = worst(graph, here, certified, lambda v, _, s=spread: (v / s).norm(dim=-1))
-            assert shift.item() < gap[item].item()
+    for certified in (found.radius, gap / everywhere * (1 - 1e-9)):
+        shift = worst(graph, x, certified[:, None], lambda v, _: (v / stddev).norm(dim=-1))
+        assert bool((shift < gap).all())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -451,16 +467,19 @@ def test_a_single_neuron_is_bounded_exactly_once_its_multiplier_is() -> None:
     assert 0.5 <= omega <= 0.5005  # relu(-0.5 + 1)
 
 
+CASES = 3  # weights of each network; benchmarks.soundness has thousands
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_displacement_found_exceeds_the_ellipsoids_and_better_multipliers_narrow_them(name: str) -> None:
     build, inputs = NETWORKS[name]
     narrowed = []
     with lent(build, inputs) as graph:
-        for case in range(7):
+        for case in range(CASES):
             for place, weights in enumerate(graph.module.parameters()):
                 noise = random(*weights.shape, seed=100 * case + place)
                 weights.copy_(noise * (1.2 / math.sqrt(weights[0].numel()) if weights.ndim > 1 else 0.4))
-            x, rho = random(1, inputs, seed=case), (0.03, 0.1, 0.3, 1.0)[case % 4]
+            x, rho = random(1, inputs, seed=case), (0.3, 1.0, 0.03, 0.1)[case % 4]
             item = item_of(Sectors(graph, x), x)
             begun, better = (bounds(item, 3, rho, improvements) for improvements in (0, 4))
             narrowed.append(better[0] / begun[0])
@@ -469,7 +488,7 @@ def test_no_displacement_found_exceeds_the_ellipsoids_and_better_multipliers_nar
             latent = case % 3
             moved = worst(graph, x, rho, lambda _, u, at=latent: u[..., at].abs()).item()
             assert moved <= min(begun[1][latent].item(), better[1][latent].item())
-    assert sorted(narrowed)[3] <= 1  # one step may overshoot
+    assert sorted(narrowed)[CASES // 2] <= 1  # one step may overshoot
 
 
 def padded(graph: Graph) -> Sectors:
@@ -489,7 +508,7 @@ def test_a_first_layer_wider_than_the_input_is_bounded_as_one_that_is_not(name: 
             torch.testing.assert_close(*map(torch.as_tensor, found), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DIFFERENT)
 def test_no_attack_inside_the_sectors_margin_uses_up_the_gap(name: str) -> None:
     build, inputs = NETWORKS[name]
     graph, x = traced(build, inputs), random(1, inputs, seed=8)
@@ -500,7 +519,7 @@ def test_no_attack_inside_the_sectors_margin_uses_up_the_gap(name: str) -> None:
     assert shift.item() < torch.special.ndtri(p_low).item()
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_no_certificate_reaches_a_counterexample_that_is_hidden_in_the_network(seed: int) -> None:
     # One neuron wakes shortly before the planted d, in whose direction alone it looks, and takes the mean just too far.
     network, x = weighted(mlp(nn.ReLU()), seed=seed), random(1, 6, seed=seed)

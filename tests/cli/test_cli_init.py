@@ -40,6 +40,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         patched.setattr("matplotlib.figure.Figure.savefig", lambda _, file, **__: file.write(b"png"))
+        patched.setattr("vaeaudit.attacks.search.rungs", lambda _: [])
         patched.setattr(sys, "argv", ["vaeaudit", "init", "--limit", "12", "-q"])
         with pytest.raises(SystemExit) as ended:
             main()
@@ -175,6 +176,7 @@ def test_adapters_are_listed_with_what_they_open(command: Command) -> None:
         "ldm",
         "mlp",
         "pythae",
+        "scvi",
         "taesd",
     ]
     assert listed[0]["place"] == "vaeaudit_adapters.burgess:open"

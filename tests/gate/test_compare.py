@@ -355,12 +355,17 @@ def test_what_may_change_figures_by_itself_is_a_warning(old: Side) -> None:
     ]
 
 
-def kept(done: Audit, folder: Path) -> Report:
-    return write(done.report, artifacts(done), folder)
+@pytest.fixture(scope="module")
+def kept(done: Audit) -> Callable[[Path], Report]:
+    """Writes that audit with its files, whose figures take long to draw, into a folder."""
+    files = artifacts(done)
+    return lambda folder: write(done.report, files, folder)
 
 
-def test_a_report_on_disk_with_its_samples_gives_the_same_answer(done: Audit, old: Side, tmp_path: Path) -> None:
-    kept(done, tmp_path)
+def test_a_report_on_disk_with_its_samples_gives_the_same_answer(
+    kept: Callable[[Path], Report], old: Side, tmp_path: Path
+) -> None:
+    kept(tmp_path)
     for path in (tmp_path, tmp_path / "report.json"):
         read = side_of(str(path))
         assert set(read.samples) == set(old.samples)
@@ -370,8 +375,8 @@ def test_a_report_on_disk_with_its_samples_gives_the_same_answer(done: Audit, ol
         assert compare(read, old).verdict == "passed"
 
 
-def test_samples_of_another_report_or_none_are_refused(done: Audit, tmp_path: Path) -> None:
-    kept(done, tmp_path)
+def test_samples_of_another_report_or_none_are_refused(kept: Callable[[Path], Report], tmp_path: Path) -> None:
+    kept(tmp_path)
     (tmp_path / "samples.safetensors").write_bytes(pack({"x": Sample(np.ones(3), None)}))
     with pytest.raises(SamplesError, match="is not the file that was written with the report"):
         side_of(str(tmp_path))
@@ -380,14 +385,16 @@ def test_samples_of_another_report_or_none_are_refused(done: Audit, tmp_path: Pa
         side_of(str(tmp_path))
 
 
-def test_a_report_that_leads_elsewhere_for_its_samples_is_not_followed(done: Audit, tmp_path: Path) -> None:
-    report = kept(done, tmp_path / "a")
+def test_a_report_that_leads_elsewhere_for_its_samples_is_not_followed(
+    kept: Callable[[Path], Report], tmp_path: Path
+) -> None:
+    report = kept(tmp_path / "a")
     report = report.model_copy(update={"files": {**report.files, "samples": "../../b/samples.safetensors"}})
     assert read_samples(report, tmp_path / "a")  # the one beside it
 
 
-def test_a_report_of_another_major_schema_cannot_be_compared(done: Audit, tmp_path: Path) -> None:
-    kept(done, tmp_path)
+def test_a_report_of_another_major_schema_cannot_be_compared(kept: Callable[[Path], Report], tmp_path: Path) -> None:
+    kept(tmp_path)
     file = tmp_path / "report.json"
     file.write_text(file.read_text().replace('"schema_version": "1.', '"schema_version": "2.'))
     with pytest.raises(IncomparableError, match="so that it cannot be compared"):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from vaeaudit.settings.sections import (
     NoiseSettings,
     Settings,
 )
-from vaeaudit.subject.opened import Subject
+from vaeaudit.subject.opened import Subject, bound
 from vaeaudit.subject.plausibility import Plausibility
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
@@ -155,8 +156,9 @@ def _carried_out(check: str, model: LoadedModel, folder: Path, parts: Sequence[s
     vae = model.vae
     low, high = np.clip(vae.range or (-1.0, 1.0), -3, 3)
     values = np.random.default_rng(0).uniform(low, high, size=(4, *vae.input_shape)).astype(np.float32)
+    values = values.round() if vae.range == (0.0, np.inf) else values  # counts
     factors = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
-    np.savez(folder / "noise.npz", images=values, latents_classes=factors)
+    np.savez(folder / "noise.npz", images=values, latents_classes=factors, labels=np.array([0, 1, 1, 0]))
     settings = Settings(
         model=ModelSettings(
             path=str(model.checkpoint.path),
@@ -171,6 +173,7 @@ def _carried_out(check: str, model: LoadedModel, folder: Path, parts: Sequence[s
         latents=LatentsSettings(traverse=1),
     )
     data = fit(read(folder / "noise.npz"), input_shape=tuple(vae.input_shape), data_range=vae.range)
+    model = replace(model, vae=bound(vae, data, torch.float32, torch.device("cpu")))
     ran, reasons = 0, []
     for mode in MODES if check == "attack" else (None,):
         if mode is not None:

@@ -21,6 +21,7 @@ from vaeaudit.checks.margin.estimates import jacobian_norms
 from vaeaudit.errors import AdapterError, CheckpointError, NonFiniteError
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.contract import check_contract
+from vaeaudit.model.convert import converted
 from vaeaudit.model.registry import open_model
 from vaeaudit.subject import latent_scale
 from vaeaudit.subject.finding import Verdict
@@ -158,7 +159,7 @@ def test_models_of_the_same_types_go_as_others(table: Mapping[str, dict[str, obj
     assert table["`ldm`"] == table["`diffusers`, Gaussian"]
     point = table["`diffusers`, a point"]
     assert {**table["`diffusers`, codes"], "margin": point["margin"]} == point
-    apart = {name: point[name] for name in ("margin", "weights")}  # it has a bottleneck with group normalisation
+    apart = {"margin": point["margin"]}  # it has a bottleneck with group normalisation
     assert {**table["`taesd`"], **apart} == point
 
 
@@ -198,7 +199,8 @@ def test_estimates_and_starts_of_attacks_take_the_second_derivatives_of_attentio
     x, rows = 0.9 * inputs("AutoencoderKL", 1, torch.float64)[..., :8, :8], RowBatches(1)
     exact, free = (jacobian_norms(vae, x, rows, items=[0], seed=0, exact=exact) for exact in (True, False))
     torch.testing.assert_close(free.spectral, exact.spectral, rtol=1e-3, atol=0)
-    _, values = pullback_directions(lambda x: vae.encode(x).mean, x, torch.ones(1, 1, 4, 4, 4, dtype=x.dtype), rows)
+    noise = torch.ones(1, 1, 4, 4, 4, dtype=x.dtype)
+    _, values = pullback_directions(lambda x, _item: vae.encode(x).mean, x, noise, rows)
     torch.testing.assert_close(values[:, 0], exact.spectral, rtol=0.1, atol=0)
 
 
@@ -241,6 +243,7 @@ def test_names_of_2022_are_read(tmp_path: Path) -> None:
             "'AutoencoderKLL' (did you mean 'AutoencoderKL'?), where one",
         ),
         ({"latent_channels": 10**8}, CheckpointError, "of another shape: encoder.conv_out.weight"),  # 115 GB
+        ({"layers_per_block": 10**6}, AdapterError, "tells of 1,000,000 layers (layers_per_block), but there are"),
         ({"sample_size": -4}, AdapterError, "AutoencoderKL takes no inputs of 3x-4x-4"),
         (
             {"scaling_factor": "x"},
@@ -493,6 +496,15 @@ def test_a_pair_of_files_is_opened_by_either(
     z = first.encode(x).mean
     assert torch.equal(second.decode(z).mean, first.decode(z).mean)
     assert len(models[0].files) == 2
+    assert open_model(tmp_path).sha256 == models[0].sha256, "a folder of one pair is its encoder"
+    content, _ = converted(models[1], tmp_path / "one" / "tiny.safetensors")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "tiny.safetensors").write_bytes(content)
+    assert open_model(tmp_path / "one").state_sha256 == models[0].state_sha256
+    decoder = torch.load(tmp_path / "tiny_decoder.pth")
+    torch.save(decoder | {"1.weight": torch.zeros(4, 3, 3, 3)}, tmp_path / "tiny_decoder.pth")
+    text = refused(CheckpointError, lambda: vaeaudit.load(tmp_path))
+    assert "gives 2 channels of latents and the decoder takes 3, so that they are no pair" in text
     (tmp_path / "tiny_decoder.pth").unlink()
     text = refused(CheckpointError, lambda: vaeaudit.load(tmp_path / "tiny_encoder.pth", "taesd"))
     assert "there is no checkpoint at" in text and "tiny_decoder.pth" in text

@@ -74,6 +74,16 @@ def test_weights_are_held_against_those_of_a_program_with_trust_alone(command: C
     assert (command(*weighed).code, command(*weighed, "--trust-code").code) == (4, 0)
 
 
+def test_a_program_is_tried_and_converted_with_trust_alone(
+    pair: tuple[Path, Networks, Networks], command: Callable[..., Any]
+) -> None:
+    for arguments in (("adapters", "--for", pair[0]), ("convert", pair[0], "out.safetensors")):
+        assert command(*arguments).code == 4
+    assert "export" in command("adapters", "--for", pair[0], "--trust-code").out
+    refused = command("convert", pair[0], "out.safetensors", "--trust-code")
+    assert refused.said(2, "is a program, which its tensors alone do not give; keep the pair")
+
+
 def test_it_keeps_the_contract_and_is_the_networks(
     pair: tuple[Path, Networks, Networks], keeps_the_contract: Callable[..., None]
 ) -> None:

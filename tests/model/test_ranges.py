@@ -18,7 +18,6 @@ from torch import Tensor
 import vaeaudit
 from vaeaudit.attacks.directions import random_search
 from vaeaudit.attacks.margin import empirical_margin
-from vaeaudit.attacks.modes import names
 from vaeaudit.data.items import Stored, fit
 from vaeaudit.errors import ConfigError, ContractError, DataError
 from vaeaudit.layout.figures import item_panel
@@ -113,20 +112,21 @@ def test_ranges_are_told_as_people_write_them() -> None:
 @each_range
 def test_the_sweep_stays_in_the_range_and_uses_all_of_it(model: Callable[..., Gaussian], span: Range) -> None:
     x = items(span)
-    found = vaeaudit.attack(model(span), x[:3], x[3:], lambdas=[1e-3, 1e-1])
+    found = vaeaudit.attack(model(span), x[:3], x[3:], lambdas=[1e-3, 1e-1], max_evaluations=60)
     assert inside(found.sweep.adversarial, span)
     assert bool((found.sweep.norm > 0).any())
 
 
 @each_range
-@pytest.mark.parametrize("mode", [mode for mode in names(swept=False) if mode != "latent-side"])
-@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize(
+    ("mode", "norm"), [("damage", "l2"), ("untargeted", "linf"), ("worst", "l2"), ("worst", "linf")]
+)
 def test_attacks_under_a_cap_stay_in_the_range(
     model: Callable[..., Gaussian], span: Range, mode: str, norm: str
 ) -> None:
     x = items(span)
     x_t = x[3:] if mode == "worst" else None
-    found = vaeaudit.capped_attack(model(span), x[:3], mode, x_t, caps=[0.3, 40.0], norm=norm, max_evaluations=60)
+    found = vaeaudit.capped_attack(model(span), x[:3], mode, x_t, caps=[0.3, 40.0], norm=norm, max_evaluations=40)
     adversarial = found.capped.adversarial
     assert inside(adversarial, span)
     # A cap far wider than the box leaves the box alone to stop the attack, each row at its own ends.
@@ -159,7 +159,7 @@ def test_random_search_margin_and_clipped_noise_stay_in_the_range(model: Callabl
     _, d = random_search(lambda points, _: points.flatten(1).sum(1), x, span, "l2", radius, ways, RowBatches(64))
     assert inside(x[:, None] + d, span)
 
-    broken = empirical_margin(vae, x, 0.5, box=span, rows=RowBatches(4096), draws=2**14)
+    broken = empirical_margin(vae, x, 0.5, box=span, rows=RowBatches(4096), draws=2**12)
     assert inside(x + broken.distortion, span)
     assert bool(broken.margin.isfinite().any())
 
@@ -172,10 +172,10 @@ def test_the_largest_norm_of_a_margin_is_the_diameter_of_the_box_or_told_by_the_
     model: Callable[..., Gaussian],
 ) -> None:
     """Nothing breaks at a radius that large: the search ends at the largest norm that it tries."""
-    of_box = empirical_margin(model(APART), items(APART), 1e6, box=None, rows=RowBatches(4096), draws=2**14)
+    of_box = empirical_margin(model(APART), items(APART), 1e6, box=None, rows=RowBatches(4096), draws=2**10)
     assert float(of_box.largest.max()) == pytest.approx(math.sqrt(3 * 1.0**2 + 3 * 2.5**2))
     x = items(HALF)
-    half = empirical_margin(model(HALF), x, 1e6, box=HALF, rows=RowBatches(4096), draws=2**14)
+    half = empirical_margin(model(HALF), x, 1e6, box=HALF, rows=RowBatches(4096), draws=2**10)
     assert float(half.largest.max()) == pytest.approx(max(10.0, 4 * float(x.flatten(1).norm(dim=1).max())), rel=1e-3)
 
 

@@ -132,10 +132,15 @@ FORMS: dict[str, Callable[[Report], str]] = {
 }
 
 
+@cache
+def shown_as(form: str, text: str) -> str:
+    return FORMS[form](report_of(text))
+
+
 def check_forms(text: str) -> None:
     report = report_of(text)
-    for name, form in FORMS.items():
-        shown = re.sub("<style>.*?</style>", "", form(report), flags=re.DOTALL)
+    for name in FORMS:
+        shown = re.sub("<style>.*?</style>", "", shown_as(name, text), flags=re.DOTALL)
         assert obeyed(shown) == [], name
     for one in github.annotations(report).splitlines():
         level, _, rest = one.removeprefix("::").partition(" title=")
@@ -251,34 +256,33 @@ class Page(HTMLParser):
 
 @cache
 def plain_page() -> Page:
-    return Page(FORMS["html"](report_of("plain")))
+    return Page(shown_as("html", "plain"))
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_page_is_made_of_the_same_parts_whatever_the_text(text: str) -> None:
-    page = Page(FORMS["html"](report_of(text)))
+    page = Page(shown_as("html", text))
     assert page.found == plain_page().found
     assert visible(text) in page.words
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_xml_yaml_and_json_hold_the_text_and_no_part_more(text: str, tmp_path: Path) -> None:
-    report = report_of(text)
     file = tmp_path / "junit.xml"
-    file.write_text(junit.render(report), encoding="ascii")
+    file.write_text(shown_as("junit", text), encoding="ascii")
     cases = [case for suite in junitparser.JUnitXml.fromfile(str(file)) for case in suite]
-    assert len(cases) == junit.render(report_of("plain")).count("<testcase")
+    assert len(cases) == shown_as("junit", "plain").count("<testcase")
     assert visible(text) in {case.name for case in cases}
-    front = yaml.safe_load(card.render(report).removeprefix("---\n").removesuffix("---\n"))
+    front = yaml.safe_load(shown_as("card", text).removeprefix("---\n").removesuffix("---\n"))
     assert set(front) == {"model-index"}
     assert one_line(text) in set(texts(front))
     kept = text.encode(errors="backslashreplace").decode()
-    assert kept in set(texts(json.loads(to_json(report))))
+    assert kept in set(texts(json.loads(shown_as("json", text))))
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_the_terminal_shows_the_text(text: str) -> None:
-    shown = report_text(report_of(text), Path("out"), to_terminal=False, verbose=True)
+    shown = shown_as("table", text)
     assert f"partial: {line(text)}\n" in shown
     assert f"warning: {line(text)}\n" in shown
 

@@ -60,7 +60,7 @@ CONSTANTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("n", [100, 400, 1000])
+@pytest.mark.parametrize("n", [100, 1000])
 @pytest.mark.parametrize("constant", CONSTANTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_collapsed_model_fails_whatever_it_collapsed_to(kind: str, constant: str, n: int) -> None:
@@ -181,7 +181,7 @@ def test_scales_far_apart_do_not_let_the_largest_element_decide() -> None:
     assert unlike_scales(x, None) is None
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_map_that_was_never_trained_passes_only_where_it_happens_to_be_better_than_the_mean(
     kind: str, seed: int

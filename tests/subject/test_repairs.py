@@ -450,9 +450,7 @@ def test_a_healthy_model_is_left_alone(name: str, count: int, bundled_images: Te
     assert after is found or {f.name for f in found.findings if f.verdict is not Verdict.PASS}
 
 
-@pytest.mark.parametrize(
-    "name", [*(f"{kind}_dsprites" for kind in ("VAE", "betaB", "betaH", "btcvae")), "VAE_mnist", "btcvae_mnist"]
-)
+@pytest.mark.parametrize("name", ["VAE_dsprites", "btcvae_dsprites", "VAE_mnist", "btcvae_mnist"])
 def test_published_models_are_left_alone(name: str, published: Any) -> None:
     vae, x = published(name, 60)
     found = examine(vae, x)

@@ -17,8 +17,8 @@ from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import flat_bounds
 from vaeaudit.model.ranges import Range
 
-# encode_mean(x) -> z: (b, *shape) -> (b, *latent), differentiable, rows apart
-EncodeMean = Callable[[Tensor], Tensor]
+# encode_mean(x, item) -> z: (b, *shape) and (b,) integers -> (b, *latent), differentiable, rows apart
+EncodeMean = Callable[[Tensor, Tensor], Tensor]
 
 _ROUNDS = 10
 
@@ -30,11 +30,12 @@ def pull_back(encode_mean: EncodeMean, x: Tensor, noise: Tensor, rows: RowBatche
     sensitive; random latents pulled back reach every direction that it can tell apart, and so are better starts.
     """
 
-    def back(points: Tensor, u: Tensor) -> tuple[Tensor]:
-        return (_back(encode_mean, points, u, differentiable=False).detach(),)
+    def back(points: Tensor, u: Tensor, item: Tensor) -> tuple[Tensor]:
+        return (_back(encode_mean, points, u, item, differentiable=False).detach(),)
 
     points = x.expand(len(noise), *x.shape).flatten(0, 1)
-    return rows.map(back, points, noise.flatten(0, 1))[0].reshape(-1, *x.shape)
+    item = torch.arange(len(x), device=x.device).repeat(len(noise))
+    return rows.map(back, points, noise.flatten(0, 1), item)[0].reshape(-1, *x.shape)
 
 
 def pullback_directions(encode_mean: EncodeMean, x: Tensor, noise: Tensor, rows: RowBatches) -> tuple[Tensor, Tensor]:
@@ -48,11 +49,12 @@ def pullback_directions(encode_mean: EncodeMean, x: Tensor, noise: Tensor, rows:
     count, items = noise.shape[:2]
     basis = _orthonormal(pull_back(encode_mean, x, noise, rows).flatten(2))  # (I, R, n)
     points = x.expand(count, *x.shape).flatten(0, 1)
+    item = torch.arange(items, device=x.device).repeat(count)
 
-    def push(part: Tensor, v: Tensor, u: Tensor) -> tuple[Tensor]:
+    def push(part: Tensor, v: Tensor, u: Tensor, of: Tensor) -> tuple[Tensor]:
         with torch.enable_grad():
             leaf = u.detach().requires_grad_(True)  # J'u is linear in u, so any u will do
-            pulled = _back(encode_mean, part, leaf, differentiable=True)
+            pulled = _back(encode_mean, part, leaf, of, differentiable=True)
             if not pulled.requires_grad:
                 return (torch.zeros_like(u),)
             (along,) = torch.autograd.grad(pulled, leaf, v.reshape(pulled.shape), materialize_grads=True)
@@ -60,7 +62,9 @@ def pullback_directions(encode_mean: EncodeMean, x: Tensor, noise: Tensor, rows:
 
     def pushed() -> Tensor:
         """J v of the basis, (R, I, *latent)."""
-        return rows.map(push, points, basis.transpose(0, 1).flatten(0, 1), noise.flatten(0, 1))[0].reshape(noise.shape)
+        return rows.map(push, points, basis.transpose(0, 1).flatten(0, 1), noise.flatten(0, 1), item)[0].reshape(
+            noise.shape
+        )
 
     for _ in range(_ROUNDS - 1):
         basis = _orthonormal(pull_back(encode_mean, x, pushed(), rows).flatten(2))
@@ -102,11 +106,11 @@ def random_search(
 
 
 @torch.enable_grad()  # a notebook may stand under no_grad
-def _back(encode_mean: EncodeMean, x: Tensor, u: Tensor, *, differentiable: bool) -> Tensor:
+def _back(encode_mean: EncodeMean, x: Tensor, u: Tensor, item: Tensor, *, differentiable: bool) -> Tensor:
     """J'u of each row; zero where the encoder is cut off from its input."""
     leaf = x.detach().requires_grad_(True)
     with sdpa_kernel(SDPBackend.MATH) if differentiable else nullcontext():  # which has second derivatives
-        mean = encode_mean(leaf)
+        mean = encode_mean(leaf, item)
     if not mean.requires_grad:
         return torch.zeros_like(x)
     slope: Tensor = torch.autograd.grad(

@@ -23,6 +23,7 @@ from vaeaudit.attacks.within import BLOCK, Within
 from vaeaudit.errors import ConfigError, nearest
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import largest_norm
+from vaeaudit.model.conditions import encoder, under
 from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import VAE
 from vaeaudit.optim.lbfgsb import Status
@@ -134,16 +135,14 @@ def empirical_margin(
     draws = min(max(2**25 // math.prod(vae.input_shape), 2**14), 2**17) if draws is None else draws
     keys = list(range(len(x))) if items is None else list(items)
     with torch.no_grad():
-        noise = math.prod(vae.encode(x[:1]).noise_shape)
+        noise = math.prod(under(vae, slice(1)).encode(x[:1]).noise_shape)
     size = max(1, _MEMORY // ((_NOISE * noise + _VECTORS * x[0].numel()) * x.element_size()))
     parts = []
     for first in range(0, len(x), size):
         group = slice(first, first + size)
         part = within(go_on, first / len(x), min(1.0, (first + size) / len(x)))
-        search = _Search(
-            vae, x[group], radius[group], m, sigma, box, alpha, seed, most, tolerance, draws, keys[group], rows, part
-        )
-        parts.append(search.run())
+        given = under(vae, group), x[group], radius[group], m, sigma, box, alpha, seed, most, tolerance, draws
+        parts.append(_Search(*given, keys[group], rows, part).run())
     names = [field.name for field in fields(Empirical) if field.name not in ("signs", "interrupted")]
     joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
     signs = Signs(torch.cat([part.signs.measured for part in parts], 1), _EFFORT)
@@ -230,7 +229,7 @@ class _Search(Within):
             self.shape, draws=DIRECTIONS, items=self.keys, seed=self.seed, check="margin.directions", like=self.x
         )
         # Where sigma is frozen, a clamp of log-variances stands in no search's way.
-        encode = self.vae.encode if self.sigma == "full" else None
+        encode = encoder(self.vae) if self.sigma == "full" else None
         x = self.x.reshape(-1, *self.shape)
         signs = signs_of(nearness, encode, x, None, found, ways, box=self.box, norm="l2", rows=rows)
         return Signs(torch.where(self.margin == 0, 0.0, signs.measured), _EFFORT)

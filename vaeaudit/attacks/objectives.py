@@ -16,13 +16,13 @@ from vaeaudit.attacks.similarity import DRAWING, LAYERWISE, SIMILARITIES, couple
 from vaeaudit.attacks.term import DataTerm
 from vaeaudit.errors import ConfigError, UnsupportedError, nearest
 from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.conditions import Encode, encoder, under
 from vaeaudit.model.divergence import layers_to_prior, to_prior
 from vaeaudit.model.vae import VAE, Chain, Hierarchical, Posterior, Recombinable, reconstruct
 
 ON = ("both", "mean", "std")
 REFERENCES = ("reconstruction", "input")
 
-_Encoder = Callable[[Tensor, Tensor], Posterior]  # points (b, *shape), item (b,) -> the posterior of b rows
 _Measure = Callable[[Posterior, Tensor], Tensor]  # the posterior of b rows, item (b,) -> (b,)
 
 
@@ -128,7 +128,7 @@ def output(vae: VAE, x: Tensor, x_t: Tensor, noise: Tensor, on: str = "both") ->
     """
     encode = _encoder(vae, x, on)
     with torch.no_grad():
-        first, prior = vae.encode(x[:1]), vae.prior
+        first, prior = under(vae, slice(1)).encode(x[:1]), vae.prior
     if isinstance(first, Chain) and not isinstance(vae, Hierarchical):
         raise UnsupportedError(
             "the output attack needs KL(q(z|x) || p(z)) of all latents, and for a chain of stochastic layers that is "
@@ -146,7 +146,7 @@ def output(vae: VAE, x: Tensor, x_t: Tensor, noise: Tensor, on: str = "both") ->
     def data_term(points: Tensor, item: Tensor) -> Tensor:
         q, eta = encode(points, item), noise[:, item]
         z = q.sample(eta)  # (draws, b, *latent)
-        log_prob = vae.decode(z.flatten(0, 1)).log_prob(x_t[item.repeat(len(z))])
+        log_prob = under(vae, item).decode(z.flatten(0, 1)).log_prob(x_t[item.repeat(len(z))])
         return kl(q, z, eta) - log_prob.reshape(len(z), -1).mean(0)
 
     return data_term
@@ -168,12 +168,12 @@ def damage(vae: VAE, x: Tensor, noise: Tensor | None, ref: str = "reconstruction
             "an attack on the standard deviation alone changes nothing at z = the mean; give at least one draw of noise"
         )
     encode = _encoder(vae, x, on)
-    reference = x if ref == "input" else _rows_of(vae, x, lambda part: reconstruct(vae, part))
+    reference = x if ref == "input" else _rows_of(vae, x, reconstruct)
 
     def data_term(points: Tensor, item: Tensor) -> Tensor:
         q = encode(points, item)
         z = q.mean[None] if noise is None else q.sample(noise[:, item])  # (draws, b, *latent)
-        return -_distance(vae, z, reference[item])
+        return -_distance(under(vae, item), z, reference[item])
 
     return data_term
 
@@ -183,8 +183,8 @@ def latent_side(vae: VAE, z: Tensor) -> DataTerm:
 
     The points of this data term are latents, (b, *latent).
     """
-    reference = _rows_of(vae, z, lambda part: vae.decode(part).mean)
-    return lambda points, item: -_distance(vae, points[None], reference[item])
+    reference = _rows_of(vae, z, lambda of_part, part: of_part.decode(part).mean)
+    return lambda points, item: -_distance(under(vae, item), points[None], reference[item])
 
 
 def _distance(vae: VAE, z: Tensor, reference: Tensor) -> Tensor:
@@ -196,11 +196,12 @@ def _distance(vae: VAE, z: Tensor, reference: Tensor) -> Tensor:
     return distances.mean(0)
 
 
-def _rows_of(vae: VAE, values: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """``function`` of all rows of ``values``, without a gradient and a bounded number at a time."""
+def _rows_of(vae: VAE, values: Tensor, function: Callable[[VAE, Tensor], Tensor]) -> Tensor:
+    """``function`` of the model and all rows of ``values``, without a gradient and a bounded number at a time."""
     with torch.no_grad():
         rows = RowBatches.automatic(vae.input_shape, values.device)
-        return rows.map(lambda part: (function(part),), values)[0]
+        number = torch.arange(len(values), device=values.device)
+        return rows.map(lambda part, of: (function(under(vae, of), part),), values, number)[0]
 
 
 def _similarity_to(
@@ -217,11 +218,11 @@ def _similarity_to(
     return lambda points, item: unlike(encode(points, item), item)
 
 
-def _encoder(vae: VAE, x: Tensor, on: str) -> _Encoder:
+def _encoder(vae: VAE, x: Tensor, on: str) -> Encode:
     """What the perturbation makes of the posterior: its mean, its standard deviation or both are those of x*."""
     _require("on", on, ON)
     if on == "both":
-        return lambda points, _item: vae.encode(points)
+        return encoder(vae)
     with torch.no_grad():
         clean = vae.encode(x)
     if not isinstance(clean, Recombinable):
@@ -232,7 +233,7 @@ def _encoder(vae: VAE, x: Tensor, on: str) -> _Encoder:
     of_x = clean  # its type is known inside the function below
 
     def encode(points: Tensor, item: Tensor) -> Posterior:
-        q, unmoved = cast(Recombinable, vae.encode(points)), of_x.rows(item)
+        q, unmoved = cast(Recombinable, under(vae, item).encode(points)), of_x.rows(item)
         return unmoved.with_mean_of(q) if on == "mean" else q.with_mean_of(unmoved)
 
     return encode

@@ -16,6 +16,7 @@ from vaeaudit.attacks.attacked import Attacked
 from vaeaudit.attacks.term import DataTerm
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import flat_bounds
+from vaeaudit.model.conditions import Encode
 from vaeaudit.model.families import gaussian_part
 from vaeaudit.model.ranges import Range, intervals
 from vaeaudit.model.vae import Chain, DiagonalGaussian, Posterior
@@ -189,7 +190,7 @@ class Probes:
             told.append(torch.where(clear.any(1), error, torch.nan))
         return torch.stack(told)
 
-    def clamped(self, encode: Callable[[Tensor], Posterior]) -> Tensor:
+    def clamped(self, encode: Encode) -> Tensor:
         """Share of log-variances at the item's least or greatest, where that is the edge of a clamp.
 
         It is one where two units have exactly that value at one point, or where x and the far point both have it. A
@@ -197,8 +198,8 @@ class Probes:
         """
 
         @torch.no_grad()
-        def run(part: Tensor) -> tuple[Tensor, Tensor]:
-            parts = _gaussians(encode(part.reshape(-1, *self.shape)))
+        def run(part: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+            parts = _gaussians(encode(part.reshape(-1, *self.shape), item))
             none = part[:, :0]
             return (
                 torch.cat([none, *(q.mean.flatten(1) for q in parts)], 1),
@@ -206,7 +207,8 @@ class Probes:
             )
 
         points = torch.stack([self.x, self.far, self.points[:, 1]], 1)  # (P, 3, n)
-        means, values = (each.reshape(*points.shape[:2], -1) for each in self.rows.map(run, points.flatten(0, 1)))
+        item = torch.arange(len(points), device=points.device).repeat_interleave(points.shape[1])
+        means, values = (each.reshape(*points.shape[:2], -1) for each in self.rows.map(run, points.flatten(0, 1), item))
         idle = ((means == means[:1, :1]) & (values == values[:1, :1])).all(0).all(0)  # collapsed, not clamped
         # Units that share one scale tie by design: what is the same everywhere counts once.
         distinct: Tensor = torch.unique(values[:, :, ~idle].flatten(0, 1), dim=1)

@@ -265,11 +265,12 @@ class Search:
         begun[begin] = True
         while not self.stopped:
             for _ in range(_ROUNDS):
-                left = min(left, search.left)
+                running = search.left
+                left = min(left, running)
                 # Most problems settle long before their limit, and the last few take their time.
                 share = begun_at + (ends_at - begun_at) * (1 - math.sqrt(left / max(1, most * len(begin))))
                 told = Progress(f"{stage}, evaluations", left, most * len(begin), share)
-                if not search.left or not self._asked(told):
+                if not running or not self._asked(told):
                     break
                 search.advance(1)
             self._harvest(search.minima(), problem)

@@ -9,7 +9,6 @@ Most are shares of the item's *span*: the data term at d = 0 less the lowest see
 the data term, so that the signs do not depend on its constants: a data term may be any real number.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from math import isfinite
@@ -22,8 +21,8 @@ from vaeaudit.attacks.left import ENOUGH, FALLS, MOST, left_share, still_falling
 from vaeaudit.attacks.probes import DrawTerm, Probes
 from vaeaudit.attacks.term import DataTerm
 from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.conditions import Encode
 from vaeaudit.model.ranges import Range
-from vaeaudit.model.vae import Posterior
 
 DIRECTIONS = 6  # random directions of an item, each tried both ways
 
@@ -154,7 +153,7 @@ class Signs:
 
 def signs_of(
     data_term: DataTerm,
-    encode: Callable[[Tensor], Posterior] | None,
+    encode: Encode | None,
     x: Tensor,
     x_t: Tensor | None,
     found: Attacked,
@@ -167,7 +166,7 @@ def signs_of(
 ) -> Signs:
     """Look for every sign in an attack on ``x`` (P, *shape); ``x_t`` are its targets, where it has any.
 
-    ``encode`` gives the posterior of points (b, *shape), None where they are no inputs. ``directions`` (R, P, *shape),
+    ``encode`` gives the posterior of points of items, None where they are no inputs. ``directions`` (R, P, *shape),
     R >= 2, is standard normal noise keyed by item; ``norm`` is "l2" or "linf", of the radius. ``fresh`` is for data
     terms that depend on draws. With R = DIRECTIONS it costs about a hundred rows of the model an item, of which 8 with
     their gradient, and some dozens more where that disagrees; draws that the data term decodes multiply that.

@@ -12,8 +12,9 @@ from vaeaudit.attacks.term import DataTerm, Term
 from vaeaudit.errors import NonFiniteError, UnsupportedError
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import flat_bounds
+from vaeaudit.model.conditions import under
 from vaeaudit.model.ranges import Range
-from vaeaudit.model.vae import VAE, Posterior, Recombinable
+from vaeaudit.model.vae import VAE, Posterior, Recombinable, reconstruct
 from vaeaudit.stats.draws import noise_set
 
 _SPREAD = 0.5  # width of the smooth step, as a share of the distances' standard deviation
@@ -74,7 +75,8 @@ class Within:
         self.level = torch.full_like(r, m)
         with torch.no_grad():
             self.clean = vae.encode(x)
-            self.centre = rows.map(lambda part: (vae.decode(vae.encode(part).mean).mean.flatten(1),), x)[0]
+            number = torch.arange(len(x), device=x.device)
+            self.centre = rows.map(lambda part, of: (reconstruct(under(vae, of), part).flatten(1),), x, number)[0]
         if sigma == "frozen" and not isinstance(self.clean, Recombinable):
             raise UnsupportedError(
                 "frozen sigma needs a posterior whose mean and standard deviation can be set apart, which "
@@ -143,10 +145,11 @@ class Within:
 
     def far(self, points: Tensor, item: Tensor, eta: Tensor) -> Tensor:
         """||g(z_d) - g(mu(x))||, (b, S), for ``eta`` (S, b, *noise_shape)."""
-        q: Posterior = self.vae.encode(points.reshape(-1, *self.shape))
+        vae = under(self.vae, item)
+        q: Posterior = vae.encode(points.reshape(-1, *self.shape))
         if self.sigma == "frozen":
             q = cast(Recombinable, self.clean).rows(item).with_mean_of(cast(Recombinable, q))
-        y = self.vae.decode(q.sample(eta).flatten(0, 1)).mean.reshape(*eta.shape[:2], -1)
+        y = vae.decode(q.sample(eta).flatten(0, 1)).mean.reshape(*eta.shape[:2], -1)
         distances: Tensor = torch.linalg.vector_norm(y - self.centre[item], dim=2).T
         return distances.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
@@ -161,7 +164,7 @@ class Within:
         keys = [self.keys[i] for i in item.tolist()]
         shape = tuple(self.clean.mean.shape[1:])
         u = noise_set(shape, draws=count, items=keys, seed=self.seed, check=f"margin.{check}", like=x)
-        return pull_back(lambda part: self.vae.encode(part).mean, x, u, self.rows).flatten(2)
+        return pull_back(lambda part, of: under(self.vae, item[of]).encode(part).mean, x, u, self.rows).flatten(2)
 
     def noise(self, check: str, draws: int, item: Tensor) -> Tensor:
         """Noise of the posterior, (draws, b, *noise_shape), keyed by ``check`` and the items."""

@@ -1,63 +1,237 @@
 """What an audit has finished, kept until its report is written, so that an audit which was ended goes on from there.
 
-A record is kept under a hash of what it depends on: weights, adapter and its options, what the model makes of the data,
-data, settings of the check, the files that these name, seed, precision, batch size, device, threads, and versions of
-vaeaudit and the libraries that it computes with. A record of anything else is never served.
+A piece of a check, or a part of its items, is kept under a hash of what it depends on: weights, adapter and its
+options, what the model makes of the data, data, settings of the check, the files that these name, seed, precision,
+batch size, device, threads, and versions of vaeaudit and the libraries that it computes with. It is never served for
+anything else.
+
+Several processes share an audit out (:mod:`vaeaudit.audit.shards`): each writes its own log and reads those of all.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from torch import Tensor
 
-from vaeaudit.checks.record import Drawing, Record, rows_to_json
+from vaeaudit import errors
+from vaeaudit.audit import log
+from vaeaudit.audit.log import Log
+from vaeaudit.audit.shards import WHOLE, Shard, parse, told_here
+from vaeaudit.checks.record import Drawing, Record, Row, to_json_line
+from vaeaudit.errors import ConfigError, InputError, OutputError, listed
+from vaeaudit.model.batches import Elsewhere, KeepPart, keeping
 from vaeaudit.progress import GoOn
 from vaeaudit.report.model import FIELDS, KINDS
-from vaeaudit.report.writer import write_file
 from vaeaudit.stats.estimates import Measurement, Sample
 
 FOLDER = "vaeaudit-journal"
+# Facts of a journal in words.
+_MEANT = {
+    "behaviour": "losses",
+    "made": "resizing or normalisation",
+    "run": "seed, precision or batch size",
+    "device": "device or number of threads",
+}
 
 
 class Journal:
-    """Finished records in a folder. ``facts`` are what all of them depend on; with ``resume`` kept ones are served."""
+    """Finished work in a folder.
 
-    def __init__(self, folder: Path, facts: Mapping[str, object], resume: bool) -> None:
+    Args:
+        folder: of the report.
+        facts: what all of it depends on.
+        resume: whether what is there already is served; always among several processes.
+        shard: which of several processes this one is.
+        about: what is needed to do the audit again, kept with it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        facts: Mapping[str, object],
+        resume: bool,
+        shard: Shard = WHOLE,
+        about: Mapping[str, object] | None = None,
+    ) -> None:
         self.folder = folder / FOLDER
         self.facts = facts
-        self.resume = resume
+        self.resume = resume or shard.of > 1
+        self.shard = shard
+        self.about = {} if about is None else about
+        self.missing: list[str] = []  # what other processes are to give
+        self._computes = True
+        self._log: Log | None = None
+        self._found: dict[tuple[str, str], log.Entry] = {}
+        self._read: dict[Path, int] = {}
 
-    def record(self, unit: str, settings: Mapping[str, object], work: Callable[[GoOn], Record], go_on: GoOn) -> Record:
+    def record(
+        self,
+        unit: str,
+        settings: Mapping[str, object],
+        work: Callable[[GoOn], Record],
+        go_on: GoOn,
+        owner: int = 0,
+        parted: bool = False,
+    ) -> Record:
         """The kept record of ``unit`` with these settings, or what ``work`` gives, kept unless it was interrupted.
 
-        Raises :class:`vaeaudit.errors.OutputError` where it cannot be kept, and what ``work`` raises.
+        Among several processes it is that of the number ``owner`` which does it, or if ``parted`` all do parts of it.
+
+        Raises :class:`vaeaudit.errors.OutputError` where it cannot be kept, what ``work`` raises, and
+        :class:`vaeaudit.model.batches.Elsewhere` where other processes are to give it, or some of it.
         """
         key = hashlib.sha256(json.dumps([unit, self.facts, dict(settings)], sort_keys=True).encode()).hexdigest()
-        file = self.folder / f"{unit}-{key[:16]}.safetensors"
-        if self.resume and (kept := _read(file, key)) is not None:
+        self._begin()
+        if (entry := self._found.get((key, ""))) is not None and (kept := _record(entry)) is not None:
             return kept
-        record = work(go_on)
+        mine = self.shard.of == 1 or owner % self.shard.of == self.shard.number - 1
+        if not parted and not (mine and self._computes):
+            self.missing.append(f"{unit} (shard {owner % self.shard.of + 1})")
+            raise Elsewhere(unit)
+        calls: dict[str, int] = {}
+
+        def keep(name: str) -> KeepPart:
+            calls[name] = call = calls.get(name, 0) + 1
+
+            def part(start: int, number: int, give: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...] | None:
+                place = f"{name}.{call} {start}"
+                if (entry := self._found.get((key, place))) is not None and (tensors := entry.tensors()) is not None:
+                    return tuple(tensors[str(k)] for k in range(len(tensors)))
+                of = (owner + number) % self.shard.of
+                if not self._computes or of != self.shard.number - 1:
+                    self.missing.append(f"{unit} from item {start + 1} on (shard {of + 1})")
+                    return None
+                found = give()
+                self._keep(key, place, {str(k): tensor.contiguous().cpu() for k, tensor in enumerate(found)}, {})
+                return found
+
+            return part
+
+        try:
+            with keeping(keep):
+                record = work(go_on)
+        except InputError as error:
+            if self.shard.of > 1 and not isinstance(error, OutputError):  # an answer, which a merge must know
+                self._keep(key, "", {}, {"error": json.dumps([type(error).__name__, str(error)])})
+            raise
         if record.interrupted:
             return record
         record = replace(record, drawings={what: drawn(drawing) for what, drawing in record.drawings.items()})
-        write_file(file, _packed(record, key))
+        if self._computes:
+            self._keep(key, "", *_packed(record))
         return record
+
+    def serve_only(self) -> None:
+        """From now on compute nothing: serve what there is, also what other processes have kept since."""
+        self._computes = False
+        self.missing.clear()
+        self._look()
+
+    def __enter__(self) -> "Journal":
+        """Take the folder. Raises :class:`ConfigError` where it holds shards of another audit."""
+        if self.shard.number:
+            self._begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let others write what this process wrote."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     @staticmethod
     def remove(folder: Path) -> None:
         """Forget what the journal in ``folder`` keeps: the report is written."""
         with suppress(OSError):  # something else lies there, or cannot be removed: it is no longer needed, that is all
-            for file in (folder / FOLDER).glob("*.safetensors"):
-                file.unlink()
+            for suffix in (log.SUFFIX, ".lock"):
+                for file in (folder / FOLDER).glob(f"*{suffix}"):
+                    file.unlink()
             (folder / FOLDER).rmdir()
+
+    def _begin(self) -> None:
+        """Open this process's log, and read what all of them hold."""
+        if self._log is not None or not self._computes:
+            return
+        if self.shard.of > 1:
+            self._check_others()
+        self._log = Log(self.folder / f"{self.shard.file}{log.SUFFIX}")
+        if self.resume:
+            self._look()
+        about = json.dumps({"facts": self.facts, **self.about}, sort_keys=True)
+        self._log.append({}, {"opened": told_here(), "about": about, "shard": f"{self.shard.number}/{self.shard.of}"})
+
+    def _look(self) -> None:
+        """Read what the logs have been given since they were read last."""
+        for file in sorted(self.folder.glob(f"*{log.SUFFIX}")):
+            for entry in log.entries(file, self._read.get(file, 0)):
+                self._read[file] = entry.start + entry.length
+                if "key" in entry.metadata:
+                    self._found[entry.metadata["key"], entry.metadata["part"]] = entry
+
+    def _check_others(self) -> None:
+        """Raise :class:`ConfigError` where the folder holds shares of another audit."""
+        mine = json.loads(json.dumps({"facts": self.facts, **self.about}))
+        for file, (about, of) in opened(self.folder).items():
+            if file.stem == "whole" or file.stem == self.shard.file:
+                continue
+            if of.of != self.shard.of:
+                raise ConfigError(
+                    f"{file} is the share {of}, and this one is {self.shard}; name another folder with --out"
+                )
+            differs = [name for name in mine["facts"] if mine["facts"][name] != about["facts"].get(name)]
+            if differs or mine != about:
+                what = listed(_MEANT.get(name, name) for name in differs or ["settings"])
+                raise ConfigError(
+                    f"{file} is a share of another audit: its {what} differ; name another folder with --out, or remove "
+                    "that file"
+                )
+
+    def _keep(self, key: str, part: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        if self._log is not None:
+            entry = self._log.append(tensors, {"key": key, "part": part, **metadata})
+            if self.resume:
+                self._found[key, part] = entry
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What an audit that was done in shards is of."""
+
+    configuration: Mapping[str, object]
+    threads: int
+
+
+def shared(folder: Path) -> tuple[Shared, Shard]:
+    """What the shards in a folder are of, and the shard that merges them.
+
+    Raises :class:`ConfigError` where there are none, or shards of several audits.
+    """
+    of = {file: (about, shard) for file, (about, shard) in opened(folder / FOLDER).items() if shard.of > 1}
+    if not of:
+        raise ConfigError(f"{folder} holds no shards of an audit; name the --out of vaeaudit audit --shard I/N")
+    (first, (about, shard)), *others = of.items()
+    for file, (other, its) in others:
+        if other != about or its.of != shard.of:
+            raise ConfigError(f"{first.name} and {file.name} in {folder} are shards of different audits; remove one")
+    return Shared(about["configuration"], about["facts"]["device"][1]), Shard(0, shard.of)
+
+
+def opened(folder: Path) -> dict[Path, tuple[dict[str, Any], Shard]]:
+    """What each log in a journal's folder is of, and which share of it, as its process said last."""
+    found: dict[Path, tuple[dict[str, Any], Shard]] = {}
+    for file in sorted(folder.glob(f"*{log.SUFFIX}")):
+        for entry in log.entries(file):
+            if "opened" in entry.metadata:
+                found[file] = json.loads(entry.metadata["about"]), parse(entry.metadata["shard"])
+    return found
 
 
 def drawn(drawing: Drawing) -> Drawing:
@@ -65,14 +239,16 @@ def drawn(drawing: Drawing) -> Drawing:
     return Drawing(drawing.name, partial(bytes, drawing.draw()))
 
 
-def _packed(record: Record, key: str) -> bytes:
-    """A record as a safetensors file: tensors, samples and figures as such, the rest as JSON in its metadata."""
+def _packed(record: Record) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A record as tensors, samples and figures as such, and the rest as JSON."""
     tensors = {f"tensor/{name}": tensor.contiguous().cpu() for name, tensor in record.tensors.items()}
     for name, measurement in record.metrics.items():
         if measurement.sample is not None:
             tensors[f"sample/{name}"] = torch.from_numpy(measurement.sample.values.copy())
     for purpose, drawing in record.drawings.items():
         tensors[f"drawing/{purpose}"] = torch.frombuffer(bytearray(drawing.draw()), dtype=torch.uint8)
+    for name, rows in record.rows.items():
+        tensors[f"rows/{name}"] = torch.frombuffer(_pressed(rows), dtype=torch.uint8)
     plain = {
         "entries": [[FIELDS[type(entry)], entry.model_dump(mode="json")] for entry in record.entries],
         "metrics": {name: _plain(measurement) for name, measurement in record.metrics.items()},
@@ -83,8 +259,27 @@ def _packed(record: Record, key: str) -> bytes:
         "about": record.about,
         "drawings": {purpose: drawing.name for purpose, drawing in record.drawings.items()},
         "tensors": list(record.tensors),
+        "rows": list(record.rows),
     }
-    return save(tensors, {"record": json.dumps(plain, allow_nan=False), "rows": rows_to_json(record.rows), "key": key})
+    return tensors, {"record": json.dumps(plain, allow_nan=False)}
+
+
+def _pressed(rows: Iterable[Row]) -> bytearray:
+    """JSON of the rows, a line each, compressed as it comes: of many it would take the most memory of an audit."""
+    press, pressed = zlib.compressobj(1), bytearray()
+    for row in rows:
+        pressed += press.compress(to_json_line(row).encode() + b"\n")
+    return pressed + press.flush()
+
+
+@dataclass(frozen=True, eq=False)
+class _KeptRows:
+    """Rows out of what :func:`_pressed` gave."""
+
+    pressed: bytes
+
+    def __iter__(self) -> Iterator[Row]:
+        yield from map(json.loads, zlib.decompress(self.pressed).splitlines())
 
 
 def _plain(measurement: Measurement) -> dict[str, object]:
@@ -93,19 +288,15 @@ def _plain(measurement: Measurement) -> dict[str, object]:
     return values | ({} if sample is None else {"q": sample.q})
 
 
-def _read(file: Path, key: str) -> Record | None:
-    """The record that a file keeps; None where there is none, a damaged one, or one of another key."""
-    if not file.is_file():  # a pipe would be waited for
+def _record(entry: log.Entry) -> Record | None:
+    """The record that an entry keeps; None where it can no longer be read. Raises the error that it keeps instead."""
+    tensors = entry.tensors()
+    if tensors is None:
         return None
-    try:
-        with safe_open(file, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            if metadata.get("key") != key:
-                return None
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - it is no mapping
-        plain, rows = (json.loads(metadata[name]) for name in ("record", "rows"))
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return None
+    if "error" in entry.metadata:
+        name, message = json.loads(entry.metadata["error"])
+        raise getattr(errors, name, InputError)(message)
+    plain = json.loads(entry.metadata["record"])
     return Record(
         entries=[KINDS[name].model_validate(found) for name, found in plain["entries"]],
         metrics={
@@ -115,7 +306,7 @@ def _read(file: Path, key: str) -> Record | None:
         skipped=plain["skipped"],
         signs=plain["signs"],
         doubts=plain["doubts"],
-        rows=rows,
+        rows={name: _KeptRows(tensors[f"rows/{name}"].numpy().tobytes()) for name in plain["rows"]},
         tensors={name: tensors[f"tensor/{name}"] for name in plain["tensors"]},
         about=plain["about"],
         drawings={
@@ -125,7 +316,7 @@ def _read(file: Path, key: str) -> Record | None:
     )
 
 
-def _measurement(values: Mapping[str, Any], sample: torch.Tensor | None) -> Measurement:
+def _measurement(values: Mapping[str, Any], sample: Tensor | None) -> Measurement:
     plain = {name: value for name, value in values.items() if name not in ("q", "ci")}
     ci = None if values["ci"] is None else tuple(values["ci"])
     return Measurement(**plain, ci=ci, sample=None if sample is None else Sample(sample.numpy(), values["q"]))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vaeaudit.audit.run import Audit, audit, journal_of, weigh
+from vaeaudit.audit.shards import WHOLE, Shard
 from vaeaudit.audit.writing import in_doubt
 from vaeaudit.checks import registry
 from vaeaudit.checks.naming import check_names
@@ -44,6 +45,7 @@ def release_audit(
     ready: Callable[[], None] = lambda: None,
     again: str | None = None,
     earlier: Report | None = None,
+    shard: Shard = WHOLE,
 ) -> Audit:
     """Every check that the settings enable, then their policy: one verdict.
 
@@ -61,13 +63,13 @@ def release_audit(
         ready()
         done = weigh(stored, named, argv, names, go_on)
     else:
-        subject = prepare(resolved.settings)
+        subject = prepare(named.settings)
         if earlier is not None and again is not None:
             same_model(subject.model.checkpoint.source, subject.model.files, earlier, again)
             same_data(subject, earlier, again)
             optional = frozenset(earlier.skipped)
         ready()
-        done = audit(subject, named, argv, names, go_on, journal_of(subject, resume), optional)
+        done = audit(subject, named, argv, names, go_on, journal_of(subject, resume, shard), optional)
     done = _with_the_rest(done, names)
     if earlier is not None and again is not None:
         done = reproduced(done, earlier, again)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 import vaeaudit
 from vaeaudit.audit.journal import Journal
+from vaeaudit.audit.shards import WHOLE, Shard, owners
 from vaeaudit.audit.writing import Audited, device_name, file_alone, whole, write_down
 from vaeaudit.checks.record import Record, Work
 from vaeaudit.checks.registry import OURS, Check, checks
@@ -28,12 +29,14 @@ from vaeaudit.errors import (
     DataError,
     InputError,
     OutputError,
+    UnfinishedError,
     UnsupportedError,
     VaeauditError,
     listed,
     told,
 )
 from vaeaudit.model.adapters import code_beside
+from vaeaudit.model.batches import Elsewhere
 from vaeaudit.model.checkpoints import sha256_of
 from vaeaudit.model.stated import find_checkpoint
 from vaeaudit.progress import GoOn, Progress
@@ -46,7 +49,7 @@ from vaeaudit.subject.opened import Subject
 _UNANSWERED = (DataError, UnsupportedError)
 
 
-def journal_of(subject: Subject, resume: bool) -> Journal:
+def journal_of(subject: Subject, resume: bool, shard: Shard = WHOLE) -> Journal:
     """The journal of this audit, in the folder of its report."""
     model, data, run = subject.model, subject.data, subject.settings.run
     facts = {
@@ -60,9 +63,12 @@ def journal_of(subject: Subject, resume: bool) -> Journal:
         "device": [device_name(subject.device), torch.get_num_threads()],
         "versions": [vaeaudit.__version__, *map(_version, ("torch", "numpy", "scipy", "scikit-learn"))],
     }
-    return Journal(Path(run.out), facts, resume)
+    configuration = subject.settings.model_dump(mode="json")
+    configuration["run"].pop("out")
+    return Journal(Path(run.out), facts, resume, shard, {"configuration": configuration})
 
 
+@cache
 def _version(package: str) -> str | None:
     """That of an installed package; None of one that is not, without which a record lacks something."""
     try:
@@ -144,23 +150,65 @@ def audit(
     have no answer for it, the others are carried out. After an interruption the
     checks that are left are not begun. A model that is not plausible gets none. What the user asked wrongly is raised
     as long as nothing was found; where a check is ``optional``, it is skipped instead.
+
+    Of several processes that share the journal, each does its share, and whichever finds all of them done gives the
+    audit. The others raise :class:`UnfinishedError`.
     """
     failed = subject.plausibility.failed
     skipped = {check: f"the model did not pass: {', '.join(failed)}" for check in names if failed}
     works: dict[str, Work] = {}
+    of: dict[str, Check] = {}
     costs: dict[str, float] = {}
     stored = partial(open_weights, subject.settings)
     for check in () if failed else map(checks().__getitem__, names):
         for unit, work in works_of(check, stored if check.of_file else subject).items():
-            works[unit] = work if journal is None else _kept(journal, unit, check, subject, work)
+            works[unit], of[unit] = work, check
             if check.cost:
                 costs[unit] = check.load(check.cost)(subject, unit)
-    return _carried_out(works, whole(subject), resolved, argv, skipped, go_on, optional, costs)
+    if journal is None:
+        return _carried_out(works, whole(subject), resolved, argv, skipped, go_on, optional, costs)
+    with journal:
+        whole_ones = [0.0 if of[unit].parted else costs.get(unit, 1.0) for unit in works]
+        owner = dict(zip(works, owners(whole_ones, journal.shard.of), strict=True))
+        works = {unit: _kept(journal, unit, of[unit], subject, work, owner[unit]) for unit, work in works.items()}
+        if journal.shard.of > 1:
+            if journal.shard.number:
+                _do_share(works, go_on, costs)
+            journal.serve_only()
+        done = _carried_out(works, whole(subject), resolved, argv, skipped, go_on, optional, costs)
+    if journal.missing:
+        raise UnfinishedError(
+            f"of the audit in {resolved.settings.run.out} is not done: {listed(journal.missing)}; run those shards "
+            f"(again), and where none writes the report, vaeaudit merge {resolved.settings.run.out}"
+        )
+    return done
 
 
-def _kept(journal: Journal, unit: str, check: Check, subject: Subject, work: Work) -> Work:
+def _kept(journal: Journal, unit: str, check: Check, subject: Subject, work: Work, owner: int) -> Work:
     """The work, from the journal where that has it."""
-    return lambda go_on: journal.record(unit, _asked(check, subject), work, go_on)
+    return lambda go_on: journal.record(unit, _asked(check, subject), work, go_on, owner, check.parted)
+
+
+def _do_share(works: Mapping[str, Work], go_on: GoOn, costs: Mapping[str, float]) -> None:
+    """Do what of the works is this process's; the journal keeps it."""
+    shares = _shares(works, costs)
+    for place, (unit, work) in enumerate(works.items()):
+        try:
+            if work(_placed(go_on, unit, place, shares)).interrupted:
+                raise KeyboardInterrupt
+        except Elsewhere:
+            continue
+        except InputError as error:
+            if isinstance(error, OutputError):
+                raise
+            # Any other is an answer, which the journal keeps and the report tells.
+
+
+def _shares(works: Mapping[str, Work], costs: Mapping[str, float]) -> list[float]:
+    """The share of the whole that is done before each of the works, and at last."""
+    usual = sum(costs.values()) / len(costs) if costs else 1.0
+    sums = [0.0, *accumulate(costs.get(unit, usual) for unit in works)]
+    return [part / (sums[-1] or 1.0) for part in sums]
 
 
 def weigh(stored: StoredModel, resolved: Resolved, argv: Sequence[str], names: Sequence[str], go_on: GoOn) -> Audit:
@@ -183,9 +231,7 @@ def _carried_out(
 
     ``costs`` tell how long each takes relative to the others.
     """
-    usual = sum(costs.values()) / len(costs) if costs else 1.0
-    sums = [0.0, *accumulate(costs.get(unit, usual) for unit in works)]
-    shares = [some / (sums[-1] or 1.0) for some in sums]
+    shares = _shares(works, costs)
     records: list[Record] = []
     seconds = dict.fromkeys([*skipped, *(unit.partition(".")[0] for unit in works)], 0.0)
     fault: BaseException | None = None
@@ -195,6 +241,8 @@ def _carried_out(
         if goes_on and not any(record.interrupted for record in records):
             try:
                 records.append(work(_placed(go_on, unit, place, shares)))  # what came before an error stays
+            except Elsewhere:
+                pass  # the journal knows what is missing
             except InputError as error:
                 if check in optional and not isinstance(error, OutputError):  # a full disk is no answer
                     skipped[check] = str(error)

@@ -16,6 +16,7 @@ from vaeaudit.gate.ending import concluded, ending
 from vaeaudit.layout.entry import Entry, FileHash
 from vaeaudit.model.adapters import Adapter
 from vaeaudit.model.box import range_of
+from vaeaudit.model.conditions import model_of
 from vaeaudit.report.model import (
     FIELDS,
     AdapterEntry,
@@ -153,7 +154,7 @@ def plausibility_entry(plausibility: Plausibility, acknowledged: Mapping[str, st
 def model_entry(subject: Subject) -> ModelEntry:
     """The report's form of the model."""
     model = subject.model
-    vae = model.vae
+    vae, whole = model.vae, model_of(model.vae)
     return ModelEntry(
         file=FileHash(path=model.checkpoint.source, sha256=model.sha256),
         files=[FileHash(path=path, sha256=sha256) for path, sha256 in model.files.items()],
@@ -165,7 +166,7 @@ def model_entry(subject: Subject) -> ModelEntry:
         input_shape=list(vae.input_shape),
         range=range_of(vae),
         likelihood=subject.likelihood,
-        parameters=sum(p.numel() for p in vae.parameters()) if isinstance(vae, nn.Module) else None,
+        parameters=sum(p.numel() for p in whole.parameters()) if isinstance(whole, nn.Module) else None,
         notes=list(model.notes),
     )
 

@@ -22,6 +22,7 @@ from torch.distributions import Distribution
 from vaeaudit.certify.activations import ACTIVATIONS
 from vaeaudit.certify.rewriting import CASTS, in_double, name_of, owner, writes
 from vaeaudit.errors import UnsupportedError, clipped
+from vaeaudit.model.conditions import model_of, one_function
 from vaeaudit.model.families import moved_part
 from vaeaudit.model.vae import VAE
 
@@ -119,6 +120,7 @@ def trace_encoder(vae: VAE, like: Tensor, sigma: str = "full") -> Graph:
 
     Raises :class:`UnsupportedError` where the posterior has no Gaussian part, or an operation has no bound.
     """
+    vae = one_function(vae)
     with torch.no_grad():
         posterior = vae.encode(like.new_zeros((1, *vae.input_shape)))
     if moved_part(posterior) is None:
@@ -133,14 +135,15 @@ def trace_encoder(vae: VAE, like: Tensor, sigma: str = "full") -> Graph:
         return q.mean.flatten(1), q.log_stddev.flatten(1)
 
     bounded, spare = (1, "") if sigma == "frozen" else (2, "sigma = frozen, which bounds the mean alone, ")
-    return trace(heads, tuple(vae.input_shape), like, "the encoder", of=vae, bounded=bounded, spare=spare)
+    return trace(heads, tuple(vae.input_shape), like, "the encoder", of=model_of(vae), bounded=bounded, spare=spare)
 
 
 def trace_decoder(vae: VAE, like: Tensor) -> Graph:
     """The decoder's mean as z -> (mean,), (b, elements). Raises :class:`UnsupportedError` as :func:`trace_encoder`."""
+    vae = one_function(vae)
     with torch.no_grad():
         latent = tuple(vae.encode(like.new_zeros((1, *vae.input_shape))).mean.shape[1:])
-    return trace(lambda z: (vae.decode(z).mean.flatten(1),), latent, like, "the decoder", of=vae)
+    return trace(lambda z: (vae.decode(z).mean.flatten(1),), latent, like, "the decoder", of=model_of(vae))
 
 
 def trace(

@@ -1,8 +1,9 @@
 """What every check adds to a report and to the files beside it."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,22 @@ from vaeaudit.stats.estimates import Measurement
 
 Row = dict[str, object]
 _FIGURES = 5_000.0  # rows of a model that take as long as the figures of a check
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Rows kept as one column a name, each made when it is asked for: as objects they take ten times the memory."""
+
+    columns: Mapping[str, NDArray[Any]]
+
+    def __iter__(self) -> Iterator[Row]:
+        for places in zip(*self.columns.values(), strict=True):
+            yield {name: _plain(value) for name, value in zip(self.columns, places, strict=True)}
+
+
+def _plain(value: np.generic) -> object:
+    plain = value.item()
+    return number(plain) if isinstance(plain, float) else plain
 
 
 @dataclass(frozen=True)
@@ -43,7 +60,7 @@ class Record:
     interrupted: bool = False
     signs: Mapping[str, str] = field(default_factory=dict)
     doubts: Mapping[str, str] = field(default_factory=dict)
-    rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    rows: Mapping[str, Iterable[Row]] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     about: Row = field(default_factory=dict)
     drawings: Mapping[str, Drawing] = field(default_factory=dict)
@@ -56,11 +73,7 @@ class Record:
 Work = Callable[[GoOn], Record]  # a piece of a check
 
 
-def rows_to_json(rows: Mapping[str, Sequence[Row]]) -> str:
-    """JSON of the rows of a record, one a line: indented, many would take three times as long, and as much memory."""
-    of = json.JSONEncoder(allow_nan=False).encode
-    lists = (f"{of(name)}: [\n" + ",\n".join(map(of, values)) + "\n]" for name, values in rows.items())
-    return "{\n" + ",\n".join(lists) + "\n}\n"
+to_json_line = json.JSONEncoder(allow_nan=False).encode
 
 
 def measured(rows: float) -> float:

@@ -19,7 +19,7 @@ GROUP = "vaeaudit.checks"
 _NAME = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
 # Commands and sections that belong to no check.
 TAKEN = frozenset(
-    {"audit", "compare", "report", "study", "doctor", "init", "adapters", "convert", "config"}
+    {"audit", "merge", "compare", "report", "study", "doctor", "init", "adapters", "convert", "config"}
     | {"model", "data", "run", "checks", "baseline"}
 )
 
@@ -52,6 +52,8 @@ class Check:
         thresholds: function of its section that gives thresholds of its own, by metric; the configuration's win.
         aside: names of its metrics, likewise, that regress in a comparison only where they are named, as estimates
             that are no bounds, and what repeats another.
+        parted: what takes its time is done by parts of the items that are kept each, see
+            :meth:`vaeaudit.model.batches.RowBatches.map`, so that several processes can share it out.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Check:
     gated: tuple[str, ...] = ()
     thresholds: str = ""
     aside: tuple[str, ...] = ()
+    parted: bool = False
 
     def load(self, path: str) -> Any:
         """What an import path of this row names; raises :class:`CheckError`."""
@@ -123,6 +126,7 @@ OURS = (
         {"noise": "NoiseEntry"},
         choices=("sigmas",),
         gated=(r"noise\.s[\d.e+-]+\.degradation\.median",),
+        parted=True,
     ),
     _ours(
         "reconstruction",
@@ -131,6 +135,7 @@ OURS = (
         choices=("by", "shown", "perceptual", "features", "trust_networks"),
         files=("perceptual", "features"),
         gated=(r"reconstruction\.(psnr|ssim)\.(median|tail)", r"reconstruction\.scaled_error\.feature_worst"),
+        parted=True,
         # Errors of other norms, other scales and draws move with PSNR, SSIM and MSE.
         aside=(r"reconstruction\.draws\..*", r"reconstruction\.(ms_ssim|\w+_error|share_off|log_likelihood)\..*"),
     ),
@@ -143,8 +148,8 @@ OURS = (
         thresholds="vaeaudit.checks.equivalence.metrics:thresholds",
         aside=(r"equivalence\..*",),  # it has thresholds of its own
     ),
-    _ours("latents", "ELBO, KL of each unit, active units", {"latents": "LatentsEntry"}),
-    _ours("mig", "Whether one unit alone holds each known factor", {"migs": "MigEntry"}),
+    _ours("latents", "ELBO, KL of each unit, active units", {"latents": "LatentsEntry"}, parted=True),
+    _ours("mig", "Whether one unit alone holds each known factor", {"migs": "MigEntry"}, parted=True),
     _ours("weights", "L2 norms of encoder and decoder", {"weights": "WeightsEntry"}, of_file=True, files=("against",)),
 )
 

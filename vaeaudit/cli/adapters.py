@@ -6,7 +6,7 @@ import typer
 
 from vaeaudit.cli.command import Asked, takes
 from vaeaudit.cli.common import check_output, deliver
-from vaeaudit.cli.options import Output, TableOrJson, Verbose
+from vaeaudit.cli.options import TRUSTS, Output, TableOrJson, Verbose
 
 
 @takes(TableOrJson, Output, Verbose)
@@ -20,6 +20,7 @@ def command(
             help="Try them on a checkpoint; where none opens it, print a first adapter for it.",
         ),
     ] = None,
+    trust_code: Annotated[bool, typer.Option("--trust-code", help=TRUSTS)] = False,
 ) -> int:
     """List the installed adapters.
 
@@ -43,7 +44,7 @@ def command(
     from vaeaudit.model.reparametrised import plain
     from vaeaudit.model.starting import starting_adapter
 
-    checkpoint = open_checkpoint(wanted)
+    checkpoint = open_checkpoint(wanted, trust_code)
     fits = ranked(checkpoint)
     code = None if fits[0].opens else starting_adapter(plain(checkpoint.tensors)[0])
     if asked.form == "json":

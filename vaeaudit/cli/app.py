@@ -23,6 +23,7 @@ from vaeaudit.cli import (
     convert,
     doctor,
     init,
+    merge,
     report,
     study,
 )
@@ -40,6 +41,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("audit", cls=Command)(audit.command)
+app.command("merge", cls=Command)(merge.command)
 app.command("compare", cls=Command)(compare.command)
 app.command("report", cls=Command)(report.command)
 app.command("study", cls=Command)(study.command)

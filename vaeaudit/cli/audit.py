@@ -1,5 +1,6 @@
 """`vaeaudit audit`: every check that the configuration enables, then its policy: one verdict."""
 
+import os
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +9,7 @@ import typer
 
 from vaeaudit.cli.checking import show
 from vaeaudit.cli.command import Asked, takes
-from vaeaudit.cli.common import Reporter
+from vaeaudit.cli.common import Reporter, complain
 from vaeaudit.cli.options import (
     Configured,
     ExitZero,
@@ -19,15 +20,18 @@ from vaeaudit.cli.options import (
     Output,
     Quiet,
     Resume,
+    Shared,
     Verbose,
 )
 from vaeaudit.cli.policy import Policy
+from vaeaudit.errors import ConfigError
 
 if TYPE_CHECKING:
     from vaeaudit.audit.run import Audit
+    from vaeaudit.audit.shards import Shard
 
 
-@takes(Model, OnData, Policy, Out, Resume, Formed, Output, ExitZero, Quiet, Verbose, Configured)
+@takes(Model, OnData, Policy, Out, Resume, Shared, Formed, Output, ExitZero, Quiet, Verbose, Configured)
 def command(
     asked: Asked,
     again: Annotated[
@@ -48,6 +52,9 @@ def command(
         resolved = asked.settings()
     else:
         resolved, earlier = asked.settings_of(again)
+    shard = shard_of(asked)
+    if shard.of > 1 and again is not None:
+        raise ConfigError("--from does the audit of a report again in one process; leave --shard out, or --from")
 
     def work(reporter: Reporter) -> "Audit":
         from vaeaudit.audit.release import release_audit
@@ -56,6 +63,16 @@ def command(
             reporter.keep()
 
         today = datetime.now(UTC).date()
-        return release_audit(resolved, sys.argv, today, asked.resume, reporter.go_on, ready, again, earlier)
+        return release_audit(resolved, sys.argv, today, asked.resume, reporter.go_on, ready, again, earlier, shard)
 
-    return show("opening the model and the data", work, resolved, asked)
+    return show("opening the model and the data", work, resolved, asked, shard)
+
+
+def shard_of(asked: Asked) -> "Shard":
+    """Which share of the audit this process does; told where a launcher says so."""
+    from vaeaudit.audit.shards import launched, parse
+
+    shard = launched(os.environ) if asked.shard is None else parse(asked.shard)
+    if shard.of > 1 and not asked.quiet:
+        complain(f"note: this is shard {shard}, as {shard.source} says")
+    return shard

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from vaeaudit.cli.command import Asked
 from vaeaudit.cli.common import Reporter, check_output, complain, deliver, trace
-from vaeaudit.errors import ConfigError, VaeauditError
+from vaeaudit.errors import ConfigError, UnfinishedError, VaeauditError
 
 if TYPE_CHECKING:
     from vaeaudit.audit.run import Audit
+    from vaeaudit.audit.shards import Shard
     from vaeaudit.report.model import Report
     from vaeaudit.settings.config import Resolved
 
@@ -36,14 +37,26 @@ def carry_out(checks: Sequence[str], asked: Asked) -> int:
     return show("opening the model and the data", work, resolved, asked)
 
 
-def show(doing: str, work: Callable[[Reporter], "Audit"], resolved: "Resolved", asked: Asked) -> int:
-    """Do the ``work``, write its report and show it; the report's exit code."""
+def show(
+    doing: str, work: Callable[[Reporter], "Audit"], resolved: "Resolved", asked: Asked, shard: "Shard | None" = None
+) -> int:
+    """Do the ``work``, write its report and show it; the report's exit code.
+
+    A ``shard`` of an audit whose others are not all done ends well, with a remark, and writes no report.
+    """
     from vaeaudit.cli.forms import text_of
     from vaeaudit.gate.ending import exit_code
     from vaeaudit.report.writer import write_json
 
     folder = Path(resolved.settings.run.out)
-    report = written(doing, work, folder, asked)
+    shared = shard is not None and shard.of > 1
+    try:
+        report = written(doing, work, folder, asked, shared)
+    except UnfinishedError as error:
+        if shard is None or not shard.number:
+            raise
+        complain(f"note: shard {shard} is done; {error}")
+        return 0
     try:
         told = text_of(report, folder, asked.form, asked.output, asked.quiet, asked.verbose)
         deliver(told, asked.output)
@@ -55,14 +68,19 @@ def show(doing: str, work: Callable[[Reporter], "Audit"], resolved: "Resolved", 
     return exit_code(report.exit_code, asked.exit_zero)
 
 
-def written(doing: str, work: Callable[[Reporter], "Audit"], folder: Path, asked: Asked) -> "Report":
-    """Do the ``work`` and write its report with the files beside it; the report as written."""
+def written(
+    doing: str, work: Callable[[Reporter], "Audit"], folder: Path, asked: Asked, shared: bool = False
+) -> "Report":
+    """Do the ``work`` and write its report with the files beside it; the report as written.
+
+    The journal of an audit that several processes share stays, since others may still be reading it.
+    """
     from vaeaudit.audit.artifacts import artifacts
     from vaeaudit.audit.journal import Journal
     from vaeaudit.report.writer import write
 
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:  # torchrun: each process would write the same report
-        raise ConfigError("the items of an audit cannot be shared out among processes yet; run one process")
+    if not shared and int(os.environ.get("WORLD_SIZE") or 1) > 1:  # torchrun: each would write the same report
+        raise ConfigError("of the commands that measure, audit alone is shared out among processes; run one process")
     reporter = Reporter(asked.quiet)
     check_output(str(folder), asked.output)
     try:
@@ -73,7 +91,7 @@ def written(doing: str, work: Callable[[Reporter], "Audit"], folder: Path, asked
         if (folder / "report.json").exists():  # whoever reads it next must not take it for this run's
             reporter.say(f"note: {folder / 'report.json'} is of an earlier run")
         raise
-    if report.status == "complete":
+    if report.status == "complete" and not shared:
         Journal.remove(folder)
     if done.fault is not None and asked.verbose:
         trace(done.fault)

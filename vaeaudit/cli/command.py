@@ -84,6 +84,7 @@ class Asked:
     config: str | None = None
     isolated: bool = False
     resume: bool = False
+    shard: str | None = None
     form: str = "table"
     output: str | None = None
     exit_zero: bool = False
@@ -112,10 +113,7 @@ class Asked:
         if "config" in self.typed:
             raise ConfigError("--from takes the settings of a report and --config those of a file; give one of them")
         report, folder = read_report(path)
-        given: dict[str, tuple[object, str]] = {}
-        for section, values in report.configuration.items():
-            if isinstance(values, dict):
-                given |= {f"{section}.{key}": (value, "--from") for key, value in values.items() if value is not None}
+        given = configured(report.configuration, "--from")
         given.pop("run.out", None)
         resolved = resolve(given | self._given(), None)
         named = resolved.settings.model.path
@@ -134,6 +132,15 @@ class Asked:
         for remark in [] if self.quiet else remarks:
             complain(f"note: {remark}")
         return {**variables, **self.given}
+
+
+def configured(configuration: Mapping[str, object], source: str) -> dict[str, tuple[object, str]]:
+    """The settings of a configuration that was written down, as ``source`` gives them."""
+    given: dict[str, tuple[object, str]] = {}
+    for section, values in configuration.items():
+        if isinstance(values, dict):
+            given |= {f"{section}.{key}": (value, source) for key, value in values.items() if value is not None}
+    return given
 
 
 def takes(*groups: type) -> Callable[[Callable[..., int]], Callable[..., int]]:

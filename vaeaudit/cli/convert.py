@@ -7,7 +7,7 @@ import typer
 
 from vaeaudit.cli.command import Asked, Key, takes
 from vaeaudit.cli.common import Reporter, deliver
-from vaeaudit.cli.options import AdapterOption, Configured, ModelAdapter, Quiet
+from vaeaudit.cli.options import AdapterOption, Configured, ModelAdapter, Quiet, TrustCode
 from vaeaudit.errors import OutputError, clipped
 
 
@@ -21,6 +21,7 @@ def command(
     ],
     out: Annotated[str, typer.Argument(metavar="OUT", help="The .safetensors file to write; it must not be there.")],
     adapter: ModelAdapter = None,
+    trust_code: TrustCode = None,
     option: AdapterOption = None,
 ) -> int:
     """Write a model as a safetensors file that says what it is.
@@ -43,9 +44,10 @@ def command(
         raise OutputError(f"{file} is there already, and no model is ever replaced; name another file")
     check_writable(file.parent, "OUT")
     with Reporter(asked.quiet).working("converting the model"):
-        checkpoint = open_checkpoint(model)
+        trusted = chosen.trust_code
+        checkpoint = open_checkpoint(model, trusted)
         named = chosen.adapter is not None or adapter_of(checkpoint) is not None
-        source = open_model(model, chosen.adapter, chosen.options) if named else checkpoint
+        source = open_model(model, chosen.adapter, chosen.options, trust_code=trusted) if named else checkpoint
         content, facts = converted(source, file)
         write_file(file, content)
     told = ", ".join(f"{name} = {value}" for name, value in facts.items())

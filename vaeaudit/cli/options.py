@@ -65,6 +65,8 @@ AdapterOption = Annotated[
         read=table_of,
     ),
 ]
+TRUSTS = "Load programs of torch.export (.pt2), which may run code that they bring. [default: no]"
+TrustCode = Annotated[bool | None, Setting("model.trust_code", None, TRUSTS, "--trust-code")]
 
 
 class Model:
@@ -81,15 +83,7 @@ class Model:
         ),
     ] = None
     adapter: ModelAdapter = None
-    trust_code: Annotated[
-        bool | None,
-        Setting(
-            "model.trust_code",
-            None,
-            "Load programs of torch.export (.pt2), which may run code that they bring. [default: no]",
-            "--trust-code",
-        ),
-    ] = None
+    trust_code: TrustCode = None
 
 
 class OnData:
@@ -156,6 +150,19 @@ class Resume:
     resume: Annotated[
         bool, typer.Option("--resume", help="Take what an audit that was ended, of the same things, had finished.")
     ] = False
+
+
+class Shared:
+    """Report and result."""
+
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Do share I of N; whoever finishes last writes the report. [default: as torchrun or Slurm say]",
+        ),
+    ] = None
 
 
 class Formed:

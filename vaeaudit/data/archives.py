@@ -32,6 +32,7 @@ from vaeaudit.model.stated import first_sentence
 from vaeaudit.model.torch_files import check_claims, read_torch
 
 _IMAGE_NAMES = ("imgs", "images", "image", "img", "data", "x", "x_train", "x_val", "x_test")
+CONDITIONS = "conditions"  # what a conditional model is given beside the items
 LABEL_NAMES = ("labels", "label", "targets", "target", "y")
 _SPLIT_LABEL_NAMES = ("y_train", "y_val", "y_test")  # each belongs to its own x_...
 _FACTOR_NAMES = ("latents_classes", "latents_values", "latents_names")
@@ -244,18 +245,22 @@ def select(
         labels, told = (None, told) if told else read_labels(array.load())
         if labels is None:
             skipped.append(f"{clipped(labels_name)}: no labels but {told}")
-    factors = _factors(file, arrays)
+    factors, conditions = _factors(file, arrays), None
+    if CONDITIONS in arrays and arrays[CONDITIONS].kind in "biuf" and images != CONDITIONS:
+        conditions = arrays[CONDITIONS].load()
+    taken = {CONDITIONS} if conditions is not None else set()
     for name, array in arrays.items():
         if array.kind == "O":
             skipped.append(f"{clipped(name)}: pickled objects are not loaded")
-        elif name not in {images, labels_name} and (name not in _FACTOR_NAMES or factors is None):
+        elif name not in {*taken, images, labels_name} and (name not in _FACTOR_NAMES or factors is None):
             skipped.append(f"{clipped(name)}: not taken as images, labels or factors")
     meant = part or wanted
     source = str(file) if meant is None else f"{file}#{meant}"
     values = arrays[images].load()
     made = () if labels is None or told is None else (told,)
     digest = sha256 or sha256_of(file)
-    return Stored(values, labels, factors, source, digest, tuple(skipped), told=made, eps=arrays[images].eps)
+    eps = arrays[images].eps
+    return Stored(values, labels, factors, source, digest, tuple(skipped), made, eps, conditions=conditions)
 
 
 def _named(file: Path, arrays: Mapping[str, Array], name: str) -> str:
@@ -270,7 +275,7 @@ def _named(file: Path, arrays: Mapping[str, Array], name: str) -> str:
 def _image_name(file: Path, arrays: Mapping[str, Array]) -> str:
     """The only array named as images are; with none so named, the only one that could be images."""
     named = [n for n, a in arrays.items() if n.lower() in _IMAGE_NAMES and (len(a.shape) > 1 or a.kind == "O")]
-    other = {*LABEL_NAMES, *_SPLIT_LABEL_NAMES, *_FACTOR_NAMES}
+    other = {CONDITIONS, *LABEL_NAMES, *_SPLIT_LABEL_NAMES, *_FACTOR_NAMES}
     could = [n for n, a in arrays.items() if n.lower() not in other and len(a.shape) > 1 and a.kind in "biufc"]
     found = named or could
     if len(found) > 1:

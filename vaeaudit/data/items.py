@@ -37,7 +37,8 @@ class Stored:
 
     ``skipped`` tells in sentences what was left out, ``told`` what was made of it in reading. ``top`` is what integers
     count up to where their type does not tell, as of 16-bit images. ``eps`` is the spacing of
-    numbers at 1 in the type that the source stores, where ``values`` have a finer one.
+    numbers at 1 in the type that the source stores, where ``values`` have a finer one. ``conditions`` (n, ...) are what
+    a conditional model is given beside the items.
 
     Raises :class:`DataError` if there are no items, or if labels or factors are not as many as the items.
     """
@@ -51,6 +52,7 @@ class Stored:
     told: tuple[str, ...] = ()
     eps: float | None = None
     top: int | None = None
+    conditions: NDArray[np.generic] | None = None
 
     def __post_init__(self) -> None:
         if self.values.ndim < 2:
@@ -63,7 +65,7 @@ class Stored:
                 f"{self.source} holds no items (shape {shape_text(self.values.shape)}), where at least one was "
                 "expected; was it written to the end?"
             )
-        parts: list[tuple[str, NDArray[np.generic] | None]] = [("labels", self.labels)]
+        parts: list[tuple[str, NDArray[np.generic] | None]] = [("labels", self.labels), ("conditions", self.conditions)]
         if self.factors is not None:
             parts += [("factor classes", self.factors.classes), ("factor values", self.factors.values)]
         for what, array in parts:
@@ -95,6 +97,7 @@ class Data:
     warnings: tuple[str, ...]
     layout: Layout
     top: int | None
+    conditions: NDArray[np.generic] | None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -106,7 +109,8 @@ class Data:
             values = None if factors.values is None else factors.values[items]
             factors = Factors(factors.names, factors.classes[items], values)
         labels = None if self.labels is None else self.labels[items]
-        return replace(self, values=self.values[items], labels=labels, factors=factors)
+        conditions = None if self.conditions is None else self.conditions[items]
+        return replace(self, values=self.values[items], labels=labels, factors=factors, conditions=conditions)
 
     @property
     def picture_shape(self) -> tuple[int, ...] | None:
@@ -251,6 +255,7 @@ def fit(
         warnings=tuple(warned),
         layout=layout,
         top=top,
+        conditions=stored.conditions,
     )
 
 

@@ -1,11 +1,35 @@
 """Running a model on many rows, a bounded number at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from vaeaudit.errors import ConfigError, VaeauditError
+
+# Gives a part that was kept, or keeps what is given: asked with the first row, which part that is, and what gives it;
+# None where another process is to give it.
+KeepPart = Callable[[int, int, Callable[[], tuple[Tensor, ...]]], tuple[Tensor, ...] | None]
+Keep = Callable[[str], KeepPart]  # asked with the name of what is measured, once a measurement
+# It changes no value, so that it need not be handed through all that measures.
+_KEEP: ContextVar[Keep | None] = ContextVar("keep", default=None)
+
+
+class Elsewhere(Exception):  # noqa: N818 - it is no error
+    """Another process is to give what is missing here."""
+
+
+@contextmanager
+def keeping(keep: Keep) -> Iterator[None]:
+    """Within this, the parts of every :meth:`RowBatches.map` with a name are given to ``keep``."""
+    token = _KEEP.set(keep)
+    try:
+        yield
+    finally:
+        _KEEP.reset(token)
 
 
 class RowBatches:
@@ -31,19 +55,28 @@ class RowBatches:
         function: Callable[..., tuple[Tensor, ...]],
         *arguments: Tensor,
         go_on: Callable[[int, int], bool] | None = None,
+        kept: str = "",
     ) -> tuple[Tensor, ...]:
         """``function`` of each part of ``arguments`` (all with the same rows), its results concatenated.
 
         ``go_on`` is asked after each part with the rows that are left and all of them; on False those are left out.
+        What has a name, ``kept``, is taken from and given to a journal where there is one; its first result has as many
+        rows as the part.
 
-        Raises :class:`VaeauditError` if a single row does not fit into memory.
+        Raises :class:`VaeauditError` if a single row does not fit into memory, :class:`Elsewhere` where another process
+        is to give some parts.
         """
         results: list[tuple[Tensor, ...]] = []
-        done, total = 0, len(arguments[0])
-        while done < total or not results:
+        keeper = _KEEP.get()
+        keep = None if keeper is None or not kept else keeper(kept)
+        done, total, most, elsewhere = 0, len(arguments[0]), self.size, False
+        while done < total or not (results or elsewhere):
             part = tuple(argument[done : done + self.size] for argument in arguments)
             try:
-                results.append(function(*part))
+                if keep is None:
+                    found: tuple[Tensor, ...] | None = function(*part)
+                else:
+                    found = keep(done, done // most, partial(function, *part))
             except torch.OutOfMemoryError as error:
                 if self.size == 1:
                     raise VaeauditError(
@@ -51,7 +84,14 @@ class RowBatches:
                     ) from error
                 self.size = max(1, min(self.size, total) // 2)
                 continue
-            done += self.size
+            if found is None:
+                elsewhere = True
+                done = (done // most + 1) * most
+            else:
+                results.append(found)
+                done += len(part[0]) if keep is None else len(found[0])
             if go_on is not None and done < total and not go_on(total - done, total):
                 break
+        if elsewhere:
+            raise Elsewhere(kept)
         return results[0] if len(results) == 1 else tuple(torch.cat(column) for column in zip(*results, strict=True))

@@ -20,6 +20,7 @@ PAGE = "docs/adapters.md"
 _POSTERIOR = ("mean", "noise_shape", "sample", "kl", "wasserstein2", "rows")
 _LIKELIHOOD = ("mean", "route", "support", "log_prob")
 _GAUSSIAN = "vaeaudit.DiagonalGaussian(mean, logvar / 2)"
+_CONDITIONAL = f"see {PAGE}#labels-and-covariates"
 _DRAWS = 3  # another number than that of the rows, so that the axes cannot be confused
 
 
@@ -45,16 +46,23 @@ def fault_of(vae: object) -> str:
         if not callable(getattr(vae, name)):
             kind = type(getattr(vae, name)).__name__
             return f"whose {name} is of type {kind}, where a method was expected; see {PAGE}#what-the-contract-asks"
-        if place := _takes_no_batch(getattr(vae, name)):
-            of = {"encode": "x", "decode": "z"}[name]
-            return f"whose {name}{place} cannot be called with one batch, where {name}(self, {of}) was expected"
+        conditional, of = hasattr(vae, "condition_shape"), {"encode": "x", "decode": "z"}[name]
+        if place := _cannot_take(getattr(vae, name), 2 if conditional else 1):
+            if conditional:
+                return f"whose {name}{place} cannot be called with {of} and conditions, as condition_shape promises"
+            also = (
+                ""
+                if _cannot_take(getattr(vae, name), 2)
+                else f"; a conditional model says condition_shape: {_CONDITIONAL}"
+            )
+            return f"whose {name}{place} cannot be called with one batch, where {name}(self, {of}) was expected{also}"
     return ""
 
 
-def _takes_no_batch(method: Callable[..., object]) -> str:
-    """Where a method stands that cannot be called with one argument, as " (file.py, line 12)"; "" for one that can."""
+def _cannot_take(method: Callable[..., object], arguments: int) -> str:
+    """Where a method stands that cannot be called with so many, as " (file.py, line 12)"; "" for one that can."""
     try:
-        signature(method).bind(None)
+        signature(method).bind(*[None] * arguments)
     except TypeError:
         pass
     except ValueError as error:  # of a bound method without even self; or what is written in C has no signature

@@ -1,12 +1,13 @@
 """A model's weights and facts as one safetensors file, which opens without being told anything more."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import load, save
 
 from vaeaudit.errors import CheckpointError, VaeauditError, listed
-from vaeaudit.model.adapters import adapter_names
+from vaeaudit.model.adapters import adapter_names, said_beside
 from vaeaudit.model.checkpoints import Checkpoint, check_finite
 from vaeaudit.model.registry import LoadedModel, opened_by
 from vaeaudit.model.stated import FACT_PREFIX, read_config
@@ -27,15 +28,22 @@ def converted(source: Checkpoint | LoadedModel, out: Path) -> tuple[bytes, dict[
     if isinstance(source, LoadedModel):
         named = {"adapter": source.adapter.name} if source.adapter.name in adapter_names() else {}
         facts = {**named, **getattr(source.vae, "facts", {}), **source.options}
-    if checkpoint.companions:
+    tensors = checkpoint.tensors
+    if checkpoint.program is not None:
+        raise CheckpointError(f"{checkpoint.path} is a program, which its tensors alone do not give; keep the pair")
+    files = {one.path.name: one.tensors for one in (checkpoint, *checkpoint.companions)}
+    parts = _parts(source) if isinstance(source, LoadedModel) else {}
+    if checkpoint.companions and set(parts.values()) == files.keys():
+        tensors = {f"{part}.{name}": of for part, file in parts.items() for name, of in files[file].items()}
+    elif checkpoint.companions:
         beside = listed(one.path.name for one in checkpoint.companions)
         raise CheckpointError(
             f"{checkpoint.path} is opened with {beside} beside it, which its adapter looks for by name, where a model "
             "of one file was expected; convert each by itself, and let the adapter name them anew"
         )
     check_finite(checkpoint)
-    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in checkpoint.tensors.items()}
-    content = save(tensors, {"format": "pt"} | {f"{FACT_PREFIX}{name}": json.dumps(facts[name]) for name in facts})
+    copies = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+    content = save(copies, {"format": "pt"} | {f"{FACT_PREFIX}{name}": json.dumps(facts[name]) for name in facts})
     if isinstance(source, LoadedModel):
         written = Checkpoint(out, load(content), facts, config=read_config(out))
         options = {name: value for name, value in facts.items() if name != "adapter"}
@@ -50,3 +58,9 @@ def converted(source: Checkpoint | LoadedModel, out: Path) -> tuple[bytes, dict[
                 "be all that its adapter reads; keep the files that it has"
             )
     return content, facts
+
+
+def _parts(model: LoadedModel) -> Mapping[str, str]:
+    """The names of a model's files by the part that each is of, where its adapter's ``files`` says so."""
+    found: Mapping[str, str] = said_beside(model.adapter, "files", lambda _: {})(model.checkpoint.path)
+    return found

@@ -16,6 +16,7 @@ from torch import nn
 from vaeaudit.errors import AdapterError, CheckpointError, ContractError, VaeauditError, clipped, listed, told
 from vaeaudit.model.adapters import Adapter, adapter_names, adapter_of, find_adapter
 from vaeaudit.model.checkpoints import Checkpoint, check_finite, open_checkpoint, readings, sha256_of
+from vaeaudit.model.conditions import model_of
 from vaeaudit.model.contract import PAGE, fault_of
 from vaeaudit.model.ranges import range_for
 from vaeaudit.model.vae import VAE
@@ -45,7 +46,7 @@ class LoadedModel:
     @property
     def notes(self) -> tuple[str, ...]:
         """What its adapter and its files leave to be told of it, in sentences without a full stop."""
-        told = tuple(map(str, getattr(self.vae, "notes", ())))
+        told = tuple(map(str, getattr(model_of(self.vae), "notes", ())))
         files = (self.checkpoint, *self.checkpoint.companions)
         kinds = {t.dtype for file in files for t in file.tensors.values() if t.is_floating_point()}
         half = sorted(str(kind).removeprefix("torch.") for kind in kinds if kind.itemsize < 4)

@@ -19,6 +19,7 @@ _MOST_CONFIG = 2**24  # bytes of a config.json
 def find_checkpoint(path: Path) -> Path:
     """The file that ``path`` means, without the #KEY that may follow: itself, or the only checkpoint in a folder.
 
+    Of a folder with one pair alone, such as ``taesd_encoder.pth`` and ``taesd_decoder.pth``, the encoder.
     Raises :class:`CheckpointError`.
     """
     path = named_part(path)[0]
@@ -33,6 +34,11 @@ def find_checkpoint(path: Path) -> Path:
             f for f in inside if f.suffix.lower() in SUFFIXES
         )
         files = files or [f for f in inside if f.name == f"encoder{PROGRAM}"]
+        if len(files) == 2:
+            decoder, encoder = (file.name for file in files)
+            files = [
+                f for f in files if "encoder" in f.name and encoder.replace("encoder", "decoder") == decoder
+            ] or files
         if len(files) != 1:
             came = f"holds {listed(f.name for f in files)}" if files else "holds none"
             raise CheckpointError(

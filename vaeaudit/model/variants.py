@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vaeaudit.errors import ConfigError, UnsupportedError, VaeauditError, listed, told
 from vaeaudit.model.chain import GaussianChain, Layer
+from vaeaudit.model.conditions import Conditioned, conditioned_as, model_of, under
 from vaeaudit.model.vae import VAE, DiagonalGaussian, Posterior
 from vaeaudit.model.variant import Variant
 
@@ -37,6 +38,11 @@ class Running:
         self._encode: Callable[[Tensor], Posterior] = torch.compile(vae.encode) if compiled else vae.encode
         self._mean: Callable[[Tensor], Tensor] = torch.compile(self._eager_mean) if compiled else self._eager_mean
 
+    def of_items(self, items: Tensor | slice) -> "Running":
+        """The same for rows that belong to these items."""
+        vae = under(self.vae, items)
+        return self if vae is self.vae else Running(vae, self.dtype, self.variant, self.device)
+
     @torch.no_grad()
     def encode(self, x: Tensor) -> Posterior:
         """q(z|x) in double precision; the layers of a chain are run as the rest of the model is."""
@@ -59,12 +65,13 @@ class Running:
 
         "" where every module's is finite, so that it arises outside of them; None for a model that is no module.
         """
-        if not isinstance(self.vae, nn.Module):
+        model = model_of(self.vae)
+        if not isinstance(model, nn.Module):
             return None
         found: list[str] = []
         hooks = [
             module.register_forward_hook(_watching(name or type(module).__name__, found))
-            for name, module in self.vae.named_modules()
+            for name, module in model.named_modules()
         ]
         try:
             with torch.no_grad():
@@ -123,12 +130,15 @@ def varied(vae: VAE, variant: Variant, dtype: torch.dtype, device: torch.device)
 
     Raises :class:`UnsupportedError` where the model offers no such form; the message says which it offers.
     """
-    if not isinstance(vae, nn.Module):
+    model = model_of(vae)
+    if not isinstance(model, nn.Module):
         raise UnsupportedError(
             f"no {variant.name} of a model that is no torch.nn.Module, since its weights are not known; open another "
             "form of it by its adapter, with --against"
         )
-    other = copy.deepcopy(vae)
+    if isinstance(vae, Conditioned) and "compile" in variant.switches:
+        raise UnsupportedError("no compile of a conditional model, which would be compiled anew for each batch")
+    other = copy.deepcopy(model)
     wanted = _TYPES[variant.dtype] if variant.dtype else dtype
     other.to(dtype=wanted)
     if "channels-last" in variant.switches:
@@ -140,7 +150,7 @@ def varied(vae: VAE, variant: Variant, dtype: torch.dtype, device: torch.device)
     for name in ("tiling", "slicing"):
         if name in variant.switches:
             _enable(other, name)
-    return Running(other, wanted, variant, device)
+    return Running(conditioned_as(vae, other, wanted), wanted, variant, device)
 
 
 def _enable(vae: nn.Module, name: str) -> None:
@@ -174,7 +184,8 @@ def check_alike(vae: VAE, other: VAE, x: Tensor, x_other: Tensor) -> None:
             "be given the same items; name one of the same inputs"
         )
     with torch.no_grad():
-        latents = [tuple(one.encode(given).mean.shape[1:]) for one, given in ((vae, x), (other, x_other))]
+        sides = ((under(vae, slice(1)), x), (under(other, slice(1)), x_other))
+        latents = [tuple(one.encode(given).mean.shape[1:]) for one, given in sides]
     if latents[0] != latents[1]:
         raise ConfigError(
             f"the model has latents of {_sizes(latents[0])} and the other of {_sizes(latents[1])}, so that their "

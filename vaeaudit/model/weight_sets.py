@@ -56,6 +56,7 @@ def select(file: Path, content: object, key: str | None) -> tuple[str | None, di
             f"{file} holds one {type(held).__name__}, where a dictionary of tensors was expected; "
             "save model.state_dict()"
         )
+    held = {name: value for name, value in held.items() if not _holds_nothing(value)}
     strange = [str(name) for name, value in held.items() if not isinstance(value, Tensor)]
     if strange:
         there = [name for name in sets if name]
@@ -65,6 +66,11 @@ def select(file: Path, content: object, key: str | None) -> tuple[str | None, di
             f"save model.state_dict() alone{hint}"
         )
     return usual, {str(name): tensor for name, tensor in held.items()}
+
+
+def _holds_nothing(value: object) -> bool:
+    """Whether it is a dictionary of such alone, as of parameters that a library might have had."""
+    return isinstance(value, dict) and all(map(_holds_nothing, value.values()))
 
 
 def under(file: Path, tensors: Mapping[str, AnyShaped], key: str, others: Iterable[str] = ()) -> dict[str, AnyShaped]:

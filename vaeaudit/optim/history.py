@@ -1,5 +1,7 @@
 """The history of L-BFGS: an inverse Hessian from the last few differences of points and of gradients."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -9,60 +11,65 @@ def remember(
 ) -> tuple[Tensor, Tensor]:
     """Write differences of points and of gradients, (a, n), over the oldest of the rows ``chosen`` (a,), in place.
 
-    A pair whose curvature s.y is not positive beyond rounding, in whatever units, is left out. ``history`` is
-    (a, 2, m, n); returned are the place of the newest pair in it and how many places hold one, (a,) each.
+    Both are divided by the root of ||s|| ||y||, on which the inverse Hessian does not depend. A pair whose curvature
+    s.y is not positive beyond rounding, in whatever units, is left out. ``history`` is (a, 2, m, n); returned are the
+    place of the newest pair in it and how many places hold one, (a,) each.
     """
-    curved = torch.linalg.vecdot(s, y) > torch.finfo(s.dtype).eps * _length(s) * _length(y)
-    useful = chosen & curved
+    of_s, of_y = torch.linalg.vector_norm(s, dim=1), torch.linalg.vector_norm(y, dim=1)
+    useful = chosen & (torch.linalg.vecdot(s, y) > torch.finfo(s.dtype).eps * of_s * of_y)
     rows, memory = useful.nonzero().squeeze(1), history.shape[2]
     newest = torch.where(useful, (newest + 1) % memory, newest)
     places = history.flatten(0, 2)  # (a 2 m, n), the same storage
-    place = 2 * memory * rows + newest[rows]
-    places.index_copy_(0, place, s.index_select(0, rows))
-    places.index_copy_(0, place + memory, y.index_select(0, rows))
-    return newest, torch.where(useful, (pairs + 1).clamp(max=memory), pairs)
+    place, unit = 2 * memory * rows + newest[rows], of_s.sqrt().mul_(of_y.sqrt())[rows, None]  # no square overflows
+    places.index_copy_(0, place, s.index_select(0, rows).div_(unit))
+    places.index_copy_(0, place + memory, y.index_select(0, rows).div_(unit))
+    return newest, torch.where(useful, (pairs + 1).clamp_(max=memory), pairs)
 
 
 def inv_hessian_product(g: Tensor, free: Tensor, history: Tensor, newest: Tensor, pairs: Tensor) -> Tensor:
     """H g, (a, n), by the compact form of L-BFGS (Byrd, Nocedal & Schnabel 1994, eq. 3.1).
 
-    ``history`` (a, 2, m, n) holds s and y. H is that of the variables where ``free`` (a, n) is 1, and 0 of those where
-    it is 0, as ``g`` must be: a held variable left in a pair spoils the curvature of the others. The long vectors are
-    touched twice only; the rest is m x m.
+    ``history`` (a, 2, m, n) holds s and y, ||s|| ||y|| = 1. H is that of the variables where ``free`` (a, n) is 1, and
+    0 of those where it is 0, as ``g`` must be: a held variable left in a pair spoils the curvature of the others. The
+    long vectors are touched twice only; the rest is m x m.
     """
     m, w = history.shape[2], history.flatten(1, 2)
-    y = history[:, 1] * free[:, None]  # one factor of each product is enough
-    gram = y @ w.transpose(1, 2)  # (a, m, 2m): y's and y'y, for s's is not needed
-    wg = (g[:, None] @ w.transpose(1, 2)).squeeze(1)  # (a, 2m); six times faster than w @ g here
-
-    # From storage to the order of time, oldest first.
-    place = (newest[:, None] + 1 + torch.arange(m, device=g.device)) % m  # (a, m)
-    both = torch.cat([place, place + m], dim=1)  # (a, 2m)
-    gram = gram.gather(1, place[:, :, None].expand_as(gram)).gather(2, both[:, None, :].expand_as(gram))
-    wg = wg.gather(1, both)
-    sy, yy = gram[:, :, :m].transpose(1, 2), gram[:, :, m:]  # (a, m, m)
-    curvature = sy.diagonal(dim1=1, dim2=2)  # (a, m): s.y
-    y_square = yy.diagonal(dim1=1, dim2=2)
-    present = torch.arange(m, device=g.device) >= m - pairs[:, None]
-    usable = present & (curvature > torch.finfo(g.dtype).eps * _length(history[:, 0]) * y_square.sqrt())
+    ordered, stored, present, step = _places(m, g.device)
+    left = torch.cat([history[:, 1] * free[:, None], g[:, None]], dim=1)  # one factor of each product is enough
+    # y's, y'y and, in the last row, g's and g'y; s's is not needed. From storage to the order of time, oldest first.
+    gram = torch.bmm(left, w.mT).flatten(1).gather(1, ordered[newest]).view(-1, m + 1, 2 * m)
+    curvature, y_square = gram.diagonal(dim1=1, dim2=2)[:, :m], gram.diagonal(m, dim1=1, dim2=2)  # (a, m) each
+    usable = present[pairs] & (curvature > torch.finfo(g.dtype).eps)
     # gamma = s.y / y.y of the newest usable pair, Nocedal & Wright eq. 7.20
-    last = torch.where(usable, torch.arange(m, device=g.device), -1).argmax(1, keepdim=True)
-    gamma = torch.where(usable.any(1), (curvature / y_square).gather(1, last).squeeze(1), 1.0)[:, None]
+    last = torch.where(usable, step, -1).argmax(1, keepdim=True)
+    gamma = torch.where(usable.any(1, keepdim=True), (curvature / y_square).gather(1, last), 1.0)  # (a, 1)
 
     # Pairs that are not usable become empty: a unit diagonal in R and zeros elsewhere.
-    together = usable[:, :, None] & usable[:, None, :]
-    r = torch.where(together, sy.triu(), torch.diag_embed((~usable).to(g.dtype)))
-    yy = torch.where(together, yy, 0.0)
-    sg, yg = torch.where(usable, wg[:, :m], 0.0), torch.where(usable, wg[:, m:], 0.0)
-    u = torch.linalg.solve_triangular(r, sg[:, :, None], upper=True)  # R^-1 S'g, (a, m, 1)
-    right = torch.where(usable, curvature, 0.0)[:, :, None] * u + gamma[:, :, None] * (yy @ u - yg[:, :, None])
-    on_s = torch.linalg.solve_triangular(r.transpose(1, 2), right, upper=False).squeeze(2)
-    on_y = -gamma * u.squeeze(2)
+    of_pairs, of_g = torch.where(usable.repeat(1, 2)[:, None], gram, 0.0).tensor_split([m], dim=1)
+    (ys, yy), (gs, gy) = torch.where(usable[:, :, None], of_pairs, 0.0).chunk(2, dim=2), of_g.chunk(2, dim=2)
+    r = ys.tril().mT
+    r.diagonal(dim1=1, dim2=2).add_(~usable)
+    u = torch.linalg.solve_triangular(r, gs.mT, upper=True)  # R^-1 S'g, (a, m, 1)
+    right = torch.baddbmm(gy.mT, yy, u, beta=-1).mul_(gamma[:, :, None])
+    right.addcmul_(ys.diagonal(dim1=1, dim2=2)[:, :, None], u)
+    on_s = torch.linalg.solve_triangular(r.mT, right, upper=False)
+    on_y = u * -gamma[:, :, None]
+    coefficients = torch.cat([on_s, on_y], dim=1).squeeze(2).gather(1, stored[newest])  # back to storage
+    return torch.bmm(coefficients[:, None], w).squeeze(1).mul_(free).addcmul_(gamma, g)
 
-    coefficients = torch.empty_like(wg).scatter_(1, both, torch.cat([on_s, on_y], dim=1))  # back to storage
-    return (coefficients[:, None] @ w).squeeze(1).mul_(free).addcmul_(gamma, g)
 
+@cache
+def _places(m: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where things lie for each place of the newest pair, and which are there for each number of pairs.
 
-def _length(vectors: Tensor) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(vectors, dim=-1)
-    return length
+    The places in storage of products (m + 1) x 2m in the order of time, (m, (m + 1) 2m); the places in time of s and y
+    as they are stored, (m, 2m); which of them, in time, hold a pair, (m + 1, m); and 0 ... m - 1.
+    """
+    step = torch.arange(m, device=device)
+    time = (step[:, None] + 1 + step) % m  # (newest, step) -> place
+    both = torch.cat([time, time + m], dim=1)
+    rows = torch.cat([time, torch.full_like(time[:, :1], m)], dim=1)
+    ordered = (rows[:, :, None] * 2 * m + both[:, None, :]).flatten(1)
+    back = (step - step[:, None] - 1) % m  # (newest, place) -> step
+    present = step >= m - torch.arange(m + 1, device=device)[:, None]
+    return ordered, torch.cat([back, back + m], dim=1), present, step

@@ -95,6 +95,7 @@ class _Running:
     newest: Tensor  # (a,) place of the newest pair
     pairs: Tensor  # (a,) how many places hold a pair
     calm: Tensor  # (a,) iterations in a row with no worthwhile gain
+    taken: Tensor  # (a,) evaluations
     status: Tensor  # (a,) -1 while running
 
     def rows(self, keep: Tensor) -> Self:
@@ -188,8 +189,7 @@ class Descent:
     @property
     def left(self) -> int:
         """How many evaluations the problems that have not ended may still take."""
-        taken = self._best.evaluations[self._run.problem[self._run.status < 0]]
-        return int((self._stopping.max_evaluations - taken).sum())
+        return int(((self._stopping.max_evaluations - self._run.taken) * (self._run.status < 0)).sum())
 
     def advance(self, rounds: int) -> None:
         """Evaluate a trial point of each running problem, ``rounds`` times or until none is left."""
@@ -226,7 +226,7 @@ class Descent:
 
     def _record(self) -> None:
         run, best = self._run, self._best
-        best.x[run.problem], best.value[run.problem] = run.x, run.f
+        best.x[run.problem], best.value[run.problem], best.evaluations[run.problem] = run.x, run.f, run.taken
         best.status[run.problem] = torch.where(run.status >= 0, run.status, int(Status.STOPPED))
 
     def _bounds(self, problem: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,7 +237,6 @@ class Descent:
     def _begin(self, problem: Tensor, start: Tensor) -> _Running:
         x = start.clamp(*self._bounds(problem))
         f, g = self._objective(x, problem)
-        self._best.evaluations[problem] += 1
         zeros = torch.zeros_like(problem)
         run = _Running(
             problem=problem.clone(),
@@ -252,6 +251,7 @@ class Descent:
             newest=zeros + self._memory - 1,
             pairs=zeros.clone(),
             calm=zeros.clone(),
+            taken=self._best.evaluations[problem] + 1,
             status=zeros - 1,
         )
         finite = f.isfinite() & g.isfinite().all(1)
@@ -261,8 +261,8 @@ class Descent:
         return run
 
     def _limit(self, run: _Running) -> None:
-        over = (self._best.evaluations[run.problem] >= self._stopping.max_evaluations) & (run.status < 0)
-        run.status[over] = int(Status.LIMIT)
+        over = (run.taken >= self._stopping.max_evaluations) & (run.status < 0)
+        run.status.masked_fill_(over, int(Status.LIMIT))
 
     def _round(self) -> None:
         """Evaluate one trial point of each problem and advance its search.
@@ -273,41 +273,40 @@ class Descent:
         x, f, g = run.x, run.f, run.g
         trial = torch.addcmul(x, run.step[:, None], run.direction).clamp_(*self._bounds(run.problem))
         f_trial, g_trial = self._objective(trial, run.problem)
-        self._best.evaluations[run.problem] += 1
+        run.taken += 1
 
         moved = trial - x
         foreseen = torch.linalg.vecdot(g, moved)  # first-order change along the bent path
         # Not finite where an element of g_trial is not: inf * 0 is NaN.
         slope = torch.linalg.vecdot(g_trial, moved)
         # Rounding of f hides small decreases; Hager & Zhang (2005) accept within that error.
-        rounding = f.abs().mul_(4 * torch.finfo(f.dtype).eps)
-        finite = (f_trial + slope).isfinite()
-        accepted = finite & (f_trial <= (f + _ARMIJO * foreseen + rounding).clamp_(max=f))
+        size = f.abs()
+        enough = torch.add(f, foreseen, alpha=_ARMIJO).add_(size, alpha=4 * torch.finfo(f.dtype).eps)
+        accepted = (f_trial + slope).isfinite() & (f_trial <= torch.minimum(enough, f))
 
         # Accepted: move there. If the slope along the direction is still steep, go on along it with twice the step.
-        gain = torch.where(accepted, f - f_trial, 0.0)
+        fall = f_trial - f
         run.f = torch.where(accepted, f_trial, f)
         run.g = torch.where(accepted[:, None], g_trial, g)
         lost = (~accepted).nonzero().squeeze(1)
         run.x = trial.index_copy(0, lost, x.index_select(0, lost)) if lost.numel() else trial
-        worthwhile = gain > stopping.ftol * run.f.abs()
-        too_short = accepted & (slope < _CURVATURE * foreseen) & worthwhile
+        worthwhile = accepted & (fall < -stopping.ftol * run.f.abs())
+        too_short = worthwhile & (slope < _CURVATURE * foreseen)
         ended = accepted & ~too_short
 
         # Rejected: shorten by the minimiser of the quadratic through f, its slope and f_trial.
-        shrink = -foreseen / (2 * (f_trial - f - foreseen))
-        shrink = torch.where(shrink.isfinite(), shrink, 0.1).clamp_(0.1, 0.5)
-        run.step = run.step * torch.where(too_short, 2.0, shrink)
-        run.backtracks = torch.where(accepted, 0, run.backtracks + 1)
+        shrink = (foreseen / (foreseen - fall)).mul_(0.5).nan_to_num_(0.1, 0.1, 0.1).clamp_(0.1, 0.5)
+        run.step = run.step * shrink.masked_fill_(too_short, 2.0)
+        run.backtracks = (run.backtracks + 1).masked_fill_(accepted, 0)
 
         # A search that failed starts again from steepest descent, once; without a history it has stalled.
         failed = run.backtracks >= _MAX_BACKTRACKS
         again = failed & (run.pairs > 0)
-        run.status = torch.where(failed & ~again, int(Status.STALLED), run.status)
-        run.pairs = torch.where(again, 0, run.pairs)
+        run.status.masked_fill_(failed & ~again, int(Status.STALLED))
+        run.pairs.masked_fill_(again, 0)
 
-        run.calm = torch.where(ended, torch.where(worthwhile, 0, run.calm + 1), run.calm)
-        run.status = torch.where(ended & (run.calm > stopping.patience), int(Status.CONVERGED), run.status)
+        run.calm.add_(ended).masked_fill_(ended & worthwhile, 0)
+        run.status.masked_fill_(ended & (run.calm > stopping.patience), int(Status.CONVERGED))
         run.newest, run.pairs = remember(run.history, run.newest, run.pairs, moved, run.g - g, ended)
         self._aim(run, ended | again)
         self._limit(run)
@@ -326,20 +325,20 @@ class Descent:
         direction = inv_hessian_product(g, free, run.history, run.newest, run.pairs).neg_()
         slope = torch.linalg.vecdot(direction, g)
         norm = torch.linalg.vector_norm(g, dim=1)
+        still = norm == 0
         # Without a usable history: steepest descent with a step of its unit, shorter where the slope is gentle.
-        steepest = (run.pairs == 0) | ((slope >= 0) & (norm > 0)) | ~slope.isfinite()
+        steepest = (run.pairs == 0) | ~(((slope < 0) | still) & (slope.abs() < torch.inf))
         if steepest.any():
             scale = run.unit.square() / (norm * run.unit).clamp(min=_GENTLE)
             direction = torch.where(steepest[:, None], -scale[:, None] * g, direction)
-        still = norm == 0
         if rows.numel():
             direction[rows] += home
             still[rows] &= (home == 0).all(1)
         run.direction = torch.where(chosen[:, None], direction, run.direction)
-        run.pairs = torch.where(chosen & steepest, 0, run.pairs)
-        run.step = torch.where(chosen, 1.0, run.step)
-        run.backtracks = torch.where(chosen, 0, run.backtracks)
-        run.status = torch.where(chosen & still, int(Status.CONVERGED), run.status)
+        run.pairs.masked_fill_(chosen & steepest, 0)
+        run.step.masked_fill_(chosen, 1.0)
+        run.backtracks.masked_fill_(chosen, 0)
+        run.status.masked_fill_(chosen & still, int(Status.CONVERGED))
 
     def _near(self, run: _Running, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The way to the bound of the variables near it and pushed towards it, and which they are, (b, n).

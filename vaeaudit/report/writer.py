@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from vaeaudit.errors import OutputError
@@ -31,16 +31,14 @@ def check_writable(folder: Path, option: str) -> None:
         ) from error
 
 
-def write(report: Report, files: Mapping[str, tuple[str, bytes]], folder: Path) -> Report:
-    """Write ``files`` (purpose -> name, content), then report.md and report.json; return the report as written.
+def write(report: Report, files: Mapping[str, tuple[str, Iterable[bytes]]], folder: Path) -> Report:
+    """Write ``files`` (purpose -> name, content in pieces), then report.md and report.json; the report as written.
 
     Raises :class:`OutputError` if the disk refuses; no file is left half-written.
     """
     named = {purpose: name for purpose, (name, _) in files.items()} | {"markdown": "report.md"}
-    hashes = {purpose: hashlib.sha256(content).hexdigest() for purpose, (_, content) in files.items()}
+    hashes = {purpose: write_file(folder / name, content) for purpose, (name, content) in files.items()}
     report = report.model_copy(update={"files": named, "files_sha256": hashes})
-    for name, content in files.values():
-        write_file(folder / name, content)
     write_file(folder / "report.md", render(report).encode(errors="backslashreplace"))
     write_json(report, folder)
     return report
@@ -73,19 +71,29 @@ def dumps(value: object) -> str:
     return json.dumps(value, indent=2, allow_nan=False).replace("##", "#\\u0023") + "\n"
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole: into a neighbour first, which then takes its place. Raises :class:`OutputError`."""
+def write_file(path: Path, content: bytes | Iterable[bytes]) -> str:
+    """Write a file whole: as a neighbour, which then takes its place; its SHA-256. Raises :class:`OutputError`."""
+    pieces = [content] if isinstance(content, bytes) else content
+    sha256 = hashlib.sha256()
     try:
         if path.exists() and not path.is_file():  # /dev/stdout and its like cannot be replaced
-            path.write_bytes(content)
-            return
+            _write(path, pieces, sha256)
+            return sha256.hexdigest()
         target = path.resolve()  # a link stays a link
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            temporary.write_bytes(content)
+            _write(temporary, pieces, sha256)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}; name another place") from error
+    return sha256.hexdigest()
+
+
+def _write(path: Path, pieces: Iterable[bytes], sha256: "hashlib._Hash") -> None:
+    with path.open("wb") as file:
+        for piece in pieces:
+            file.write(piece)
+            sha256.update(piece)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vaeaudit.errors import ConfigError, NonFiniteError, UnsupportedError
 from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.conditions import under
 from vaeaudit.model.vae import VAE, Chain, DiagonalGaussian, Discrete, Joint, Posterior
 from vaeaudit.progress import GoOn, Progress, always
 from vaeaudit.stats.draws import noise_set
@@ -107,7 +108,7 @@ def encodings(
     named = numbers_of(items, count)
     first = x[:1] if isinstance(x, Tensor) else x(named[:1])
     check_items(vae, first, None, "items")
-    top = vae.encode(first)
+    top = under(vae, slice(1)).encode(first)
     layers = top.layers if isinstance(top, Chain) else 1
     layer = layers if layer is None else layer
     if not 1 <= layer <= layers:
@@ -117,7 +118,7 @@ def encodings(
         numbers = [named[place] for place in index.tolist()]
         part = x[index[0] : index[-1] + 1] if isinstance(x, Tensor) else x(numbers)
         check_items(vae, part, None, "items")
-        posterior = vae.encode(part)
+        posterior = under(vae, index).encode(part)
         if isinstance(posterior, Chain):
             shape = posterior.noise_shape
             noise = noise_set(shape, draws=1, items=numbers, seed=seed, check="encodings", like=posterior.mean)
@@ -128,7 +129,10 @@ def encodings(
 
     rows = RowBatches.automatic(tuple(vae.input_shape), first.device) if batch_size is None else RowBatches(batch_size)
     mean, log_stddev, *log_probabilities = rows.map(
-        encode, torch.arange(count), go_on=lambda left, whole: go_on(Progress("encoding", left, whole))
+        encode,
+        torch.arange(count),
+        go_on=lambda left, whole: go_on(Progress("encoding", left, whole)),
+        kept="encodings",
     )
     return Encodings(mean, log_stddev, tuple(log_probabilities), layer, layers, len(mean) < count)
 

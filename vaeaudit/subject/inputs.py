@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from vaeaudit.errors import ConfigError, ContractError, DataError, NonFiniteError, UnsupportedError, listed
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import bounds
+from vaeaudit.model.conditions import model_of, under
 from vaeaudit.model.families import moved_part
 from vaeaudit.model.ranges import Range, intervals, range_for, span_text
 from vaeaudit.model.vae import VAE, Chain, DiagonalGaussian, Joint, Posterior, Recombinable
@@ -34,7 +35,8 @@ def box_of(vae: VAE, data_range: object = None) -> Range | None:
 @torch.no_grad()
 def route_of(vae: VAE, x: Tensor) -> str:
     """How log p(x|z) is computed, told from latents that differ: those of ``x`` (one item or more) and the prior's."""
-    return vae.decode(torch.cat([vae.encode(x).mean, vae.prior.mean.to(x)])).route
+    mean = vae.encode(x).mean
+    return vae.decode(torch.cat([mean, vae.prior.mean.to(x).expand_as(mean)])).route
 
 
 def check_items(vae: VAE, x: Tensor, box: Range | None, what: str) -> None:
@@ -45,7 +47,8 @@ def check_items(vae: VAE, x: Tensor, box: Range | None, what: str) -> None:
             f"{what} must be floating-point numbers ({what}, {', '.join(map(str, shape))}), at least one, but are "
             f"{tuple(x.shape)} of {x.dtype}"
         )
-    weight = next(vae.parameters(), None) if isinstance(vae, nn.Module) else None
+    model = model_of(vae)
+    weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     if weight is not None and (weight.dtype, weight.device) != (x.dtype, x.device):
         raise DataError(
             f"{what} are {x.dtype} on {x.device}, but the model is {weight.dtype} on {weight.device}; convert one"
@@ -103,14 +106,14 @@ def without_spread(vae: VAE, x: Tensor, rows: RowBatches, *, items: Sequence[int
         DataError: standard deviations are NaN or infinite.
     """
     with torch.no_grad():
-        first = vae.encode(x[:1])
+        first = under(vae, slice(1)).encode(x[:1])
         gaussian = isinstance(first, Recombinable) and _as_it_says(first)
     kind, shape = type(first).__name__, tuple(first.noise_shape)
     number = torch.arange(len(x), device=x.device)
 
     @torch.no_grad()
     def spread(index: Tensor) -> tuple[Tensor]:
-        q: Posterior = vae.encode(x[index])
+        q: Posterior = under(vae, index).encode(x[index])
         if gaussian and (part := moved_part(q)):
             return (part.log_stddev.exp().flatten(1),)
         noise = noise_set(shape, draws=2, items=index.tolist(), seed=0, check="spread", like=x)
@@ -187,11 +190,12 @@ def require_finite_outputs(vae: VAE, x: Tensor, rows: RowBatches, items: Sequenc
     """:func:`require_finite` of the posterior mean of ``x`` and of its reconstruction, ``of`` what in words."""
 
     @torch.no_grad()
-    def run(part: Tensor) -> tuple[Tensor, Tensor]:
-        mean = vae.encode(part).mean
-        finite = vae.decode(mean).mean.isfinite().flatten(1).all(1)
+    def run(part: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+        of_part = under(vae, item)
+        mean = of_part.encode(part).mean
+        finite = of_part.decode(mean).mean.isfinite().flatten(1).all(1)
         return mean.flatten(1), torch.where(finite, 0.0, torch.nan)
 
-    latents, reconstruction = rows.map(run, x)
+    latents, reconstruction = rows.map(run, x, torch.arange(len(x), device=x.device))
     require_finite(f"posterior mean{of}", latents, items)
     require_finite(f"decoder mean{of}", reconstruction, items)

@@ -15,6 +15,7 @@ from vaeaudit.data.items import Data, fit
 from vaeaudit.data.sources import read
 from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError, clipped, nearest, told
 from vaeaudit.model.box import range_of
+from vaeaudit.model.conditions import Conditional, Conditioned, conditions_of, under
 from vaeaudit.model.ranges import Range, normalised
 from vaeaudit.model.registry import LoadedModel, open_model
 from vaeaudit.model.vae import VAE, Resizable
@@ -100,6 +101,10 @@ class Subject:
         seed = self.settings.run.seed
         return Given(n=len(items), items=items, data_range=self.data.range, seed=seed, batch_size=self.batch_size)
 
+    def vae(self, items: Sequence[int]) -> VAE:
+        """The model for the items of these numbers, a row for each: a conditional one under their conditions."""
+        return under(self.model.vae, torch.as_tensor(items, device=self.device))
+
     def at(self, places: Sequence[int]) -> Tensor:
         """The items at these places among those there are, likewise."""
         return self.images(self.items[list(places)].tolist())
@@ -151,13 +156,16 @@ def prepare(settings: Settings) -> Subject:
         some = f"{option} leaves {n} of {len(data)} items" if n < len(data) else f"{data.source} holds {n} item"
         raise DataError(f"{some}, where at least two are needed; give more")
     tried = items[_sample(n, seed)].tolist()
+    model = replace(model, vae=bound(model.vae, data, dtype, device))
+    of_sample = under(model.vae, torch.as_tensor(tried, device=device))
     sample = data.batch(tried, dtype=dtype, device=device)
     data = replace(data, warnings=(*data.warnings, *_scales(data, sample)))
     size = settings.run.batch_size if isinstance(settings.run.batch_size, int) else None
     try:
-        plausibility = examine(model.vae, sample, seed=seed, batch_size=size, items=tried)
-        plausibility = explained(plausibility, model.vae, sample, seed=seed, batch_size=size)
-        likelihood = _route(model.vae, sample)
+        plausibility = examine(of_sample, sample, seed=seed, batch_size=size, items=tried)
+        plausibility = explained(plausibility, of_sample, sample, seed=seed, batch_size=size)
+        likelihood = _route(of_sample, sample)
+        _check_counts(data, sample, likelihood)
     except (VaeauditError, KeyboardInterrupt):
         raise
     except BaseException as error:  # the adapter is the user's code
@@ -193,6 +201,48 @@ def _of_size(vae: Resizable, item: tuple[int, ...]) -> VAE:
     return vae
 
 
+def bound(vae: VAE, data: Data, dtype: torch.dtype, device: torch.device) -> VAE:
+    """A conditional model under the conditions of all items; any other as it is.
+
+    Raises :class:`DataError` where the data do not hold what it takes.
+    """
+    if not isinstance(vae, Conditional):
+        return vae
+    wanted = tuple(vae.condition_shape)
+    stored = data.labels if data.conditions is None and not wanted else data.conditions
+    if stored is None and wanted != (0,):
+        needed = "a label" if not wanted else f"conditions of shape ({', '.join(map(str, wanted))})"
+        name = "labels" if not wanted else "conditions"
+        raise DataError(
+            f"the model is conditional and needs {needed} for each item, but {data.source} holds none; store them "
+            f"beside the items, as an array named '{name}'"
+        )
+    if stored is not None and wanted != (0,) and stored.shape[1:] != wanted:
+        raise DataError(
+            f"the model is conditional and takes conditions of shape {wanted}, but those in {data.source} are "
+            f"{stored.shape[1:]} for each item; store what it was trained with"
+        )
+    held = None
+    if stored is not None and wanted != (0,):
+        held = torch.from_numpy(np.ascontiguousarray(stored))
+        held = (held.to(dtype) if held.is_floating_point() else held.long()).to(device)
+    made = [
+        conditions_of(vae, data.batch(part, dtype=dtype, device=device), None if held is None else held[part])
+        for part in np.array_split(np.arange(len(data)), max(1, len(data) // _EXAMINED))
+    ]
+    return Conditioned(vae, torch.cat(made))
+
+
+def _check_counts(data: Data, sample: Tensor, route: str) -> None:
+    """Raise :class:`DataError` for data that are no counts where the likelihood, of this ``route``, is of counts."""
+    odd = sample[sample != sample.round()]
+    if len(odd) and "negative binomial" in route:
+        raise DataError(
+            f"the model's likelihood is of counts, but {data.source} holds numbers that are not whole, such as "
+            f"{float(odd[0]):.4g}; give the counts themselves, before they were normalised, as in FILE.h5ad#counts"
+        )
+
+
 def _check_acknowledged(settings: Settings, plausibility: Plausibility) -> None:
     """Raise :class:`ConfigError` for an acknowledgement of a finding that there is not."""
     if not plausibility.losses:  # of a model that takes batches of some sizes only, not every question was asked
@@ -222,8 +272,9 @@ def _scales(data: Data, sample: Tensor) -> Iterator[str]:
 def _route(vae: VAE, x: Tensor) -> str:
     """The route of p(x|z): of two items, or of one where the model does not take two at once."""
     try:
-        return route_of(vae, x[:2])
+        return route_of(under(vae, slice(2)), x[:2])
     except Exception:  # told of by the plausibility check, which found a size that it takes
+        vae = under(vae, slice(1))
         return vae.decode(vae.encode(x[:1]).mean).route
 
 

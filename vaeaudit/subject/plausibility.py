@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vaeaudit.errors import DataError, UnsupportedError, VaeauditError, clipped, listed
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import range_of
+from vaeaudit.model.conditions import model_of, under
 from vaeaudit.model.contract import check_contract
 from vaeaudit.model.divergence import Density, closed_form, layers_to_prior, to_prior
 from vaeaudit.model.families import gaussian_part
@@ -72,12 +73,14 @@ def examine(
         return Plausibility((_evaluation_mode(vae), refused), {}, len(x))
     noise = _noise(vae, x, items, seed)
     baseline = Baseline(x, items, range_of(vae))
+    number = torch.arange(len(x), device=x.device)
 
     @torch.no_grad()
-    def run(part: Tensor, eta: Tensor) -> tuple[Tensor, ...]:
-        posterior = vae.encode(part)
-        likelihood = vae.decode(posterior.mean)
-        drawn = vae.decode(posterior.sample(eta))
+    def run(part: Tensor, eta: Tensor, item: Tensor) -> tuple[Tensor, ...]:
+        of_part = under(vae, item)
+        posterior = of_part.encode(part)
+        likelihood = of_part.decode(posterior.mean)
+        drawn = of_part.decode(posterior.sample(eta))
         return (
             likelihood.mean,
             -likelihood.log_prob(part)
@@ -92,25 +95,28 @@ def examine(
         )
 
     scaled, stated = hasattr(vae, "latent_scale"), getattr(vae, "latent_scale", None)
-    mean, nll, kl, raw, error, drawn_raw, drawn_error, latents, varies, *moments = rows.map(run, x, noise)
+    mean, nll, kl, raw, error, drawn_raw, drawn_error, latents, varies, *moments = rows.map(run, x, noise, number)
     require_finite("posterior mean", latents, items)
     require_finite("decoder mean", mean, items)
     with torch.no_grad():
-        posterior = vae.encode(x[:2])
-        likelihood, how = vae.decode(posterior.mean), _how(vae, posterior)
+        of_two = under(vae, slice(2))
+        posterior = of_two.encode(x[:2])
+        likelihood, how = of_two.decode(posterior.mean), _how(vae, posterior)
     spread = slice(0, None, max(1, len(x) // _PROBED))  # data are often stored class by class
     probes, probed = x[spread][:_PROBED], items[spread][:_PROBED]
-    drawn = _draws(vae, x[baseline.compared], noise[baseline.compared], rows)
+    of_probes = under(vae, number[spread][:_PROBED])
+    of_compared = under(vae, baseline.compared)
+    drawn = _draws(of_compared, x[baseline.compared], noise[baseline.compared], rows)
     findings = [
         _evaluation_mode(vae),
-        _deterministic(vae, probes),
-        _independent_rows(vae, probes),
+        _deterministic(of_probes, probes),
+        _independent_rows(of_probes, probes),
         _divergence(kl, varies, items, how),
         _range(likelihood, mean, x),
         baseline.finding("reconstruction", raw, error, mean[baseline.compared]),
         # Of a posterior that tells little of an item a draw may come out as the mean image does.
         baseline.finding("reconstruction of a draw", drawn_raw, drawn_error, drawn, unseen=Verdict.UNSURE),
-        gradients(vae, probes, probed, seed),
+        gradients(of_probes, probes, probed, seed),
         _log_variance(vae, x, rows, items),
         *(latent_scale.finding(one, stated) for one in moments),
     ]
@@ -133,7 +139,7 @@ def examine(
 
 def _noise(vae: VAE, x: Tensor, items: Sequence[int], seed: int) -> Tensor:
     with torch.no_grad():
-        shape = vae.encode(x[:1]).noise_shape
+        shape = under(vae, slice(1)).encode(x[:1]).noise_shape
     return noise_set(shape, draws=1, items=items, seed=seed, check="plausibility", like=x)[0]
 
 
@@ -141,10 +147,11 @@ def _draws(vae: VAE, x: Tensor, noise: Tensor, rows: RowBatches) -> Tensor:
     """Reconstructions of one draw of each item, (n, *shape)."""
 
     @torch.no_grad()
-    def run(part: Tensor, eta: Tensor) -> tuple[Tensor]:
-        return (vae.decode(vae.encode(part).sample(eta)).mean,)
+    def run(part: Tensor, eta: Tensor, item: Tensor) -> tuple[Tensor]:
+        of_part = under(vae, item)
+        return (of_part.decode(of_part.encode(part).sample(eta)).mean,)
 
-    return rows.map(run, x, noise)[0]
+    return rows.map(run, x, noise, torch.arange(len(x), device=x.device))[0]
 
 
 def _kl(vae: VAE, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
@@ -188,7 +195,7 @@ def _refused(vae: VAE, x: Tensor) -> Finding | None:
     """
     fault: Exception | None = None
     try:
-        check_contract(vae, x[:2])
+        check_contract(under(vae, slice(2)), x[:2])
     except VaeauditError:
         raise
     except Exception as error:  # the adapter is the user's code
@@ -209,8 +216,9 @@ def _refused_sizes(vae: VAE, x: Tensor) -> Finding | None:
     for size in sizes:
         try:
             with torch.no_grad():
-                latents = vae.encode(x[:size]).mean
-                mean = vae.decode(latents).mean
+                of_some = under(vae, slice(size))
+                latents = of_some.encode(x[:size]).mean
+                mean = of_some.decode(latents).mean
         except torch.OutOfMemoryError:
             continue
         except Exception as error:  # the adapter is the user's code
@@ -231,7 +239,8 @@ def _refused_sizes(vae: VAE, x: Tensor) -> Finding | None:
 
 def _batch_statistics(vae: VAE) -> str:
     """Layers that take the statistics of the batch, as words to go on with."""
-    modules = vae.named_modules() if isinstance(vae, nn.Module) else ()
+    model = model_of(vae)
+    modules = model.named_modules() if isinstance(model, nn.Module) else ()
     names = [
         name
         for name, layer in modules
@@ -245,9 +254,9 @@ def _batch_statistics(vae: VAE) -> str:
 
 
 def _evaluation_mode(vae: VAE) -> Finding:
-    training = (
-        [name or "the model" for name, m in vae.named_modules() if m.training] if isinstance(vae, nn.Module) else []
-    )
+    model = model_of(vae)
+    modules = model.named_modules() if isinstance(model, nn.Module) else ()
+    training = [name or "the model" for name, m in modules if m.training]
     if training:
         message = f"in training mode: {listed(training, 3)}; the adapter must not switch it back"
         return Finding("evaluation mode", Verdict.FAIL, message)
@@ -268,16 +277,18 @@ def _deterministic(vae: VAE, x: Tensor) -> Finding:
 
 def _independent_rows(vae: VAE, x: Tensor) -> Finding:
     @torch.no_grad()
-    def run(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        posterior = vae.encode(part)
+    def run(part: Tensor, item: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        of_part = under(vae, item)
+        posterior = of_part.encode(part)
         kl = _kl(vae, posterior)
         # What is not finite is told of apart.
-        return posterior.mean, torch.where(kl.isfinite(), kl, 0.0), vae.decode(posterior.mean).mean
+        return posterior.mean, torch.where(kl.isfinite(), kl, 0.0), of_part.decode(posterior.mean).mean
 
     def change(together: Tensor, alone: Tensor) -> float:
         return float((together - alone).abs().max() / together.abs().max().clamp(min=1))
 
-    together, alone = run(x), RowBatches(1).map(run, x)
+    number = torch.arange(len(x), device=x.device)
+    together, alone = run(x, number), RowBatches(1).map(run, x, number)
     gap = max(change(a, b) for a, b in zip(together, alone, strict=True))
     message = f"an item's posterior and reconstruction change by {gap:.1e} (relative) with the items beside it"
     # Far above the rounding that another batch size brings, in any precision.
@@ -322,16 +333,16 @@ def _log_variance(vae: VAE, x: Tensor, rows: RowBatches, items: Sequence[int]) -
     """
 
     @torch.no_grad()
-    def run(part: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = gaussian_part(vae.encode(part))
+    def run(part: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = gaussian_part(under(vae, item).encode(part))
         assert posterior is not None
         return 2 * posterior.log_stddev.flatten(1), posterior.mean.flatten(1)
 
     with torch.no_grad():
-        first = vae.encode(x[:1])
+        first = under(vae, slice(1)).encode(x[:1])
     if gaussian_part(first) is None:
         return Finding("log-variance", Verdict.PASS, f"{type(first).__name__} has none")
-    values, means = rows.map(run, x)
+    values, means = rows.map(run, x, torch.arange(len(x), device=x.device))
     span = f"between {float(values.min()):.4g} and {float(values.max()):.4g}"
     bad = [item for item, wrong in zip(items, values.isnan().any(1).tolist(), strict=True) if wrong]
     if bad:

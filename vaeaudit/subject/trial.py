@@ -7,7 +7,7 @@ A :class:`Repair` is one change or several, from :mod:`vaeaudit.subject.repair_c
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import range_of
+from vaeaudit.model.conditions import model_of, under
 from vaeaudit.model.vae import VAE, DiagonalGaussian, Likelihood
 from vaeaudit.stats.draws import noise_set
 from vaeaudit.subject.baselines import Baseline
@@ -76,10 +77,11 @@ Pair = tuple[Tensor, Tensor]  # of reconstructions in the data's units: at the p
 
 def _operations(vae: VAE, x: Tensor) -> float:
     """Operations of a pass of ``x`` through encoder and decoder, or more than them where these are few."""
-    if isinstance(vae, nn.Module):
+    model = model_of(vae)
+    if isinstance(model, nn.Module):
         # A kernel works at each position of the input at most, and other weights once in models that are not large.
         positions = x[0, 0].numel()
-        most = 2.0 * sum(one.numel() * (positions if one.ndim > 2 else 1) for one in vae.parameters())
+        most = 2.0 * sum(one.numel() * (positions if one.ndim > 2 else 1) for one in model.parameters())
         if most <= _OPERATIONS / _ALL:
             return max(1.0, most)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:  # which loads a compiler, in seconds
@@ -92,11 +94,13 @@ class Trial:
 
     def __init__(self, vae: VAE, x: Tensor, seed: int, batch_size: int | None) -> None:
         self.vae, self.x, self.seed = vae, x, seed
+        self.number = torch.arange(len(x), device=x.device)
         self.rows = RowBatches.automatic(vae.input_shape, x.device) if batch_size is None else RowBatches(batch_size)
         with torch.no_grad():
-            posterior, self.encode = called(vae.encode, x[:2])
-            _, self.decode = called(vae.decode, posterior.mean)
-        self.passes = max(_PASSES, int(_OPERATIONS / _operations(vae, x[:1])))
+            of_two = under(vae, slice(2))
+            posterior, self.encode = called(of_two.encode, x[:2])
+            _, self.decode = called(of_two.decode, posterior.mean)
+        self.passes = max(_PASSES, int(_OPERATIONS / _operations(under(vae, slice(1)), x[:1])))
         self.left, self.cut_short = self.passes, False
         self.noise_shape = posterior.noise_shape
         self.baseline = (x - x.mean(0, keepdim=True)).square().flatten(1).mean(1)
@@ -131,7 +135,7 @@ class Trial:
                 return
             self.left -= len(x)
             try:
-                found = self._run(repair, x, noise, ends)
+                found = self._run(repair, some, x, noise, ends)
             except (Exception, SystemExit):
                 continue
             yield from ((one, _errors(pair, x)) for one, pair in zip(ends, found, strict=True) if pair is not None)
@@ -139,11 +143,11 @@ class Trial:
     def on_all(self, repair: Repair) -> Errors:
         """Errors on all items; raises what the model or the repair raises."""
 
-        def run(x: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-            errors = _errors(self._alone(repair, x, noise), x)
+        def run(item: Tensor, x: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+            errors = _errors(self._alone(repair, item, x, noise), x)
             return errors.mean, errors.draw
 
-        return Errors(*self.rows.map(run, self.x, self.noise))
+        return Errors(*self.rows.map(run, self.number, self.x, self.noise))
 
     def confirmed(self, repairs: Iterable[Repair]) -> Iterator[tuple[Repair, Errors]]:
         """Each repair with its errors on all items, those that raise on one of them left out."""
@@ -161,7 +165,7 @@ class Trial:
         only brings them nearer.
         """
         baseline = Baseline(self.x, range(len(self.x)), range_of(self.vae))
-        mean, draw = self.rows.map(lambda x, noise: self._alone(repair, x, noise), self.x, self.noise)
+        mean, draw = self.rows.map(partial(self._alone, repair), self.number, self.x, self.noise)
         return _residual(mean, self.x) >= _CALIBRATED and all(
             baseline.finding("", *baseline.errors(one, self.x), one[baseline.compared]).verdict is Verdict.PASS
             for one in (mean, draw)
@@ -173,33 +177,38 @@ class Trial:
         check = "plausibility.spread"
         noise = noise_set(self.noise_shape, draws=2, items=items.tolist(), seed=self.seed, check=check, like=self.x)
         try:
-            return scatter(self.vae, self.x[items], noise, heads.read if heads is not None else lambda *pair: pair)
+            return scatter(
+                under(self.vae, items), self.x[items], noise, heads.read if heads is not None else lambda *pair: pair
+            )
         except (Exception, SystemExit):
             return math.inf
 
     @torch.no_grad()
-    def _run(self, repair: Repair, x: Tensor, noise: Tensor | None, ends: list[Repair]) -> list[Pair | None]:
+    def _run(
+        self, repair: Repair, item: Tensor, x: Tensor, noise: Tensor | None, ends: list[Repair]
+    ) -> list[Pair | None]:
         """Reconstructions with each of ``ends``, None where one raises."""
-        taken = x
+        vae, taken = under(self.vae, item), x
         for one in repair.units:
             taken = one.forward(taken)
-        posterior = self._call("encode", taken, repair)
+        posterior = _call(vae, "encode", taken, repair)
         if repair.encoded is not None:
             posterior = DiagonalGaussian(*repair.encoded.read(posterior.mean, posterior.log_stddev))
-        at_mean = self._call("decode", posterior.mean, repair)
-        at_draw = at_mean if noise is None else self._call("decode", posterior.sample(noise), repair)
+        at_mean = _call(vae, "decode", posterior.mean, repair)
+        at_draw = at_mean if noise is None else _call(vae, "decode", posterior.sample(noise), repair)
         return [_reconstructions(one, x, at_mean, at_draw) for one in ends]
 
-    def _alone(self, repair: Repair, x: Tensor, noise: Tensor) -> Pair:
-        (pair,) = self._run(repair, x, noise, [repair])
+    def _alone(self, repair: Repair, item: Tensor, x: Tensor, noise: Tensor) -> Pair:
+        (pair,) = self._run(repair, item, x, noise, [repair])
         if pair is None:
             raise ValueError(f"no reconstructions with {repair.words}")
         return pair
 
-    def _call(self, part: str, value: Tensor, repair: Repair) -> Any:
-        function = getattr(self.vae, part)
-        other = repair.substitution.replace.get(part) if repair.substitution is not None else None
-        return function(value) if other is None else called(function, value, replace=other)[0]
+
+def _call(vae: VAE, part: str, value: Tensor, repair: Repair) -> Any:
+    function = getattr(vae, part)
+    other = repair.substitution.replace.get(part) if repair.substitution is not None else None
+    return function(value) if other is None else called(function, value, replace=other)[0]
 
 
 def _reconstructions(repair: Repair, x: Tensor, at_mean: Likelihood, at_draw: Likelihood) -> Pair | None:

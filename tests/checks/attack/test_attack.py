@@ -29,7 +29,6 @@ from vaeaudit.stats.draws import noise_set
 Box = tuple[float, float] | None
 CASES = range(8)  # of the oracle's section `attacks`
 PENALTY = {"l2": "l2", "squared": "l2sq"}  # the oracle's names and ours
-BOTH = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 
 
 def pairs_of(count: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -82,8 +81,10 @@ def data_gradient(vae: Any, case: dict[str, Any], x_t: Tensor, points: Tensor) -
     return torch.autograd.grad(term(leaf, item).sum(), leaf)[0].double()
 
 
-@BOTH
-@pytest.mark.parametrize("number", CASES)
+# In float32 every other: of each kind, norm and box one with either of the others.
+@pytest.mark.parametrize(
+    ("dtype", "number"), [*((torch.float64, k) for k in CASES), *((torch.float32, k) for k in (0, 3, 5, 6))]
+)
 def test_the_sweep_finds_the_oracles_optima(
     number: int, dtype: torch.dtype, oracle: dict[str, Any], linear_gaussian: Any
 ) -> None:
@@ -186,15 +187,15 @@ def test_a_box_that_binds_gives_the_optimum_of_a_bounded_least_squares_solver(
         box=(0.0, 1.0),
     )
     # Sources and targets close to the edges, where the straight way to a match leaves the box.
-    ends = torch.rand(2, 4, 8, generator=generator, dtype=torch.float64).round() * 0.9
-    x, x_t = ends + 0.1 * torch.rand(2, 4, 8, generator=generator, dtype=torch.float64)
+    ends = torch.rand(2, 2, 8, generator=generator, dtype=torch.float64).round() * 0.9
+    x, x_t = ends + 0.1 * torch.rand(2, 2, 8, generator=generator, dtype=torch.float64)
     lambdas = [2.0**-12, 0.05, 1.0, 5.0]
     found = attack(vae, x, x_t, lambdas=lambdas, penalty=penalty).sweep
     free = attack(vae, x, x_t, lambdas=lambdas, penalty=penalty, data_range=(-10, 10)).sweep
     bound = (found.adversarial == 0) | (found.adversarial == 1)
     assert (bound.flatten(2).any(2).sum(1) >= 2).all()  # for every pair the box binds for two lambda or more
     assert (found.objective[:, 0] > free.objective[:, 0] * 1.01).all()
-    for i, (j, lam) in product(range(4), enumerate(lambdas)):
+    for i, (j, lam) in product(range(2), enumerate(lambdas)):
         value, d = boxed_optimum(vae, x[i], x_t[i], lam, penalty)
         assert float(found.objective[i, j]) == pytest.approx(value, rel=1e-6, abs=1e-9), (i, lam)
         np.testing.assert_allclose(found.distortion[i, j].numpy(), d, rtol=0, atol=2e-3)
@@ -337,7 +338,7 @@ def test_no_point_that_the_search_tried_is_better_than_what_it_returns(similarit
             tried.append(points.detach().clone())
             return super().encode(points)
 
-    found = attack(Watched(), x, x_t, lambdas=[0.2], similarity=similarity).sweep
+    found = attack(Watched(), x, x_t, lambdas=[0.2], similarity=similarity, max_evaluations=2 * SHORT).sweep
     points = torch.cat(tried)
     assert len(points) > 10
     assert ((points >= 0) & (points <= 1)).all()
@@ -534,17 +535,19 @@ def assert_same_answers(a: AttackResult, b: AttackResult, *, rtol: float) -> Non
 
 
 LAMBDAS = [0.02, 0.2, 0.5]
+SHORT = 60  # evaluations, where it is all one how far a search gets
 
 
 def test_the_same_attack_gives_the_same_bits_so_its_noise_is_fixed(small_vae: Any) -> None:
     # FabianBarrett/Lipschitz_VAEs draws anew on every call, so the line search sees noise.
     x, x_t = pairs_of(2)
     vae = small_vae()
-    first, second = (attack(vae, x, x_t, similarity="sample", lambdas=[0.2]) for _ in range(2))
+    given: dict[str, Any] = {"similarity": "sample", "lambdas": [0.2], "max_evaluations": SHORT}
+    first, second = (attack(vae, x, x_t, **given) for _ in range(2))
     assert torch.equal(first.sweep.distortion, second.sweep.distortion)
     assert torch.equal(first.sweep.objective, second.sweep.objective)
     assert torch.equal(first.target_nll, second.target_nll)
-    other = attack(vae, x, x_t, similarity="sample", lambdas=[0.2], seed=1)
+    other = attack(vae, x, x_t, **given, seed=1)
     assert not torch.equal(first.sweep.objective, other.sweep.objective)
 
 
@@ -552,10 +555,11 @@ def test_the_global_random_state_neither_matters_nor_changes(small_vae: Any) -> 
     vae, (x, x_t) = small_vae(), pairs_of(1)
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = attack(vae, x, x_t, similarity="sample", lambdas=[0.5])
+    given: dict[str, Any] = {"similarity": "sample", "lambdas": [0.5], "max_evaluations": SHORT}
+    first = attack(vae, x, x_t, **given)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    second = attack(vae, x, x_t, similarity="sample", lambdas=[0.5])
+    second = attack(vae, x, x_t, **given)
     assert torch.equal(first.sweep.objective, second.sweep.objective)
 
 
@@ -567,7 +571,8 @@ SMOOTH_AND_NOT = pytest.mark.parametrize(("similarity", "rtol"), [("kl", 1e-6), 
 def test_the_batch_size_changes_values_by_rounding_only(similarity: str, rtol: float, small_vae: Any) -> None:
     x, x_t = pairs_of(2)
     results = [
-        attack(small_vae(), x, x_t, similarity=similarity, lambdas=LAMBDAS, batch_size=size) for size in (None, 3)
+        attack(small_vae(), x, x_t, similarity=similarity, lambdas=LAMBDAS, max_evaluations=2 * SHORT, batch_size=size)
+        for size in (None, 3)
     ]
     assert_same_answers(*results, rtol=rtol)
 
@@ -583,7 +588,8 @@ def test_a_pairs_answer_depends_neither_on_the_other_pairs_nor_on_their_order(
 
     def run(rows: list[int]) -> AttackResult:
         keys = [items[k] for k in rows]
-        return attack(vae, x[rows], x_t[rows], similarity=similarity, lambdas=LAMBDAS, items=keys)
+        given: dict[str, Any] = {"similarity": similarity, "lambdas": LAMBDAS, "max_evaluations": 2 * SHORT}
+        return attack(vae, x[rows], x_t[rows], items=keys, **given)
 
     together, reordered, alone = run([0, 1, 2]), run(order), run([1])
     for other, rows in ((reordered, order), (alone, [1])):
@@ -678,8 +684,8 @@ def test_a_notebook_may_stand_under_no_grad_and_inputs_stay_as_they_were(small_v
     x, x_t = pairs_of(2)
     copies = x.clone(), x_t.clone()
     with torch.no_grad():
-        under = attack(small_vae(), x, x_t, lambdas=[0.5])
-    plain = attack(small_vae(), x, x_t, lambdas=[0.5])
+        under = attack(small_vae(), x, x_t, lambdas=[0.5], max_evaluations=SHORT)
+    plain = attack(small_vae(), x, x_t, lambdas=[0.5], max_evaluations=SHORT)
     assert torch.equal(under.sweep.objective, plain.sweep.objective)
     assert torch.equal(x, copies[0])
     assert torch.equal(x_t, copies[1])
@@ -743,8 +749,8 @@ def test_running_out_of_memory_leaves_an_attacks_answers_unchanged(small_vae: An
             return super().encode(points)
 
     x, x_t = pairs_of(3)
-    plenty = attack(small_vae(), x, x_t, lambdas=LAMBDAS)
-    scarce = attack(Hungry(), x, x_t, lambdas=LAMBDAS)
+    plenty = attack(small_vae(), x, x_t, lambdas=LAMBDAS, max_evaluations=SHORT)
+    scarce = attack(Hungry(), x, x_t, lambdas=LAMBDAS, max_evaluations=SHORT)
     assert 1 <= Hungry.refused <= 5  # what was learnt is kept
     assert_same_answers(plenty, scarce, rtol=1e-6)
 
@@ -811,7 +817,9 @@ def test_a_model_cut_off_from_its_input_gives_the_best_free_candidate(small_vae:
     x, x_t = pairs_of(1)
     for trainable in (False, True):  # with trainable weights the output has a gradient, but not by the input
         vae = Detached().requires_grad_(trainable)
-        found = attack(vae, x, x_t, lambdas=2).sweep  # no gradient to follow: the failure signs say so
+        found = attack(
+            vae, x, x_t, lambdas=2, max_evaluations=SHORT
+        ).sweep  # no gradient to follow: the failure signs say so
         gap = torch.linalg.vector_norm((x_t - x).flatten(1), dim=1)[:, None]
         assert (found.objective <= torch.minimum(found.zero_data_term[:, None], found.lambdas * gap) + 1e-12).all()
 

@@ -348,8 +348,8 @@ def jacobians(vae: Any, x: Tensor) -> Tensor:
     return torch.stack(rows).reshape(len(x), 2, -1)
 
 
-def encoder(vae: Any) -> Callable[[Tensor], Tensor]:
-    return lambda points: vae.encode(points).mean
+def encoder(vae: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda points, _item: vae.encode(points).mean
 
 
 def latent_noise(x: Tensor, draws: int) -> Tensor:
@@ -362,7 +362,7 @@ def test_pulling_back_is_the_transposed_jacobian(small_vae: Any) -> None:
     expected = torch.einsum("ril,iln->rin", u, jacobians(vae, x)).reshape(4, *x.shape)
     for size in (1, 3, 100):
         torch.testing.assert_close(pull_back(encoder(vae), x, u, RowBatches(size)), expected)
-    assert not pull_back(lambda points: points.flatten(1)[:, :2].detach(), x, u, RowBatches(9)).any()
+    assert not pull_back(lambda points, _item: points.flatten(1)[:, :2].detach(), x, u, RowBatches(9)).any()
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -381,7 +381,7 @@ def test_pull_back_directions_are_the_singular_vectors_of_the_jacobian(count: in
 def test_a_mean_cut_off_from_its_input_has_no_sensitive_direction() -> None:
     x = images()
     _, values = pullback_directions(
-        lambda points: points.flatten(1)[:, :2].detach(), x, latent_noise(x, 2), RowBatches(9)
+        lambda points, _item: points.flatten(1)[:, :2].detach(), x, latent_noise(x, 2), RowBatches(9)
     )
     assert not values.any()
 

@@ -1,7 +1,6 @@
 """`vaeaudit attack` as its user meets it: modes, choices of pairs, bad input, models that hide their slope."""
 
 import json
-import re
 import sys
 from collections.abc import Callable
 from itertools import combinations
@@ -89,9 +88,7 @@ def markdown() -> str:
 
 def test_a_healthy_model_gives_0_and_no_sign_in_either_mode(attack: Attack) -> None:
     done = attack("-v", "--mode", "latent", "--mode", "output", "--max-evaluations", "300")
-    assert done.code == 0
-    # How far it is, where that takes long.
-    assert all(re.search(" left( in all)?$", line) for line in done.err.splitlines())
+    assert (done.code, done.err) == (0, "")
     written = report()
     assert written["verdict"] == "ungated"
     assert [entry["mode"] for entry in written["attacks"]] == ["latent", "output"]

@@ -149,12 +149,12 @@ LIES: dict[str, tuple[Any, set[Sign]]] = {
 }
 
 
-@pytest.mark.parametrize("where", ["encoder", "decoder"])
 @pytest.mark.parametrize(
-    ("lie", "box", "sigma"),
+    ("lie", "where", "box", "sigma"),
     [
-        *(("healthy", box, sigma) for box in BOXES for sigma in ("frozen", "full")),
-        *((lie, box, sigma) for lie in [*LIES][1:] for box, sigma in zip(BOXES, ("full", "frozen"), strict=True)),
+        *(("healthy", "encoder", box, sigma) for box in BOXES for sigma in ("frozen", "full")),
+        *((lie, "encoder", BOXES[0], "full") for lie in [*LIES][1:]),
+        *((lie, "decoder", BOXES[1], "frozen") for lie in LIES),
     ],
 )
 def test_a_gradient_that_lies_is_a_sign_on_every_item_and_an_honest_one_is_none(

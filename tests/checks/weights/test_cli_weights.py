@@ -18,6 +18,7 @@ from vaeaudit.report.model import json_schema
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 MODEL, OTHER = EXAMPLES / "shapes-beta8.safetensors", EXAMPLES / "shapes-beta1.safetensors"
+SCHEMA = jsonschema.Draft202012Validator(json_schema())  # itself checked in tests/report
 
 
 Weights = Callable[..., Any]  # its exit code, stdout and stderr: code, out, err
@@ -30,7 +31,7 @@ def weights(command: Weights) -> Weights:
 
 def report() -> dict[str, Any]:
     content: dict[str, Any] = json.loads(Path("vaeaudit-report/report.json").read_text())
-    jsonschema.validate(content, json_schema())
+    SCHEMA.validate(content)
     return content
 
 

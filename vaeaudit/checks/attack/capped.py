@@ -20,6 +20,7 @@ from vaeaudit.attacks.signs import DIRECTIONS, Signs, signs_of
 from vaeaudit.attacks.term import DataTerm, Term
 from vaeaudit.errors import ConfigError, nearest
 from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.conditions import encoder, under
 from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import VAE
 from vaeaudit.progress import GoOn, Progress, always, within
@@ -178,8 +179,8 @@ class _Attack:
         if x_t is not None:
             require_finite_outputs(vae, x_t, self.encoder_rows, keys, " of the target")
         with torch.no_grad():
-            means = self.encoder_rows.map(lambda part: (vae.encode(part).mean,), x)[0]
-            self.noise_shape = vae.encode(x[:1]).noise_shape
+            means = self.encoder_rows.map(lambda part, of: (self.mean(part, of),), x, self.item)[0]
+            self.noise_shape = under(vae, slice(1)).encode(x[:1]).noise_shape
         # What is moved, and the box it keeps to: the input, or the latents.
         self.point, self.box = (means, None) if self.row.latents else (x, box)
         self.starts = self.directions()
@@ -272,7 +273,7 @@ class _Attack:
         """Where searches start, (R, I, *shape): latents pulled back by the encoder."""
         if self.row.latents:
             return self.noise("starts", tuple(self.point.shape[1:]), _STARTS)
-        latent = tuple(self.mean(self.x[:1]).shape[1:])
+        latent = tuple(self.mean(self.x[:1], self.item[:1]).shape[1:])
         back = pull_back(self.mean, self.x, self.noise("starts", latent, _STARTS), self.encoder_rows)
         # Where the encoder's slope at x is zero, as in a saturated model, nothing comes back.
         blind = (back == 0).flatten(2).all(2)
@@ -285,12 +286,12 @@ class _Attack:
         """Where searches for a target start besides, first."""
         return self.starts if self.x_t is None else torch.cat([(self.x_t - self.x)[None], self.starts])
 
-    def mean(self, points: Tensor) -> Tensor:
-        return self.vae.encode(points).mean
+    def mean(self, points: Tensor, item: Tensor) -> Tensor:
+        return under(self.vae, item).encode(points).mean
 
     def without_gradient(self, yardstick: DataTerm) -> dict[str, Tensor]:
         """The most sensitive directions of the encoder, both ways, and random search, (I, C, *shape) each."""
-        latent = tuple(self.mean(self.x[:1]).shape[1:])
+        latent = tuple(self.mean(self.x[:1], self.item[:1]).shape[1:])
         count = min(_EIGENVECTORS, torch.Size(latent).numel())
         noise = self.noise("eigenvectors", latent, count)
         eigen, _ = pullback_directions(self.mean, self.x, noise, self.encoder_rows)
@@ -327,14 +328,15 @@ class _Attack:
 
         @torch.no_grad()
         def look(part: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
+            vae = under(self.vae, of)
             if self.row.latents:
                 mean, z = part, part[None]
             else:
-                q = self.vae.encode(part)
+                q = vae.encode(part)
                 mean = q.mean
                 z = mean[None] if eta is None else q.sample(eta[:, of])
-            nll = torch.stack([-self.vae.decode(draw).log_prob(self.x[of]) for draw in z])
-            return self.vae.decode(mean).mean, nll.mean(0)
+            nll = torch.stack([-vae.decode(draw).log_prob(self.x[of]) for draw in z])
+            return vae.decode(mean).mean, nll.mean(0)
 
         rec, nll = self.rows.map(look, points.flatten(0, 1), self.item.repeat_interleave(count))
         return rec.reshape(len(self.x), count, *rec.shape[1:]), nll.reshape(-1, count)
@@ -342,7 +344,7 @@ class _Attack:
     def signs(self, term: DataTerm, found: Capped) -> Signs:
         return signs_of(
             term,
-            None if self.row.latents else self.vae.encode,
+            None if self.row.latents else encoder(self.vae),
             self.point,
             self.x_t if "x_t" in self.row.takes else None,
             found,

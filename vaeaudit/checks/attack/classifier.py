@@ -19,6 +19,7 @@ from torch import Tensor
 from vaeaudit.checks.attack.metrics import ACCURACY
 from vaeaudit.errors import ConfigError, ContractError, DataError, NonFiniteError
 from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.conditions import under
 from vaeaudit.model.vae import VAE, reconstruct
 from vaeaudit.stats import estimates
 from vaeaudit.stats.draws import uniform
@@ -199,7 +200,7 @@ def _reconstructions(vae: VAE, images: Images, items: list[int], rows: RowBatche
 
     @torch.no_grad()
     def look(numbers: Tensor) -> tuple[Tensor]:
-        return (reconstruct(vae, images(numbers.tolist())),)
+        return (reconstruct(under(vae, numbers), images(numbers.tolist())),)
 
     if rows is None:
         rows = RowBatches.automatic(tuple(vae.input_shape), images(items[:1]).device)

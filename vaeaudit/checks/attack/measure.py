@@ -20,6 +20,7 @@ from vaeaudit.attacks.sweep import geometric_lambdas, sweep
 from vaeaudit.attacks.term import DataTerm, Term
 from vaeaudit.errors import ConfigError, DataError, nearest
 from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.conditions import encoder, under
 from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import VAE, Chain
 from vaeaudit.optim.lbfgsb import Stopping
@@ -177,7 +178,7 @@ def attack(
     if len(keys) != len(x):
         raise DataError(f"each of the {len(x)} sources needs an item number, but {len(keys)} came; give one each")
     with torch.no_grad():
-        posterior = vae.encode(x_t[:1])
+        posterior = under(vae, slice(1)).encode(x_t[:1])
     shape = posterior.noise_shape
     rows = RowBatches.automatic(vae.input_shape, x.device) if batch_size is None else RowBatches(batch_size)
     require_finite_outputs(vae, x, rows, keys)
@@ -204,7 +205,7 @@ def attack(
     terms = [objective.data_term(vae, x, x_t, fresh[draw : draw + 1]) for draw in range(_DRAWS if drawing else 0)]
     signs = signs_of(
         objective.data_term(vae, x, x_t, noise("")),
-        vae.encode,
+        encoder(vae),
         x,
         x_t,
         found,
@@ -241,13 +242,14 @@ def _measure(
     @torch.no_grad()
     def look(points: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
         """rec(x*) (b, *shape) and -log p(x_t|z) (b,) averaged over the draws."""
-        posterior = vae.encode(points)
-        nll = torch.stack([-vae.decode(z).log_prob(x_t[of]) for z in posterior.sample(noise[:, of])])
-        return vae.decode(posterior.mean).mean, nll.mean(0)
+        of_part = under(vae, of)
+        posterior = of_part.encode(points)
+        nll = torch.stack([-of_part.decode(z).log_prob(x_t[of]) for z in posterior.sample(noise[:, of])])
+        return of_part.decode(posterior.mean).mean, nll.mean(0)
 
     @torch.no_grad()
     def first_layer(points: Tensor, of: Tensor) -> tuple[Tensor]:
-        return (vae.encode(points).kl(target.rows(of)),)
+        return (under(vae, of).encode(points).kl(target.rows(of)),)
 
     every, points = pair.repeat_interleave(count), found.adversarial.flatten(0, 1)
     with torch.no_grad():

@@ -37,7 +37,9 @@ from vaeaudit.checks.record import Record, Work, without_pictures
 from vaeaudit.checks.relative import remark
 from vaeaudit.errors import UnsupportedError, VaeauditError
 from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.conditions import under
 from vaeaudit.model.ranges import widths
+from vaeaudit.model.vae import VAE
 from vaeaudit.progress import GoOn
 from vaeaudit.stats.estimates import Measurement
 from vaeaudit.subject.inputs import require_finite_outputs
@@ -82,11 +84,11 @@ def _choose(subject: Subject) -> _Chosen:
     """Raises what the settings ask and the data or the model do not give, in any mode, before the first runs."""
     pairs = _pairs(subject)
     x, x_t = subject.images(pairs.sources), subject.images(pairs.targets)
-    vae = subject.model.vae
+    vae = subject.vae(pairs.sources)
     rows = RowBatches(subject.batch_size or RowBatches.automatic(vae.input_shape, x.device).size)
     for points, items in ((x, pairs.sources), (x_t, pairs.targets)):
         require_finite_outputs(vae, points, rows, items)
-    _try(subject, x, x_t)
+    _try(subject, vae, x, x_t)
     return _Chosen(pairs, x, x_t, _judge(subject, pairs))
 
 
@@ -139,9 +141,9 @@ def _of_caps(subject: Subject, pairs: Pairs, result: CappedResult) -> Record:
     )
 
 
-def _try(subject: Subject, x: Tensor, x_t: Tensor) -> None:
+def _try(subject: Subject, vae: VAE, x: Tensor, x_t: Tensor) -> None:
     """Raise what the settings ask and the model does not give, before anything runs."""
-    chosen, vae = subject.settings.attack, subject.model.vae
+    chosen, vae = subject.settings.attack, under(vae, slice(1))
     with torch.no_grad():
         noise = x.new_zeros((1, 1, *vae.encode(x[:1]).noise_shape))
     for mode in chosen.modes:
@@ -164,7 +166,7 @@ def _try(subject: Subject, x: Tensor, x_t: Tensor) -> None:
 def _attack(subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: Pairs, go_on: GoOn) -> AttackResult:
     chosen = subject.settings.attack
     return attack(
-        subject.model.vae,
+        subject.vae(pairs.sources),
         x,
         x_t,
         mode,
@@ -189,7 +191,7 @@ def _capped(subject: Subject, mode: str, x: Tensor, x_t: Tensor, pairs: Pairs, g
     width = min(filter(math.isfinite, widths(subject.data.range)), default=1.0)  # of the narrowest channel
     usual = _L2_CAPS if chosen.norm == "l2" else tuple(width * cap for cap in _LINF_CAPS)
     return capped_attack(
-        subject.model.vae,
+        subject.vae(pairs.sources),
         x,
         mode,
         x_t if MODES[mode].targeted else None,
@@ -234,7 +236,7 @@ def _judge(subject: Subject, pairs: Pairs) -> Judge | None:
     if subject.settings.attack.pairing != "label" or labels is None:
         return None
     return judge(
-        subject.model.vae,
+        subject.vae(subject.items.tolist()),
         subject.at,
         labels,
         attacked=_places(subject, [*pairs.sources, *pairs.targets]),

@@ -88,12 +88,14 @@ class _Side:
         self.running = running
         self.located: dict[str, Located] = {}
 
-    def locate(self, side: str, bad: Tensor, keys: Sequence[int], x: Tensor, z: Tensor | None = None) -> None:
+    def locate(
+        self, side: str, running: Running, bad: Tensor, keys: Sequence[int], x: Tensor, z: Tensor | None = None
+    ) -> None:
         if side in self.located or not bool(bad.any()):
             return
         place = int(bad.nonzero()[0])
         row = slice(place, place + 1)
-        module = self.running.first_not_finite(x[row], None if z is None else z[row])
+        module = running.of_items(row).first_not_finite(x[row], None if z is None else z[row])
         self.located[side] = Located(side, keys[place], module)
 
 
@@ -156,25 +158,27 @@ def equivalence(
         keys = [numbers[place] for place in index.tolist()]
         part = x[index[0] : index[-1] + 1] if isinstance(x, Tensor) else x(keys)
         check_items(vae, part, box, "items")
-        q = reference.encode(part)
+        of_part = reference.of_items(index)
+        q = of_part.encode(part)
         mean = q.mean.to(part.dtype)
         latents, noise = [mean], q.mean.new_zeros(1, len(part), *q.noise_shape)
         if draws:
             noise = noise_set(q.noise_shape, draws=draws, items=keys, seed=seed, check="equivalence", like=q.mean)
             latents += [q.sample(eta).to(part.dtype) for eta in noise]
-        outputs = [reference.decode(z) for z in latents]
+        outputs = [of_part.decode(z) for z in latents]
         for output in outputs:
             require_finite("reconstruction of the reference", output, keys)
         if not control[1]:  # of the first items, before anything else runs
             some, code = part[:_AGAIN], mean[:_AGAIN]  # both times alike: sums may depend on the number of rows
-            one, again = ((reference.encode(some).mean, reference.decode(code)) for _ in range(2))
+            first_few = reference.of_items(index[:_AGAIN])
+            one, again = ((first_few.encode(some).mean, first_few.decode(code)) for _ in range(2))
             control[:] = max(float((one[0] - again[0]).abs().max()), measure.largest(one[1], again[1])), len(some)
         found: dict[str, Tensor] = {}
         for name, side in sides.items():
             if name in failed:
                 continue
             try:
-                of_side = _compared(side, measure, part, keys, q, noise, latents, outputs)
+                of_side = _compared(side, side.running.of_items(index), measure, part, keys, q, noise, latents, outputs)
                 found |= {f"{name} {key}": of for key, of in of_side.items()}
             except UnsupportedError as error:
                 if columns:  # it has run before
@@ -218,6 +222,7 @@ def _result(name: str, side: _Side, columns: Mapping[str, Tensor]) -> VariantRes
 
 def _compared(
     side: _Side,
+    running: Running,
     measure: "_Differences",
     x: Tensor,
     keys: Sequence[int],
@@ -227,14 +232,14 @@ def _compared(
     outputs: Sequence[Tensor],
 ) -> dict[str, Tensor]:
     """All figures of one variant on a batch, by metric; "nonfinite" (b,) and "shift" (b, channels) beside them."""
-    other = side.running.encode(x)
+    other = running.encode(x)
     bad_encoder = ~other.mean.isfinite().flatten(1).all(1)
     given_spread, spread = _log_stddev(other), _log_stddev(q)
     found: dict[str, Tensor] = {}
     if given_spread is not None and spread is not None:
         bad_encoder |= ~given_spread.isfinite().all(1)
         found["encoder.log_stddev"] = (given_spread - spread).abs().amax(1)
-    side.locate("encoder", bad_encoder, keys, x)
+    side.locate("encoder", running, bad_encoder, keys, x)
     with suppress(UnsupportedError):  # of points there is none
         found |= {"encoder.kl": _kl(q, other, noise), "encoder.kl_back": _kl(other, q, noise)}
     found[SHIFT.name] = _shift(q, other.mean - q.mean)
@@ -243,16 +248,16 @@ def _compared(
     worst: dict[str, Tensor] = {}
     shift = None
     for z, output in zip(latents, outputs, strict=True):
-        given = side.running.decode(z)
+        given = running.decode(z)
         wrong = ~given.isfinite().flatten(1).all(1)
-        side.locate("decoder", wrong, keys, x, z)
+        side.locate("decoder", running, wrong, keys, x, z)
         bad = bad | wrong
         shift = measure.shift(given, output) if shift is None else shift
         for name, values in measure(given, output).items():
             farther = torch.minimum if name in ("psnr", "ssim") else torch.maximum
             worst[name] = farther(worst.get(name, values), values)
     found |= {f"{DECODER}.{name}": values for name, values in worst.items()}
-    end = side.running.decode(other.mean.to(latents[0].dtype))
+    end = running.decode(other.mean.to(latents[0].dtype))
     bad = bad | ~end.isfinite().flatten(1).all(1)
     found |= {f"{END}.{name}": values for name, values in measure(end, outputs[0]).items()}
     assert shift is not None

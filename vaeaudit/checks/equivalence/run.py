@@ -13,12 +13,23 @@ from vaeaudit.checks.equivalence.entry import EquivalenceEntry, FigureEntry, Loc
 from vaeaudit.checks.equivalence.measure import EquivalenceResult, VariantResult, equivalence
 from vaeaudit.checks.equivalence.metrics import AGAINST, OF_SIDES, SCALE, named
 from vaeaudit.checks.equivalence.summarise import summarise_equivalence
-from vaeaudit.checks.record import Drawing, Record, Row, Work, array, measured, metric_entry, number, without_pictures
+from vaeaudit.checks.record import (
+    Columns,
+    Drawing,
+    Record,
+    Work,
+    array,
+    measured,
+    metric_entry,
+    number,
+    without_pictures,
+)
 from vaeaudit.errors import ConfigError, UnsupportedError
 from vaeaudit.layout.entry import FileHash
 from vaeaudit.layout.figures import as_images, item_panel
 from vaeaudit.layout.section import number as shown
 from vaeaudit.model.box import range_of
+from vaeaudit.model.conditions import conditioned_as
 from vaeaudit.model.ranges import span_text
 from vaeaudit.model.registry import LoadedModel, open_model
 from vaeaudit.model.variant import Variant
@@ -44,17 +55,18 @@ def cost(subject: Subject, _: str) -> float:
 
 def run(subject: Subject, go_on: GoOn) -> Record:
     """The variants that the settings name, and the other model."""
-    asked, vae, dtype = subject.settings.equivalence, subject.model.vae, subject.dtype
+    asked, dtype = subject.settings.equivalence, subject.dtype
     if not named(asked):
         raise ConfigError(
             "nothing is named that should give the same; name another form of the model, as in --variant "
             "dtype=bfloat16, or another model with --against OTHER"
         )
-    other = _other(subject)
+    items, how = subject.drawn(asked.items, "equivalence.items")
+    other, vae = _other(subject), subject.vae(items)
     running, failed = dict[str, Running](), dict[str, str]()
     if other is not None:
         wanted = getattr(torch, asked.dtype) if asked.dtype else dtype
-        running[AGAINST] = Running(other.vae, wanted, Variant(), subject.device)
+        running[AGAINST] = Running(conditioned_as(vae, other.vae, wanted), wanted, Variant(), subject.device)
     for variant in map(Variant.parse, asked.variants):
         try:
             running[variant.name] = varied(vae, variant, dtype, subject.device)
@@ -62,7 +74,6 @@ def run(subject: Subject, go_on: GoOn) -> Record:
             failed[variant.name] = str(error)
     if not running:
         raise UnsupportedError("; ".join(failed.values()))
-    items, how = subject.drawn(asked.items, "equivalence.items")
     reference = Running(vae, dtype, Variant(), subject.device)
     result = equivalence(
         reference,
@@ -123,13 +134,13 @@ def _other(subject: Subject) -> LoadedModel | None:
         dtype=dtype,
         trust_code=subject.settings.model.trust_code,
     )
-    vae, x = subject.model.vae, subject.at([0])
+    vae, x = subject.vae(subject.items[:1].tolist()), subject.at([0])
     if tuple(vae.input_shape) == tuple(other.vae.input_shape) and range_of(vae) != range_of(other.vae):
         raise ConfigError(
             f"the model takes values in {span_text(range_of(vae))} and the other in {span_text(range_of(other.vae))}, "
             "so that the same items mean something else to each; let the adapter of one map them"
         )
-    check_alike(vae, other.vae, x, x.to(dtype))
+    check_alike(vae, conditioned_as(vae, other.vae, dtype), x, x.to(dtype))
     return other
 
 
@@ -197,6 +208,8 @@ class _Seen:
         far = array(of.values["end.largest_difference"])
         self.places = np.argsort(-far, kind="stable")[: max(1, subject.settings.equivalence.shown)].tolist()
         x = subject.images([result.items[place] for place in self.places])
+        places = torch.as_tensor(self.places)
+        reference, running = reference.of_items(places), running.of_items(places)
         mean = reference.encode(x).mean.to(x.dtype)
         self.one, self.other = reference.decode(mean), running.decode(mean)  # decoders on the same latents
         self.ends = self.one, running.decode(running.encode(x).mean.to(x.dtype))
@@ -283,11 +296,7 @@ def _warnings(result: EquivalenceResult) -> Iterator[str]:
         )
 
 
-def _rows(result: EquivalenceResult, of: VariantResult) -> list[Row]:
+def _rows(result: EquivalenceResult, of: VariantResult) -> Columns:
     """One row an item."""
-    columns = {name: values.tolist() for name, values in of.values.items()}
-    return [
-        {"item": item, "finite": not bool(of.nonfinite[place])}
-        | {name: number(column[place]) for name, column in columns.items()}
-        for place, item in enumerate(result.items)
-    ]
+    columns = {name: array(values) for name, values in of.values.items()}
+    return Columns({"item": np.array(result.items), "finite": array(of.nonfinite) == 0} | columns)

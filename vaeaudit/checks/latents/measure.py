@@ -16,6 +16,7 @@ from vaeaudit.checks.latents.decomposition import Decomposition, decompose, unit
 from vaeaudit.checks.latents.layers import Layer, hierarchy, layers_of_chain, of_chain, only_layer
 from vaeaudit.errors import ConfigError, NonFiniteError, UnsupportedError
 from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.conditions import under
 from vaeaudit.model.divergence import to_prior
 from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import VAE, Chain, Posterior
@@ -143,7 +144,8 @@ def latents(
     named = numbers_of(items, count)
     first = x[:1] if isinstance(x, Tensor) else x(named[:1])
     check_items(vae, first, box, "items")
-    posterior = vae.encode(first)
+    of_first = under(vae, slice(1))
+    posterior = of_first.encode(first)
     chain = hierarchy(vae, posterior) if isinstance(posterior, Chain) else None
     prior = _units_of_prior(vae.prior) if chain is None else chain.prior
     without_kl, exact = "", chain is not None
@@ -159,13 +161,14 @@ def latents(
         numbers = [named[place] for place in index.tolist()]
         part = x[index[0] : index[-1] + 1] if isinstance(x, Tensor) else x(numbers)
         check_items(vae, part, box, "items")
-        q = vae.encode(part)
+        of_part = under(vae, index)
+        q = of_part.encode(part)
         noise = part.new_zeros(0)
         if needed:
             noise = noise_set(q.noise_shape, draws=needed, items=numbers, seed=seed, check="latents", like=q.mean)
         log_likelihood = part.new_zeros(len(part))
         for eta in noise[:draws]:
-            log_likelihood += vae.decode(q.sample(eta)).log_prob(part) / draws
+            log_likelihood += of_part.decode(q.sample(eta)).log_prob(part) / draws
         kl_error = part.new_zeros(len(part))
         if chain is not None and isinstance(q, Chain):
             found = of_chain(chain, q, noise)
@@ -175,8 +178,8 @@ def latents(
             if prior is not None:
                 kl = unit_kl(Encodings(mean, log_stddev, log_probabilities), prior).sum(1)
             elif not without_kl:
-                of_part = to_prior(q, vae.prior, lambda: q.sample(noise))
-                kl, kl_error = of_part.value, kl_error if of_part.error is None else of_part.error
+                found_kl = to_prior(q, vae.prior, lambda: q.sample(noise))
+                kl, kl_error = found_kl.value, kl_error if found_kl.error is None else found_kl.error
             found = (kl, mean, log_stddev, *log_probabilities)
         _require_numbers(numbers, log_likelihood, found[0], *found[1:3])
         return log_likelihood, kl_error, *found
@@ -187,6 +190,7 @@ def latents(
         of_items,
         torch.arange(count),
         go_on=lambda left, whole: encoding(Progress("encoding and decoding", left, whole)) or whole - left < _FEWEST,
+        kept="latents",
     )
     interrupted = len(kl) < count
     if chain is not None:
@@ -204,7 +208,7 @@ def latents(
 
     if not interrupted and prior is not None:
         parts = decompose(top, prior, estimator=estimator, points=points, batch=batch, seed=seed, go_on=watch)
-    route = route_of(vae, first) if draws else None
+    route = route_of(of_first, first) if draws else None
     likelihood = log_likelihood if draws else None
     warnings = (*_impossible(named, log_likelihood), *_warnings(parts))
     return LatentsResult(

@@ -1,7 +1,7 @@
 """Writing the latents down: entry of the report, values of items and units, figures."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +15,7 @@ from vaeaudit.checks.latents.layers import Layer
 from vaeaudit.checks.latents.measure import LatentsResult
 from vaeaudit.checks.latents.summarise import ACTIVE, estimated, summarise_latents, support_of
 from vaeaudit.checks.latents.traversal import Traversal
-from vaeaudit.checks.record import Drawing, Row, array, number
+from vaeaudit.checks.record import Columns, Drawing, Row, array, number
 from vaeaudit.layout.figures import as_images
 from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import Posterior
@@ -153,7 +153,7 @@ def _prefix(result: LatentsResult, layer: Layer) -> str:
     return f"latents.layer{layer.number}" if len(result.layers) > 1 else "latents"
 
 
-def latents_rows(found: Latents) -> dict[str, list[Row]]:
+def latents_rows(found: Latents) -> dict[str, Iterable[Row]]:
     """Values of every item, with the error of a KL that is estimated; KL and variance of every unit, with errors."""
     result = found.result
     every = {
@@ -162,11 +162,8 @@ def latents_rows(found: Latents) -> dict[str, list[Row]]:
         "elbo": result.elbo,
         "log_likelihood": result.log_likelihood,
     }
-    columns = {name: values.tolist() for name, values in every.items() if values is not None}
-    items: list[Row] = [
-        {"item": item, **{name: number(values[place]) for name, values in columns.items()}}
-        for place, item in enumerate(found.items)
-    ]
+    columns = {name: array(values) for name, values in every.items() if values is not None}
+    items = Columns({"item": np.array(found.items)} | columns)
     units: list[Row] = []
     for layer in result.layers:
         each = (layer.kl, layer.kl_error, layer.mean_variance, layer.mean_variance_error)

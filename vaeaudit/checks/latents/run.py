@@ -34,7 +34,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
     chosen, vae = subject.settings.latents, subject.model.vae
     items, how = subject.drawn(chosen.items, "latents.items")
     result = latents(
-        vae,
+        subject.vae(items),
         subject.images,
         draws=chosen.draws,
         estimator=chosen.estimator,
@@ -69,13 +69,12 @@ def _skipped(subject: Subject, result: LatentsResult) -> dict[str, str]:
 
 def _traversals(subject: Subject, items: list[int], result: LatentsResult) -> Iterator[Traversal]:
     """Traversals of the units of largest KL from the first item, those of a kind together."""
-    vae = subject.model.vae
     if result.interrupted or not subject.settings.latents.traverse or subject.data.picture_shape is None:
         return
     some = None
     if len(result.layers) == 1:
         order = uniform(result.n, seed=subject.settings.run.seed, check="latents.quantiles", item=0).argsort()
         some = result.encodings.rows(torch.from_numpy(order[:_QUANTILES].copy()))
-    start = subject.images(items[:1])[0]
+    start, vae = subject.images(items[:1])[0], subject.vae(items[:1])
     for units in most_informative(result, subject.settings.latents.traverse):
         yield traverse(vae, units, item=start, encoded=some, batch_size=subject.batch_size)

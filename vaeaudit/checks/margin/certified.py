@@ -20,6 +20,7 @@ from vaeaudit.certify.sectors import Sectors
 from vaeaudit.certify.theorem import Sigma, global_margin
 from vaeaudit.errors import UnsupportedError, VaeauditError
 from vaeaudit.model.box import flat_bounds
+from vaeaudit.model.conditions import under
 from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import VAE, Chain
 from vaeaudit.progress import GoOn, Progress
@@ -122,7 +123,7 @@ class Certificates:
             if self._bounds is None:
                 raise UnsupportedError("it rests on the encoder's Lipschitz constant")
             with torch.no_grad():
-                if isinstance(vae.encode(self._x[:1]), Chain):
+                if isinstance(under(vae, slice(1)).encode(self._x[:1]), Chain):
                     raise UnsupportedError("the layers of a chain above the first move with it, by no constant known")
             decoder = LipschitzBounds(trace_decoder(vae, self._x)).of_output(0)
             mean, still = self._bounds.of_output(0), self._x.new_zeros(1, dtype=torch.float64)
@@ -133,7 +134,7 @@ class Certificates:
         if not bool(moves.any()):
             return decoder * mean * (1 + _ROUNDING)
         with torch.no_grad():
-            shape = vae.encode(self._x[:1]).noise_shape
+            shape = under(vae, slice(1)).encode(self._x[:1]).noise_shape
         lengths = []
         together = max(1, _MOST_NUMBERS // (draws * math.prod(shape)))
         for first in range(0, len(items), together):

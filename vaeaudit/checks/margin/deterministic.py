@@ -17,6 +17,7 @@ from vaeaudit.certify.graph import Graph, trace
 from vaeaudit.checks.margin.certified import Certificates, Certified, Effort
 from vaeaudit.checks.margin.estimates import Bars, FirstOrder, jacobian_norms
 from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.conditions import model_of, one_function, under
 from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import VAE, DiagonalGaussian, GaussianLikelihood
 from vaeaudit.progress import GoOn
@@ -47,6 +48,9 @@ class _Composed:
     def encode(self, x: Tensor) -> _Point:
         y = self._vae.decode(self._vae.encode(x).mean).mean.flatten(1)
         return _Point(y, torch.zeros_like(y))
+
+    def of_items(self, items: Tensor | slice) -> "_Composed":
+        return _Composed(under(self._vae, items))
 
     def decode(self, z: Tensor) -> GaussianLikelihood:
         return GaussianLikelihood(z, z.new_zeros(()))
@@ -101,10 +105,13 @@ class Deterministic:
 
     def _graph(self, r: float) -> Graph:
         """x -> (f(x), log r): the encoder whose standard deviation, the unit, is r."""
+        composed = _Composed(one_function(self._vae))
 
         def heads(x: Tensor) -> tuple[Tensor, Tensor]:
-            y = self._composed.encode(x).mean
+            y = composed.encode(x).mean
             return y, torch.full_like(y, math.log(r))
 
         shape = self._composed.input_shape
-        return trace(heads, shape, self._x, "the map from an input to its reconstruction", of=self._vae, bounded=1)
+        return trace(
+            heads, shape, self._x, "the map from an input to its reconstruction", of=model_of(self._vae), bounded=1
+        )

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vaeaudit.checks.margin.radius import check_probability
 from vaeaudit.errors import ContractError, UnsupportedError
 from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.conditions import under
 from vaeaudit.model.families import moved_part
 from vaeaudit.model.vae import VAE, DiagonalGaussian
 from vaeaudit.progress import GoOn, Progress, always
@@ -145,7 +146,7 @@ def jacobian_norms(
         ContractError: the mean is cut off from the input.
     """
     with torch.no_grad():
-        latents = _posterior(vae, x[:1]).mean[0].numel()
+        latents = _posterior(under(vae, slice(1)), x[:1]).mean[0].numel()
     entries = latents * x[0].numel()
     if exact is None:
         exact = latents <= _MOST_LATENTS and entries <= _MOST_ENTRIES
@@ -153,7 +154,7 @@ def jacobian_norms(
 
     def of_items(index: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
-            encoder = _Encoder(vae, x[index], [items[i] for i in index.tolist()])
+            encoder = _Encoder(under(vae, index), x[index], [items[i] for i in index.tolist()])
             if exact:
                 return encoder.sigma.amin(1), *_exact(encoder)
             return encoder.sigma.amin(1), *_matrix_free(encoder, seed, level)

@@ -22,6 +22,7 @@ from vaeaudit.checks.margin.estimates import FirstOrder, JacobianNorms, first_or
 from vaeaudit.checks.margin.radius import Kept, MinRadius, check_probability, draw_distances, kept, min_radius
 from vaeaudit.errors import ConfigError, DataError, UnsupportedError, nearest
 from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.conditions import under
 from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import VAE, Chain, Joint
 from vaeaudit.progress import GoOn, Progress, always, within
@@ -173,7 +174,7 @@ def margin(
         alone = Deterministic(vae, x, rows, items=keys, seed=seed, level=level)
         return _deterministic(alone, radii, m, sigma, used, level, family_wise, parts, effort, seed, watch)
     with torch.no_grad():
-        posterior = vae.encode(x[:1])
+        posterior = under(vae, slice(1)).encode(x[:1])
         joint, chain = isinstance(posterior, Joint), isinstance(posterior, Chain)
     if joint and sigma == "full":
         raise UnsupportedError(
@@ -184,10 +185,11 @@ def margin(
     alpha = (1 - level) / (bounds if family_wise else 1)
     _check_draws(draws, m, alpha)
     norms = jacobian_norms(vae, x, rows, items=keys, seed=seed, level=level, go_on=within(watch, 0.0, _SLOPES))
-    x, keys = x[: len(norms.spectral)], keys[: len(norms.spectral)]
+    x, keys, vae = x[: len(norms.spectral)], keys[: len(norms.spectral)], under(vae, slice(len(norms.spectral)))
     drawing = within(watch, _SLOPES, _DREW)
     distances = draw_distances(vae, x, rows, draws=draws, items=keys, seed=seed, check=_DRAWN, go_on=drawing)
-    x, keys, norms = x[: distances.shape[1]], keys[: distances.shape[1]], norms.first(distances.shape[1])
+    n = distances.shape[1]
+    x, keys, norms, vae = x[:n], keys[:n], norms.first(n), under(vae, slice(n))
     certificates = growth = None
     if "certified" in parts:
         certificates = Certificates(lambda: trace_encoder(vae, x, sigma), x, sigma, effort, box=used)
@@ -219,7 +221,9 @@ def margin(
         if empirical is not None:
             place = ((empirical.margin > 0) & empirical.margin.isfinite()).nonzero().squeeze(1)[:_SHOWN]
             chosen = [keys[k] for k in place.tolist()]
-            fall = Fall(place, *_fall(vae, x[place], empirical, place, radius, sigma, used, seed, chosen, rows))
+            fall = Fall(
+                place, *_fall(under(vae, place), x[place], empirical, place, radius, sigma, used, seed, chosen, rows)
+            )
         at.append(MarginAt(radius, held, estimates, certified, empirical, fall))
     of_all = min_radius(distances, m, alpha)
     every, stopped = tuple(at), watch.stopped

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vaeaudit.errors import ConfigError
 from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.conditions import under
 from vaeaudit.model.vae import VAE
 from vaeaudit.progress import GoOn, Progress, always
 from vaeaudit.stats.draws import noise_set
@@ -66,12 +67,13 @@ def distances(vae: VAE, x: Tensor, noise: Tensor, rows: RowBatches, items: Seque
     draws = len(noise)
 
     def of_items(index: Tensor) -> tuple[Tensor]:
-        q = vae.encode(x[index])
-        centre = vae.decode(q.mean).mean.flatten(1)
+        of_part = under(vae, index)
+        q = of_part.encode(x[index])
+        centre = of_part.decode(q.mean).mean.flatten(1)
         item = torch.arange(len(index), device=x.device).repeat(draws)
 
         def of_rows(row: Tensor, eta: Tensor) -> tuple[Tensor]:
-            moved = vae.decode(q.rows(row).sample(eta)).mean.flatten(1)
+            moved = under(of_part, row).decode(q.rows(row).sample(eta)).mean.flatten(1)
             # index_select, as centre[row] takes ten times as long on a CPU.
             return (torch.linalg.vector_norm(moved - centre.index_select(0, row), dim=1),)
 
@@ -101,7 +103,7 @@ def draw_distances(
     ``items`` are the numbers of the rows of ``x``. Where ``go_on`` says no, those not yet drawn are left out.
     """
     with torch.no_grad():
-        shape = vae.encode(x[:1]).noise_shape
+        shape = under(vae, slice(1)).encode(x[:1]).noise_shape
     together = max(1, min(_MOST_NUMBERS // (draws * torch.Size(shape).numel()), _MOST_ROWS // draws))
     found: list[Tensor] = []
     for first in range(0, len(x), together):
@@ -109,7 +111,7 @@ def draw_distances(
             break
         part = slice(first, first + together)
         noise = noise_set(shape, draws=draws, items=items[part], seed=seed, check=check, like=x)
-        found.append(distances(vae, x[part], noise, rows, items[part]))
+        found.append(distances(under(vae, part), x[part], noise, rows, items[part]))
     return torch.cat(found, dim=1)
 
 

@@ -28,9 +28,9 @@ def works(subject: Subject) -> dict[str, Work]:
 
 def run(subject: Subject, go_on: GoOn) -> Record:
     """The margins of the items at all radii that the settings name."""
-    chosen, vae, seed = subject.settings.margin, subject.model.vae, subject.settings.run.seed
+    chosen, seed = subject.settings.margin, subject.settings.run.seed
     items, how = subject.drawn(chosen.items, "margin.items")
-    x, auto = subject.images(items), None
+    vae, x, auto = subject.vae(items), subject.images(items), None
     radii = [radius for radius in chosen.r if not isinstance(radius, str)]
     if len(radii) < len(chosen.r):
         auto = usual_radius(vae, x, _TIMES, m=chosen.m, seed=seed, items=items, batch_size=subject.batch_size)

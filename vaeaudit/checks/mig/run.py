@@ -35,7 +35,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
     factors = _factors(subject)
     items, how = subject.drawn(subject.settings.mig.items, "mig.items")
     result = mig(
-        subject.model.vae,
+        subject.vae(items),
         subject.images,
         factors.classes[items],
         names=factors.names,

@@ -19,6 +19,7 @@ from vaeaudit.checks.relative import near_zero, share_of
 from vaeaudit.errors import ConfigError
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import bounds
+from vaeaudit.model.conditions import under
 from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import VAE
 from vaeaudit.progress import GoOn, Progress, always, within
@@ -156,7 +157,8 @@ def noise(
         raise ConfigError("noisy inputs can be clipped to a known range only, and the model names none; give one")
     first = x[:1] if isinstance(x, Tensor) else x(numbers[:1])
     check_items(vae, first, box, "items")
-    likelihood = vae.decode(vae.encode(first).mean)
+    of_first = under(vae, slice(1))
+    likelihood = of_first.decode(of_first.encode(first).mean)
     rows = RowBatches.automatic(tuple(vae.input_shape), first.device) if batch_size is None else RowBatches(batch_size)
 
     def of_items(index: Tensor) -> tuple[Tensor, ...]:
@@ -172,7 +174,9 @@ def noise(
             return True  # a part is done or left out as a whole
 
         within_box = box if clip else None
-        values, errors, lengths = _of_part(vae, part, keys, levels, draws, within_box, seed, rows.size, tell)
+        values, errors, lengths = _of_part(
+            under(vae, index), part, keys, levels, draws, within_box, seed, rows.size, tell
+        )
         return values.view(draws, len(part), -1).transpose(0, 1), errors, lengths
 
     together = max(1, min(rows.size, _MOST_NUMBERS // (draws * first[0].numel())))
@@ -180,6 +184,7 @@ def noise(
         of_items,
         torch.arange(len(numbers), device=first.device),
         go_on=lambda left, of: go_on(Progress("noise", left, of)),
+        kept="noise",
     )
     done = len(values)
     clean, *noisy = values.permute(2, 1, 0).unbind(0)  # (I, D, 1 + S) -> 1 + S of (D, I)
@@ -188,7 +193,7 @@ def noise(
         draws=draws,
         items=tuple(numbers[:done]),
         clip=box if clip else None,
-        route=route_of(vae, first),
+        route=route_of(of_first, first),
         seed=seed,
         clean=clean,
         log_likelihood=torch.stack(noisy),
@@ -219,6 +224,7 @@ def _of_part(
 
     def of_rows(place: Tensor, direction: Tensor, of_latent: Tensor) -> tuple[Tensor, ...]:
         row = place % len(x)
+        of_place = under(vae, row)
         firsts = torch.arange(int((place < len(x)).sum()), device=x.device)  # the first draw comes first
         clean = x.index_select(0, row)
         values, errors, lengths = [], [], []
@@ -228,12 +234,14 @@ def _of_part(
             else:
                 seen = torch.add(clean, direction, alpha=sigma)
                 seen = seen if clip is None else seen.clamp(*edges)
-                posterior = vae.encode(seen)
-            values.append(vae.decode(posterior.sample(of_latent)).log_prob(clean))
+                posterior = of_place.encode(seen)
+            values.append(of_place.decode(posterior.sample(of_latent)).log_prob(clean))
             target = clean[: len(firsts)]
             lengths.append((seen[: len(firsts)] - target).flatten(1).norm(dim=1))
             if len(firsts):
-                errors.append((vae.decode(posterior.rows(firsts).mean).mean - target).flatten(1).norm(dim=1))
+                errors.append(
+                    (under(vae, firsts).decode(posterior.rows(firsts).mean).mean - target).flatten(1).norm(dim=1)
+                )
             else:  # many models cannot take a batch of no rows
                 errors.append(lengths[-1])
         return torch.stack(values, 1), torch.stack(errors, 1), torch.stack(lengths, 1)

@@ -12,7 +12,7 @@ from vaeaudit.checks.noise.figures import likelihood_histograms, noise_curves
 from vaeaudit.checks.noise.measure import NoiseResult, noise, over_draws
 from vaeaudit.checks.noise.metrics import DEGRADATION, LOG_LIKELIHOOD, RELATIVE, beginning
 from vaeaudit.checks.noise.summarise import summarise_noise
-from vaeaudit.checks.record import Drawing, Record, Row, Work, array, measured, metric_entry, number
+from vaeaudit.checks.record import Columns, Drawing, Record, Work, array, measured, metric_entry
 from vaeaudit.checks.relative import remark
 from vaeaudit.layout.entry import MetricEntry
 from vaeaudit.layout.figures import Array
@@ -42,7 +42,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
     chosen = subject.settings.noise
     items, how = subject.drawn(chosen.items, "noise.items")
     result = noise(
-        subject.model.vae,
+        subject.vae(items),
         subject.images,
         chosen.sigmas,
         draws=chosen.draws,
@@ -120,24 +120,19 @@ def _metric(metrics: Metrics, sigma: float, name: str) -> MetricEntry:
     return metric_entry(metrics[f"{beginning(sigma)}.{name}"])
 
 
-def _rows(result: NoiseResult) -> list[Row]:
+def _rows(result: NoiseResult) -> Columns:
     """One row an item and standard deviation."""
     errors = [result.clean_error, *result.error.unbind(0)]
     lengths = [result.clean_error.new_zeros(len(result.items)), *result.length.unbind(0)]
-    rows: list[Row] = []
-    for (sigma, _, values, _), error, length in zip(_levels(result), errors, lengths, strict=True):
-        columns = {
-            "log_likelihood_mean": over_draws(values),
-            "log_likelihood_median": over_draws(values, "median"),
-            "denoising_error": error,
-            "noise_norm": length,
-        }
-        named = {name: column.tolist() for name, column in columns.items()}
-        rows += [
-            {"item": item, "sigma": sigma} | {name: number(column[place]) for name, column in named.items()}
-            for place, item in enumerate(result.items)
-        ]
-    return rows
+    levels, n = _levels(result), len(result.items)
+    columns = {
+        "log_likelihood_mean": [over_draws(values) for _, _, values, _ in levels],
+        "log_likelihood_median": [over_draws(values, "median") for _, _, values, _ in levels],
+        "denoising_error": errors,
+        "noise_norm": lengths,
+    }
+    ids = {"item": np.tile(result.items, len(levels)), "sigma": np.repeat([level[0] for level in levels], n)}
+    return Columns(ids | {name: array(torch.cat(of)) for name, of in columns.items()})
 
 
 def _drawings(result: NoiseResult, metrics: Metrics) -> dict[str, Drawing]:

@@ -17,6 +17,7 @@ from vaeaudit.checks.reconstruction.metrics import LOG_LIKELIHOOD, LPIPS, OF_ITE
 from vaeaudit.checks.reconstruction.networks import Network
 from vaeaudit.errors import ConfigError, UnsupportedError
 from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.conditions import under
 from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import VAE, Likelihood
 from vaeaudit.progress import GoOn, Progress, always
@@ -111,7 +112,8 @@ def reconstruction(
         raise ConfigError(f"an item has no fewer than 0 draws of z, but {draws} were asked for")
     first = x[:1] if isinstance(x, Tensor) else x(numbers[:1])
     check_items(vae, first, box, "items")
-    likelihood = vae.decode(vae.encode(first).mean)
+    of_first = under(vae, slice(1))
+    likelihood = of_first.decode(of_first.encode(first).mean)
     compared = Compared.of(shape, picture, box, first)
     if (perceptual or network) and compared.low is None:
         raise UnsupportedError(f"LPIPS, FID and KID are of images in a known range: {compared.left_out['psnr']}")
@@ -121,7 +123,7 @@ def reconstruction(
         if metric.name not in compared.left_out and (metric is not LPIPS or perceptual)
     ]
     embedded = None if network is None else Embedded()
-    sums = _Sums() if compared.picture is None and len(shape) == 1 else None
+    vectors = compared.picture is None and len(shape) == 1
     rows = RowBatches.automatic(shape, first.device) if batch_size is None else RowBatches(batch_size)
 
     def figures(part: Tensor, p: Likelihood, made: Tensor) -> Tensor:
@@ -138,8 +140,9 @@ def reconstruction(
         check_items(vae, part, box, "items")
         if likelihood.support != box:
             check_items(vae, part, likelihood.support, "items")
-        q = vae.encode(part)
-        p = vae.decode(q.mean)
+        of_part = under(vae, index)
+        q = of_part.encode(part)
+        p = of_part.decode(q.mean)
         made = p.mean
         require_finite("reconstruction", made, keys)
         at_mean = figures(part, p, made)
@@ -147,20 +150,20 @@ def reconstruction(
         if draws:
             noise = noise_set(q.noise_shape, draws=draws, items=keys, seed=seed, check="reconstruction", like=q.mean)
             for eta in noise:
-                p_z = vae.decode(q.sample(eta))
+                p_z = of_part.decode(q.sample(eta))
                 drawn = p_z.mean
                 require_finite("reconstruction from a draw of z", drawn, keys)
                 at_draws += figures(part, p_z, drawn) / draws
-        if sums is not None:
-            sums.add(part, made)
         if network is not None and embedded is not None:
             embedded.add(network(compared.pictured(part)), network(compared.pictured(made)))
-        return at_mean, at_draws, compared.bias(made - part)
+        sums = _sums(part, made, first[0]) if vectors else torch.zeros(1)
+        return at_mean, at_draws, compared.bias(made - part), sums
 
-    at_mean, at_draws, bias = rows.map(
+    at_mean, at_draws, bias, sums = rows.map(
         of_items,
         torch.arange(len(numbers)),
         go_on=lambda left, of: go_on(Progress("reconstructing", left, of)),
+        kept="" if embedded else "reconstruction",  # sums of features, for FID, are not kept by part
     )
     done = len(at_mean)
     by_name = [dict(zip(names, found.T, strict=True)) for found in (at_mean, at_draws)]
@@ -170,39 +173,34 @@ def reconstruction(
         at_mean=by_name[0],
         at_draws=by_name[1] if draws else {},
         bias=bias if bias.shape[1] > 1 else None,
-        features=None if sums is None else sums.features(),
+        features=_features(sums.sum(0), done) if vectors else None,
         perceptual=perceptual,
         network=network,
         embedded=embedded,
         scales=compared.scales,
         left_out=compared.left_out,
-        route=route_of(vae, first),
+        route=route_of(of_first, first),
         seed=seed,
         interrupted=done < len(numbers),
     )
 
 
-class _Sums:
-    """Sums over items, so that errors by feature need no memory by item."""
+def _sums(x: Tensor, reconstructed: Tensor, start: Tensor) -> Tensor:
+    """Sums over items by which errors by feature need no memory by item, (1, 4, F).
 
-    def __init__(self) -> None:
-        self.n = 0
-        self.sums = torch.zeros(4, 1, dtype=torch.float64)
-        self.start = torch.zeros(1, dtype=torch.float64)
+    Values are summed around those of an item, ``start``, lest their squares cancel.
+    """
+    squares = (reconstructed.double() - x.double()).square().cpu()
+    x = x.double().cpu() - start.double().cpu()
+    return torch.stack([of.sum(0) for of in (x, x.square(), squares, squares.square())])[None]
 
-    def add(self, x: Tensor, reconstructed: Tensor) -> None:
-        x, squares = x.double().cpu(), (reconstructed.double() - x.double()).square().cpu()
-        if not self.n:
-            self.start = x[0]  # around which values are summed, lest their squares cancel
-        x = x - self.start
-        self.sums = self.sums + torch.stack([of.sum(0) for of in (x, x.square(), squares, squares.square())])
-        self.n += len(x)
 
-    def features(self) -> Features:
-        mean, square, error, fourth = self.sums / self.n
-        lost = self.n / max(1, self.n - 1)
-        return Features(
-            error,
-            ((fourth - error.square()).clamp(min=0) * lost / self.n).sqrt(),
-            (square - mean.square()).clamp(min=0).sqrt(),
-        )
+def _features(sums: Tensor, n: int) -> Features:
+    """Errors by feature from their sums (4, F) over ``n`` items."""
+    mean, square, error, fourth = sums / n
+    lost = n / max(1, n - 1)
+    return Features(
+        error,
+        ((fourth - error.square()).clamp(min=0) * lost / n).sqrt(),
+        (square - mean.square()).clamp(min=0).sqrt(),
+    )

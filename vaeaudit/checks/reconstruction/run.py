@@ -27,7 +27,17 @@ from vaeaudit.checks.reconstruction.summarise import (
     scaled_errors,
     summarise_reconstruction,
 )
-from vaeaudit.checks.record import Drawing, Record, Row, Work, array, measured, metric_entry, number, without_pictures
+from vaeaudit.checks.record import (
+    Columns,
+    Drawing,
+    Record,
+    Work,
+    array,
+    measured,
+    metric_entry,
+    number,
+    without_pictures,
+)
 from vaeaudit.errors import ConfigError, clipped, listed, nearest
 from vaeaudit.layout.entry import FileHash, MetricEntry
 from vaeaudit.layout.figures import as_images, item_panel
@@ -57,7 +67,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
     items, how = subject.drawn(asked.items, "reconstruction.items")
     groupings = _groupings(subject, asked.by)
     result = reconstruction(
-        subject.model.vae,
+        subject.vae(items),
         subject.images,
         draws=asked.draws,
         picture=subject.data.picture_shape,
@@ -224,19 +234,13 @@ def _features(result: ReconstructionResult) -> Iterator[FeatureEntry]:
         yield FeatureEntry(feature=feature, value=number(value), ci=(ci[0], ci[1]) if known else None)
 
 
-def _rows(result: ReconstructionResult, groupings: Mapping[str, NDArray[np.int64]]) -> list[Row]:
+def _rows(result: ReconstructionResult, groupings: Mapping[str, NDArray[np.int64]]) -> Columns:
     """One row an item."""
-    columns = {name: values.tolist() for name, values in result.at_mean.items()}
-    columns |= {f"{DRAWS}{name}": values.tolist() for name, values in result.at_draws.items()}
+    columns = {name: array(values) for name, values in result.at_mean.items()}
+    columns |= {f"{DRAWS}{name}": array(values) for name, values in result.at_draws.items()}
     for channel, of in enumerate(() if result.bias is None else result.bias.T):
-        columns[f"bias.channel{channel}"] = of.tolist()
-    groups = {by: of.tolist() for by, of in groupings.items()}
-    return [
-        {"item": item}
-        | {by: of[place] for by, of in groups.items()}
-        | {name: number(of[place]) for name, of in columns.items()}
-        for place, item in enumerate(result.items)
-    ]
+        columns[f"bias.channel{channel}"] = array(of)
+    return Columns({"item": np.array(result.items)} | dict(groupings) | columns)
 
 
 def _drawings(subject: Subject, result: ReconstructionResult, worst: Sequence[int]) -> dict[str, Drawing]:
@@ -256,10 +260,10 @@ def _drawings(subject: Subject, result: ReconstructionResult, worst: Sequence[in
 @torch.no_grad()
 def _panel(subject: Subject, result: ReconstructionResult, worst: Sequence[int]) -> partial[bytes]:
     """The worst items, reconstructed anew so that none of the others need be kept."""
-    shape, vae = subject.data.picture_shape, subject.model.vae
+    shape = subject.data.picture_shape
     assert shape is not None
     numbers = [result.items[place] for place in worst]
-    x = subject.images(numbers)
+    x, vae = subject.images(numbers), subject.vae(numbers)
     made = vae.decode(vae.encode(x).mean).mean
     columns = {"input": x, "reconstruction": made, "error": made - x}
     figure = "psnr" if "psnr" in result.at_mean else "mse"

@@ -8,10 +8,9 @@ from vaeaudit.checks.record import Drawing, Record, Work, number
 from vaeaudit.checks.weights.entry import NORMS, PartEntry, TensorEntry, WeightsEntry
 from vaeaudit.checks.weights.figures import norm_bars
 from vaeaudit.checks.weights.measure import PartNorm, TensorNorm, weights
-from vaeaudit.checks.weights.stored import StoredModel, fitting, held_weights
+from vaeaudit.checks.weights.stored import StoredModel, fitting, stored_weights
 from vaeaudit.checks.weights.summarise import summarise_weights
 from vaeaudit.layout.entry import FileHash
-from vaeaudit.model.checkpoints import sha256_of
 from vaeaudit.model.stated import find_checkpoint
 from vaeaudit.progress import GoOn
 
@@ -31,12 +30,11 @@ def works(stored: Callable[[], StoredModel]) -> dict[str, Work]:
 def run(stored: StoredModel, go_on: GoOn) -> Record:
     """The norms of encoder and decoder, and how they differ from the other model's."""
     chosen = stored.settings.weights
-    other = None if chosen.against is None else find_checkpoint(Path(chosen.against))
-    place, theirs = (
-        (None, None) if chosen.against is None else held_weights(chosen.against, stored.settings.model.trust_code)
-    )
-    if other is not None and theirs is not None:
-        theirs = fitting(other, theirs, stored.parts)[1]
+    other, theirs = None, None
+    if chosen.against is not None:
+        place, sha256, held = stored_weights(chosen.against, stored.settings.model.trust_code, stored.adapter)
+        other = FileHash(path=place, sha256=sha256)
+        theirs = fitting(find_checkpoint(Path(chosen.against)), held, stored.parts)[1]
     result = weights(
         stored.weights,
         parts=stored.parts,
@@ -48,7 +46,7 @@ def run(stored: StoredModel, go_on: GoOn) -> Record:
     tensors = [_tensor(tensor) for tensor in result.tensors]
     largest = sorted(range(len(tensors)), key=lambda place: -tensors[place].l2)[:_SHOWN]
     entry = WeightsEntry(
-        against=None if other is None else FileHash(path=str(place), sha256=sha256_of(other)),
+        against=other,
         prefixes={part: list(prefixes) for part, prefixes in stored.parts.items()},
         vectors=result.vectors,
         parts=[_part(part) for part in result.parts],

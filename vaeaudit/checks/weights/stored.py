@@ -4,6 +4,7 @@ No model is built: a safetensors file of any size is read through its header. Py
 :func:`vaeaudit.model.checkpoints.read_checkpoint` reads them.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,12 +78,12 @@ def open_weights(settings: Settings) -> StoredModel:
         else adapter_of(open_checkpoint(settings.model.path, settings.model.trust_code))
     )
     parts = dict(PARTS if adapter is None else weight_parts(adapter)) | dict(settings.weights.parts)
-    source, held = held_weights(settings.model.path, settings.model.trust_code)
+    source, sha256, held = stored_weights(settings.model.path, settings.model.trust_code, adapter)
     prefix, weights = fitting(file, held, parts)
     if "" in parts.get(NEITHER, ()):  # whatever else the file holds is not the model's, and is not read
         own = tuple(start for starts in parts.values() for start in starts if start)
         weights = {name: weight for name, weight in weights.items() if name.startswith(own)}
-    return StoredModel(source, sha256_of(file), weights, prefix, adapter, parts, settings)
+    return StoredModel(source, sha256, weights, prefix, adapter, parts, settings)
 
 
 def fitting(
@@ -98,6 +99,25 @@ def fitting(
             return prefix, named
     refuse_twins(file, weights)
     return "", weights  # the check says which names fit no part
+
+
+def stored_weights(path: str | Path, trust_code: bool, adapter: Adapter | None) -> tuple[str, str, dict[str, Weight]]:
+    """Where the weights of a model lie, the SHA-256 of that, and its tensors: see :func:`held_weights`.
+
+    Of a model in several files, which its adapter's ``files`` names by the part that each is of, all are read. Their
+    tensors are named by the part, "encoder.0.weight", and the hash is that of their "HASH  NAME" lines.
+    """
+    file = find_checkpoint(Path(path))
+    named = {} if adapter is None else said_beside(adapter, "files", lambda _: {})(file)
+    if not named:
+        source, held = held_weights(path, trust_code)
+        return source, sha256_of(file), held
+    files = {part: file.with_name(Path(name).name) for part, name in named.items()}
+    read = {part: held_weights(one, trust_code)[1] for part, one in files.items()}
+    held = {f"{part}.{name}": weight for part, those in read.items() for name, weight in those.items()}
+    first = [file, *(one for one in files.values() if one != file)]
+    lines = "".join(f"{sha256_of(one)}  {one.name}\n" for one in first)
+    return str(file), hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest(), held
 
 
 def read_weights(path: str | Path) -> dict[str, Weight]:

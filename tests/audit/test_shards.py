@@ -1,0 +1,279 @@
+"""An audit shared out among processes: the report of one process to the bit, nothing lost, no wait for anybody."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from vaeaudit.audit.artifacts import artifacts
+from vaeaudit.audit.journal import FOLDER, Journal, shared
+from vaeaudit.audit.log import Log, entries
+from vaeaudit.audit.run import Audit, audit, journal_of
+from vaeaudit.audit.shards import WHOLE, Shard, launched, owners, parse
+from vaeaudit.checks.record import Record
+from vaeaudit.errors import ConfigError, OutputError, UnfinishedError, UnsupportedError
+from vaeaudit.model.batches import RowBatches
+from vaeaudit.report.writer import to_json
+from vaeaudit.settings.config import Resolved, resolve
+from vaeaudit.subject.opened import prepare
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+CHECKS = ("attack", "noise", "reconstruction", "latents", "weights")
+
+
+def asked(folder: Path, **values: object) -> Resolved:
+    given = {
+        "model.path": str(EXAMPLES / "shapes-beta1.safetensors"),
+        "data.source": str(EXAMPLES / "shapes.npz"),
+        "run.device": "cpu",
+        "run.limit": 40,
+        "run.batch_size": 7,
+        "run.out": str(folder),
+        "attack.modes": ["damage"],
+        "attack.pairs": 1,
+        "attack.caps": 1,
+        "attack.max_evaluations": 15,
+        "noise.sigmas": 0.5,
+        "weights.spectral": False,
+        **{name.replace("__", "."): value for name, value in values.items()},
+    }
+    return resolve({name: (value, "test") for name, value in given.items()}, None)
+
+
+def shard_of(resolved: Resolved, shard: Shard, checks: tuple[str, ...] = CHECKS, resume: bool = False) -> Audit:
+    subject = prepare(resolved.settings)
+    return audit(subject, resolved, ["test"], checks, lambda _: True, journal_of(subject, resume, shard))
+
+
+def told(done: Audit) -> tuple[str, dict[str, bytes]]:
+    """All that an audit gives, but for times and the folder."""
+    same = {"timings": {}, "created": "", "configuration": {}, "configuration_sha256": ""}
+    files = {name: b"".join(content) for name, content in artifacts(done).values()}
+    return to_json(done.report.model_copy(update=same)), files
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_figures() -> Iterator[None]:
+    """They take most of the time of so small an audit, and the tests of the journal keep them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vaeaudit.audit.journal.drawn", lambda drawing: replace(drawing, draw=lambda: b"a figure"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Audit:
+    return shard_of(asked(tmp_path_factory.mktemp("alone")), WHOLE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, alone: Audit) -> Path:
+    """Where three shards have done their shares, each as if it knew nothing of the others."""
+    folder = tmp_path_factory.mktemp("shared")
+    resolved = asked(folder)
+    for number in (2, 3):
+        with pytest.raises(UnfinishedError, match=r"shard 1\)"):
+            shard_of(resolved, Shard(number, 3))
+    assert told(shard_of(resolved, Shard(1, 3))) == told(alone), "whoever ends last gives the report of one process"
+    return folder
+
+
+def test_a_merge_computes_nothing_and_gives_the_same_as_often_as_it_is_asked_for(folder: Path, alone: Audit) -> None:
+    before = {file: file.stat().st_size for file in (folder / FOLDER).glob("*.log")}
+    about, merging = shared(folder)
+    assert (merging.number, merging.of) == (0, 3)
+    for _ in range(2):
+        assert told(shard_of(asked(folder), merging)) == told(alone)
+    assert {file: file.stat().st_size for file in before} == before
+    assert about.threads == torch.get_num_threads()
+
+
+def test_the_parts_of_items_are_shared_out_and_each_is_done_once(folder: Path) -> None:
+    parts = [
+        [entry.metadata["part"] for entry in entries(file) if entry.metadata.get("part", "").startswith("noise.")]
+        for file in sorted((folder / FOLDER).glob("*.log"))
+    ]
+    assert sorted(part for of in parts for part in of) == sorted(f"noise.1 {start}" for start in range(0, 40, 7))
+    assert [len(of) for of in parts] == [2, 2, 2]
+
+
+def test_what_is_missing_is_named_with_whose_it_is(tmp_path: Path) -> None:
+    resolved = asked(tmp_path)
+    with pytest.raises(UnfinishedError) as found:
+        shard_of(resolved, Shard(1, 2), ("attack", "noise"))
+    assert "noise from item 1 on (shard 2), noise from item 15 on (shard 2)" in str(found.value)
+    assert f"vaeaudit merge {tmp_path}" in str(found.value)
+    assert found.value.exit_code == 5
+
+
+@pytest.mark.parametrize("of", [1, 2])
+def test_killed_at_any_byte_an_audit_goes_on_from_there(tmp_path: Path, of: int) -> None:
+    """Whatever a process had written of its log when it ended, the next one needs no more than the rest."""
+    checks = ("noise",)
+    resolved = asked(tmp_path)
+    whole = told(shard_of(resolved, WHOLE, checks))
+    for number in range(of, 0, -1):
+        try:
+            assert told(shard_of(resolved, Shard(number, of), checks, resume=True)) == whole
+        except UnfinishedError:
+            assert number > 1
+    log = tmp_path / FOLDER / f"{Shard(1, of).file}.log"
+    content = log.read_bytes()
+    for cut in torch.randint(len(content), (6,), generator=torch.Generator().manual_seed(of)).tolist():
+        log.write_bytes(content[:cut] + b"\x00" * (cut % 3))
+        kept = len(list(entries(log)))
+        assert told(shard_of(resolved, Shard(1, of), checks, resume=True)) == whole
+        assert len(list(entries(log))) >= kept
+
+
+def test_a_damaged_entry_and_all_after_it_are_done_again(tmp_path: Path) -> None:
+    log = Log(tmp_path / "whole.log")
+    for value in range(3):
+        log.append({"0": torch.full((4,), float(value))}, {"part": str(value)})
+    log.close()
+    path = tmp_path / "whole.log"
+    second = list(entries(path))[1]
+    content = bytearray(path.read_bytes())
+    content[second.start + second.length - 1] ^= 1
+    path.write_bytes(content)
+    assert [entry.metadata["part"] for entry in entries(path)] == ["0"]
+    log = Log(path)
+    log.append({}, {"part": "again"})
+    log.close()
+    assert [entry.metadata["part"] for entry in entries(path)] == ["0", "again"]
+
+
+def test_shards_of_other_settings_models_or_numbers_are_refused_by_what_differs(folder: Path) -> None:
+    for other, shard, why in (
+        (asked(folder, run__seed=1), Shard(2, 3), "its seed, precision or batch size differ"),
+        (asked(folder, noise__draws=3), Shard(2, 3), "its settings differ"),
+        (
+            asked(folder, model__path=str(EXAMPLES / "shapes-beta8.safetensors")),
+            Shard(2, 3),
+            "its model, losses differ",
+        ),
+        (asked(folder), Shard(2, 4), "is the share 1/3, and this one is 2/4"),
+    ):
+        with pytest.raises(ConfigError) as found:
+            shard_of(other, shard)
+        assert why in str(found.value)
+
+
+def test_what_has_no_answer_is_an_answer_that_a_merge_tells_as_well(tmp_path: Path) -> None:
+    def work(_: object) -> Record:
+        raise UnsupportedError("no such question")
+
+    for shard in (Shard(1, 2), Shard(0, 2)):
+        with Journal(tmp_path, {}, False, shard) as journal, pytest.raises(UnsupportedError, match="no such question"):
+            if not shard.number:
+                journal.serve_only()
+            journal.record("noise", {}, work, lambda _: True)
+
+
+def _holds(path: Path, ready: "multiprocessing.synchronize.Event", done: "multiprocessing.synchronize.Event") -> None:
+    log = Log(path)
+    log.append({}, {"opened": "process 7 on a host"})
+    ready.set()
+    done.wait(30)
+
+
+def test_two_processes_do_not_write_one_log_and_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=_holds, args=(tmp_path / FOLDER / "whole.log", ready, done))
+    other.start()
+    assert ready.wait(30)
+    with pytest.raises(OutputError, match="process 7 on a host"):
+        Log(tmp_path / FOLDER / "whole.log")
+    other.kill()
+    other.join()
+    Log(tmp_path / FOLDER / "whole.log").close()
+
+
+@pytest.mark.parametrize(
+    ("environment", "shard"),
+    [
+        ({}, WHOLE),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, WHOLE),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, Shard(4, 4, "RANK")),
+        ({"SLURM_ARRAY_TASK_ID": "12", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "10"}, Shard(3, 3)),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}, Shard(2, 2)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, WHOLE),  # a batch script, no task that srun started
+    ],
+    ids=str,
+)
+def test_launchers_say_which_share_a_process_does(environment: Mapping[str, str], shard: Shard) -> None:
+    found = launched(environment)
+    assert (found.number, found.of) == (shard.number, shard.of)
+
+
+@pytest.mark.parametrize(
+    ("of", "message"),
+    [
+        (lambda: launched({"RANK": "1"}), "WORLD_SIZE is not"),
+        (lambda: launched({"WORLD_SIZE": "2"}), "RANK is not"),
+        (lambda: launched({"RANK": "2", "WORLD_SIZE": "2"}), "none of the 2 processes"),
+        (lambda: launched({"RANK": "one", "WORLD_SIZE": "2"}), "to be numbers"),
+        (lambda: parse("0/4"), "such as 1/4"),
+        (lambda: parse("5/4"), "such as 1/4"),
+        (lambda: parse("1/٤"), "such as 1/4"),
+        (lambda: parse("half"), "such as 1/4"),
+    ],
+    ids=range(8),
+)
+def test_a_share_that_is_none_is_told(of: Callable[[], Shard], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        of()
+
+
+def test_whole_pieces_go_to_whoever_has_least() -> None:
+    assert owners([5, 1, 4, 2, 2], 2) == [0, 1, 1, 1, 0]
+    assert owners([1, 1], 5) == [0, 1]
+
+
+def test_the_bookkeeping_of_many_shards_is_exact_and_quick(tmp_path: Path) -> None:
+    """20,000 items in parts of 50 by 20 processes in any order: every part once, by its process."""
+    done: list[int] = []
+
+    def work(_: object) -> Record:
+        (found,) = RowBatches(50).map(
+            lambda part: (done.append(int(part[0])) or part,), torch.arange(20_000), kept="items"
+        )
+        assert torch.equal(found, torch.arange(20_000))
+        return Record(warnings=("all",))
+
+    for number in torch.randperm(20, generator=torch.Generator().manual_seed(0)).tolist():
+        with Journal(tmp_path, {}, False, Shard(number + 1, 20)) as journal:
+            before = len(done)
+            try:
+                assert journal.record("noise", {}, work, lambda _: True, parted=True).warnings == ("all",)
+                assert len(done) == 400
+            except Exception as error:
+                assert type(error).__name__ == "Elsewhere"
+            assert len(done) - before == 20
+    assert sorted(done) == list(range(0, 20_000, 50))
+
+
+def test_torchrun_works_as_it_stands(tmp_path: Path) -> None:
+    """Two processes; a report from one of them, and exit code 0 of both."""
+    (tmp_path / "vaeaudit.toml").write_text(
+        "[run]\nlimit = 40\nbatch_size = 7\ndevice = 'cpu'\n[noise]\nsigmas = 0.5\n[reconstruction]\nshown = 0\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    call = ["-m", "vaeaudit", "audit", str(EXAMPLES / "shapes-beta1.safetensors"), "--out", "shared"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    subprocess.run(
+        [*launcher, *call, "--data", str(EXAMPLES / "shapes.npz"), "-q"],
+        cwd=tmp_path,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+        timeout=240,
+    )
+    assert (tmp_path / "shared" / "report.json").is_file()
+    assert len(list((tmp_path / "shared" / FOLDER).glob("shard-*-of-2.log"))) == 2

@@ -1,0 +1,116 @@
+"""An append-only file of what a process has finished: killed at any moment, it loses the entry that it was writing.
+
+An entry is its length (8 bytes, little-endian), the BLAKE2b of its content (16 bytes), and its content, a safetensors
+file whose metadata name it. Reading ends at the first entry that is cut short or damaged, and writing goes on there.
+"""
+
+import hashlib
+import json
+import mmap
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from vaeaudit.errors import OutputError
+
+SUFFIX = ".log"
+_DIGEST = 16
+_HEAD = 8 + _DIGEST
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where an entry lies, and what its metadata say."""
+
+    file: Path
+    start: int
+    length: int
+    metadata: Mapping[str, str]
+
+    def tensors(self) -> dict[str, Tensor] | None:
+        """What it holds; None where it can no longer be read."""
+        with suppress(OSError, SafetensorError), self.file.open("rb") as file:
+            file.seek(self.start)
+            return load(file.read(self.length))
+        return None
+
+
+def entries(path: Path, start: int = 0) -> Iterator[Entry]:
+    """The whole entries of a file from the byte ``start`` on; none of one that is not there."""
+    with suppress(OSError, ValueError), path.open("rb") as file:  # an empty file cannot be mapped
+        if not path.is_file():  # a pipe would be waited for
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            while len(content) - start > _HEAD:
+                length = int.from_bytes(content[start : start + 8], "little")
+                begin = start + _HEAD
+                digest = content[start + 8 : begin]
+                if begin + length > len(content):
+                    return
+                payload = content[begin : begin + length]
+                if hashlib.blake2b(payload, digest_size=_DIGEST).digest() != digest:
+                    return
+                header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
+                yield Entry(path, begin, length, header["__metadata__"])
+                start = begin + length
+
+
+class Log:
+    """The file that this process writes, alone: a lock beside it ends with the process, however that ends.
+
+    Raises :class:`OutputError` where it cannot be written, or another process writes it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(path.with_suffix(".lock"), blocking=False)
+            self._lock.acquire()
+            self.end = 0
+            for entry in entries(path):
+                self.end = entry.start + entry.length
+            self._file: BinaryIO = path.open("r+b" if path.exists() else "w+b")
+            self._file.truncate(self.end)
+        except Timeout as error:
+            raise OutputError(
+                f"another process of vaeaudit works in {path.parent.parent} ({_who(path)}); wait for it, or name "
+                "another folder with --out"
+            ) from error
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror}; name another place with --out") from error
+
+    def append(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Entry:
+        """Write an entry, whole or not at all."""
+        content = save(dict(tensors), dict(metadata))
+        try:
+            self._file.seek(self.end)
+            self._file.write(len(content).to_bytes(8, "little"))
+            self._file.write(hashlib.blake2b(content, digest_size=_DIGEST).digest())
+            self._file.write(content)
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} cannot be written: {error.strerror}; name another place with --out"
+            ) from error
+        entry = Entry(self.path, self.end + _HEAD, len(content), metadata)
+        self.end = entry.start + entry.length
+        return entry
+
+    def close(self) -> None:
+        """Let others write it."""
+        self._file.close()
+        self._lock.release()
+
+
+def _who(path: Path) -> str:
+    """Who said last that it writes this file."""
+    told = [entry.metadata["opened"] for entry in entries(path) if "opened" in entry.metadata]
+    return told[-1] if told else "it has just begun"
