@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 
 Command = Callable[..., Any]
-HEADER = "system,beta,seed,metric,item,value,low,high,n,q,version\n"
+HEADER = "system,beta,seed,metric,item,value,low,high,n,q,doubt,version\n"
 
 
 def rows(
-    system: str, beta: str, seed: int, values: list[float], metric: str = "kl", version: str = "vaeaudit 1"
+    system: str, beta: str, seed: int, values: list[float], metric: str = "kl", version: str = "1", doubt: str = ""
 ) -> str:
     """A median of three, and its values."""
     start = f"{system},{beta},{seed},{metric}"
-    whole = f"{start},,{sorted(values)[1]},,,3,0.5,{version}\n"
-    return whole + "".join(f"{start},{i},{value},,,,0.5,{version}\n" for i, value in enumerate(values))
+    whole = f"{start},,{sorted(values)[1]},,,3,0.5,{doubt},{version}\n"
+    return whole + "".join(f"{start},{i},{value},,,,0.5,,{version}\n" for i, value in enumerate(values))
 
 
 def table(name: str, *parts: str) -> str:
@@ -31,7 +31,7 @@ def cells(page: Path, metric: str) -> list[list[str]]:
 
 def test_systems_are_told_apart_by_their_settings_and_betas_stand_in_their_order(command: Command) -> None:
     one = table("a.csv", rows("A", "10", 0, [4, 5, 9]), rows("A", "2", 0, [1, 2, 3]), rows("A", "2", 1, [2, 3, 4]))
-    two = table("b.csv", rows("B", "2", 0, [7, 7, 7], "tc"), rows("B", "2", 0, [1, 1, 1]))
+    two = table("b.csv", rows("B", "2", 0, [7, 7, 7], "tc", doubt="still falling"), rows("B", "2", 0, [1, 1, 1]))
     done = command("study", one, two, "--out", "page")
     assert (done.code, done.out) == (0, "page/study.md: 2 metrics of 4 models against beta\n")
     kl = cells(Path("page/study.md"), "kl")
@@ -40,6 +40,8 @@ def test_systems_are_told_apart_by_their_settings_and_betas_stand_in_their_order
     assert kl[0][2].startswith("2.5 [")
     assert kl[1][3].startswith("2.5 [")
     assert kl[2][2:4] == ["1 [1, 1]", ""]
+    assert [len(row) for row in kl] == [5, 5, 5]
+    assert cells(Path("page/study.md"), "tc")[0][4:] == ["1 x 3", "1 of 1"]
     assert Path("page/kl.png").read_bytes().startswith(b"\x89PNG")
     again = command("study", "page/results.csv", "--out", "again", "--metric", "kl")
     assert again.out == "again/study.md: 1 metrics of 4 models against beta\n"
@@ -48,15 +50,15 @@ def test_systems_are_told_apart_by_their_settings_and_betas_stand_in_their_order
 
 def test_what_cannot_be_shown_is_told_in_a_sentence(command: Command) -> None:
     one = table("a.csv", rows("A", "1", 0, [1, 2, 3]))
-    table("old.csv", rows("A", "2", 0, [1, 2, 3], version="vaeaudit 0"))
+    table("old.csv", rows("A", "2", 0, [1, 2, 3], version="0"))
     table("empty.csv")
     table("twice.csv", rows("A", "1", 0, [1, 2, 3]), rows("A", "1", 0, [1, 2, 3]))
-    table("text.csv", "A,1,0,kl,,much,,,3,,v\n")
+    table("text.csv", "A,1,0,kl,,much,,,3,,,v\n")
     table("short.csv", "A,1\n")
     Path("other.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     Path("bytes.csv").write_bytes(b"\xff\xfe\x00")
     for arguments, fault in (
-        (("a.csv", "old.csv"), "2 versions of the tool (vaeaudit 0, vaeaudit 1), whose figures are not mixed"),
+        (("a.csv", "old.csv"), "2 versions of the tool (0, 1), whose figures are not mixed"),
         ((one, "--against", "bete"), "no setting 'bete' (did you mean 'beta'?)"),
         ((one, "--metric", "kll"), "no metric 'kll' (did you mean 'kl'?)"),
         (("empty.csv",), "hold no figure"),

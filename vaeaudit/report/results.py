@@ -1,9 +1,10 @@
 """Figures of many audits as one tidy table, a CSV file: a row a figure, and a row a value of an item behind it.
 
 Its columns are ``metric``, ``item`` (empty for the figure itself), ``value``, ``low``, ``high`` (its interval), ``n``,
-``q`` (the quantile that the figure is; empty for a mean and for what is no statistic of items), ``version`` (of the
-tool), ``seed`` (of the model's training), and the settings of the system that was trained, which may have any other
-names. A row may name a ``report`` (its folder, from that of the file) in place of all that an audit tells.
+``q`` (the quantile that the figure is; empty for a mean and for what is no statistic of items), ``doubt`` (why it
+supports no verdict; empty where it does), ``version`` (of the tool), ``seed`` (of the model's training), and the
+settings of the system that was trained, which may have any other names. A row may name a ``report`` (its folder, from
+that of the file) in place of all that an audit tells.
 """
 
 import csv
@@ -17,7 +18,7 @@ from vaeaudit.errors import InputError, clipped, listed
 from vaeaudit.report.reading import read_report
 from vaeaudit.report.samples import read_samples
 
-_MEASURED = ("metric", "item", "value", "low", "high", "n", "q", "version")
+_MEASURED = ("metric", "item", "value", "low", "high", "n", "q", "doubt", "version")
 
 
 class ResultsError(InputError):
@@ -38,6 +39,7 @@ class Figure:
     n: int | None
     q: float | None
     version: str
+    doubt: str = ""
 
 
 def figures_of(report: str | Path, settings: Mapping[str, str], seed: str) -> list[Figure]:
@@ -55,7 +57,7 @@ def figures_of(report: str | Path, settings: Mapping[str, str], seed: str) -> li
         q = sample.q if sample is not None and kept else None
         value = math.nan if metric.value is None else metric.value
         low, high = metric.ci or (None, None)
-        figures.append(Figure(settings, seed, name, None, value, low, high, metric.n, q, version))
+        figures.append(Figure(settings, seed, name, None, value, low, high, metric.n, q, version, metric.doubt or ""))
         if sample is not None and kept:
             values = enumerate(map(float, sample.values))
             figures += [Figure(settings, seed, name, i, v, None, None, None, q, version) for i, v in values]
@@ -87,7 +89,7 @@ def to_csv(figures: Iterable[Figure]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*settings, "seed", *_MEASURED])
     for one in rows:
-        measured = (one.metric, one.item, repr(one.value), one.low, one.high, one.n, one.q, one.version)
+        measured = (one.metric, one.item, repr(one.value), one.low, one.high, one.n, one.q, one.doubt, one.version)
         writer.writerow([*(one.settings.get(name, "") for name in settings), one.seed, *measured])
     return buffer.getvalue()
 
@@ -123,7 +125,7 @@ def _figures(row: dict[str, str], file: Path, line: int) -> list[Figure]:
     except ValueError:
         raise ResultsError(f"{file}, line {line} holds a text where a number was expected") from None
     known = math.nan if value is None else value
-    return [Figure(row, seed, measured["metric"], item, known, low, high, n, q, measured["version"])]
+    return [Figure(row, seed, measured["metric"], item, known, low, high, n, q, measured["version"], measured["doubt"])]
 
 
 def _number(text: str) -> float | None:

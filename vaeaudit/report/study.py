@@ -15,12 +15,13 @@ from vaeaudit.stats.levels import Array, Levelled, levelled
 class Point:
     """The models of one system that have ``at`` in common: their figure, and how far it is from that at the first.
 
-    ``change`` is None at the first.
+    ``change`` is None at the first. ``doubted`` of the models have a figure that supports no verdict.
     """
 
     at: str
     figure: Levelled
     change: Levelled | None
+    doubted: int
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def _points(figures: Sequence[Figure], against: str, level: float) -> tuple[Poin
     for place, (at, sample) in enumerate(zip(values, samples, strict=True)):
         alike = place > 0 and sample.shape[1:] == samples[0].shape[1:]
         change = levelled([samples[0], sample], q, level) if alike else None
-        points.append(Point(at, levelled([sample], q, level), change))
+        doubted = sum(bool(figure.doubt) for figure in figures if figure.settings.get(against, "") == at)
+        points.append(Point(at, levelled([sample], q, level), change, doubted))
     return tuple(points)
 
 

@@ -13,7 +13,8 @@ from vaeaudit.stats.levels import Levelled
 NOTE = (
     "Figures are means over trainings (seeds), in brackets with their interval over trainings and items together; "
     "`change` is the difference from the first row of the system, on the same items. An interval of one training tells "
-    "nothing of another. Of so many intervals some miss: at 95%, one in twenty."
+    "nothing of another. Models `in doubt` have a figure that supports no verdict, as their reports say. Of so many "
+    "intervals some miss: at 95%, one in twenty."
 )
 
 
@@ -22,6 +23,7 @@ def page(curves: Sequence[Curve], against: str, version: str, pictures: Mapping[
     parts = [f"# Study against {literal.inline(against)}", f"{NOTE} Audited by {literal.inline(version)}."]
     for metric in dict.fromkeys(curve.metric for curve in curves):
         of_metric = [curve for curve in curves if curve.metric == metric]
+        doubted = any(point.doubted for curve in of_metric for point in curve.points)
         rows = [
             [
                 literal.cell(curve.system),
@@ -30,10 +32,11 @@ def page(curves: Sequence[Curve], against: str, version: str, pictures: Mapping[
                 shown(point.change) if point.change else "",
                 f"{point.figure.seeds} x {point.figure.items}" if point.figure.items else str(point.figure.seeds),
             ]
+            + ([f"{point.doubted} of {point.figure.seeds}" if point.doubted else ""] if doubted else [])
             for curve in of_metric
             for point in curve.points
         ]
-        headers = ["system", literal.cell(against), "figure", "change", "seeds x items"]
+        headers = ["system", literal.cell(against), "figure", "change", "seeds x items", *["in doubt"] * doubted]
         parts.append(f"## {literal.code(metric)}")
         if metric in pictures:
             parts.append(f"![{literal.alt(f'{metric} against {against}')}]({pictures[metric]})")
