@@ -188,6 +188,9 @@ def test_removing_takes_only_what_the_journal_wrote(small: Journal, tmp_path: Pa
     small.record("noise", SETTINGS, lambda _: Record(), go)
     (small.folder / "diary.txt").write_text("mine")
     Journal.remove(tmp_path)
+    assert list(small.folder.glob("*.log")), "a log that is being written stays"
+    small.__exit__()
+    Journal.remove(tmp_path)
     assert [file.name for file in small.folder.iterdir()] == ["diary.txt"]
     (small.folder / "diary.txt").unlink()
     Journal.remove(tmp_path)

@@ -17,7 +17,16 @@ from vaeaudit.audit.log import Log, entries
 from vaeaudit.audit.run import Audit, audit, journal_of
 from vaeaudit.audit.shards import WHOLE, Shard, launched, owners, parse
 from vaeaudit.checks.record import Record
-from vaeaudit.errors import ConfigError, OutputError, UnfinishedError, UnsupportedError
+from vaeaudit.errors import (
+    CheckpointError,
+    ConfigError,
+    MisfitError,
+    NonFiniteError,
+    OutputError,
+    UnfinishedError,
+    UnsupportedError,
+    VaeauditError,
+)
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.report.writer import to_json
 from vaeaudit.settings.config import Resolved, resolve
@@ -164,15 +173,77 @@ def test_shards_of_other_settings_models_or_numbers_are_refused_by_what_differs(
         assert why in str(found.value)
 
 
-def test_what_has_no_answer_is_an_answer_that_a_merge_tells_as_well(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("raised", "again", "message"),
+    [
+        (UnsupportedError("no such question"), UnsupportedError, "no such question"),
+        (NonFiniteError("NaN of item 3"), NonFiniteError, "NaN of item 3"),
+        (MisfitError("other names", ["a"], ["b"]), CheckpointError, "other names"),
+        (ZeroDivisionError("by zero"), VaeauditError, "the model raised .*by zero"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_is_an_answer_that_a_merge_tells_as_well(
+    tmp_path: Path, raised: Exception, again: type[Exception], message: str
+) -> None:
     def work(_: object) -> Record:
-        raise UnsupportedError("no such question")
+        raise raised
 
-    for shard in (Shard(1, 2), Shard(0, 2)):
-        with Journal(tmp_path, {}, False, shard) as journal, pytest.raises(UnsupportedError, match="no such question"):
-            if not shard.number:
-                journal.serve_only()
-            journal.record("noise", {}, work, lambda _: True)
+    with Journal(tmp_path, {}, False, Shard(1, 2)) as journal, pytest.raises(type(raised)):
+        journal.record("noise", {}, work, lambda _: True)
+    with Journal(tmp_path, {}, False, Shard(0, 2)) as journal, pytest.raises(again, match=message):
+        journal.serve_only()
+        journal.record("noise", {}, lambda _: Record(), lambda _: True)
+    # Whoever does that share again asks anew, and what it then gives counts.
+    with Journal(tmp_path, {}, False, Shard(1, 2)) as journal:
+        journal.record("noise", {}, lambda _: Record(warnings=("mended",)), lambda _: True)
+    with Journal(tmp_path, {}, False, Shard(0, 2)) as journal:
+        journal.serve_only()
+        assert journal.record("noise", {}, work, lambda _: True).warnings == ("mended",)
+
+
+def test_a_shard_that_is_stopped_says_so_and_is_not_done(tmp_path: Path) -> None:
+    subject = prepare(asked(tmp_path).settings)
+    journal = journal_of(subject, False, Shard(2, 2))
+    with pytest.raises(KeyboardInterrupt):
+        audit(subject, asked(tmp_path), ["test"], ("noise",), lambda progress: "beginning" in progress.stage, journal)
+
+
+def test_a_report_of_one_process_leaves_the_logs_of_others(tmp_path: Path) -> None:
+    with Journal(tmp_path, {}, False, Shard(1, 2)) as shard, Journal(tmp_path, {}, False) as alone:
+        for journal in (shard, alone):
+            journal.record("noise", {}, lambda _: Record(), lambda _: True)
+        Journal.remove(tmp_path)
+        assert len(list((tmp_path / FOLDER).glob("*.log"))) == 2, "one is being written"
+    Journal.remove(tmp_path)
+    assert [file.name for file in (tmp_path / FOLDER).glob("*.log")] == ["shard-1-of-2.log"]
+
+
+def test_an_audit_of_which_nothing_was_kept_leaves_no_folder(tmp_path: Path) -> None:
+    with Journal(tmp_path / "out", {}, False) as journal, pytest.raises(UnsupportedError):
+        journal.record("noise", {}, lambda _: (_ for _ in ()).throw(UnsupportedError("no")), lambda _: True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_parts_come_back_on_the_device_that_gave_them(tmp_path: Path) -> None:
+    """The device "meta" stands for one that this machine may lack."""
+    devices: list[str] = []
+
+    def work(_: object) -> Record:
+        (found,) = RowBatches(4).map(lambda part: (part,), torch.arange(4), kept="items")
+        devices.append(found.device.type)
+        return Record(interrupted=True)
+
+    for place in ("cpu", "meta"):
+        with Journal(tmp_path, {}, True) as journal:
+            journal.record("noise", {}, work, lambda _: True, parted=True)
+        assert devices[-1] == place
+        log = tmp_path / FOLDER / "whole.log"
+        entry = next(entry for entry in entries(log) if "key" in entry.metadata)
+        assert entry.metadata["on"] == '["cpu"]'
+        writing = Log(log)
+        writing.append(entry.tensors() or {}, {**entry.metadata, "on": '["meta"]'})
+        writing.close()
 
 
 def _holds(path: Path, ready: "multiprocessing.synchronize.Event", done: "multiprocessing.synchronize.Event") -> None:

@@ -333,8 +333,8 @@ def test_processes_that_would_write_one_report_many_times_are_refused(
     command("audit", "-q").said(2, "WORLD_SIZE is set and RANK is not")
     command("noise", "-q").said(2, "audit alone is shared out among processes")
     monkeypatch.setenv("RANK", "0")
-    command("audit", "-q", "--from", "vaeaudit-report").said(2, "")
-    command("merge", ".").said(2, "holds no shards of an audit")
+    Path("empty").mkdir()
+    command("merge", "empty").said(2, "holds no shards of an audit")
 
 
 def test_a_failure_sign_keeps_an_audit_from_passing_whatever_its_thresholds_read(command: Command) -> None:

@@ -26,7 +26,7 @@ from vaeaudit.audit import log
 from vaeaudit.audit.log import Log
 from vaeaudit.audit.shards import WHOLE, Shard, parse, told_here
 from vaeaudit.checks.record import Drawing, Record, Row, to_json_line
-from vaeaudit.errors import ConfigError, InputError, OutputError, listed
+from vaeaudit.errors import ConfigError, InputError, OutputError, VaeauditError, listed, told
 from vaeaudit.model.batches import Elsewhere, KeepPart, keeping
 from vaeaudit.progress import GoOn
 from vaeaudit.report.model import FIELDS, KINDS
@@ -71,6 +71,9 @@ class Journal:
         self._log: Log | None = None
         self._found: dict[tuple[str, str], log.Entry] = {}
         self._read: dict[Path, int] = {}
+        self._made: list[Path] = []  # folders that were not there
+        self._new = True
+        self._kept = False
 
     def record(
         self,
@@ -99,6 +102,7 @@ class Journal:
             self.missing.append(f"{unit} (shard {owner % self.shard.of + 1})")
             raise Elsewhere(unit)
         calls: dict[str, int] = {}
+        at = [0]  # where the parts begin that were computed here
 
         def keep(name: str) -> KeepPart:
             calls[name] = call = calls.get(name, 0) + 1
@@ -106,25 +110,30 @@ class Journal:
             def part(start: int, number: int, give: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...] | None:
                 place = f"{name}.{call} {start}"
                 if (entry := self._found.get((key, place))) is not None and (tensors := entry.tensors()) is not None:
-                    return tuple(tensors[str(k)] for k in range(len(tensors)))
+                    places = json.loads(entry.metadata["on"])
+                    return tuple(tensors[str(k)].to(device) for k, device in enumerate(places))
                 of = (owner + number) % self.shard.of
                 if not self._computes or of != self.shard.number - 1:
                     self.missing.append(f"{unit} from item {start + 1} on (shard {of + 1})")
                     return None
+                at.append(start)
                 found = give()
-                self._keep(key, place, {str(k): tensor.contiguous().cpu() for k, tensor in enumerate(found)}, {})
+                tensors = {str(k): tensor.contiguous().cpu() for k, tensor in enumerate(found)}
+                self._keep(key, place, tensors, {"on": json.dumps([str(tensor.device) for tensor in found])})
                 return found
 
             return part
 
+        if self._computes:
+            self._open()
         try:
             with keeping(keep):
                 record = work(go_on)
-        except InputError as error:
-            if (
-                self._computes and self.shard.of > 1 and not isinstance(error, OutputError)
-            ):  # an answer, which a merge must know
-                self._keep(key, "", {}, {"error": json.dumps([type(error).__name__, str(error)])})
+        except (Elsewhere, OutputError):
+            raise
+        except Exception as error:
+            if self._computes and self.shard.of > 1:  # an answer, which a merge must know
+                self._keep(key, "", {}, {"error": json.dumps(_answer(error)), "at": str(at[-1])})
             raise
         if record.interrupted:
             return record
@@ -145,32 +154,40 @@ class Journal:
         Raises :class:`ConfigError` where that holds shards of another audit, :class:`OutputError` where another process
         does this one.
         """
-        if self.shard.of > 1 and self.shard.number:
+        if self.shard.of > 1:
             self._check_others()
-            self._open()
+            if self.shard.number:
+                self._open()
         if self.resume:
             self._look()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Let others write what this process wrote."""
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        """Let others write what this process wrote; of an audit that kept nothing, or was refused, nothing stays."""
+        if self._log is None:
+            return
+        self._log.close()
+        refused = kind is not None and issubclass(kind, InputError)
+        if self.shard.of == 1 and self._new and (refused or not self._kept):
+            self.remove(self.folder.parent)
+            for made in self._made:
+                with suppress(OSError):
+                    made.rmdir()
+        self._log = None
 
     @staticmethod
     def remove(folder: Path) -> None:
-        """Forget what the journal in ``folder`` keeps: the report is written."""
+        """Forget what one process kept in ``folder``: the report is written. Of others, nothing is touched."""
         with suppress(OSError):  # something else lies there, or cannot be removed: it is no longer needed, that is all
-            for suffix in (log.SUFFIX, ".lock"):
-                for file in (folder / FOLDER).glob(f"*{suffix}"):
-                    file.unlink()
+            Log.remove(folder / FOLDER / f"{WHOLE.file}{log.SUFFIX}")
             (folder / FOLDER).rmdir()
 
     def _open(self) -> Log:
         """The log of this process, which says whose it is."""
         if self._log is None:
+            self._made = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
             self._log = Log(self.folder / f"{self.shard.file}{log.SUFFIX}")
+            self._new = self._log.end == 0
             about = json.dumps({"facts": self.facts, **self.about}, sort_keys=True)
             self._log.append({}, {"opened": told_here(), "about": about, "shard": str(self.shard)})
         return self._log
@@ -181,7 +198,8 @@ class Journal:
             for entry in log.entries(file, self._read.get(file, 0)):
                 self._read[file] = entry.start + entry.length
                 if "key" in entry.metadata:
-                    self._found[entry.metadata["key"], entry.metadata["part"]] = entry
+                    place = entry.metadata["key"], entry.metadata["part"]
+                    self._found[place] = _better(self._found.get(place), entry)
 
     def _check_others(self) -> None:
         """Raise :class:`ConfigError` where the folder holds shares of another audit."""
@@ -203,8 +221,24 @@ class Journal:
 
     def _keep(self, key: str, part: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         entry = self._open().append(tensors, {"key": key, "part": part, **metadata})
+        self._kept = True
         if self.resume:
             self._found[key, part] = entry
+
+
+def _answer(error: Exception) -> tuple[str, str]:
+    """The name and the message of an error of ours that is raised again for this one."""
+    if not isinstance(error, VaeauditError):
+        return VaeauditError.__name__, f"the model raised {told(error)}"
+    of_message = [kind for kind in type(error).__mro__ if "__init__" not in vars(kind)]
+    return next(kind.__name__ for kind in of_message if getattr(errors, kind.__name__, None) is kind), str(error)
+
+
+def _better(old: log.Entry | None, new: log.Entry) -> log.Entry:
+    """Of two entries of one thing, whichever tells more: a result, or the error of the first items."""
+    if old is None or "error" not in new.metadata:
+        return new
+    return new if "error" in old.metadata and int(new.metadata["at"]) <= int(old.metadata["at"]) else old
 
 
 @dataclass(frozen=True)
@@ -301,7 +335,7 @@ def _record(entry: log.Entry) -> Record | None:
         return None
     if "error" in entry.metadata:
         name, message = json.loads(entry.metadata["error"])
-        raise getattr(errors, name, InputError)(message)
+        raise getattr(errors, name)(message)
     plain = json.loads(entry.metadata["record"])
     return Record(
         entries=[KINDS[name].model_validate(found) for name, found in plain["entries"]],

@@ -106,8 +106,21 @@ class Log:
 
     def close(self) -> None:
         """Let others write it."""
-        self._file.close()
-        self._lock.release()
+        try:
+            with suppress(OSError):  # what a full disk did not take was told when it was written
+                self._file.close()
+        finally:
+            self._lock.release()
+
+    @staticmethod
+    def remove(path: Path) -> None:
+        """Remove the file, unless a process is writing it. Raises ``OSError`` where it cannot be removed."""
+        if not path.is_file():
+            return
+        lock = FileLock(path.with_suffix(".lock"), blocking=False)
+        with suppress(Timeout), lock:
+            path.unlink()
+            path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _who(path: Path) -> str:

@@ -175,7 +175,11 @@ def audit(
             if journal.shard.number:
                 _do_share(works, go_on, costs)
             journal.serve_only()
-        done = _carried_out(works, whole(subject), resolved, argv, skipped, go_on, optional, costs)
+        try:
+            done = _carried_out(works, whole(subject), resolved, argv, skipped, go_on, optional, costs)
+        except InputError:
+            if not journal.missing:
+                raise
     if journal.missing:
         raise UnfinishedError(
             f"of the audit in {resolved.settings.run.out} is not done: {listed(journal.missing)}; run those shards "
@@ -192,16 +196,23 @@ def _kept(journal: Journal, unit: str, check: Check, subject: Subject, work: Wor
 def _do_share(works: Mapping[str, Work], go_on: GoOn, costs: Mapping[str, float]) -> None:
     """Do what of the works is this process's; the journal keeps it."""
     shares = _shares(works, costs)
+    stopped: list[Progress] = []
+
+    def asked(progress: Progress) -> bool:
+        goes_on = go_on(progress)
+        if not goes_on:
+            stopped.append(progress)
+        return goes_on
+
     for place, (unit, work) in enumerate(works.items()):
         try:
-            if work(_placed(go_on, unit, place, shares)).interrupted:
-                raise KeyboardInterrupt
-        except Elsewhere:
-            continue
-        except InputError as error:
-            if isinstance(error, OutputError):
-                raise
-            # Any other is an answer, which the journal keeps and the report tells.
+            work(_placed(asked, unit, place, shares))
+        except OutputError:
+            raise
+        except Exception:  # elsewhere, or an answer, which the journal keeps and the report tells
+            pass
+        if stopped:
+            raise KeyboardInterrupt
 
 
 def _shares(works: Mapping[str, Work], costs: Mapping[str, float]) -> list[float]:

@@ -71,7 +71,8 @@ class RowBatches:
         keep = None if keeper is None or not kept else keeper(kept)
         done, total, most, elsewhere = 0, len(arguments[0]), self.size, False
         while done < total or not (results or elsewhere):
-            part = tuple(argument[done : done + self.size] for argument in arguments)
+            end = min(done + self.size, (done // most + 1) * most)  # within what is shared out
+            part = tuple(argument[done:end] for argument in arguments)
             try:
                 if keep is None:
                     found: tuple[Tensor, ...] | None = function(*part)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -81,7 +82,7 @@ def write_file(path: Path, content: bytes | Iterable[bytes]) -> str:
             return sha256.hexdigest()
         target = path.resolve()  # a link stays a link
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
         try:
             _write(temporary, pieces, sha256)
             temporary.replace(target)
