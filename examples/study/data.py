@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from table import Row
 from torch import Tensor
 
@@ -29,7 +30,7 @@ def audited(name: str, folder: Path | None) -> Path:
 
 
 def training_images(name: str, folder: Path | None, shape: tuple[int, ...], items: int, seed: int) -> Tensor:
-    """The first ``items`` images (n, *shape) in [0, 1]; of shapes as many drawn at random.
+    """As many images (n, *shape) in [0, 1] as ``items``, or all: those ``chosen``, and shapes drawn by ``seed``.
 
     Raises ValueError where a file is missing.
     """
@@ -40,7 +41,13 @@ def training_images(name: str, folder: Path | None, shape: tuple[int, ...], item
     else:
         stored = read(_found(name, folder, 0))
     data = fit(stored, input_shape=shape, data_range=(0.0, 1.0), resize="bilinear")
-    return data.batch(np.arange(min(items, len(data))))
+    return data.batch(chosen(name, len(data), items))
+
+
+def chosen(name: str, there: int, items: int) -> NDArray[np.int64]:
+    """Numbers of ``items`` of the images, or of all: the first ones; of dSprites, a grid in order, random ones."""
+    order = np.random.default_rng(0).permutation(there) if name == "dsprites" else np.arange(there)
+    return order[:items]
 
 
 def image_shape(row: Row) -> tuple[int, ...]:

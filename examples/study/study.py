@@ -6,6 +6,7 @@ Ctrl-C ends it at any time, and the same command goes on from there.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import subprocess
@@ -15,14 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from data import audited, image_shape, training_images
+from data import audited, chosen, image_shape, training_images
 from table import SETTINGS, Row, Study, read_table
-from train import DivergedError, train
+from train import MODEL, DivergedError, train
 
 import vaeaudit
 from vaeaudit.data.items import fit
 from vaeaudit.data.sources import read
 from vaeaudit.errors import VaeauditError
+from vaeaudit.report.reading import ReportError, read_report
 from vaeaudit.report.results import Figure, figures_of, read_results, to_csv
 
 SCALED = 50  # items whose encoder's scale is measured
@@ -32,8 +34,8 @@ def carry_out(study: Study, folder: Path, data: Path | None, told: Callable[[str
     """Train and audit all rows, and write the results; what is there already is taken. Returns the file.
 
     Raises:
-        ValueError: data are missing.
-        RuntimeError: an audit ended without a report.
+        ValueError: data are missing, or a folder holds a model of another row.
+        RuntimeError: an audit ended without a complete report.
         ResultsError: reports of another version of the tool lie there.
     """
     figures: list[Figure] = []
@@ -67,13 +69,9 @@ def gathered(row: Row, place: Path, diverged: bool) -> list[Figure]:
 
 def _train(row: Row, place: Path, data: Path | None, told: Callable[[str], None]) -> str | None:
     """Why the model diverged; None where it did not, and is there."""
-    note = place / "diverged.txt"
-    if note.exists():
-        return note.read_text(encoding="utf-8")
     try:
         train(row, lambda: training_images(row.data, data, image_shape(row), row.items, row.seed), place, told)
     except DivergedError as error:
-        note.write_text(str(error), encoding="utf-8")
         return str(error)
     return None
 
@@ -82,21 +80,32 @@ def _audit(
     row: Row, settings: dict[str, dict[str, object]], place: Path, data: Path | None, told: Callable[[str], None]
 ) -> None:
     """Audit a trained model with the command, unless the same audit lies there."""
-    config, model, report = place / "vaeaudit.toml", place / "model.safetensors", place / "report"
+    config, model, report, scale = (place / name for name in ("vaeaudit.toml", MODEL, "report", "scale.json"))
     source = {"data": {"source": str(audited(row.data, data).resolve()), "resize": "bilinear"}}
     wanted = "".join(
         f"[{section}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
         for section, keys in {**source, **settings}.items()
     )
-    if (report / "report.json").exists() and config.read_text(encoding="utf-8") == wanted:
+    if scale.exists() and config.read_text(encoding="utf-8") == wanted and _complete(report, model):
         return
+    scale.unlink(missing_ok=True)  # written last: without it no settings say what the report is of
     config.write_text(wanted, encoding="utf-8")
     start = time.monotonic()
     code = _command("audit", model, "--config", config, "--out", report, "--resume", "--quiet")
-    if code not in (0, 5) or not (report / "report.json").exists():
+    if code not in (0, 5) or not _complete(report, model):
         raise RuntimeError(f"the audit of {row.name} ended with {code}; see {report}")
-    (place / "scale.json").write_text(json.dumps(_scale(model, row, data)), encoding="utf-8")
+    scale.write_text(json.dumps(_scale(model, row, data)), encoding="utf-8")
     told(f"{row.name}: audited, {time.monotonic() - start:.0f} s")
+
+
+def _complete(report: Path, model: Path) -> bool:
+    """Whether there is a report of an audit of this very file that was not cut off."""
+    try:
+        found, _ = read_report(report)
+    except ReportError:
+        return False
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    return found.status == "complete" and found.model.file.sha256 == digest
 
 
 def _command(*arguments: object) -> int:
@@ -112,7 +121,7 @@ def _scale(model: Path, row: Row, data: Path | None) -> dict[str, list[float]]:
     """
     vae = vaeaudit.load(model)
     items = fit(read(audited(row.data, data)), input_shape=vae.input_shape, data_range=vae.range, resize="bilinear")
-    x = items.batch(range(min(SCALED, len(items))))
+    x = items.batch(chosen(row.data, len(items), SCALED))
     q = _gaussian(vae.encode(x))
 
     def mean(one: torch.Tensor) -> torch.Tensor:

@@ -10,11 +10,12 @@ from pathlib import Path
 import objectives
 import torch
 from networks import untrained
+from safetensors import safe_open
 from safetensors.torch import save_file
 from table import Row
 from torch import Tensor, nn
 
-STATE, MODEL, PART = "training.pt", "model.safetensors", "unfinished"
+STATE, MODEL, DIVERGED, PART = "training.pt", "model.safetensors", "diverged.json", "unfinished"
 _GIVEN = ("model", "x", "noise")  # parameters of an objective that are no weights
 
 
@@ -26,11 +27,21 @@ def train(row: Row, images: Callable[[], Tensor], folder: Path, told: Callable[[
     """Train the model of ``row`` on ``images`` (n, *shape) and write it; what is there already is taken.
 
     Everything random is drawn anew each epoch, by a generator that row's seed and the epoch's number key: so that an
-    interrupted training goes on to the same weights. Raises :class:`DivergedError`.
+    interrupted training goes on to the same weights.
+
+    Raises:
+        DivergedError: it did so, now or before.
+        ValueError: what is there was trained by another row.
     """
-    file = folder / MODEL
+    file, note = folder / MODEL, folder / DIVERGED
     if file.exists():
+        with safe_open(file, "pt") as stored:
+            _refuse_another(row, stored.metadata()["row"], folder)
         return file
+    if note.exists():
+        kept = json.loads(note.read_text(encoding="utf-8"))
+        _refuse_another(row, kept["row"], folder)
+        raise DivergedError(kept["why"])
     x = images()
     vae, options = untrained(row, tuple(x.shape[1:]))
     adam = torch.optim.Adam(vae.parameters(), row.learning_rate, weight_decay=row.weight_decay, fused=True)
@@ -44,6 +55,7 @@ def train(row: Row, images: Callable[[], Tensor], folder: Path, told: Callable[[
     seconds = 0.0
     if (folder / STATE).exists():
         state = torch.load(folder / STATE, weights_only=True)
+        _refuse_another(row, state["row"], folder)
         losses, seconds = state["losses"], state["seconds"]
         for name, part in parts.items():
             part.load_state_dict(state[name])
@@ -54,9 +66,11 @@ def train(row: Row, images: Callable[[], Tensor], folder: Path, told: Callable[[
         seconds += time.monotonic() - start
         told(f"{row.name}: epoch {len(losses)}/{row.epochs}, loss {losses[-1]:.2f} nats, {seconds:.0f} s")
         if not math.isfinite(losses[-1]):
-            raise DivergedError(f"the loss was {losses[-1]} in epoch {len(losses)}")
+            why = f"the loss was {losses[-1]} in epoch {len(losses)}"
+            note.write_text(json.dumps({"why": why, "row": row.model_dump_json()}), encoding="utf-8")
+            raise DivergedError(why)
         state: dict[str, object] = {name: part.state_dict() for name, part in parts.items()}
-        torch.save(state | {"losses": losses, "seconds": seconds}, folder / PART)
+        torch.save(state | {"row": row.model_dump_json(), "losses": losses, "seconds": seconds}, folder / PART)
         (folder / PART).replace(folder / STATE)
     facts = {"adapter": row.adapter, **options}
     metadata = {f"vaeaudit.{name}": json.dumps(value) for name, value in facts.items()}
@@ -66,6 +80,15 @@ def train(row: Row, images: Callable[[], Tensor], folder: Path, told: Callable[[
     (folder / PART).replace(file)
     (folder / STATE).unlink()
     return file
+
+
+def _refuse_another(row: Row, kept: str, folder: Path) -> None:
+    """Raise ValueError unless ``kept``, a row in JSON, trains as ``row`` does."""
+    before, now = (one.model_dump(exclude={"audit"}) for one in (Row.model_validate_json(kept), row))
+    if other := [f"{name} = {before[name]}, now {now[name]}" for name in now if before[name] != now[name]]:
+        raise ValueError(
+            f"{folder} was trained with {', '.join(other)}; delete it to train anew, or name another folder with --out"
+        )
 
 
 def _epoch(row: Row, x: Tensor, epoch: int, parts: dict[str, nn.Module | torch.optim.Optimizer]) -> float:

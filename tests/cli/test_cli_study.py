@@ -38,7 +38,7 @@ def test_systems_are_told_apart_by_their_settings_and_betas_stand_in_their_order
     assert [row[:2] for row in kl] == [["A", "2"], ["A", "10"], ["B", "2"]]
     assert [row[4] for row in kl] == ["2 x 3", "1 x 3", "1 x 3"]
     assert kl[0][2].startswith("2.5 [")
-    assert kl[1][3].startswith("2.5 [")
+    assert kl[1][3] == "2.5 (1 seed: no interval)"
     assert kl[2][2:4] == ["1 [1, 1]", ""]
     assert [len(row) for row in kl] == [5, 5, 5]
     assert cells(Path("page/study.md"), "tc")[0][4:] == ["1 x 3", "1 of 1"]
@@ -46,6 +46,16 @@ def test_systems_are_told_apart_by_their_settings_and_betas_stand_in_their_order
     again = command("study", "page/results.csv", "--out", "again", "--metric", "kl")
     assert again.out == "again/study.md: 1 metrics of 4 models against beta\n"
     assert cells(Path("again/study.md"), "kl") == kl
+
+
+def test_a_change_says_of_how_many_seeds_it_is_where_its_row_has_more(command: Command) -> None:
+    few = [rows("A", "1", seed, [1, 2, 3 + seed]) for seed in (0, 1)]
+    many = [rows("A", "2", seed, [4, 5, 6 + seed]) for seed in (0, 1, 2)]
+    command("study", table("a.csv", *few, *many), "--out", "page")
+    first, second = cells(Path("page/study.md"), "kl")
+    assert (first[3:], second[4]) == (["", "2 x 3"], "3 x 3")
+    assert second[3].startswith("3 [")
+    assert second[3].endswith("] (2 seeds)")
 
 
 def test_what_cannot_be_shown_is_told_in_a_sentence(command: Command) -> None:

@@ -54,6 +54,18 @@ def test_items_that_are_hard_for_all_models_do_not_hide_a_difference() -> None:
     assert alone[1] - alone[0] > 50
 
 
+@pytest.mark.parametrize("single", [0, 1])
+def test_a_change_from_or_to_a_single_training_has_no_interval(single: int) -> None:
+    rng = np.random.default_rng(3)
+    groups = [drawn(rng, 1.0, 1.0), drawn(rng, 1.0, 1.0)]
+    assert levelled(groups).ci is not None
+    groups[single] = groups[single][:1]
+    for found in (levelled(groups), levelled(groups, 0.5), levelled([group[:, 0] for group in groups])):
+        assert (found.ci, found.seeds) == (None, 1)
+        assert math.isfinite(found.value)
+    assert levelled([groups[single]]).ci is not None  # over its items
+
+
 def test_one_training_one_number_each_and_what_is_missing() -> None:
     values = np.array([[1.0, 2.0, 3.0, np.nan]])
     one = levelled([values])

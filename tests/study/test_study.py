@@ -1,6 +1,7 @@
 """A study from its table to its page: trained, audited by the commands, gathered, and shown."""
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -73,6 +74,50 @@ def test_a_miniature_runs_from_end_to_end_and_a_diverged_model_is_recorded_as_su
     told.clear()
     study.carry_out(table, tmp_path / "runs", None, told.append)  # nothing is done again
     assert told == [diverged]
+    slower = table.rows[2].model_copy(update={"learning_rate": 1e-3})
+    with pytest.raises(ValueError, match=r"diverging.* was trained with learning_rate = 1e\+20, now 0.001; delete it"):
+        study.carry_out(table.model_copy(update={"rows": (slower,)}), tmp_path / "runs", None, told.append)
+
+
+def test_what_an_interrupted_audit_left_is_not_taken_for_a_whole_one(
+    study: Any, tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mini.toml").write_text(TABLE.replace("epochs = 15", "epochs = 1"), encoding="utf-8")
+    whole = study.read_table(tmp_path / "mini.toml")
+    row = whole.rows[0]
+    place, asked = tmp_path / row.name, list[tuple[object, ...]]()
+
+    def audit(items: int, how: Callable[..., int]) -> None:
+        monkeypatch.setattr(study, "_command", how)
+        settings = {**whole.audits["small"], "latents": {"items": items, "traverse": 0}}
+        study.carry_out(study.Study(rows=(row,), audits={"small": settings}), tmp_path, None, lambda _: None)
+
+    def done(*arguments: object) -> int:
+        asked.append(arguments)
+        return int(command(*arguments).code)
+
+    def cut(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    audit(20, done)
+    with pytest.raises(KeyboardInterrupt):
+        audit(30, cut)
+    audit(30, done)
+    assert len(asked) == 2
+    report = json.loads((place / "report" / "report.json").read_text(encoding="utf-8"))
+    assert report["configuration"]["latents"]["items"] == 30
+    (place / "report" / "report.json").write_text(json.dumps({**report, "status": "interrupted"}), encoding="utf-8")
+    with pytest.raises(RuntimeError, match="ended with 0"):  # asked for again, and not taken where it is not complete
+        audit(30, lambda *_: 0)
+
+
+def test_images_that_lie_in_the_order_of_their_factors_are_drawn_at_random(study: Any) -> None:
+    first, random = (study.chosen(name, 900, 600) for name in ("mnist", "dsprites"))
+    assert [*first] == [*range(600)]
+    assert len({*random}) == 600
+    assert {int(place) // 300 for place in random} == {0, 1, 2}
+    assert [*study.chosen("dsprites", 900, 600)] == [*random]
+    assert len(study.chosen("dsprites", 9, 600)) == 9
 
 
 @pytest.mark.parametrize("objective", ["controlled_capacity_vae", "factor_vae"])
@@ -90,10 +135,15 @@ def test_interrupted_training_goes_on_to_the_same_bits(study: Any, tmp_path: Pat
         (tmp_path / name).mkdir()
     with pytest.raises(KeyboardInterrupt):
         study.train(row, lambda: x, tmp_path / "halved", stop)
+    with pytest.raises(ValueError, match="trained with batch = 16, now 20; delete it"):
+        study.train(row.model_copy(update={"batch": 20}), lambda: x, tmp_path / "halved", print)
     found = [study.train(row, lambda: x, tmp_path / name, lambda _: None) for name in ("whole", "halved")]
     first, second = (study.vaeaudit.load(file).state_dict() for file in found)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not (tmp_path / "halved" / "training.pt").exists()
+    with pytest.raises(ValueError, match="trained with epochs = 3, now 4; delete it"):
+        study.train(row.model_copy(update={"epochs": 4}), lambda: x, tmp_path / "whole", print)
+    assert study.train(row.model_copy(update={"audit": "another"}), lambda: x, tmp_path / "whole", print) == found[0]
 
 
 @pytest.mark.parametrize("file", sorted(STUDY.glob("*.toml")), ids=lambda file: file.stem)

@@ -17,7 +17,7 @@ _RESAMPLES = 999
 class Levelled:
     """A figure, its interval (None where nothing says how sure it is), and of how many seeds and items it is.
 
-    ``items`` is 0 where the models have one number each.
+    ``seeds`` of a change is the lesser number of its two sides. ``items`` is 0 where the models have one number each.
     """
 
     value: float
@@ -40,7 +40,8 @@ def levelled(groups: Sequence[Array], q: float | None = None, level: float = 0.9
 
     With so few seeds percentiles of resamples could not reach the level, whatever it is: three lie all on one side of
     the true mean in one case of four. The interval is therefore Student's, with Satterthwaite's (1946) degrees of
-    freedom. Of a single training it is over items alone. NaN counts as a missing item, for all models.
+    freedom. Of a single training it is over items alone; a change that has a single training on either side has none,
+    since another training might change it by nobody knows how much. NaN counts as a missing item, for all models.
     """
     values = [np.asarray(group, dtype=np.float64) for group in groups]
     signs = [1.0] if len(values) == 1 else [-1.0, 1.0]
@@ -52,6 +53,8 @@ def levelled(groups: Sequence[Array], q: float | None = None, level: float = 0.9
     value = float(sum(sign * one.mean() for sign, one in zip(signs, each, strict=True)))
     if not math.isfinite(value):
         return Levelled(math.nan, None, seeds, items)
+    if len(values) > 1 and seeds == 1:
+        return Levelled(value, None, seeds, items)
     parts = [(one.var(ddof=1) / len(one), len(one) - 1) for one in each if len(one) > 1]
     if items > 1:
         parts.append((_variance_over_items(values, signs, q), items - 1))

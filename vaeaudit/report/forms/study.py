@@ -7,13 +7,14 @@ from tabulate import tabulate
 
 from vaeaudit.layout.figures import label, to_png
 from vaeaudit.report.forms import literal
-from vaeaudit.report.study import Curve
+from vaeaudit.report.study import Curve, Point
 from vaeaudit.stats.levels import Levelled
 
 NOTE = (
     "Figures are means over trainings (seeds), in brackets with their interval over trainings and items together; "
-    "`change` is the difference from the first row of the system, on the same items. An interval of one training tells "
-    "nothing of another. Models `in doubt` have a figure that supports no verdict, as their reports say. Of so many "
+    "`change` is the difference from the first row of the system, on the same items, with the number of "
+    "seeds where that row has fewer. An interval of one training tells nothing of another, and a change from or to one "
+    "training has none. Models `in doubt` have a figure that supports no verdict, as their reports say. Of so many "
     "intervals some miss: at 95%, one in twenty."
 )
 
@@ -29,7 +30,7 @@ def page(curves: Sequence[Curve], against: str, version: str, pictures: Mapping[
                 literal.cell(curve.system),
                 literal.cell(point.at),
                 shown(point.figure),
-                shown(point.change) if point.change else "",
+                _changed(point),
                 f"{point.figure.seeds} x {point.figure.items}" if point.figure.items else str(point.figure.seeds),
             ]
             + ([f"{point.doubted} of {point.figure.seeds}" if point.doubted else ""] if doubted else [])
@@ -42,6 +43,15 @@ def page(curves: Sequence[Curve], against: str, version: str, pictures: Mapping[
             parts.append(f"![{literal.alt(f'{metric} against {against}')}]({pictures[metric]})")
         parts.append(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
     return "\n\n".join(parts) + "\n"
+
+
+def _changed(point: Point) -> str:
+    change = point.change
+    if change is None:
+        return ""
+    if change.seeds == 1:
+        return f"{shown(change)} (1 seed: no interval)"
+    return shown(change) + (f" ({change.seeds} seeds)" if change.seeds < point.figure.seeds else "")
 
 
 def shown(figure: Levelled) -> str:
