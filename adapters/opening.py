@@ -66,6 +66,8 @@ def read_options(model: type[AnyOptions], config: Mapping[str, object], adapter:
         if not fault["loc"]:  # each option is possible, but not beside the others
             raise AdapterError(f"adapter '{adapter}' cannot take these options together: {reason}") from error
         name = str(fault["loc"][0])
+        if name not in config:
+            raise AdapterError(f"adapter '{adapter}' needs the option {name}; see docs/models.md") from error
         raise AdapterError(
             f"adapter '{adapter}' cannot take {name} = {clipped(repr(config[name]))}: {reason[0].lower()}{reason[1:]}"
         ) from error

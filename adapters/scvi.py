@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from vaeaudit import Checkpoint, DiagonalGaussian, NegativeBinomialLikelihood, Product, ZeroInflatedLikelihood
@@ -24,13 +25,14 @@ WEIGHT_PARTS = {
     "decoder": ("decoder.", "px_r"),
     "neither": ("l_encoder.", "library_log_means", "library_log_vars"),
 }
-SCALE = "decoder.px_scale_decoder.0.weight"
+SCALE, FIRST = "decoder.px_scale_decoder.0.weight", "decoder.px_decoder.fc_layers.Layer 0.0.weight"
 
 
 class ScviOptions(Options):
-    """What tensors do not tell; scvi-tools calls them gene_likelihood and log_variational."""
+    """What tensors do not tell; scvi-tools calls them gene_likelihood, n_batch and log_variational."""
 
     likelihood: Literal["zinb", "nb"]
+    batches: PositiveInt
     log1p: bool = True
 
 
@@ -68,7 +70,7 @@ class Scvi(nn.Module):
         self.options = options
         genes, width = tensors[SCALE].shape
         self.latents, self.input_shape = len(tensors["z_encoder.mean_encoder.weight"]), (genes,)
-        self.batches = tensors["decoder.px_decoder.fc_layers.Layer 0.0.weight"].shape[1] - self.latents
+        self.batches = options.batches if options.batches > 1 else 0  # a batch that is the only one is no input
         self.condition_shape: tuple[int, ...] = () if self.batches else (0,)
         for name, size in (("z_encoder", self.latents), ("l_encoder", 1)):
             layers = Layers(tensors, f"{name}.encoder.fc_layers")
@@ -140,11 +142,18 @@ def open(checkpoint: Checkpoint, config: Mapping[str, object]) -> Scvi:
     tensors = checkpoint.tensors
     if not recognises(checkpoint):
         raise AdapterError(f"{checkpoint.path} has no tensors of an SCVI, such as {SCALE}; name another adapter")
-    build = partial(Scvi, read_options(ScviOptions, config, "scvi"), tensors)
+    options = read_options(ScviOptions, config, "scvi")
+    build = partial(Scvi, options, tensors)
     rates, means = tensors.get("px_r"), tensors.get("library_log_means")
     if means is not None and means.numel() > 1:
         raise AdapterError("adapter 'scvi' knows a latent library size of one batch only, as its prior is the batch's")
     model = filled(build, tensors)
+    beside = tensors[FIRST].shape[1] - model.latents
+    if beside != model.batches:  # nothing in the tensors tells the columns of a covariate from those of batches
+        raise AdapterError(
+            f"the decoder takes {beside} numbers beside the latents, where {model.batches} were expected for batches = "
+            f"{options.batches}; adapter 'scvi' knows no other covariates, nor batches that are embedded"
+        )
     if rates is not None and rates.ndim == 2 and rates.shape[1] != model.batches:
         raise AdapterError("adapter 'scvi' knows dispersion by gene, gene-batch and gene-cell, not by gene-label")
     return model

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vaeaudit.audit.artifacts import artifacts
 from vaeaudit.audit.journal import FOLDER, Journal
@@ -115,6 +116,20 @@ def test_a_record_is_never_served_for_anything_else(kept: tuple[Resolved, Audit]
     assert served.warnings == ("computed",)
 
 
+SHIFTED = (
+    "import torch, vaeaudit\n"
+    "class Shifted(torch.nn.Module):\n"
+    "    def __init__(self, vae):\n"
+    "        super().__init__()\n"
+    "        self.vae, self.input_shape, self.range = vae, vae.input_shape, vae.range\n"
+    "    prior = property(lambda self: self.vae.prior)\n"
+    "    def decode(self, z): return self.vae.decode(z)\n"
+    "    def encode(self, x):\n"
+    "        q = self.vae.encode(x)\n"
+    "        return vaeaudit.DiagonalGaussian(q.mean + SHIFT, q.log_stddev)\n"
+)
+
+
 def test_a_model_whose_adapters_own_imports_changed_is_another_model(tmp_path: Path) -> None:
     """The adapter has the same file; what it imports from beside it, and so what the model does, is another thing."""
     (tmp_path / "adapter.py").write_text(
@@ -124,21 +139,9 @@ def test_a_model_whose_adapters_own_imports_changed_is_another_model(tmp_path: P
         "    return helper.Shifted(vae)\n"
     )
     helper = tmp_path / "helper_of_test_journal.py"
-    source = (
-        "import torch, vaeaudit\n"
-        "class Shifted(torch.nn.Module):\n"
-        "    def __init__(self, vae):\n"
-        "        super().__init__()\n"
-        "        self.vae, self.input_shape, self.range = vae, vae.input_shape, vae.range\n"
-        "    prior = property(lambda self: self.vae.prior)\n"
-        "    def decode(self, z): return self.vae.decode(z)\n"
-        "    def encode(self, x):\n"
-        "        q = self.vae.encode(x)\n"
-        "        return vaeaudit.DiagonalGaussian(q.mean + SHIFT, q.log_stddev)\n"
-    )
     facts = []
     for shift in ("0.0", "0.01"):
-        helper.write_text(source.replace("SHIFT", shift))
+        helper.write_text(SHIFTED.replace("SHIFT", shift))
         sys.modules.pop("helper_of_test_journal", None)
         resolved = asked(model__adapter=f"{tmp_path / 'adapter.py'}:open", run__out=str(tmp_path / "out"))
         facts.append(journal_of(prepare(resolved.settings), resume=True).facts)
@@ -220,6 +223,19 @@ def test_every_setting_that_a_check_reads_is_among_the_facts_or_in_its_section(k
     assert isinstance(prepare(settings), Subject)
 
 
+def stages_of(resolved: Resolved) -> list[Progress]:
+    """What a resumed audit tells of as it computes: nothing, where the journal has it."""
+    stages: list[Progress] = []
+    subject = prepare(resolved.settings)
+
+    def go_on(progress: Progress) -> bool:
+        stages.append(progress)
+        return True
+
+    audit(subject, resolved, ["test"], resolved.settings.run.checks, go_on, journal_of(subject, resume=True))
+    return [stage for stage in stages if not stage.stage.endswith("beginning")]
+
+
 def test_a_mode_more_computes_that_mode_alone_and_another_file_to_compare_weights_with_is_another(
     kept: tuple[Resolved, Audit], tmp_path: Path
 ) -> None:
@@ -232,7 +248,43 @@ def test_a_mode_more_computes_that_mode_alone_and_another_file_to_compare_weight
     for source in ("shapes-beta1.safetensors", "shapes-beta8.safetensors"):
         against.write_bytes((EXAMPLES / source).read_bytes())
         with_other = asked(run__out=str(tmp_path), weights__against=str(against), run__checks=["weights"])
-        subject = prepare(with_other.settings)
-        stages.clear()
-        audit(subject, with_other, ["test"], ["weights"], stages.append, journal_of(subject, resume=True))
-        assert stages
+        assert stages_of(with_other)
+        assert not stages_of(with_other)
+
+
+def test_the_other_half_of_a_pair_to_compare_weights_with_is_of_what_was_asked(tmp_path: Path) -> None:
+    (tmp_path / "pairs.py").write_text(
+        "import vaeaudit\n"
+        "def files(path): return {part: f'{part}.safetensors' for part in ('encoder', 'decoder')}\n"
+        f"def open(checkpoint, config): return vaeaudit.load({str(EXAMPLES / 'shapes-beta1.safetensors')!r})\n"
+    )
+
+    def write(folder: str, part: str, scale: float) -> Path:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        save_file({"0.weight": torch.full((2, 3), scale)}, tmp_path / folder / f"{part}.safetensors")
+        return tmp_path / folder / f"{part}.safetensors"
+
+    first, other = (write(folder, "encoder", scale) for folder, scale in (("first", 1.0), ("other", 2.0)))
+    for folder, scale in (("first", 3.0), ("other", 4.0)):
+        write(folder, "decoder", scale)
+    changes = {"model__path": str(first), "model__adapter": f"{tmp_path / 'pairs.py'}:open"}
+    resolved = asked(run__out=str(tmp_path), run__checks=["weights"], weights__against=str(other), **changes)
+    assert stages_of(resolved)
+    assert not stages_of(resolved)
+    write("other", "decoder", 5.0)
+    assert stages_of(resolved)
+
+
+def test_the_code_of_the_adapter_of_a_model_to_be_held_against_is_of_what_was_asked(tmp_path: Path) -> None:
+    model = str(EXAMPLES / "shapes-beta1.safetensors")
+    to_open = f"def open(checkpoint, config): return Shifted(vaeaudit.load({model!r}))\n"
+    adapter = tmp_path / "other_adapter.py"
+    changes = {"equivalence__against": model, "equivalence__adapter": f"{adapter}:open", "equivalence__items": 3}
+    resolved = asked(run__out=str(tmp_path), run__checks=["equivalence"], **changes)
+    shifts = []
+    for shift in ("0.0", "0.01"):
+        adapter.write_text(SHIFTED.replace("SHIFT", shift) + to_open)
+        subject = prepare(resolved.settings)
+        done = audit(subject, resolved, ["test"], ["equivalence"], go, journal_of(subject, resume=True))
+        shifts.append(done.samples["equivalence.against.encoder.mean_shift.median"].values.max())
+    assert shifts[0] == 0 < shifts[1]

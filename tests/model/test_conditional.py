@@ -6,19 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import vaeaudit
 from vaeaudit import Conditioned, DiagonalGaussian, GaussianLikelihood
 from vaeaudit.attacks.margin import empirical_margin
-from vaeaudit.errors import ContractError
+from vaeaudit.data.items import fit
+from vaeaudit.data.sources import read
+from vaeaudit.errors import ContractError, DataError
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.contract import fault_of
 from vaeaudit.model.registry import open_model
 from vaeaudit.subject.encodings import encodings
+from vaeaudit.subject.opened import bound
 
 N = 4
 DOUBLE = torch.float64
@@ -168,3 +173,32 @@ def test_every_check_does_with_the_one_of_the_page_what_the_page_says(
     save_file(tensors, tmp_path / "own.safetensors")
     model = open_model(tmp_path / "own.safetensors", f"{tmp_path / 'own.py'}:open")
     goes_as_the_table_says("a conditional model", model, ("certified",))
+
+
+def bound_labels(source: Path) -> Tensor:
+    data = fit(read(source), input_shape=MODEL.input_shape, data_range=MODEL.range)
+    return bound(MODEL, data, DOUBLE, torch.device("cpu")).conditions
+
+
+def folder_of(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((2, 3), np.uint8)).save(folder / name / "0.png")
+    return folder
+
+
+def test_texts_that_are_whole_numbers_are_conditions_as_those_numbers(tmp_path: Path) -> None:
+    assert bound_labels(folder_of(tmp_path / "images", "5", "9")).tolist() == [5, 9], "not by their places, 0 and 1"
+    for kind in ("U", "S"):
+        np.savez(tmp_path / "texts.npz", x=X.numpy(), labels=np.array(["0", "10", "2", "-3"], kind))
+        assert bound_labels(tmp_path / "texts.npz").tolist() == [0, 10, 2, -3]
+    assert sorted(read(tmp_path / "texts.npz").labels) == [0, 1, 2, 3], "for slices, texts stay numbered in their order"
+
+
+@pytest.mark.parametrize("names", [("cat", "5"), ("5.0", "9"), ("9" * 19, "5")])
+def test_other_texts_are_no_conditions_unless_an_array_gives_these(names: tuple[str, str], tmp_path: Path) -> None:
+    told = "labels as numbers, but those of .* are texts .*; give the numbers .* or an array named 'conditions'"
+    with pytest.raises(DataError, match=told):
+        bound_labels(folder_of(tmp_path / "images", *names))
+    np.savez(tmp_path / "texts.npz", x=X[:2].numpy(), labels=np.array(names), conditions=np.array([2, 1]))
+    assert bound_labels(tmp_path / "texts.npz").tolist() == [2, 1]

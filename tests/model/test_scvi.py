@@ -57,7 +57,8 @@ def state(
 
 
 def opened(folder: Path, likelihood: str = "zinb", **of: Any) -> Any:
-    save_file(state(**of), folder / "scvi.safetensors", metadata={"vaeaudit.likelihood": likelihood})
+    facts = {"vaeaudit.likelihood": likelihood, "vaeaudit.batches": str(of.get("batches", BATCHES) or 1)}
+    save_file(state(**of), folder / "scvi.safetensors", metadata=facts)
     return vaeaudit.load(folder / "scvi.safetensors", dtype=torch.float64)
 
 
@@ -143,12 +144,24 @@ def test_the_batch_of_a_cell_is_its_label_and_counts_are_whole_numbers(tmp_path:
 def test_what_is_not_known_of_scvi_is_refused_by_name(change: dict[str, Tensor], told: str, tmp_path: Path) -> None:
     save_file(state() | change, tmp_path / "scvi.safetensors")
     with pytest.raises(AdapterError, match=told):
-        vaeaudit.load(tmp_path / "scvi.safetensors", likelihood="nb")
+        vaeaudit.load(tmp_path / "scvi.safetensors", likelihood="nb", batches=BATCHES)
+
+
+@pytest.mark.parametrize(("batches", "beside", "expected"), [(2, 2 + 3, 2), (1, 3, 0), (5, 2, 5)])
+def test_columns_of_other_covariates_are_no_batches(batches: int, beside: int, expected: int, tmp_path: Path) -> None:
+    save_file(state(batches=beside), tmp_path / "scvi.safetensors", metadata={"vaeaudit.likelihood": "nb"})
+    told = f"takes {beside} numbers beside the latents, where {expected} were expected for batches = {batches}; "
+    with pytest.raises(AdapterError, match=told):
+        vaeaudit.load(tmp_path / "scvi.safetensors", batches=batches)
+    with pytest.raises(
+        AdapterError, match="'scvi' needs the option batches"
+    ):  # no number of batches is read off the tensors
+        vaeaudit.load(tmp_path / "scvi.safetensors")
 
 
 def test_the_state_of_a_module_opens_as_torch_saves_it(tmp_path: Path) -> None:
     torch.save(state() | {"pyro_param_store": {"params": {}, "constraints": {}}}, tmp_path / "weights.pt")
-    model = open_model(tmp_path / "weights.pt", options={"likelihood": "nb"})
+    model = open_model(tmp_path / "weights.pt", options={"likelihood": "nb", "batches": BATCHES})
     assert model.adapter.name == "scvi"
 
 

@@ -22,7 +22,7 @@ from vaeaudit.audit.shards import WHOLE, Shard, owners
 from vaeaudit.audit.writing import Audited, device_name, file_alone, whole, write_down
 from vaeaudit.checks.record import Record, Work
 from vaeaudit.checks.registry import OURS, Check, checks
-from vaeaudit.checks.weights.stored import StoredModel, open_weights
+from vaeaudit.checks.weights.stored import StoredModel, open_weights, stored_sha256
 from vaeaudit.errors import (
     CheckError,
     CheckpointError,
@@ -35,7 +35,7 @@ from vaeaudit.errors import (
     listed,
     told,
 )
-from vaeaudit.model.adapters import code_beside
+from vaeaudit.model.adapters import Adapter, code_beside
 from vaeaudit.model.batches import Elsewhere
 from vaeaudit.model.checkpoints import sha256_of
 from vaeaudit.model.stated import find_checkpoint
@@ -93,14 +93,30 @@ def _asked(check: Check, subject: Subject) -> dict[str, object]:
     named = {key: path for key in check.files if isinstance(path := asked[key], str)}
     if check not in OURS:
         asked["code"] = _code(check)
-    return asked | {f"{key}_sha256": _hashed(Path(path)) for key, path in named.items()}
+    if check.name == "equivalence" and "against" in named:
+        asked["other"] = _other(check, subject, named["against"])
+    adapter = subject.model.adapter if check.of_file else None  # which knows the files of a pair
+    return asked | {f"{key}_sha256": _hashed(Path(path), adapter) for key, path in named.items()}
 
 
-def _hashed(path: Path) -> str | None:
-    """The hash of a file that settings name, or of the checkpoint in a folder; None of none, which its check tells."""
+def _other(check: Check, subject: Subject, against: str) -> list[object] | None:
+    """What makes the other model what it is: all its files, what it says of its state, and its adapter's code."""
     try:
-        return sha256_of(path if path.is_file() else find_checkpoint(path))
-    except CheckpointError:
+        other = check.load("vaeaudit.checks.equivalence.run:open_other")(against, subject, subject.dtype)
+        code = [other.adapter.source, other.adapter.sha256, code_beside(other.adapter)]
+        return [other.sha256, other.state_sha256, dict(other.options), *code]
+    except VaeauditError:  # which its check tells
+        return None
+
+
+def _hashed(path: Path, adapter: Adapter | None) -> str | None:
+    """The hash of a file that settings name, or of the checkpoint in a folder; None of none, which its check tells.
+
+    Of a pair of files that make one model of the ``adapter`` it is that of both.
+    """
+    try:
+        return stored_sha256(path if path.is_file() else find_checkpoint(path), adapter)
+    except (CheckpointError, OSError):
         return None
 
 

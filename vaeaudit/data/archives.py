@@ -238,11 +238,11 @@ def select(
     """
     images = _image_name(file, arrays) if wanted is None else _named(file, arrays, wanted)
     labels_name = _label_name(images, arrays)
-    labels, told = None, None
+    labels, names, told = None, None, None
     if labels_name is not None and arrays[labels_name].kind != "O":
         array = arrays[labels_name]
         told = misshapen(array.shape)
-        labels, told = (None, told) if told else read_labels(array.load())
+        labels, names, told = (None, None, told) if told else read_labels(array.load())
         if labels is None:
             skipped.append(f"{clipped(labels_name)}: no labels but {told}")
     factors, conditions = _factors(file, arrays), None
@@ -260,7 +260,9 @@ def select(
     made = () if labels is None or told is None else (told,)
     digest = sha256 or sha256_of(file)
     eps = arrays[images].eps
-    return Stored(values, labels, factors, source, digest, tuple(skipped), made, eps, conditions=conditions)
+    return Stored(
+        values, labels, factors, source, digest, tuple(skipped), made, eps, conditions=conditions, label_names=names
+    )
 
 
 def _named(file: Path, arrays: Mapping[str, Array], name: str) -> str:

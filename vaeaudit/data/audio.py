@@ -46,9 +46,10 @@ def read_clips(folder: Path, clips: list[tuple[str, Path]]) -> Stored:
                 f"{file} is {came[:-1]} at {rate} Hz where {clips[0][0]} is {first[:-1]} at {rates[0]} Hz, and all "
                 "clips must have one length, rate and number of channels; cut or convert them first"
             )
-    labels = labels_of([name for name, _ in clips], skipped)
+    labels, called = labels_of([name for name, _ in clips], skipped)
     told = (f"clips of {rates[0]} Hz as floats in [-1, 1]",)
-    return Stored(np.stack(values), labels, None, str(folder), lines.hexdigest(), tuple(skipped), told=told)
+    digest = lines.hexdigest()
+    return Stored(np.stack(values), labels, None, str(folder), digest, tuple(skipped), told=told, label_names=called)
 
 
 def _unit(samples: NDArray[np.generic]) -> NDArray[np.float32]:

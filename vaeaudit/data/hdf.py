@@ -63,10 +63,10 @@ def read_h5ad(file: Path, wanted: str | None) -> Stored:
         raise DataError(f"{file} was not unpacked ({fault}); keep fewer genes or cells")
     values = np.asarray(matrix.toarray() if hasattr(matrix, "toarray") else matrix)
     column = next((name for name in held.obs if str(name).lower() in LABEL_NAMES), None)
-    labels, told = (None, None)
+    labels, names, told = (None, None, None)
     if column is not None:
         given = np.asarray(held.obs[column])
-        labels, told = read_labels(given if given.dtype.kind in "biuf" else given.astype(str))
+        labels, names, told = read_labels(given if given.dtype.kind in "biuf" else given.astype(str))
     said = () if told is None else (told,)
     source = str(file) if wanted is None else f"{file}#{wanted}"
-    return Stored(values, labels, None, source, sha256_of(file), told=said)
+    return Stored(values, labels, None, source, sha256_of(file), told=said, label_names=names)

@@ -13,6 +13,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vaeaudit.data.archives import decoding
 from vaeaudit.data.items import Stored
+from vaeaudit.data.labels import numbered
 from vaeaudit.data.shapes import shape_text
 from vaeaudit.errors import DataError, listed
 from vaeaudit.model.files import FREE, PACKED, amount, excess, obstacle
@@ -66,24 +67,35 @@ def read_folder(folder: Path, readable: str) -> Stored:
                 "and all images must have one size and mode; convert them first"
             )
         values[index] = pixels
-    labels = labels_of([name for name, _ in images], skipped)
+    labels, called = labels_of([name for name, _ in images], skipped)
     told: tuple[str, ...] = (
         f"{len(turned)} of {len(images)} images turned upright as their EXIF data say ({listed(turned)})",
     )
     top = 2**16 - 1 if values.dtype == np.uint16 else None
     return Stored(
-        values, labels, None, str(folder), lines.hexdigest(), tuple(skipped), told=told * bool(turned), top=top
+        values,
+        labels,
+        None,
+        str(folder),
+        lines.hexdigest(),
+        tuple(skipped),
+        told=told * bool(turned),
+        top=top,
+        label_names=called,
     )
 
 
-def labels_of(names: list[str], skipped: list[str]) -> NDArray[np.int64] | None:
-    """Labels by the sub-folders that files lie in; ``skipped`` is told where some lie in none and others do."""
+def labels_of(names: list[str], skipped: list[str]) -> tuple[NDArray[np.int64], tuple[str, ...]] | tuple[None, None]:
+    """Labels by the sub-folders that files lie in, and what these are called; none where a file lies in none.
+
+    ``skipped`` is told where others do.
+    """
     nested = [name.split("/")[0] for name in names if "/" in name]
     if len(nested) == len(names):
-        return np.unique(nested, return_inverse=True)[1].astype(np.int64)
+        return numbered(nested)
     if nested:
         skipped.append("sub-folders: not taken as labels, since some images lie in none")
-    return None
+    return None, None
 
 
 def _described(pixels: NDArray[np.generic]) -> str:

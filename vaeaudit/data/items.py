@@ -38,7 +38,7 @@ class Stored:
     ``skipped`` tells in sentences what was left out, ``told`` what was made of it in reading. ``top`` is what integers
     count up to where their type does not tell, as of 16-bit images. ``eps`` is the spacing of
     numbers at 1 in the type that the source stores, where ``values`` have a finer one. ``conditions`` (n, ...) are what
-    a conditional model is given beside the items.
+    a conditional model is given beside the items. ``label_names`` are the texts that labels only number, if they do.
 
     Raises :class:`DataError` if there are no items, or if labels or factors are not as many as the items.
     """
@@ -53,6 +53,7 @@ class Stored:
     eps: float | None = None
     top: int | None = None
     conditions: NDArray[np.generic] | None = None
+    label_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.values.ndim < 2:
@@ -81,7 +82,8 @@ class Data:
     """Items fitted to a model.
 
     ``range`` is what every batch lies in, None where the model names none and floats are stored.
-    ``stored`` tells in words what was stored and how it was mapped; ``labels`` (n,) int64 and ``factors`` as read.
+    ``stored`` tells in words what was stored and how it was mapped; ``labels`` (n,) int64, ``label_names`` and
+    ``factors`` as read.
     ``layout`` and ``top`` say how rows become inputs: see :func:`fit`.
     """
 
@@ -98,6 +100,7 @@ class Data:
     layout: Layout
     top: int | None
     conditions: NDArray[np.generic] | None
+    label_names: tuple[str, ...] | None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -256,6 +259,7 @@ def fit(
         layout=layout,
         top=top,
         conditions=stored.conditions,
+        label_names=stored.label_names,
     )
 
 

@@ -115,7 +115,7 @@ def read_idx(file: Path) -> Stored:
         raise DataError(f"{file} holds one number for each item, as labels do, where images were expected; give those")
     labels_file = _idx_labels(file)
     labels = None if labels_file is None else _idx_array(labels_file)
-    numbers, told = (None, None) if labels is None else read_labels(labels)
+    numbers, _, told = (None, None, None) if labels is None else read_labels(labels)
     if labels is not None and numbers is None:
         raise DataError(f"{labels_file}, as the labels of {file.name}, is {told}; remove it")
     sha256 = sha256_of(file)

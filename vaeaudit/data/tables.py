@@ -52,12 +52,13 @@ def read_csv(file: Path) -> Stored:
     values: Values = floats
     if floats.size and (floats == np.round(floats)).all() and np.abs(floats).max() < 2**53:
         values = floats.astype(np.uint8 if floats.min() >= 0 and floats.max() <= 255 else np.int64)
-    found, told = (None, None)
+    found, texts, told = (None, None, None)
     if labels:
         whole = all((number := _number(text)) is not None and number == round(number) for text in labels)
-        found, told = read_labels(np.asarray([int(float(text)) for text in labels]) if whole else np.asarray(labels))
+        as_read = np.asarray([int(float(text)) for text in labels]) if whole else np.asarray(labels)
+        found, texts, told = read_labels(as_read)
     said = () if told is None else (told,)
-    return Stored(values, found, None, str(file), sha256_of(file), told=said)
+    return Stored(values, found, None, str(file), sha256_of(file), told=said, label_names=texts)
 
 
 def _number(text: str) -> float | None:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaeaudit.data.items import Data, fit
+from vaeaudit.data.labels import whole_numbers
 from vaeaudit.data.sources import read
-from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError, clipped, nearest, told
+from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError, clipped, listed, nearest, told
 from vaeaudit.model.box import range_of
 from vaeaudit.model.conditions import Conditional, Conditioned, conditions_of, under
 from vaeaudit.model.ranges import Range, normalised
@@ -209,7 +210,7 @@ def bound(vae: VAE, data: Data, dtype: torch.dtype, device: torch.device) -> VAE
     if not isinstance(vae, Conditional):
         return vae
     wanted = tuple(vae.condition_shape)
-    stored = data.labels if data.conditions is None and not wanted else data.conditions
+    stored = _labels(data) if data.conditions is None and not wanted else data.conditions
     if stored is None and wanted != (0,):
         needed = "a label" if not wanted else f"conditions of shape ({', '.join(map(str, wanted))})"
         name = "labels" if not wanted else "conditions"
@@ -231,6 +232,20 @@ def bound(vae: VAE, data: Data, dtype: torch.dtype, device: torch.device) -> VAE
         for part in np.array_split(np.arange(len(data)), max(1, len(data) // _EXAMINED))
     ]
     return Conditioned(vae, torch.cat(made))
+
+
+def _labels(data: Data) -> NDArray[np.int64] | None:
+    """Labels as conditions: where they number texts, the whole numbers that these are."""
+    if data.labels is None or data.label_names is None:
+        return data.labels
+    found = whole_numbers(data.labels, data.label_names)
+    if found is None:  # which number a text had in training is in no file
+        raise DataError(
+            f"the model is conditional and takes labels as numbers, but those of {data.source} are texts "
+            f"({listed(data.label_names)}); give the numbers that it was trained with, or an array named "
+            "'conditions' beside the items"
+        )
+    return found
 
 
 def _check_counts(data: Data, sample: Tensor, route: str) -> None:

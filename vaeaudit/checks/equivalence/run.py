@@ -120,20 +120,11 @@ def run(subject: Subject, go_on: GoOn) -> Record:
 
 def _other(subject: Subject) -> LoadedModel | None:
     """The other model, opened; raises :class:`ConfigError` where it takes other inputs or has other latents."""
-    asked, model = subject.settings.equivalence, subject.settings.model
+    asked = subject.settings.equivalence
     if asked.against is None:
         return None
-    adapter = asked.adapter or model.adapter
-    options = asked.options or (model.options if adapter == model.adapter else {})
     dtype = getattr(torch, asked.dtype) if asked.dtype else subject.dtype
-    other = open_model(
-        asked.against,
-        adapter,
-        options,
-        device=subject.device,
-        dtype=dtype,
-        trust_code=subject.settings.model.trust_code,
-    )
+    other = open_other(asked.against, subject, dtype)
     vae, x = subject.vae(subject.items[:1].tolist()), subject.at([0])
     if tuple(vae.input_shape) == tuple(other.vae.input_shape) and range_of(vae) != range_of(other.vae):
         raise ConfigError(
@@ -142,6 +133,14 @@ def _other(subject: Subject) -> LoadedModel | None:
         )
     check_alike(vae, conditioned_as(vae, other.vae, dtype), x, x.to(dtype))
     return other
+
+
+def open_other(against: str, subject: Subject, dtype: torch.dtype) -> LoadedModel:
+    """The model of that file, by the adapter that the settings name for it."""
+    asked, model = subject.settings.equivalence, subject.settings.model
+    adapter = asked.adapter or model.adapter
+    options = asked.options or (model.options if adapter == model.adapter else {})
+    return open_model(against, adapter, options, device=subject.device, dtype=dtype, trust_code=model.trust_code)
 
 
 def _variant(

@@ -108,16 +108,29 @@ def stored_weights(path: str | Path, trust_code: bool, adapter: Adapter | None) 
     tensors are named by the part, "encoder.0.weight", and the hash is that of their "HASH  NAME" lines.
     """
     file = find_checkpoint(Path(path))
-    named = {} if adapter is None else said_beside(adapter, "files", lambda _: {})(file)
-    if not named:
+    files = _files(file, adapter)
+    if not files:
         source, held = held_weights(path, trust_code)
         return source, sha256_of(file), held
-    files = {part: file.with_name(Path(name).name) for part, name in named.items()}
     read = {part: held_weights(one, trust_code)[1] for part, one in files.items()}
     held = {f"{part}.{name}": weight for part, those in read.items() for name, weight in those.items()}
+    return str(file), stored_sha256(file, adapter), held
+
+
+def stored_sha256(file: Path, adapter: Adapter | None) -> str:
+    """The SHA-256 of a model's file, as :func:`stored_weights` gives it; OSError where one of several is missing."""
+    files = _files(file, adapter)
+    if not files:
+        return sha256_of(file)
     first = [file, *(one for one in files.values() if one != file)]
     lines = "".join(f"{sha256_of(one)}  {one.name}\n" for one in first)
-    return str(file), hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest(), held
+    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
+
+
+def _files(file: Path, adapter: Adapter | None) -> dict[str, Path]:
+    """The files of a model in several, by the part that each is of."""
+    named = {} if adapter is None else said_beside(adapter, "files", lambda _: {})(file)
+    return {part: file.with_name(Path(name).name) for part, name in named.items()}
 
 
 def read_weights(path: str | Path) -> dict[str, Weight]:
