@@ -27,7 +27,7 @@ from vaeaudit.errors import (
     UnsupportedError,
     VaeauditError,
 )
-from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.batches import Elsewhere, RowBatches
 from vaeaudit.report.writer import to_json
 from vaeaudit.settings.config import Resolved, resolve
 from vaeaudit.subject.opened import prepare
@@ -348,3 +348,53 @@ def test_torchrun_works_as_it_stands(tmp_path: Path) -> None:
     )
     assert (tmp_path / "shared" / "report.json").is_file()
     assert len(list((tmp_path / "shared" / FOLDER).glob("shard-*-of-2.log"))) == 2
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"opened": "me", "about": "[]", "shard": "1/2"},
+        {"opened": "me", "about": "{", "shard": "1/2"},
+        {"opened": "me", "about": '{"facts": {}}', "shard": "1/2"},
+        {"opened": "me", "about": '{"facts": {"device": ["cpu", "many"]}}', "shard": "1/2"},
+        {"opened": "me", "about": '{"facts": {"device": ["cpu", -1]}, "configuration": {}}', "shard": "1/2"},
+        {"opened": "me", "about": '{"facts": {"device": ["cpu", 1]}, "configuration": {}}', "shard": "9/2"},
+        {"opened": "me"},
+    ],
+    ids=str,
+)
+def test_a_forged_log_is_one_sentence(tmp_path: Path, metadata: dict[str, str]) -> None:
+    log = Log(tmp_path / FOLDER / "shard-1-of-2.log")
+    log.append({}, metadata)
+    log.close()
+    with pytest.raises(ConfigError, match="is damaged, or of another version; remove it and run that shard again"):
+        shared(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [{"record": "["}, {"record": "{}"}, {"error": '["print", "x"]'}, {"error": '["KeyError", "x"]'}, {"error": "7"}],
+    ids=str,
+)
+def test_what_a_damaged_entry_held_is_missing(tmp_path: Path, forged: dict[str, str]) -> None:
+    with Journal(tmp_path, {}, False, Shard(1, 2)) as journal:
+        journal.record("noise", {}, lambda _: Record(), lambda _: True)
+    path = tmp_path / FOLDER / "shard-1-of-2.log"
+    entry = next(entry for entry in entries(path) if "key" in entry.metadata)
+    log = Log(path)
+    log.append({}, {"key": entry.metadata["key"], "part": "", "at": "0", **forged})
+    log.close()
+    with Journal(tmp_path, {}, False, Shard(0, 2)) as journal:
+        journal.serve_only()
+        if "record" in forged:
+            with pytest.raises(Elsewhere):
+                journal.record("noise", {}, lambda _: Record(), lambda _: True)
+        else:
+            assert journal.record("noise", {}, lambda _: Record(), lambda _: True).warnings == ()
+
+
+def test_a_pipe_in_the_journals_folder_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / FOLDER).mkdir()
+    os.mkfifo(tmp_path / FOLDER / "shard-2-of-2.log")
+    with pytest.raises(ConfigError, match="holds no shards"):
+        shared(tmp_path)

@@ -33,6 +33,7 @@ from vaeaudit.report.model import FIELDS, KINDS
 from vaeaudit.stats.estimates import Measurement, Sample
 
 FOLDER = "vaeaudit-journal"
+_DAMAGED = (KeyError, ValueError, TypeError, AttributeError, RecursionError)  # what is read of a damaged or forged log
 # Facts of a journal in words.
 _MEANT = {
     "behaviour": "losses",
@@ -109,9 +110,8 @@ class Journal:
 
             def part(start: int, number: int, give: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...] | None:
                 place = f"{name}.{call} {start}"
-                if (entry := self._found.get((key, place))) is not None and (tensors := entry.tensors()) is not None:
-                    places = json.loads(entry.metadata["on"])
-                    return tuple(tensors[str(k)].to(device) for k, device in enumerate(places))
+                if (entry := self._found.get((key, place))) is not None and (kept := _part(entry)) is not None:
+                    return kept
                 of = (owner + number) % self.shard.of
                 if not self._computes or of != self.shard.number - 1:
                     self.missing.append(f"{unit} from item {start + 1} on (shard {of + 1})")
@@ -197,7 +197,9 @@ class Journal:
         for file in sorted(self.folder.glob(f"*{log.SUFFIX}")):
             for entry in log.entries(file, self._read.get(file, 0)):
                 self._read[file] = entry.start + entry.length
-                if "key" in entry.metadata:
+                if "key" not in entry.metadata:
+                    continue
+                with suppress(*_DAMAGED):
                     place = entry.metadata["key"], entry.metadata["part"]
                     self._found[place] = _better(self._found.get(place), entry)
 
@@ -261,7 +263,11 @@ def shared(folder: Path) -> tuple[Shared, Shard]:
     for file, (other, its) in others:
         if other != about or its.of != shard.of:
             raise ConfigError(f"{first.name} and {file.name} in {folder} are shards of different audits; remove one")
-    return Shared(about["configuration"], about["facts"]["device"][1]), Shard(0, shard.of)
+    configuration, device = about.get("configuration"), about["facts"].get("device")
+    threads = device[1] if isinstance(device, list) and len(device) == 2 else None
+    if not isinstance(configuration, dict) or not isinstance(threads, int) or not 0 < threads < 2**15:
+        raise ConfigError(f"{first} is damaged, or of another version; remove it and run that shard again")
+    return Shared(configuration, threads), Shard(0, shard.of)
 
 
 def opened(folder: Path) -> dict[Path, tuple[dict[str, Any], Shard]]:
@@ -270,7 +276,15 @@ def opened(folder: Path) -> dict[Path, tuple[dict[str, Any], Shard]]:
     for file in sorted(folder.glob(f"*{log.SUFFIX}")):
         for entry in log.entries(file):
             if "opened" in entry.metadata:
-                found[file] = json.loads(entry.metadata["about"]), parse(entry.metadata["shard"])
+                try:
+                    about, shard = json.loads(entry.metadata["about"]), parse(entry.metadata["shard"])
+                    if not isinstance(about["facts"], dict):
+                        raise TypeError
+                    found[file] = about, shard
+                except (*_DAMAGED, ConfigError) as error:
+                    raise ConfigError(
+                        f"{file} is damaged, or of another version; remove it and run that shard again"
+                    ) from error
     return found
 
 
@@ -328,15 +342,36 @@ def _plain(measurement: Measurement) -> dict[str, object]:
     return values | ({} if sample is None else {"q": sample.q})
 
 
+def _part(entry: log.Entry) -> tuple[Tensor, ...] | None:
+    """The part that an entry keeps, on the device that gave it; None where it can no longer be read."""
+    try:
+        tensors, places = entry.tensors() or {}, json.loads(entry.metadata["on"])
+        part = tuple(tensors[str(k)].to(device) for k, device in enumerate(places))
+        return part if part and len(part[0]) else None
+    except (*_DAMAGED, RuntimeError):
+        return None
+
+
 def _record(entry: log.Entry) -> Record | None:
     """The record that an entry keeps; None where it can no longer be read. Raises the error that it keeps instead."""
     tensors = entry.tensors()
     if tensors is None:
         return None
-    if "error" in entry.metadata:
+    try:
+        if "error" not in entry.metadata:
+            return _unpacked(tensors, json.loads(entry.metadata["record"]))
         name, message = json.loads(entry.metadata["error"])
-        raise getattr(errors, name)(message)
-    plain = json.loads(entry.metadata["record"])
+        raised = getattr(errors, name)
+        kept = raised(message) if issubclass(raised, VaeauditError) else None
+    except _DAMAGED:
+        return None
+    if kept is not None:
+        raise kept
+    return None
+
+
+def _unpacked(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Record:
+    """The record that :func:`_packed` took apart."""
     return Record(
         entries=[KINDS[name].model_validate(found) for name, found in plain["entries"]],
         metrics={

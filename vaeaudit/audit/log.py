@@ -44,22 +44,30 @@ class Entry:
 
 def entries(path: Path, start: int = 0) -> Iterator[Entry]:
     """The whole entries of a file from the byte ``start`` on; none of one that is not there."""
-    with suppress(OSError, ValueError), path.open("rb") as file:  # an empty file cannot be mapped
-        if not path.is_file():  # a pipe would be waited for
-            return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            while len(content) - start > _HEAD:
-                length = int.from_bytes(content[start : start + 8], "little")
-                begin = start + _HEAD
-                digest = content[start + 8 : begin]
-                if begin + length > len(content):
-                    return
-                payload = content[begin : begin + length]
-                if hashlib.blake2b(payload, digest_size=_DIGEST).digest() != digest:
-                    return
-                header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
-                yield Entry(path, begin, length, header["__metadata__"])
-                start = begin + length
+    if not path.is_file():  # a pipe would be waited for
+        return
+    with (
+        suppress(OSError, ValueError),  # an empty file cannot be mapped
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        while len(content) - start > _HEAD:
+            length = int.from_bytes(content[start : start + 8], "little")
+            begin = start + _HEAD
+            digest = content[start + 8 : begin]
+            if begin + length > len(content):
+                return
+            payload = content[begin : begin + length]
+            if hashlib.blake2b(payload, digest_size=_DIGEST).digest() != digest:
+                return
+            try:
+                metadata = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])["__metadata__"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                return
+            if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+                return
+            yield Entry(path, begin, length, metadata)
+            start = begin + length
 
 
 class Log:

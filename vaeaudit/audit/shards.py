@@ -33,15 +33,18 @@ class Shard:
 
 
 WHOLE = Shard(1, 1)
+MOST = 10_000
 
 
 def parse(text: str) -> Shard:
     """The shard that "I/N" names, I from 1 to N; raises :class:`ConfigError` for what is none."""
     if found := re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text.strip(), re.ASCII):
         number, of = int(found[1]), int(found[2])
-        if 1 <= number <= of:
+        if 1 <= number <= of <= MOST:
             return Shard(number, of, "--shard")
-    raise ConfigError(f"--shard takes I/N, such as 1/4 to 4/4 for four processes, but '{clipped(text)}' came")
+    raise ConfigError(
+        f"--shard takes I/N, such as 1/4 to 4/4 for four processes, of {MOST} at most, but '{clipped(text)}' came"
+    )
 
 
 # What a launcher says: the variables of a process's number and of how many there are, and that of the least number.
@@ -70,20 +73,26 @@ def launched(environment: Mapping[str, str]) -> Shard:
         if len(there) < 2:
             continue
         try:
-            number = int(environment[rank]) - int(environment.get(least) or 0)
-            of = int(environment[size])
+            number, of, first = (_number(environment.get(name) or "0") for name in (rank, size, least))
         except ValueError as error:
             raise ConfigError(
                 f"{rank} and {size} are to be numbers, but {clipped(environment[rank])} and "
                 f"{clipped(environment[size])} came"
             ) from error
-        if not 0 <= number < of:
+        number -= first
+        if not 0 <= number < of <= MOST:
             raise ConfigError(
                 f"{rank} = {number} names none of the {of} processes that {size} counts; give --shard I/N"
             )
         if of > 1:
             return Shard(number + 1, of, rank)
     return WHOLE
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text, re.ASCII):
+        raise ValueError(text)
+    return int(text)
 
 
 def owners(costs: Sequence[float], of: int) -> list[int]:

@@ -77,9 +77,10 @@ def written(
     """
     from vaeaudit.audit.artifacts import artifacts
     from vaeaudit.audit.journal import Journal
+    from vaeaudit.audit.shards import launched
     from vaeaudit.report.writer import write
 
-    if not shared and int(os.environ.get("WORLD_SIZE") or 1) > 1:  # torchrun: each would write the same report
+    if not (shared or asked.shard) and launched(os.environ).source == "RANK":  # each would write the same report
         raise ConfigError("of the commands that measure, audit alone is shared out among processes; run one process")
     reporter = Reporter(asked.quiet)
     check_output(str(folder), asked.output)
