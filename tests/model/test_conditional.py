@@ -202,3 +202,10 @@ def test_other_texts_are_no_conditions_unless_an_array_gives_these(names: tuple[
         bound_labels(folder_of(tmp_path / "images", *names))
     np.savez(tmp_path / "texts.npz", x=X[:2].numpy(), labels=np.array(names), conditions=np.array([2, 1]))
     assert bound_labels(tmp_path / "texts.npz").tolist() == [2, 1]
+
+
+def test_a_condition_that_is_no_number_is_named_by_its_item(tmp_path: Path) -> None:
+    conditions = np.array([0.0, 1.0, np.nan, np.inf])
+    np.savez(tmp_path / "odd.npz", x=X.numpy(), conditions=conditions)
+    with pytest.raises(DataError, match=r"the condition of items 2, 3 in .*odd\.npz is NaN or infinite"):
+        bound_labels(tmp_path / "odd.npz")

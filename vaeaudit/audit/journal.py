@@ -30,6 +30,7 @@ from vaeaudit.errors import ConfigError, InputError, OutputError, VaeauditError,
 from vaeaudit.model.batches import Elsewhere, KeepPart, keeping
 from vaeaudit.progress import GoOn
 from vaeaudit.report.model import FIELDS, KINDS
+from vaeaudit.report.samples import distinct
 from vaeaudit.stats.estimates import Measurement, Sample
 
 FOLDER = "vaeaudit-journal"
@@ -296,9 +297,8 @@ def drawn(drawing: Drawing) -> Drawing:
 def _packed(record: Record) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A record as tensors, samples and figures as such, and the rest as JSON."""
     tensors = {f"tensor/{name}": tensor.contiguous().cpu() for name, tensor in record.tensors.items()}
-    for name, measurement in record.metrics.items():
-        if measurement.sample is not None:
-            tensors[f"sample/{name}"] = torch.from_numpy(measurement.sample.values.copy())
+    columns, samples = distinct({name: of.sample for name, of in record.metrics.items() if of.sample is not None})
+    tensors |= {f"sample/{place}": torch.from_numpy(values.copy()) for place, values in columns.items()}
     for purpose, drawing in record.drawings.items():
         tensors[f"drawing/{purpose}"] = torch.frombuffer(bytearray(drawing.draw()), dtype=torch.uint8)
     for name, rows in record.rows.items():
@@ -306,6 +306,7 @@ def _packed(record: Record) -> tuple[dict[str, Tensor], dict[str, str]]:
     plain = {
         "entries": [[FIELDS[type(entry)], entry.model_dump(mode="json")] for entry in record.entries],
         "metrics": {name: _plain(measurement) for name, measurement in record.metrics.items()},
+        "samples": samples,
         "warnings": record.warnings,
         "skipped": dict(record.skipped),
         "signs": dict(record.signs),
@@ -337,9 +338,7 @@ class _KeptRows:
 
 
 def _plain(measurement: Measurement) -> dict[str, object]:
-    values = {field.name: getattr(measurement, field.name) for field in fields(measurement)}
-    sample = values.pop("sample")
-    return values | ({} if sample is None else {"q": sample.q})
+    return {field.name: getattr(measurement, field.name) for field in fields(measurement) if field.name != "sample"}
 
 
 def _part(entry: log.Entry) -> tuple[Tensor, ...] | None:
@@ -372,11 +371,10 @@ def _record(entry: log.Entry) -> Record | None:
 
 def _unpacked(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Record:
     """The record that :func:`_packed` took apart."""
+    samples = {name: Sample(tensors[f"sample/{at}"].numpy(), q) for name, (at, q) in plain["samples"].items()}
     return Record(
         entries=[KINDS[name].model_validate(found) for name, found in plain["entries"]],
-        metrics={
-            name: _measurement(values, tensors.get(f"sample/{name}")) for name, values in plain["metrics"].items()
-        },
+        metrics={name: _measurement(values, samples.get(name)) for name, values in plain["metrics"].items()},
         warnings=tuple(plain["warnings"]),
         skipped=plain["skipped"],
         signs=plain["signs"],
@@ -391,7 +389,6 @@ def _unpacked(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Record
     )
 
 
-def _measurement(values: Mapping[str, Any], sample: Tensor | None) -> Measurement:
-    plain = {name: value for name, value in values.items() if name not in ("q", "ci")}
+def _measurement(values: Mapping[str, Any], sample: Sample | None) -> Measurement:
     ci = None if values["ci"] is None else tuple(values["ci"])
-    return Measurement(**plain, ci=ci, sample=None if sample is None else Sample(sample.numpy(), values["q"]))
+    return Measurement(**{**values, "ci": ci}, sample=sample)

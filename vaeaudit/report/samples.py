@@ -22,15 +22,26 @@ class SamplesError(InputError):
     """The values behind a report's figures are missing or are not those of the report."""
 
 
-def pack(samples: Mapping[str, Sample]) -> bytes:
-    """The samples as a safetensors file: equal columns once, (n,) float64; metadata "samples" says whose they are."""
-    columns: dict[str, NDArray[np.float64]] = {}
+Columns = dict[str, NDArray[np.float64]]
+Places = dict[str, tuple[str, float | None]]  # by metric: its column, and its quantile
+
+
+def distinct(samples: Mapping[str, Sample]) -> tuple[Columns, Places]:
+    """Equal columns once, (n,) float64, and which of them each sample is, with its quantile."""
+    columns: Columns = {}
     places: dict[bytes, str] = {}
-    of: dict[str, tuple[str, float | None]] = {}
+    of: Places = {}
     for name, sample in samples.items():
         values = np.ascontiguousarray(sample.values, dtype=np.float64)
-        place = places.setdefault(values.tobytes(), f"column{len(places)}")
-        columns[place], of[name] = values, (place, sample.q)
+        place = places.setdefault(hashlib.sha256(values.data).digest(), f"column{len(places)}")
+        columns.setdefault(place, values)
+        of[name] = place, sample.q
+    return columns, of
+
+
+def pack(samples: Mapping[str, Sample]) -> bytes:
+    """The samples as a safetensors file of columns; metadata "samples" says whose they are."""
+    columns, of = distinct(samples)
     return save(columns, {"samples": json.dumps(of)})
 
 

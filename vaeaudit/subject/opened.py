@@ -23,7 +23,7 @@ from vaeaudit.model.vae import VAE, Resizable
 from vaeaudit.settings.sections import Settings
 from vaeaudit.stats.draws import uniform
 from vaeaudit.subject.baselines import unlike_scales
-from vaeaudit.subject.inputs import route_of
+from vaeaudit.subject.inputs import not_finite, numbered, route_of
 from vaeaudit.subject.plausibility import Plausibility, examine
 from vaeaudit.subject.repairs import explained
 
@@ -213,10 +213,10 @@ def bound(vae: VAE, data: Data, dtype: torch.dtype, device: torch.device) -> VAE
     stored = _labels(data) if data.conditions is None and not wanted else data.conditions
     if stored is None and wanted != (0,):
         needed = "a label" if not wanted else f"conditions of shape ({', '.join(map(str, wanted))})"
-        name = "labels" if not wanted else "conditions"
+        name, kind = ("conditions", "all numbers") if wanted else ("labels", "one whole number")
         raise DataError(
-            f"the model is conditional and needs {needed} for each item, but {data.source} holds none; store them "
-            f"beside the items, as an array named '{name}'"
+            f"the model is conditional and needs {needed} for each item, {kind}, but {data.source} holds none; store "
+            f"them beside the items, as an array named '{name}'"
         )
     if stored is not None and wanted != (0,) and stored.shape[1:] != wanted:
         raise DataError(
@@ -227,6 +227,10 @@ def bound(vae: VAE, data: Data, dtype: torch.dtype, device: torch.device) -> VAE
     if stored is not None and wanted != (0,):
         held = torch.from_numpy(np.ascontiguousarray(stored))
         held = (held.to(dtype) if held.is_floating_point() else held.long()).to(device)
+        if wrong := not_finite(held):
+            raise DataError(
+                f"the condition of {numbered(wrong)} in {data.source} is NaN or infinite; mend or leave it out"
+            )
     made = [
         conditions_of(vae, data.batch(part, dtype=dtype, device=device), None if held is None else held[part])
         for part in np.array_split(np.arange(len(data)), max(1, len(data) // _EXAMINED))
