@@ -145,8 +145,8 @@ def opened(
     name: str, said: Mapping[str, object], tensors: Mapping[str, Tensor], options: ConvolutionalOptions
 ) -> Diffusers:
     """The model of a class that a config describes, with these tensors."""
-    _check_depth(said, len(tensors))
     made_by = _imported(name)  # first, since what a module computes on import must not be computed without values
+    _check_depth(said, len(tensors))
     return Diffusers(filled(lambda: _built(made_by, said), tensors).eval(), KINDS[name], options)
 
 
