@@ -634,8 +634,9 @@ def test_a_check_whose_result_cannot_be_kept_is_never_passed_over(command: Comma
         "import vaeaudit.audit.run as a; w = a.works_of\n"
         "a.works_of = lambda c, s: w(c, s) if c.name == 'noise' else {}",
     )
-    done = command("audit", "--adapter", adapter, largest=80_000)
+    done = command("audit", "--adapter", adapter, largest=10_000)
     assert done.said(2, "cannot be written: File too large; name another place")
+    assert "vaeaudit-journal" in done.message
 
 
 @pytest.mark.parametrize(
