@@ -337,6 +337,7 @@ def test_torchrun_works_as_it_stands(tmp_path: Path) -> None:
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     call = ["-m", "vaeaudit", "audit", str(EXAMPLES / "shapes-beta1.safetensors"), "--out", "shared"]
+    call += ["--check", "noise", "--check", "reconstruction"]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     subprocess.run(
         [*launcher, *call, "--data", str(EXAMPLES / "shapes.npz"), "-q"],
