@@ -513,6 +513,10 @@ def test_the_condition_of_the_page_is_the_label_of_each_item_and_reaches_both_ne
     assert losses["reconstruction"]["value"] == pytest.approx(float(expected), rel=1e-5)
     np.savez("unlabelled.npz", images=x.numpy())
     assert command(*doctor, "unlabelled.npz").said(2, "conditional and needs a label for each item")
+    np.savez("odd.npz", images=x.numpy(), labels=c.numpy() / 3)
+    assert command(*doctor, "odd.npz").said(2, "holds none (labels: no labels but float64, 4 of 8 of them not whole")
+    np.savez("unknown.npz", images=x.numpy(), labels=c.numpy() + 7)
+    assert command(*doctor, "unknown.npz").said(3, "when it was tried on the data, under conditions from 7 to 10; see")
 
 
 def test_the_gumbel_noise_of_the_page_is_gumbel_noise(other_kind: Callable[[str], Any]) -> None:

@@ -27,14 +27,16 @@ def read_csv(file: Path) -> Stored:
 
     Whole numbers up to 255 in all columns become bytes, others int64, and all else floats.
     """
-    numbers, labels = array("d"), []
+    numbers, labels, said = array("d"), [], []
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             first = stream.readline()
             stream.seek(0)
             reader = csv.reader(stream, delimiter=max(",;\t", key=first.count))
             header = next(reader, [])
-            names = None if all(_number(text) is not None for text in header) else [one.strip() for one in header]
+            names = [one.strip() for one in header] if _is_header(header) else None
+            if names and all(names) and all(name.isdecimal() for name in names):
+                said.append(f"the first row counts the columns ({names[0]} to {names[-1]}) and is no item")
             places = [place for place, name in enumerate(names or ()) if name.lower() in LABEL_NAMES][:1]
             for row in chain([] if names else [header], reader):
                 if row and len(row) != len(header):
@@ -52,13 +54,26 @@ def read_csv(file: Path) -> Stored:
     values: Values = floats
     if floats.size and (floats == np.round(floats)).all() and np.abs(floats).max() < 2**53:
         values = floats.astype(np.uint8 if floats.min() >= 0 and floats.max() <= 255 else np.int64)
-    found, texts, told = (None, None, None)
+    found, texts = None, None
     if labels:
-        whole = all((number := _number(text)) is not None and number == round(number) for text in labels)
+        whole = all((number := _number(text)) is not None and number.is_integer() for text in labels)
         as_read = np.asarray([int(float(text)) for text in labels]) if whole else np.asarray(labels)
         found, texts, told = read_labels(as_read)
-    said = () if told is None else (told,)
-    return Stored(values, found, None, str(file), sha256_of(file), told=said, label_names=texts)
+        said += [] if told is None else [told]
+    return Stored(values, found, None, str(file), sha256_of(file), told=tuple(said), label_names=texts)
+
+
+def _is_header(row: list[str]) -> bool:
+    """Whether the first row names the columns.
+
+    It does where most of it are names, and where its numbers are 0, 1, 2, ..., as pandas calls columns without a name,
+    beside labels or an index, or four at least, which no item is likely to be. Else it is an item with a damaged value,
+    which is told as in any other row, not left out in silence.
+    """
+    numbers = [number for text in row if (number := _number(text)) is not None]
+    names = [text.strip().lower() for text in row if _number(text) is None]
+    counted = numbers == [*range(len(numbers))] and all(name in LABEL_NAMES or name == "" for name in names)
+    return sum(map(bool, names)) > len(numbers) or (counted and (bool(names) or len(numbers) > 3))
 
 
 def _number(text: str) -> float | None:

@@ -170,7 +170,10 @@ def prepare(settings: Settings) -> Subject:
     except (VaeauditError, KeyboardInterrupt):
         raise
     except BaseException as error:  # the adapter is the user's code
-        raise ContractError(f"the model raised {told(error)} when it was tried on the data; see its adapter") from error
+        given = _range_of_conditions(model.vae)
+        raise ContractError(
+            f"the model raised {told(error)} when it was tried on the data{given}; see its adapter"
+        ) from error
     _check_acknowledged(settings, plausibility)
     return Subject(settings, device, dtype, model, data, items, plausibility, likelihood)
 
@@ -214,9 +217,10 @@ def bound(vae: VAE, data: Data, dtype: torch.dtype, device: torch.device) -> VAE
     if stored is None and wanted != (0,):
         needed = "a label" if not wanted else f"conditions of shape ({', '.join(map(str, wanted))})"
         name, kind = ("conditions", "all numbers") if wanted else ("labels", "one whole number")
+        why = "".join(f" ({one})" for one in data.skipped if one.startswith(f"{name}: "))
         raise DataError(
-            f"the model is conditional and needs {needed} for each item, {kind}, but {data.source} holds none; store "
-            f"them beside the items, as an array named '{name}'"
+            f"the model is conditional and needs {needed} for each item, {kind}, but {data.source} holds none{why}; "
+            f"store them beside the items, as an array named '{name}'"
         )
     if stored is not None and wanted != (0,) and stored.shape[1:] != wanted:
         raise DataError(
@@ -236,6 +240,13 @@ def bound(vae: VAE, data: Data, dtype: torch.dtype, device: torch.device) -> VAE
         for part in np.array_split(np.arange(len(data)), max(1, len(data) // _EXAMINED))
     ]
     return Conditioned(vae, torch.cat(made))
+
+
+def _range_of_conditions(vae: VAE) -> str:
+    """Words for what a conditional model was given, most often the reason for which it raises."""
+    if not isinstance(vae, Conditioned) or not vae.conditions.numel():
+        return ""
+    return f", under conditions from {vae.conditions.min().item():.4g} to {vae.conditions.max().item():.4g}"
 
 
 def _labels(data: Data) -> NDArray[np.int64] | None:
