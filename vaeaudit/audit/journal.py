@@ -109,16 +109,21 @@ class Journal:
         def keep(name: str) -> KeepPart:
             calls[name] = call = calls.get(name, 0) + 1
 
-            def part(start: int, number: int, give: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...] | None:
+            def part(
+                start: int, number: int | None, give: Callable[[], tuple[Tensor, ...]]
+            ) -> tuple[Tensor, ...] | None:
                 place = f"{name}.{call} {start}"
                 if (entry := self._found.get((key, place))) is not None and (kept := _part(entry)) is not None:
                     return kept
-                of = (owner + number) % self.shard.of
-                if not self._computes or of != self.shard.number - 1:
-                    self.missing.append(f"{unit} from item {start + 1} on (shard {of + 1})")
-                    return None
+                if parted and number is not None:
+                    of = (owner + number) % self.shard.of
+                    if not self._computes or of != self.shard.number - 1:
+                        self.missing.append(f"{unit} from item {start + 1} on (shard {of + 1})")
+                        return None
                 at.append(start)
                 found = give()
+                if not self._computes:
+                    return found
                 tensors = {str(k): tensor.contiguous().cpu() for k, tensor in enumerate(found)}
                 self._keep(key, place, tensors, {"on": json.dumps([str(tensor.device) for tensor in found])})
                 return found
