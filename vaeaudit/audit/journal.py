@@ -28,6 +28,7 @@ from vaeaudit.audit.shards import WHOLE, Shard, parse, told_here
 from vaeaudit.checks.record import Drawing, Record, Row, to_json_line
 from vaeaudit.errors import ConfigError, InputError, OutputError, VaeauditError, listed, told
 from vaeaudit.model.batches import Elsewhere, KeepPart, keeping
+from vaeaudit.model.files import named_part
 from vaeaudit.progress import GoOn
 from vaeaudit.report.model import FIELDS, KINDS
 from vaeaudit.report.samples import distinct
@@ -195,7 +196,8 @@ class Journal:
             self._log = Log(self.folder / f"{self.shard.file}{log.SUFFIX}")
             self._new = self._log.end == 0
             about = json.dumps({"facts": self.facts, **self.about}, sort_keys=True)
-            self._log.append({}, {"opened": told_here(), "about": about, "shard": str(self.shard)})
+            here = {"shard": str(self.shard), "place": str(Path.cwd())}
+            self._log.append({}, {"opened": told_here(), "about": about, **here})
         return self._log
 
     def _look(self) -> None:
@@ -212,7 +214,7 @@ class Journal:
     def _check_others(self) -> None:
         """Raise :class:`ConfigError` where the folder holds shares of another audit."""
         mine = json.loads(json.dumps({"facts": self.facts, **self.about}))
-        for file, (about, of) in opened(self.folder).items():
+        for file, (about, of, _) in opened(self.folder).items():
             if file.stem == "whole" or file.stem == self.shard.file:
                 continue
             if of.of != self.shard.of:
@@ -251,10 +253,11 @@ def _better(old: log.Entry | None, new: log.Entry) -> log.Entry:
 
 @dataclass(frozen=True)
 class Shared:
-    """What an audit that was done in shards is of."""
+    """What an audit that was done in shards is of, and the ``place`` from which its settings name files."""
 
     configuration: Mapping[str, object]
     threads: int
+    place: Path
 
 
 def shared(folder: Path) -> tuple[Shared, Shard]:
@@ -262,23 +265,33 @@ def shared(folder: Path) -> tuple[Shared, Shard]:
 
     Raises :class:`ConfigError` where there are none, or shards of several audits.
     """
-    of = {file: (about, shard) for file, (about, shard) in opened(folder / FOLDER).items() if shard.of > 1}
+    of = {file: told for file, told in opened(folder / FOLDER).items() if told[1].of > 1}
     if not of:
         raise ConfigError(f"{folder} holds no shards of an audit; name the --out of vaeaudit audit --shard I/N")
-    (first, (about, shard)), *others = of.items()
-    for file, (other, its) in others:
+    (first, (about, shard, _)), *others = of.items()
+    for file, (other, its, _) in others:
         if other != about or its.of != shard.of:
             raise ConfigError(f"{first.name} and {file.name} in {folder} are shards of different audits; remove one")
     configuration, device = about.get("configuration"), about["facts"].get("device")
     threads = device[1] if isinstance(device, list) and len(device) == 2 else None
     if not isinstance(configuration, dict) or not isinstance(threads, int) or not 0 < threads < 2**15:
         raise ConfigError(f"{first} is damaged, or of another version; remove it and run that shard again")
-    return Shared(configuration, threads), Shard(0, shard.of)
+    return Shared(configuration, threads, _place(configuration, [place for *_, place in of.values()])), Shard(
+        0, shard.of
+    )
 
 
-def opened(folder: Path) -> dict[Path, tuple[dict[str, Any], Shard]]:
-    """What each log in a journal's folder is of, and which share of it, as its process said last."""
-    found: dict[Path, tuple[dict[str, Any], Shard]] = {}
+def _place(configuration: Mapping[str, Any], places: Iterable[Path]) -> Path:
+    """Where a shard ran that finds the model under its name; this folder where none of them is on this machine."""
+    with suppress(*_DAMAGED):
+        named, _ = named_part(configuration["model"]["path"])
+        return next((place for place in places if (place / named).exists()), Path.cwd())
+    return Path.cwd()
+
+
+def opened(folder: Path) -> dict[Path, tuple[dict[str, Any], Shard, Path]]:
+    """What each log in a journal's folder is of, which share of it, and where that ran, as its process said last."""
+    found: dict[Path, tuple[dict[str, Any], Shard, Path]] = {}
     for file in sorted(folder.glob(f"*{log.SUFFIX}")):
         for entry in log.entries(file):
             if "opened" in entry.metadata:
@@ -286,7 +299,7 @@ def opened(folder: Path) -> dict[Path, tuple[dict[str, Any], Shard]]:
                     about, shard = json.loads(entry.metadata["about"]), parse(entry.metadata["shard"])
                     if not isinstance(about["facts"], dict):
                         raise TypeError
-                    found[file] = about, shard
+                    found[file] = about, shard, Path(entry.metadata.get("place", ""))
                 except (*_DAMAGED, ConfigError) as error:
                     raise ConfigError(
                         f"{file} is damaged, or of another version; remove it and run that shard again"
