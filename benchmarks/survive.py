@@ -3,10 +3,11 @@
     python -m benchmarks.survive [--kills 200] [--processes 1] [--seed 0]
 
 All checks on a small model, by searches of no worth that go the same ways. Each process is killed after a random time
-of up to that of a whole audit, and run again with what it left behind, until one comes to its end. Its report and the
-files beside it must then be those of an audit that nobody ended, to the bit but for times, and no log may hold anything
-twice: what was kept is not done again, so that a kill costs the batch, or the mode of an attack, that was under way.
-Figures are left out, as they would take most of the time. Of several processes each is killed and run again by itself.
+of up to half of what a whole audit takes, and run again with what it left behind, until one comes to its end. Its report
+and the files beside it must then be those of an audit that nobody ended, to the bit but for times, and no log may hold
+anything twice: what was kept is not done again, so that a kill costs the batch, or the mode of an attack, that was under
+way. Figures are left out, as they would take most of the time. Of several processes each is killed and run again by
+itself.
 """
 
 import argparse
@@ -85,6 +86,7 @@ class Trial:
         assert told(self.audit(folder / "again", Shard(1, 1))) == self.whole
         self.seconds = time.monotonic() - started
         self.kills, self.finished, self.parts = 0, 0, 0
+        self.during: Counter[str] = Counter()  # what was kept last when a process was killed
 
     def audit(self, folder: Path, shard: Shard) -> Audit:
         """The share of one process, in this folder."""
@@ -108,6 +110,12 @@ class Trial:
             print(f"process {number}: {error!r}", file=sys.stderr, flush=True)
         os._exit(code)
 
+    def last(self, folder: Path) -> str:
+        """The kind of what was kept last in this folder: the name of a batch, or a whole record."""
+        logs = sorted((folder / journals.FOLDER).glob("*.log"), key=lambda file: file.stat().st_mtime)
+        kept = [entry.metadata["part"] for entry in entries(logs[-1]) if "key" in entry.metadata] if logs else []
+        return kept[-1].partition(".")[0] or "a record" if kept else "nothing"
+
     def chain(self, folder: Path, kills: int, draw: random.Random) -> None:
         """Kill and run again until all have ended by themselves, or ``kills`` are spent; then look at what is there."""
         folder.mkdir()
@@ -117,7 +125,7 @@ class Trial:
         while running or waiting:
             for number in waiting:
                 running[number] = self.start(folder, number)
-                ends[number] = time.monotonic() + draw.uniform(0, self.seconds)
+                ends[number] = time.monotonic() + draw.uniform(0, self.seconds / 2)
             waiting = []
             for number, child in list(running.items()):
                 ended, status = os.waitpid(child, os.WNOHANG)
@@ -130,6 +138,7 @@ class Trial:
                 if os.WIFSIGNALED(status):
                     kills -= 1
                     self.kills += 1
+                    self.during[self.last(folder)] += 1
                     waiting.append(number)
                 elif os.WEXITSTATUS(status) not in (0, 5):
                     raise SystemExit(f"a process ended with {os.WEXITSTATUS(status)}")
@@ -202,7 +211,8 @@ def main() -> None:
     print(
         f"{trial.kills} kills of {asked.processes} process(es) at random moments of an audit of {trial.seconds:.1f} s "
         f"in {trial.parts} entries: all {trial.finished} audits that were run to their end gave the report of one that "
-        f"nobody ended, to the bit, and nothing that was kept was done again ({time.monotonic() - started:.0f} s)"
+        f"nobody ended, to the bit, and nothing that was kept was done again ({time.monotonic() - started:.0f} s). Kept "
+        f"last before a kill: {', '.join(f'{name} ({count})' for name, count in trial.during.most_common())}"
     )
 
 

@@ -74,6 +74,7 @@ class Journal:
         self._log: Log | None = None
         self._found: dict[tuple[str, str], log.Entry] = {}
         self._read: dict[Path, int] = {}
+        self._opened: dict[Path, log.Entry] = {}
         self._made: list[Path] = []  # folders that were not there
         self._new = True
         self._kept = False
@@ -109,18 +110,23 @@ class Journal:
 
         def keep(name: str) -> KeepPart:
             calls[name] = call = calls.get(name, 0) + 1
+            absent: list[int] = []
 
             def part(
                 start: int, number: int | None, give: Callable[[], tuple[Tensor, ...]]
             ) -> tuple[Tensor, ...] | None:
                 place = f"{name}.{call} {start}"
-                if (entry := self._found.get((key, place))) is not None and (kept := _part(entry)) is not None:
+                of = self.shard.number - 1 if number is None or not parted else (owner + number) % self.shard.of
+                others = of != self.shard.number - 1
+                entry = self._found.get((key, place))
+                if entry is not None and others and absent:  # nothing is made of what is there
+                    return None
+                if entry is not None and (kept := _part(entry)) is not None:
                     return kept
-                if parted and number is not None:
-                    of = (owner + number) % self.shard.of
-                    if not self._computes or of != self.shard.number - 1:
-                        self.missing.append(f"{unit} from item {start + 1} on (shard {of + 1})")
-                        return None
+                if others or not (self._computes or number is None):
+                    absent.append(start)
+                    self.missing.append(f"{unit} from item {start + 1} on (shard {of + 1})")
+                    return None
                 at.append(start)
                 found = give()
                 if not self._computes:
@@ -161,12 +167,12 @@ class Journal:
         Raises :class:`ConfigError` where that holds shards of another audit, :class:`OutputError` where another process
         does this one.
         """
+        if self.resume:
+            self._look()
         if self.shard.of > 1:
             self._check_others()
             if self.shard.number:
                 self._open()
-        if self.resume:
-            self._look()
         return self
 
     def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
@@ -205,6 +211,8 @@ class Journal:
         for file in sorted(self.folder.glob(f"*{log.SUFFIX}")):
             for entry in log.entries(file, self._read.get(file, 0)):
                 self._read[file] = entry.start + entry.length
+                if "opened" in entry.metadata:
+                    self._opened[file] = entry
                 if "key" not in entry.metadata:
                     continue
                 with suppress(*_DAMAGED):
@@ -214,7 +222,8 @@ class Journal:
     def _check_others(self) -> None:
         """Raise :class:`ConfigError` where the folder holds shares of another audit."""
         mine = json.loads(json.dumps({"facts": self.facts, **self.about}))
-        for file, (about, of, _) in opened(self.folder).items():
+        for file, entry in self._opened.items():
+            about, of, _ = _told(entry)
             if file.stem == "whole" or file.stem == self.shard.file:
                 continue
             if of.of != self.shard.of:
@@ -291,20 +300,26 @@ def _place(configuration: Mapping[str, Any], places: Iterable[Path]) -> Path:
 
 def opened(folder: Path) -> dict[Path, tuple[dict[str, Any], Shard, Path]]:
     """What each log in a journal's folder is of, which share of it, and where that ran, as its process said last."""
-    found: dict[Path, tuple[dict[str, Any], Shard, Path]] = {}
-    for file in sorted(folder.glob(f"*{log.SUFFIX}")):
-        for entry in log.entries(file):
-            if "opened" in entry.metadata:
-                try:
-                    about, shard = json.loads(entry.metadata["about"]), parse(entry.metadata["shard"])
-                    if not isinstance(about["facts"], dict):
-                        raise TypeError
-                    found[file] = about, shard, Path(entry.metadata.get("place", ""))
-                except (*_DAMAGED, ConfigError) as error:
-                    raise ConfigError(
-                        f"{file} is damaged, or of another version; remove it and run that shard again"
-                    ) from error
-    return found
+    last = {
+        file: entry
+        for file in sorted(folder.glob(f"*{log.SUFFIX}"))
+        for entry in log.entries(file)
+        if "opened" in entry.metadata
+    }
+    return {file: _told(entry) for file, entry in last.items()}
+
+
+def _told(entry: log.Entry) -> tuple[dict[str, Any], Shard, Path]:
+    """What the process that opened a log said; raises :class:`ConfigError` where that cannot be read."""
+    try:
+        about, shard = json.loads(entry.metadata["about"]), parse(entry.metadata["shard"])
+        if not isinstance(about["facts"], dict):
+            raise TypeError
+    except (*_DAMAGED, ConfigError) as error:
+        raise ConfigError(
+            f"{entry.file} is damaged, or of another version; remove it and run that shard again"
+        ) from error
+    return about, shard, Path(entry.metadata.get("place", ""))
 
 
 def drawn(drawing: Drawing) -> Drawing:
