@@ -2,12 +2,12 @@
 
     python -m benchmarks.survive [--kills 200] [--processes 1] [--seed 0]
 
-All checks on a small model, by searches of no worth that go the same ways. Each process is killed after a random time of the CPU
-of up to half of what a whole audit takes, and run again with what it left behind, until one comes to its end. Its
-report and the files beside it must then be those of an audit that nobody ended, to the bit but for times, and no log
-may hold anything twice: what was kept is not done again, so that a kill costs the batch, or the mode of an attack, that
-was under way. Figures are left out, as they would take most of the time. Of several processes each is killed and run
-again by itself.
+All checks on a small model, by searches of no worth that go the same ways. Each process is killed after a random time
+of the CPU, up to half of what a whole audit takes, and run again with what it left behind, until one comes to its end.
+Its report and the files beside it must then be those of an audit that nobody ended, to the bit but for times, and no
+log may hold anything twice: what was kept is not done again, so that a kill costs the batch, or the mode of an attack,
+that was under way. Figures are left out, as they would take most of the time. Of several processes each is killed and
+run again by itself.
 """
 
 import argparse
@@ -215,8 +215,8 @@ def main() -> None:
         shutil.rmtree(chain)
     shutil.rmtree(folder)
     print(
-        f"{trial.kills} kills of {asked.processes} process(es) at random moments of an audit of {trial.seconds:.1f} s (CPU) "
-        f"in {trial.parts} entries: all {trial.finished} audits that were run to their end gave the report of one that "
+        f"{trial.kills} kills of {asked.processes} process(es) at random moments of an audit of {trial.seconds:.1f} s "
+        f"of CPU in {trial.parts} entries: all {trial.finished} audits that were run to their end gave the report of one that "
         f"nobody ended, to the bit, and nothing that was kept was done again ({time.monotonic() - started:.0f} s). "
         f"Kept last before a kill: {', '.join(f'{name} ({count})' for name, count in trial.during.most_common())}"
     )
