@@ -121,7 +121,8 @@ def one(check: str, asked: argparse.Namespace) -> dict[str, Any]:
     assert subject is not None
     size = RowBatches.automatic(tuple(subject.model.vae.input_shape), subject.device).size
     peak = torch.cuda.max_memory_allocated() if subject.device.type == "cuda" else 2**10 * _resident()
-    floor = sum(count * bare(subject, kind, size) for kind, count in dict(rows).items())
+    counted = dict(rows)  # before the floor adds its own
+    floor = sum(count * bare(subject, kind, size) for kind, count in counted.items())
     slope = None
     if key and sizes[-1] > sizes[1]:
         slope = float(np.polyfit(np.log(sizes[1:]), np.log(seconds[1:]), 1)[0])
@@ -130,7 +131,7 @@ def one(check: str, asked: argparse.Namespace) -> dict[str, Any]:
         "items": sizes[-1],
         "seconds": seconds[-1],
         "per_second": sizes[-1] / seconds[-1] if key else None,
-        "rows": {f"{name}{' and back' if back else ''}": count for (name, back), count in rows.items()},
+        "rows": {f"{name}{' and back' if back else ''}": count for (name, back), count in counted.items()},
         "floor_share": floor / seconds[-1],
         "peak_mib": peak / 2**20,
         "exponent": slope,

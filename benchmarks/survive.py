@@ -214,11 +214,13 @@ def main() -> None:
         trial.chain(chain, asked.kills - trial.kills, draw)
         shutil.rmtree(chain)
     shutil.rmtree(folder)
+    seconds = time.monotonic() - started
+    during = ", ".join(f"{name} ({count})" for name, count in trial.during.most_common())
     print(
         f"{trial.kills} kills of {asked.processes} process(es) at random moments of an audit of {trial.seconds:.1f} s "
         f"of CPU in {trial.parts} entries: all {trial.finished} audits that were run to their end gave the report of "
-        f"one that nobody ended, to the bit, and nothing that was kept was done again; "
-        f"{time.monotonic() - started:.0f} s. Kept last before a kill: {', '.join(f'{name} ({count})' for name, count in trial.during.most_common())}"
+        f"one that nobody ended, to the bit, and nothing that was kept was done again; {seconds:.0f} s. "
+        f"Kept last before a kill: {during}"
     )
 
 
