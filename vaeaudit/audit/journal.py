@@ -10,32 +10,27 @@ Several processes share an audit out (:mod:`vaeaudit.audit.shards`): each writes
 
 import hashlib
 import json
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vaeaudit import errors
 from vaeaudit.audit import log
+from vaeaudit.audit.kept import DAMAGED, packed, part_of, record_of
 from vaeaudit.audit.log import Log
 from vaeaudit.audit.shards import WHOLE, Shard, parse, told_here
-from vaeaudit.checks.record import Drawing, Record, Row, to_json_line
+from vaeaudit.checks.record import Drawing, Record
 from vaeaudit.errors import ConfigError, InputError, OutputError, VaeauditError, listed, told
 from vaeaudit.model.batches import Elsewhere, KeepPart, keeping
 from vaeaudit.model.files import named_part
 from vaeaudit.progress import GoOn
-from vaeaudit.report.model import FIELDS, KINDS
-from vaeaudit.report.samples import distinct
-from vaeaudit.stats.estimates import Measurement, Sample
 
 FOLDER = "vaeaudit-journal"
-_DAMAGED = (KeyError, ValueError, TypeError, AttributeError, RecursionError)  # what is read of a damaged or forged log
 # Facts of a journal in words.
 _MEANT = {
     "behaviour": "losses",
@@ -99,7 +94,7 @@ class Journal:
         entry = self._found.get((key, ""))
         if entry is not None and self._computes and "error" in entry.metadata:
             entry = None  # what was missing, such as a package, may be there now
-        if entry is not None and (kept := _record(entry)) is not None:
+        if entry is not None and (kept := record_of(entry)) is not None:
             return kept
         mine = self.shard.of == 1 or owner % self.shard.of == self.shard.number - 1
         if not parted and not (mine and self._computes):
@@ -121,7 +116,7 @@ class Journal:
                 entry = self._found.get((key, place))
                 if entry is not None and others and absent:  # nothing is made of what is there
                     return None
-                if entry is not None and (kept := _part(entry)) is not None:
+                if entry is not None and (kept := part_of(entry)) is not None:
                     return kept
                 if others or not (self._computes or number is None):
                     absent.append(start)
@@ -152,7 +147,7 @@ class Journal:
             return record
         record = replace(record, drawings={what: drawn(drawing) for what, drawing in record.drawings.items()})
         if self._computes:
-            self._keep(key, "", *_packed(record))
+            self._keep(key, "", *packed(record))
         return record
 
     def serve_only(self) -> None:
@@ -215,7 +210,7 @@ class Journal:
                     self._opened[file] = entry
                 if "key" not in entry.metadata:
                     continue
-                with suppress(*_DAMAGED):
+                with suppress(*DAMAGED):
                     place = entry.metadata["key"], entry.metadata["part"]
                     self._found[place] = _better(self._found.get(place), entry)
 
@@ -292,7 +287,7 @@ def shared(folder: Path) -> tuple[Shared, Shard]:
 
 def _place(configuration: Mapping[str, Any], places: Iterable[Path]) -> Path:
     """Where a shard ran that finds the model under its name; this folder where none of them is on this machine."""
-    with suppress(*_DAMAGED):
+    with suppress(*DAMAGED):
         named, _ = named_part(configuration["model"]["path"])
         return next((place for place in places if (place / named).exists()), Path.cwd())
     return Path.cwd()
@@ -315,7 +310,7 @@ def _told(entry: log.Entry) -> tuple[dict[str, Any], Shard, Path]:
         about, shard = json.loads(entry.metadata["about"]), parse(entry.metadata["shard"])
         if not isinstance(about["facts"], dict):
             raise TypeError
-    except (*_DAMAGED, ConfigError) as error:
+    except (*DAMAGED, ConfigError) as error:
         raise ConfigError(
             f"{entry.file} is damaged, or of another version; remove it and run that shard again"
         ) from error
@@ -325,103 +320,3 @@ def _told(entry: log.Entry) -> tuple[dict[str, Any], Shard, Path]:
 def drawn(drawing: Drawing) -> Drawing:
     """The same figure, drawn now and once."""
     return Drawing(drawing.name, partial(bytes, drawing.draw()))
-
-
-def _packed(record: Record) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A record as tensors, samples and figures as such, and the rest as JSON."""
-    tensors = {f"tensor/{name}": tensor.contiguous().cpu() for name, tensor in record.tensors.items()}
-    columns, samples = distinct({name: of.sample for name, of in record.metrics.items() if of.sample is not None})
-    tensors |= {f"sample/{place}": torch.from_numpy(values.copy()) for place, values in columns.items()}
-    for purpose, drawing in record.drawings.items():
-        tensors[f"drawing/{purpose}"] = torch.frombuffer(bytearray(drawing.draw()), dtype=torch.uint8)
-    for name, rows in record.rows.items():
-        tensors[f"rows/{name}"] = torch.frombuffer(_pressed(rows), dtype=torch.uint8)
-    plain = {
-        "entries": [[FIELDS[type(entry)], entry.model_dump(mode="json")] for entry in record.entries],
-        "metrics": {name: _plain(measurement) for name, measurement in record.metrics.items()},
-        "samples": samples,
-        "warnings": record.warnings,
-        "skipped": dict(record.skipped),
-        "signs": dict(record.signs),
-        "doubts": dict(record.doubts),
-        "about": record.about,
-        "drawings": {purpose: drawing.name for purpose, drawing in record.drawings.items()},
-        "tensors": list(record.tensors),
-        "rows": list(record.rows),
-    }
-    return tensors, {"record": json.dumps(plain, allow_nan=False)}
-
-
-def _pressed(rows: Iterable[Row]) -> bytearray:
-    """JSON of the rows, a line each, compressed as it comes: of many it would take the most memory of an audit."""
-    press, pressed = zlib.compressobj(1), bytearray()
-    for row in rows:
-        pressed += press.compress(to_json_line(row).encode() + b"\n")
-    return pressed + press.flush()
-
-
-@dataclass(frozen=True, eq=False)
-class _KeptRows:
-    """Rows out of what :func:`_pressed` gave."""
-
-    pressed: bytes
-
-    def __iter__(self) -> Iterator[Row]:
-        yield from map(json.loads, zlib.decompress(self.pressed).splitlines())
-
-
-def _plain(measurement: Measurement) -> dict[str, object]:
-    return {field.name: getattr(measurement, field.name) for field in fields(measurement) if field.name != "sample"}
-
-
-def _part(entry: log.Entry) -> tuple[Tensor, ...] | None:
-    """The part that an entry keeps, on the device that gave it; None where it can no longer be read."""
-    try:
-        tensors, places = entry.tensors() or {}, json.loads(entry.metadata["on"])
-        part = tuple(tensors[str(k)].to(device) for k, device in enumerate(places))
-        return part if part and len(part[0]) else None
-    except (*_DAMAGED, RuntimeError):
-        return None
-
-
-def _record(entry: log.Entry) -> Record | None:
-    """The record that an entry keeps; None where it can no longer be read. Raises the error that it keeps instead."""
-    tensors = entry.tensors()
-    if tensors is None:
-        return None
-    try:
-        if "error" not in entry.metadata:
-            return _unpacked(tensors, json.loads(entry.metadata["record"]))
-        name, message = json.loads(entry.metadata["error"])
-        raised = getattr(errors, name)
-        kept = raised(message) if issubclass(raised, VaeauditError) else None
-    except _DAMAGED:
-        return None
-    if kept is not None:
-        raise kept
-    return None
-
-
-def _unpacked(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Record:
-    """The record that :func:`_packed` took apart."""
-    samples = {name: Sample(tensors[f"sample/{at}"].numpy(), q) for name, (at, q) in plain["samples"].items()}
-    return Record(
-        entries=[KINDS[name].model_validate(found) for name, found in plain["entries"]],
-        metrics={name: _measurement(values, samples.get(name)) for name, values in plain["metrics"].items()},
-        warnings=tuple(plain["warnings"]),
-        skipped=plain["skipped"],
-        signs=plain["signs"],
-        doubts=plain["doubts"],
-        rows={name: _KeptRows(tensors[f"rows/{name}"].numpy().tobytes()) for name in plain["rows"]},
-        tensors={name: tensors[f"tensor/{name}"] for name in plain["tensors"]},
-        about=plain["about"],
-        drawings={
-            purpose: Drawing(Path(name).name, partial(bytes, tensors[f"drawing/{purpose}"].numpy().tobytes()))
-            for purpose, name in plain["drawings"].items()
-        },
-    )
-
-
-def _measurement(values: Mapping[str, Any], sample: Sample | None) -> Measurement:
-    ci = None if values["ci"] is None else tuple(values["ci"])
-    return Measurement(**{**values, "ci": ci}, sample=sample)
