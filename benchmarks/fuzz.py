@@ -60,6 +60,14 @@ def _file(name: str, parser: Callable[[Path], object]) -> Callable[[bytes, Path]
     return given
 
 
+def _header(content: bytes, folder: Path) -> None:
+    """A header of a checkpoint and of data, of the length that it says, before a few values."""
+    whole = len(content).to_bytes(8, "little") + content + bytes(range(160))
+    for parser, name in ((read_checkpoint, "model.safetensors"), (read, "data.safetensors")):
+        with suppress(VaeauditError):
+            _file(name, parser)(whole, folder)
+
+
 def _journal(content: bytes, folder: Path) -> None:
     path = folder / FOLDER / "shard-1-of-2.log"
     path.parent.mkdir(exist_ok=True)
@@ -117,6 +125,7 @@ def _launch(text: str) -> None:
 
 
 TARGETS: Mapping[str, Callable[[bytes, Path], None]] = {
+    "header": _header,
     "checkpoint": _file("model.safetensors", read_checkpoint),
     "torch": _file("model.pt", read_checkpoint),
     "safetensors": _file("data.safetensors", read),
@@ -156,8 +165,10 @@ def seeds() -> dict[str, list[bytes]]:
     toml = '[model]\npath = "a.safetensors"\n[attack]\nmodes = ["latent"]\n[checks."margin.r4.median"]\nmin = 0.5\n'
     found = sorted(EXAMPLES.rglob("report.json"))
     texts = ["mlp", "a.py:open", "package.module:open", "3:7", "1/4", "dtype=bfloat16", "2\n4", *MODES]
+    whole = save(tensors, metadata)
     return {
-        "checkpoint": [save(tensors, metadata)],
+        "header": [whole[8 : 8 + int.from_bytes(whole[:8], "little")]],
+        "checkpoint": [whole],
         "torch": [pt.getvalue()],
         "safetensors": [save(tensors, {})],
         "npz": [npz.getvalue()],
