@@ -61,14 +61,14 @@ def count_rows(vae: Any) -> Counter[Kind]:
     rows: Counter[Kind] = Counter()
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(points: torch.Tensor, *more: Any) -> Any:
+        def call(model: Any, points: torch.Tensor, *more: Any) -> Any:
             rows[name, torch.is_grad_enabled() and points.requires_grad] += len(points)
-            return function(points, *more)
+            return function(model, points, *more)
 
         return call
 
-    for name in ("encode", "decode"):
-        setattr(vae, name, counted(name, getattr(vae, name)))
+    for name in ("encode", "decode"):  # of the class, as another form of the model is a copy of it
+        setattr(type(vae), name, counted(name, getattr(type(vae), name)))
     return rows
 
 

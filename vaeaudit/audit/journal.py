@@ -126,7 +126,7 @@ class Journal:
                 found = give()
                 if not self._computes:
                     return found
-                tensors = {str(k): tensor.contiguous().cpu() for k, tensor in enumerate(found)}
+                tensors = {str(k): tensor.cpu().clone().contiguous() for k, tensor in enumerate(found)}  # may share
                 self._keep(key, place, tensors, {"on": json.dumps([str(tensor.device) for tensor in found])})
                 return found
 
