@@ -37,3 +37,15 @@ def always(_: Progress) -> bool:
 def within(go_on: GoOn, begin: float, end: float) -> GoOn:
     """The progress of a part of some work, from the share ``begin`` of that to the share ``end``."""
     return lambda progress: go_on(replace(progress, share=begin + (end - begin) * progress.done))
+
+
+class Watch:
+    """Asks whether to go on, and remembers the first no."""
+
+    def __init__(self, go_on: GoOn) -> None:
+        self._go_on, self.stopped = go_on, False
+
+    def __call__(self, progress: Progress) -> bool:
+        """As a :data:`GoOn`; False from the first no on."""
+        self.stopped = self.stopped or not self._go_on(progress)
+        return not self.stopped

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from vaeaudit.audit.journal import FOLDER, Journal, shared
 from vaeaudit.audit.log import Log, entries
 from vaeaudit.audit.run import Audit, audit, journal_of
 from vaeaudit.audit.shards import WHOLE, Shard, launched, owners, parse
+from vaeaudit.checks.margin.certified import Certificates
 from vaeaudit.checks.record import Record
 from vaeaudit.errors import (
     CheckpointError,
@@ -32,8 +36,9 @@ from vaeaudit.report.writer import to_json
 from vaeaudit.settings.config import Resolved, resolve
 from vaeaudit.subject.opened import prepare
 
+CERTIFIED = Certificates.of
 EXAMPLES = Path(__file__).parents[2] / "examples"
-CHECKS = ("attack", "noise", "reconstruction", "latents", "weights")
+CHECKS = ("attack", "noise", "reconstruction", "equivalence", "latents", "weights")
 
 
 def asked(folder: Path, **values: object) -> Resolved:
@@ -49,6 +54,8 @@ def asked(folder: Path, **values: object) -> Resolved:
         "attack.caps": 1,
         "attack.max_evaluations": 15,
         "noise.sigmas": 0.5,
+        "equivalence.variants": ["dtype=bfloat16"],
+        "equivalence.items": 20,
         "weights.spectral": False,
         **{name.replace("__", "."): value for name, value in values.items()},
     }
@@ -109,6 +116,47 @@ def test_the_parts_of_items_are_shared_out_and_each_is_done_once(folder: Path) -
     ]
     assert sorted(part for of in parts for part in of) == sorted(f"noise.1 {start}" for start in range(0, 40, 7))
     assert [len(of) for of in parts] == [2, 2, 2]
+
+
+def _once(function: Callable[..., Any], given: list[Any], *asked: Any) -> Any:
+    given or given.append(function(*asked))
+    return given[0]
+
+
+def test_margins_are_shared_out_and_kept_by_groups_of_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_search = {
+        "_TURNS": 1,
+        "_STEPS": 1,
+        "_TESTS": 1,
+        "_OCTAVES": 1,
+        "_SELECTION": 16,
+        "_RAYS": 2,
+        "_NEW": 1,
+        "_SHARE": 99,
+    }
+    for name, value in of_search.items():  # a search of no worth, which takes the same way
+        monkeypatch.setattr(f"vaeaudit.attacks.margin.{name}", value)
+    monkeypatch.setattr("vaeaudit.checks.margin.measure._LENGTHS", 2)
+    for module, name in (("varying", "trace_encoder"), ("certified", "trace_decoder")):  # of the same weights
+        once = partial(_once, getattr(import_module(f"vaeaudit.checks.margin.{module}"), name), [])
+        monkeypatch.setattr(f"vaeaudit.checks.margin.{module}.{name}", once)
+    chosen = {"margin__r": [4, 8], "margin__items": 3, "margin__draws": 50, "margin__effort": "fast"}
+    resolved = asked(tmp_path / "shared", run__batch_size=192, **chosen)
+    alone = shard_of(asked(tmp_path / "alone", run__batch_size=192, **chosen), WHOLE, ("margin",))
+    with pytest.raises(UnfinishedError, match=r"margin from item 1 on \(shard 1\)"):
+        shard_of(resolved, Shard(2, 2), ("margin",))
+    assert told(shard_of(resolved, Shard(1, 2), ("margin",))) == told(alone)
+    # Killed within its last group, one process does that one again and no other.
+    log = tmp_path / "alone" / FOLDER / "whole.log"
+    *_, last, _ = entries(log)
+    log.write_bytes(log.read_bytes()[: last.start + 9])
+    certified = []
+    monkeypatch.setattr(
+        Certificates, "of", lambda self, x, *given: certified.append(len(x)) or CERTIFIED(self, x, *given)
+    )
+    again = asked(tmp_path / "alone", run__batch_size=192, **chosen)
+    assert told(shard_of(again, WHOLE, ("margin",), resume=True)) == told(alone)
+    assert certified == [1, 1], "the third item at both radii"
 
 
 def test_what_is_missing_is_named_with_whose_it_is(tmp_path: Path) -> None:

@@ -337,6 +337,43 @@ def test_processes_that_would_write_one_report_many_times_are_refused(
     command("merge", "empty").said(2, "holds no shards of an audit")
 
 
+def test_shards_are_merged_from_another_folder_than_they_ran_in(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("shapes-beta1.safetensors", "shapes.npz"):
+        Path(name).symlink_to(EXAMPLES / name)
+    configured(base=NOISE.replace(f"{EXAMPLES}/", ""), more="")
+    for number in (2, 1):
+        assert command("audit", "-q", "--out", "shared", "--shard", f"{number}/2").code == 0
+    before = report("shared")
+    Path("shared/report.json").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert command("merge", "../shared", "-q", "--format", "json", "-o", "told.json").code == 0
+    assert report("../shared")["metrics"] == json.loads(Path("told.json").read_text())["metrics"] == before["metrics"]
+
+
+def test_the_weights_alone_are_the_work_of_one_shard(command: Command) -> None:
+    Path("vaeaudit.toml").write_text(SMALL.partition("[data]")[0] + '[run]\nchecks = ["weights"]\n')
+    done = command("audit", "-q", "--shard", "2/2")
+    assert done.code == 0
+    assert "weights of a file alone is not shared out: shard 1 does it" in done.err
+    assert not Path("vaeaudit-report").exists()
+    assert command("audit", "-q", "--shard", "1/2").code == 0
+    assert list(report()["timings"]) == ["weights"]
+
+
+def test_a_model_that_is_refused_ends_the_first_shard_alone(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = Plausibility((Finding("rows apart", Verdict.FAIL, "the model takes a batch of 2"),), {}, 60)
+    monkeypatch.setattr("vaeaudit.subject.opened.examine", lambda *_, **__: refused)
+    configured(base=NOISE, more="")
+    done = command("audit", "-q", "--shard", "2/2")
+    assert done.code == 0
+    assert "the model did not pass: rows apart; shard 1 writes the report of that" in done.err
+    assert command("audit", "-q", "--shard", "1/2").code == 5
+    assert report()["decided"][0]["name"] == "rows apart"
+
+
 def test_a_failure_sign_keeps_an_audit_from_passing_whatever_its_thresholds_read(command: Command) -> None:
     """So short a search does not converge, and is a sign of the latent attack; the threshold reads noise alone."""
     short = SMALL.partition("[margin]")[0].replace("max_evaluations = 300", "max_evaluations = 12")

@@ -10,31 +10,27 @@ Several processes share an audit out (:mod:`vaeaudit.audit.shards`): each writes
 
 import hashlib
 import json
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vaeaudit import errors
 from vaeaudit.audit import log
+from vaeaudit.audit.kept import DAMAGED, packed, part_of, record_of
 from vaeaudit.audit.log import Log
 from vaeaudit.audit.shards import WHOLE, Shard, parse, told_here
-from vaeaudit.checks.record import Drawing, Record, Row, to_json_line
+from vaeaudit.checks.record import Drawing, Record
 from vaeaudit.errors import ConfigError, InputError, OutputError, VaeauditError, listed, told
 from vaeaudit.model.batches import Elsewhere, KeepPart, keeping
+from vaeaudit.model.files import named_part
 from vaeaudit.progress import GoOn
-from vaeaudit.report.model import FIELDS, KINDS
-from vaeaudit.report.samples import distinct
-from vaeaudit.stats.estimates import Measurement, Sample
 
 FOLDER = "vaeaudit-journal"
-_DAMAGED = (KeyError, ValueError, TypeError, AttributeError, RecursionError)  # what is read of a damaged or forged log
 # Facts of a journal in words.
 _MEANT = {
     "behaviour": "losses",
@@ -73,6 +69,7 @@ class Journal:
         self._log: Log | None = None
         self._found: dict[tuple[str, str], log.Entry] = {}
         self._read: dict[Path, int] = {}
+        self._opened: dict[Path, log.Entry] = {}
         self._made: list[Path] = []  # folders that were not there
         self._new = True
         self._kept = False
@@ -97,7 +94,7 @@ class Journal:
         entry = self._found.get((key, ""))
         if entry is not None and self._computes and "error" in entry.metadata:
             entry = None  # what was missing, such as a package, may be there now
-        if entry is not None and (kept := _record(entry)) is not None:
+        if entry is not None and (kept := record_of(entry)) is not None:
             return kept
         mine = self.shard.of == 1 or owner % self.shard.of == self.shard.number - 1
         if not parted and not (mine and self._computes):
@@ -108,18 +105,28 @@ class Journal:
 
         def keep(name: str) -> KeepPart:
             calls[name] = call = calls.get(name, 0) + 1
+            absent: list[int] = []
 
-            def part(start: int, number: int, give: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...] | None:
+            def part(
+                start: int, number: int | None, give: Callable[[], tuple[Tensor, ...]]
+            ) -> tuple[Tensor, ...] | None:
                 place = f"{name}.{call} {start}"
-                if (entry := self._found.get((key, place))) is not None and (kept := _part(entry)) is not None:
+                of = self.shard.number - 1 if number is None or not parted else (owner + number) % self.shard.of
+                others = of != self.shard.number - 1
+                entry = self._found.get((key, place))
+                if entry is not None and others and absent:  # nothing is made of what is there
+                    return None
+                if entry is not None and (kept := part_of(entry)) is not None:
                     return kept
-                of = (owner + number) % self.shard.of
-                if not self._computes or of != self.shard.number - 1:
+                if others or not (self._computes or number is None):
+                    absent.append(start)
                     self.missing.append(f"{unit} from item {start + 1} on (shard {of + 1})")
                     return None
                 at.append(start)
                 found = give()
-                tensors = {str(k): tensor.contiguous().cpu() for k, tensor in enumerate(found)}
+                if not self._computes:
+                    return found
+                tensors = {str(k): tensor.cpu().clone().contiguous() for k, tensor in enumerate(found)}  # may share
                 self._keep(key, place, tensors, {"on": json.dumps([str(tensor.device) for tensor in found])})
                 return found
 
@@ -140,7 +147,7 @@ class Journal:
             return record
         record = replace(record, drawings={what: drawn(drawing) for what, drawing in record.drawings.items()})
         if self._computes:
-            self._keep(key, "", *_packed(record))
+            self._keep(key, "", *packed(record))
         return record
 
     def serve_only(self) -> None:
@@ -155,12 +162,12 @@ class Journal:
         Raises :class:`ConfigError` where that holds shards of another audit, :class:`OutputError` where another process
         does this one.
         """
+        if self.resume:
+            self._look()
         if self.shard.of > 1:
             self._check_others()
             if self.shard.number:
                 self._open()
-        if self.resume:
-            self._look()
         return self
 
     def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
@@ -190,7 +197,8 @@ class Journal:
             self._log = Log(self.folder / f"{self.shard.file}{log.SUFFIX}")
             self._new = self._log.end == 0
             about = json.dumps({"facts": self.facts, **self.about}, sort_keys=True)
-            self._log.append({}, {"opened": told_here(), "about": about, "shard": str(self.shard)})
+            here = {"shard": str(self.shard), "place": str(Path.cwd())}
+            self._log.append({}, {"opened": told_here(), "about": about, **here})
         return self._log
 
     def _look(self) -> None:
@@ -198,16 +206,19 @@ class Journal:
         for file in sorted(self.folder.glob(f"*{log.SUFFIX}")):
             for entry in log.entries(file, self._read.get(file, 0)):
                 self._read[file] = entry.start + entry.length
+                if "opened" in entry.metadata:
+                    self._opened[file] = entry
                 if "key" not in entry.metadata:
                     continue
-                with suppress(*_DAMAGED):
+                with suppress(*DAMAGED):
                     place = entry.metadata["key"], entry.metadata["part"]
                     self._found[place] = _better(self._found.get(place), entry)
 
     def _check_others(self) -> None:
         """Raise :class:`ConfigError` where the folder holds shares of another audit."""
         mine = json.loads(json.dumps({"facts": self.facts, **self.about}))
-        for file, (about, of) in opened(self.folder).items():
+        for file, entry in self._opened.items():
+            about, of, _ = _told(entry)
             if file.stem == "whole" or file.stem == self.shard.file:
                 continue
             if of.of != self.shard.of:
@@ -246,10 +257,11 @@ def _better(old: log.Entry | None, new: log.Entry) -> log.Entry:
 
 @dataclass(frozen=True)
 class Shared:
-    """What an audit that was done in shards is of."""
+    """What an audit that was done in shards is of, and the ``place`` from which its settings name files."""
 
     configuration: Mapping[str, object]
     threads: int
+    place: Path
 
 
 def shared(folder: Path) -> tuple[Shared, Shard]:
@@ -257,138 +269,54 @@ def shared(folder: Path) -> tuple[Shared, Shard]:
 
     Raises :class:`ConfigError` where there are none, or shards of several audits.
     """
-    of = {file: (about, shard) for file, (about, shard) in opened(folder / FOLDER).items() if shard.of > 1}
+    of = {file: told for file, told in opened(folder / FOLDER).items() if told[1].of > 1}
     if not of:
         raise ConfigError(f"{folder} holds no shards of an audit; name the --out of vaeaudit audit --shard I/N")
-    (first, (about, shard)), *others = of.items()
-    for file, (other, its) in others:
+    (first, (about, shard, _)), *others = of.items()
+    for file, (other, its, _) in others:
         if other != about or its.of != shard.of:
             raise ConfigError(f"{first.name} and {file.name} in {folder} are shards of different audits; remove one")
     configuration, device = about.get("configuration"), about["facts"].get("device")
     threads = device[1] if isinstance(device, list) and len(device) == 2 else None
     if not isinstance(configuration, dict) or not isinstance(threads, int) or not 0 < threads < 2**15:
         raise ConfigError(f"{first} is damaged, or of another version; remove it and run that shard again")
-    return Shared(configuration, threads), Shard(0, shard.of)
+    return Shared(configuration, threads, _place(configuration, [place for *_, place in of.values()])), Shard(
+        0, shard.of
+    )
 
 
-def opened(folder: Path) -> dict[Path, tuple[dict[str, Any], Shard]]:
-    """What each log in a journal's folder is of, and which share of it, as its process said last."""
-    found: dict[Path, tuple[dict[str, Any], Shard]] = {}
-    for file in sorted(folder.glob(f"*{log.SUFFIX}")):
-        for entry in log.entries(file):
-            if "opened" in entry.metadata:
-                try:
-                    about, shard = json.loads(entry.metadata["about"]), parse(entry.metadata["shard"])
-                    if not isinstance(about["facts"], dict):
-                        raise TypeError
-                    found[file] = about, shard
-                except (*_DAMAGED, ConfigError) as error:
-                    raise ConfigError(
-                        f"{file} is damaged, or of another version; remove it and run that shard again"
-                    ) from error
-    return found
+def _place(configuration: Mapping[str, Any], places: Iterable[Path]) -> Path:
+    """Where a shard ran that finds the model under its name; this folder where none of them is on this machine."""
+    with suppress(*DAMAGED):
+        named, _ = named_part(configuration["model"]["path"])
+        return next((place for place in places if (place / named).exists()), Path.cwd())
+    return Path.cwd()
+
+
+def opened(folder: Path) -> dict[Path, tuple[dict[str, Any], Shard, Path]]:
+    """What each log in a journal's folder is of, which share of it, and where that ran, as its process said last."""
+    last = {
+        file: entry
+        for file in sorted(folder.glob(f"*{log.SUFFIX}"))
+        for entry in log.entries(file)
+        if "opened" in entry.metadata
+    }
+    return {file: _told(entry) for file, entry in last.items()}
+
+
+def _told(entry: log.Entry) -> tuple[dict[str, Any], Shard, Path]:
+    """What the process that opened a log said; raises :class:`ConfigError` where that cannot be read."""
+    try:
+        about, shard = json.loads(entry.metadata["about"]), parse(entry.metadata["shard"])
+        if not isinstance(about["facts"], dict):
+            raise TypeError
+    except (*DAMAGED, ConfigError) as error:
+        raise ConfigError(
+            f"{entry.file} is damaged, or of another version; remove it and run that shard again"
+        ) from error
+    return about, shard, Path(entry.metadata.get("place", ""))
 
 
 def drawn(drawing: Drawing) -> Drawing:
     """The same figure, drawn now and once."""
     return Drawing(drawing.name, partial(bytes, drawing.draw()))
-
-
-def _packed(record: Record) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A record as tensors, samples and figures as such, and the rest as JSON."""
-    tensors = {f"tensor/{name}": tensor.contiguous().cpu() for name, tensor in record.tensors.items()}
-    columns, samples = distinct({name: of.sample for name, of in record.metrics.items() if of.sample is not None})
-    tensors |= {f"sample/{place}": torch.from_numpy(values.copy()) for place, values in columns.items()}
-    for purpose, drawing in record.drawings.items():
-        tensors[f"drawing/{purpose}"] = torch.frombuffer(bytearray(drawing.draw()), dtype=torch.uint8)
-    for name, rows in record.rows.items():
-        tensors[f"rows/{name}"] = torch.frombuffer(_pressed(rows), dtype=torch.uint8)
-    plain = {
-        "entries": [[FIELDS[type(entry)], entry.model_dump(mode="json")] for entry in record.entries],
-        "metrics": {name: _plain(measurement) for name, measurement in record.metrics.items()},
-        "samples": samples,
-        "warnings": record.warnings,
-        "skipped": dict(record.skipped),
-        "signs": dict(record.signs),
-        "doubts": dict(record.doubts),
-        "about": record.about,
-        "drawings": {purpose: drawing.name for purpose, drawing in record.drawings.items()},
-        "tensors": list(record.tensors),
-        "rows": list(record.rows),
-    }
-    return tensors, {"record": json.dumps(plain, allow_nan=False)}
-
-
-def _pressed(rows: Iterable[Row]) -> bytearray:
-    """JSON of the rows, a line each, compressed as it comes: of many it would take the most memory of an audit."""
-    press, pressed = zlib.compressobj(1), bytearray()
-    for row in rows:
-        pressed += press.compress(to_json_line(row).encode() + b"\n")
-    return pressed + press.flush()
-
-
-@dataclass(frozen=True, eq=False)
-class _KeptRows:
-    """Rows out of what :func:`_pressed` gave."""
-
-    pressed: bytes
-
-    def __iter__(self) -> Iterator[Row]:
-        yield from map(json.loads, zlib.decompress(self.pressed).splitlines())
-
-
-def _plain(measurement: Measurement) -> dict[str, object]:
-    return {field.name: getattr(measurement, field.name) for field in fields(measurement) if field.name != "sample"}
-
-
-def _part(entry: log.Entry) -> tuple[Tensor, ...] | None:
-    """The part that an entry keeps, on the device that gave it; None where it can no longer be read."""
-    try:
-        tensors, places = entry.tensors() or {}, json.loads(entry.metadata["on"])
-        part = tuple(tensors[str(k)].to(device) for k, device in enumerate(places))
-        return part if part and len(part[0]) else None
-    except (*_DAMAGED, RuntimeError):
-        return None
-
-
-def _record(entry: log.Entry) -> Record | None:
-    """The record that an entry keeps; None where it can no longer be read. Raises the error that it keeps instead."""
-    tensors = entry.tensors()
-    if tensors is None:
-        return None
-    try:
-        if "error" not in entry.metadata:
-            return _unpacked(tensors, json.loads(entry.metadata["record"]))
-        name, message = json.loads(entry.metadata["error"])
-        raised = getattr(errors, name)
-        kept = raised(message) if issubclass(raised, VaeauditError) else None
-    except _DAMAGED:
-        return None
-    if kept is not None:
-        raise kept
-    return None
-
-
-def _unpacked(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Record:
-    """The record that :func:`_packed` took apart."""
-    samples = {name: Sample(tensors[f"sample/{at}"].numpy(), q) for name, (at, q) in plain["samples"].items()}
-    return Record(
-        entries=[KINDS[name].model_validate(found) for name, found in plain["entries"]],
-        metrics={name: _measurement(values, samples.get(name)) for name, values in plain["metrics"].items()},
-        warnings=tuple(plain["warnings"]),
-        skipped=plain["skipped"],
-        signs=plain["signs"],
-        doubts=plain["doubts"],
-        rows={name: _KeptRows(tensors[f"rows/{name}"].numpy().tobytes()) for name in plain["rows"]},
-        tensors={name: tensors[f"tensor/{name}"] for name in plain["tensors"]},
-        about=plain["about"],
-        drawings={
-            purpose: Drawing(Path(name).name, partial(bytes, tensors[f"drawing/{purpose}"].numpy().tobytes()))
-            for purpose, name in plain["drawings"].items()
-        },
-    )
-
-
-def _measurement(values: Mapping[str, Any], sample: Sample | None) -> Measurement:
-    ci = None if values["ci"] is None else tuple(values["ci"])
-    return Measurement(**{**values, "ci": ci}, sample=sample)

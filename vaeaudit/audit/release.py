@@ -14,7 +14,7 @@ from vaeaudit.audit.writing import in_doubt
 from vaeaudit.checks import registry
 from vaeaudit.checks.naming import check_names
 from vaeaudit.checks.weights.stored import open_weights
-from vaeaudit.errors import ConfigError, nearest
+from vaeaudit.errors import ConfigError, UnfinishedError, listed, nearest
 from vaeaudit.gate.compare import Side, array_name, compare, side_of
 from vaeaudit.gate.ending import concluded
 from vaeaudit.gate.policy import brought, enabled, evaluate, remarks
@@ -61,6 +61,8 @@ def release_audit(
         if earlier is not None and again is not None:
             same_model(stored.source, {stored.source: stored.sha256}, earlier, again)
         ready()
+        if shard.number > 1:
+            raise UnfinishedError(f"{listed(names)} of a file alone is not shared out: shard 1 does it")
         done = weigh(stored, named, argv, names, go_on)
     else:
         subject = prepare(named.settings)

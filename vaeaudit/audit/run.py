@@ -168,7 +168,7 @@ def audit(
     as long as nothing was found; where a check is ``optional``, it is skipped instead.
 
     Of several processes that share the journal, each does its share, and whichever finds all of them done gives the
-    audit. The others raise :class:`UnfinishedError`.
+    audit. The others raise :class:`UnfinishedError`, all but the first where the model is not plausible.
     """
     failed = subject.plausibility.failed
     skipped = {check: f"the model did not pass: {', '.join(failed)}" for check in names if failed}
@@ -184,6 +184,8 @@ def audit(
     if journal is None:
         return _carried_out(works, whole(subject), resolved, argv, skipped, go_on, optional, costs)
     with journal:
+        if failed and journal.shard.number > 1:
+            raise UnfinishedError(f"the model did not pass: {', '.join(failed)}; shard 1 writes the report of that")
         whole_ones = [0.0 if of[unit].parted else costs.get(unit, 1.0) for unit in works]
         owner = dict(zip(works, owners(whole_ones, journal.shard.of), strict=True))
         works = {unit: _kept(journal, unit, of[unit], subject, work, owner[unit]) for unit, work in works.items()}

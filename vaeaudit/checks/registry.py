@@ -117,6 +117,7 @@ OURS = (
         {"margins": "MarginEntry"},
         choices=("r",),
         gated=(r"margin\.r[\d.e+-]+\.(certified|empirical)\.median",),
+        parted=True,
         # The median of the pair [certified, empirical] has the empirical one's samples.
         aside=(r"margin\..*\.(frobenius|spectral|whitened)\..*", r"margin\.r[\d.e+-]+\.median"),
     ),
@@ -146,6 +147,7 @@ OURS = (
         choices=("variants", "shown", "tolerance"),
         files=("against",),
         thresholds="vaeaudit.checks.equivalence.metrics:thresholds",
+        parted=True,
         aside=(r"equivalence\..*",),  # it has thresholds of its own
     ),
     _ours("latents", "ELBO, KL of each unit, active units", {"latents": "LatentsEntry"}, parted=True),

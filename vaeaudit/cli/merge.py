@@ -1,6 +1,8 @@
 """`vaeaudit merge`: the one report of an audit that several processes shared out."""
 
 import sys
+from contextlib import chdir
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,6 +36,10 @@ def command(
     from vaeaudit.settings.config import resolve
 
     about, shard = shared(Path(folder))
+    if about.place != Path.cwd():  # the settings name files from there, and the figures belong to these names
+        folder = str(Path(folder).absolute())
+        if asked.output is not None and asked.output != "-":
+            asked = replace(asked, output=str(Path(asked.output).absolute()))
     resolved = resolve(configured(about.configuration, "merge") | {"run.out": (folder, "merge")}, None)
     torch.set_num_threads(about.threads)  # figures of attacks depend on it, so the journal serves no others
 
@@ -42,4 +48,5 @@ def command(
             resolved, sys.argv, datetime.now(UTC).date(), True, reporter.go_on, reporter.keep, shard=shard
         )
 
-    return show("opening the model and the data", work, resolved, asked, shard)
+    with chdir(about.place):
+        return show("opening the model and the data", work, resolved, asked, shard)

@@ -1,18 +1,20 @@
 """Running a model on many rows, a bounded number at a time."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vaeaudit.errors import ConfigError, VaeauditError
 
-# Gives a part that was kept, or keeps what is given: asked with the first row, which part that is, and what gives it;
-# None where another process is to give it.
-KeepPart = Callable[[int, int, Callable[[], tuple[Tensor, ...]]], tuple[Tensor, ...] | None]
+# Gives a part that was kept, or keeps what is given: asked with the first row, which part that is, None where it is not
+# shared out, and what gives it; None where another process is to give it.
+KeepPart = Callable[[int, int | None, Callable[[], tuple[Tensor, ...]]], tuple[Tensor, ...] | None]
 Keep = Callable[[str], KeepPart]  # asked with the name of what is measured, once a measurement
 # It changes no value, so that it need not be handed through all that measures.
 _KEEP: ContextVar[Keep | None] = ContextVar("keep", default=None)
@@ -20,6 +22,10 @@ _KEEP: ContextVar[Keep | None] = ContextVar("keep", default=None)
 
 class Elsewhere(Exception):  # noqa: N818 - it is no error
     """Another process is to give what is missing here."""
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """A part was not finished, since the user stopped it."""
 
 
 @contextmanager
@@ -56,12 +62,14 @@ class RowBatches:
         *arguments: Tensor,
         go_on: Callable[[int, int], bool] | None = None,
         kept: str = "",
+        shared: bool = True,
     ) -> tuple[Tensor, ...]:
         """``function`` of each part of ``arguments`` (all with the same rows), its results concatenated.
 
-        ``go_on`` is asked after each part with the rows that are left and all of them; on False those are left out.
-        What has a name, ``kept``, is taken from and given to a journal where there is one; its first result has as many
-        rows as the part.
+        ``go_on`` is asked after each part with the rows that are left and all of them; on False those are left out, and
+        so is a part whose ``function`` raises :class:`Stopped`, with all after it: nothing where that was the first.
+        What has a name, ``kept``, is taken from and given to a journal where there is one, and done by one of several
+        processes, or where it is not ``shared`` by any that needs it; its first result has as many rows as the part.
 
         Raises :class:`VaeauditError` if a single row does not fit into memory, :class:`Elsewhere` where another process
         is to give some parts.
@@ -77,7 +85,9 @@ class RowBatches:
                 if keep is None:
                     found: tuple[Tensor, ...] | None = function(*part)
                 else:
-                    found = keep(done, done // most, partial(function, *part))
+                    found = keep(done, done // most if shared else None, partial(function, *part))
+            except Stopped:
+                break
             except torch.OutOfMemoryError as error:
                 if self.size == 1:
                     raise VaeauditError(
@@ -95,4 +105,16 @@ class RowBatches:
                 break
         if elsewhere:
             raise Elsewhere(kept)
+        if len({len(found) for found in results}) > 1:
+            raise VaeauditError("the model gives other results for some items than for others; run doctor on it")
         return results[0] if len(results) == 1 else tuple(torch.cat(column) for column in zip(*results, strict=True))
+
+
+def line_of(value: object) -> Tensor:
+    """Something in JSON as a result of a part of rows, (bytes,): what tensors cannot tell."""
+    return torch.frombuffer(bytearray(json.dumps(value).encode() + b"\n"), dtype=torch.uint8)
+
+
+def lines_of(column: Tensor) -> list[Any]:
+    """What :func:`line_of` wrote for each part, out of the concatenated results."""
+    return [json.loads(line) for line in column.cpu().numpy().tobytes().splitlines()]

@@ -8,7 +8,8 @@ items, and the reference run again.
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from vaeaudit.attacks.similarity import layer_terms
 from vaeaudit.checks.compared import Compared
 from vaeaudit.checks.equivalence.metrics import DECODER, END, SHIFT
 from vaeaudit.errors import ConfigError, UnsupportedError
-from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.batches import RowBatches, line_of, lines_of
 from vaeaudit.model.families import FullGaussian, gaussian_part
 from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import Chain, Posterior
@@ -149,10 +150,8 @@ def equivalence(
     check_items(vae, first, box, "items")
     measure = _Differences(Compared.of(shape, picture, box, first))
     sides = {name: _Side(running) for name, running in variants.items()}
-    failed: dict[str, str] = {}
+    failed, ran = dict[str, str](), set[str]()
     rows = RowBatches.automatic(shape, first.device) if batch_size is None else RowBatches(batch_size)
-    control = [0.0, 0.0]
-    columns: list[str] = []
 
     def of_items(index: Tensor) -> tuple[Tensor, ...]:
         keys = [numbers[place] for place in index.tolist()]
@@ -168,7 +167,8 @@ def equivalence(
         outputs = [of_part.decode(z) for z in latents]
         for output in outputs:
             require_finite("reconstruction of the reference", output, keys)
-        if not control[1]:  # of the first items, before anything else runs
+        control = [0.0, 0]
+        if not int(index[0]):  # of the first items, before anything else runs
             some, code = part[:_AGAIN], mean[:_AGAIN]  # both times alike: sums may depend on the number of rows
             first_few = reference.of_items(index[:_AGAIN])
             one, again = ((first_few.encode(some).mean, first_few.decode(code)) for _ in range(2))
@@ -180,33 +180,43 @@ def equivalence(
             try:
                 of_side = _compared(side, side.running.of_items(index), measure, part, keys, q, noise, latents, outputs)
                 found |= {f"{name} {key}": of for key, of in of_side.items()}
+                ran.add(name)
             except UnsupportedError as error:
-                if columns:  # it has run before
+                if name in ran:
                     raise
                 failed[name] = str(error)
+        if len(failed) == len(sides):
+            raise UnsupportedError("; ".join(failed.values()))
         if draws > 1:
             found |= {f" {key}": of for key, of in measure(outputs[1], outputs[2]).items()}
             found[f" {SHIFT.name}"] = _shift(q, latents[1] - latents[2])
-        columns[:] = found
-        return tuple(found.values()) or (torch.zeros(len(part)),)
+        located = {name: [astuple(one) for one in side.located.values()] for name, side in sides.items()}
+        told = {"columns": list(found), "failed": failed, "control": control, "located": located}
+        return *found.values(), line_of(told)
 
     given = rows.map(
         of_items,
         torch.arange(len(numbers)),
-        go_on=lambda left, of: len(failed) < len(sides) and go_on(Progress("comparing", left, of)),
+        go_on=lambda left, of: go_on(Progress("comparing", left, of)),
+        kept="equivalence",
     )
-    if len(failed) == len(sides):
-        raise UnsupportedError("; ".join(failed.values()))
-    done = len(given[0])
-    by_name = dict(zip(columns, given, strict=True))
+    *values, lines = given
+    told = lines_of(lines)
+    failed = told[0]["failed"]
+    done = len(values[0])
+    by_name = dict(zip(told[0]["columns"], values, strict=True))
     return EquivalenceResult(
         items=tuple(numbers[:done]),
         draws=draws,
-        variants={name: _result(name, side, by_name) for name, side in sides.items() if name not in failed},
+        variants={
+            name: _result(name, [part["located"][name] for part in told], by_name)
+            for name in sides
+            if name not in failed
+        },
         failed=failed,
         scale={name[1:]: of for name, of in by_name.items() if name.startswith(" ")},
-        control=control[0],
-        again=int(control[1]),
+        control=told[0]["control"][0],
+        again=told[0]["control"][1],
         ranged=measure.compared.low is not None,
         left_out=measure.left_out,
         seed=seed,
@@ -214,10 +224,14 @@ def equivalence(
     )
 
 
-def _result(name: str, side: _Side, columns: Mapping[str, Tensor]) -> VariantResult:
+def _result(name: str, located: Sequence[Sequence[Sequence[Any]]], columns: Mapping[str, Tensor]) -> VariantResult:
+    """One variant out of all ``columns``, and where each batch was not finite first."""
     own = {key.removeprefix(f"{name} "): of for key, of in columns.items() if key.startswith(f"{name} ")}
     shift, nonfinite = own.pop("shift"), own.pop("nonfinite")
-    return VariantResult(own, nonfinite > 0, tuple(side.located.values()), shift)
+    first: dict[str, Located] = {}
+    for one in (Located(*given) for part in located for given in part):
+        first.setdefault(one.side, one)
+    return VariantResult(own, nonfinite > 0, tuple(first.values()), shift)
 
 
 def _compared(

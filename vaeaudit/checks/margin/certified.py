@@ -65,38 +65,41 @@ class Certified:
 
 
 class Certificates:
-    """What the certificates of all radii share: the traced encoder, its Lipschitz constants.
+    """What the certificates of all items and radii share: the traced encoder, its Lipschitz constants.
 
     ``trace`` gives the encoder's graph, or raises :class:`UnsupportedError`. A network of more than ``most`` neurons
     and outputs gets no bounds around the items. ``effort`` "thorough" asks sectors first, and linear bounds whether
-    they reach further; "fast" linear bounds alone; "boxed" sectors also of x + d in the range ``box``.
+    they reach further; "fast" linear bounds alone; "boxed" sectors also of x + d in the range ``box``. Nothing of
+    what is found of one item bears on another, so that several processes may share the items out. ``like``
+    (items, *input_shape) are any inputs.
     """
 
     def __init__(
         self,
         trace: Callable[[], Graph],
-        x: Tensor,
+        like: Tensor,
         sigma: Sigma,
         effort: Effort,
         *,
         box: Range | None = None,
         most: float = math.inf,
     ) -> None:
-        self._x, self._sigma, self._near, self._effort = x, sigma, True, effort
-        self._box = None if box is None or effort != "boxed" else flat_bounds(box, tuple(x.shape[1:]), x)
+        self._like, self._sigma, self._near, self._effort = like[:1], sigma, True, effort
+        self._box = None if box is None or effort != "boxed" else flat_bounds(box, tuple(like.shape[1:]), like)
         self.missing: list[str] = []
         self._graph: Graph | None = None
         self._norms: dict[str, Tensor] | None = None
         self._sectors: Sectors | None = None
         self._bounds: LipschitzBounds | None = None
-        self._lipschitz: Tensor | None = None
         self._log_lipschitz: Tensor | None = None
         self._latents = 0
+        self._path: tuple[Tensor, Tensor, Tensor] | None = None
+        self._asked_path = False
         with _refusals(self.missing):
             self._graph = trace()
         if self._graph is None:
             return
-        neurons = _neurons(self._graph, x)
+        neurons = _neurons(self._graph, self._like)
         if neurons > most:
             self._near = False
             self.missing.append(
@@ -104,11 +107,9 @@ class Certificates:
             )
         with _refusals(self.missing, "from Lipschitz constants: "):
             bounds = LipschitzBounds(self._graph)
-            with torch.no_grad():
-                log_stddev = self._graph.module(x.double())[1]
-            lipschitz = bounds.of_output(0, torch.exp(-log_stddev))
+            self._latents = _whitened(self._graph, bounds, self._like)[1]
             self._log_lipschitz = bounds.of_output(1) if sigma == "full" else None
-            self._lipschitz, self._bounds, self._latents = lipschitz, bounds, log_stddev.shape[1]
+            self._bounds = bounds
 
     def growth(self, vae: VAE, *, draws: int, items: Sequence[int], seed: int, check: str) -> Tensor | None:
         """W of theorem (iii) for the draws of ``draw_distances``, (draws, items) or less where they are all equal.
@@ -116,42 +117,61 @@ class Certificates:
         W = Lip(g) (Lip(mu) + ||c * eta||), c_i = Lip(sigma_i), 0 where sigma is frozen. None where there is no such
         constant; ``missing`` then says which.
         """
-        if self._graph is None:  # told already
+        path = self._constants(vae)
+        if path is None:
             return None
-        moves = None
-        with _refusals(self.missing, "along the path of each draw: "):
-            if self._bounds is None:
-                raise UnsupportedError("it rests on the encoder's Lipschitz constant")
-            with torch.no_grad():
-                if isinstance(under(vae, slice(1)).encode(self._x[:1]), Chain):
-                    raise UnsupportedError("the layers of a chain above the first move with it, by no constant known")
-            decoder = LipschitzBounds(trace_decoder(vae, self._x)).of_output(0)
-            mean, still = self._bounds.of_output(0), self._x.new_zeros(1, dtype=torch.float64)
-            full = self._sigma == "full"
-            moves = _stddev_lipschitz(self._graph, self._bounds, self._latents) if full else still
-        if moves is None:
-            return None
+        decoder, mean, moves = path
         if not bool(moves.any()):
             return decoder * mean * (1 + _ROUNDING)
         with torch.no_grad():
-            shape = under(vae, slice(1)).encode(self._x[:1]).noise_shape
+            shape = under(vae, slice(1)).encode(self._like).noise_shape
         lengths = []
         together = max(1, _MOST_NUMBERS // (draws * math.prod(shape)))
         for first in range(0, len(items), together):
             part = items[first : first + together]
-            eta = noise_set(shape, draws=draws, items=part, seed=seed, check=check, like=self._x)
+            eta = noise_set(shape, draws=draws, items=part, seed=seed, check=check, like=self._like)
             lengths.append(torch.linalg.vector_norm(moves * eta.double().flatten(2), dim=2))
         return decoder * (mean + torch.cat(lengths, dim=1)) * (1 + _ROUNDING)
 
-    def of(self, p_low: Tensor, m: float, go_on: GoOn, pathwise: Tensor | None = None) -> Certified:
-        """The certified margins from ``p_low`` (items,), lower bounds of p0; with ``pathwise`` (items,) if it is known.
+    def _constants(self, vae: VAE) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Lip(g), Lip(mu) and the c_i, (latents,) or one for all; None where one is not there, which is told once."""
+        if self._graph is None or self._asked_path:  # told already
+            return self._path
+        self._asked_path = True
+        with _refusals(self.missing, "along the path of each draw: "):
+            if self._bounds is None:
+                raise UnsupportedError("it rests on the encoder's Lipschitz constant")
+            with torch.no_grad():
+                if isinstance(under(vae, slice(1)).encode(self._like), Chain):
+                    raise UnsupportedError("the layers of a chain above the first move with it, by no constant known")
+            decoder = LipschitzBounds(trace_decoder(vae, self._like)).of_output(0)
+            mean, still = self._bounds.of_output(0), self._like.new_zeros(1, dtype=torch.float64)
+            full = self._sigma == "full"
+            moves = _stddev_lipschitz(self._graph, self._bounds, self._latents) if full else still
+            self._path = decoder, mean, moves
+        return self._path
+
+    def lipschitz(self, x: Tensor) -> Tensor | None:
+        """The constants of D0^-1 mu of items ``x``, (items,); None where there are none."""
+        return None if self._graph is None or self._bounds is None else _whitened(self._graph, self._bounds, x)[0]
+
+    def of(
+        self,
+        x: Tensor,
+        lipschitz: Tensor | None,
+        p_low: Tensor,
+        m: float,
+        go_on: GoOn,
+        pathwise: Tensor | None = None,
+    ) -> Certified:
+        """The certified margins of ``x`` from ``p_low`` (items,), lower bounds of p0; ``pathwise`` (items,) is given.
 
         Asked between the balls of each few items whether to ``go_on``; on False what is left is NaN.
         """
         missing = list(self.missing)
         everywhere = torch.full_like(p_low, torch.nan)
-        if self._lipschitz is not None:
-            everywhere = global_margin(p_low, m, self._lipschitz, self._log_lipschitz)
+        if lipschitz is not None:
+            everywhere = global_margin(p_low, m, lipschitz, self._log_lipschitz)
         around, inside = torch.full((2, len(p_low)), torch.nan, dtype=p_low.dtype, device=p_low.device)
         by = ["Lipschitz constants"] * len(p_low)
         for first in range(0, len(p_low) if self._near else 0, _TOGETHER):
@@ -159,12 +179,12 @@ class Certificates:
             asked = partial(go_on, Progress("certifying", len(p_low) - first, len(p_low)))
             if self._graph is None or not asked():
                 break
-            found, x, p = None, self._x[part], p_low[part]
-            sectors, boxed = self._by_sectors(x, p, m, asked, missing)
+            found, few, p = None, x[part], p_low[part]
+            sectors, boxed = self._by_sectors(few, p, m, asked, missing)
             with _refusals(missing, "around each item: "):
                 if self._norms is None:
-                    self._norms = first_norms(self._graph, self._x[:1].double())
-                found = local_margin(self._graph, x, p, m, self._sigma, _TOGETHER, self._norms, asked, sectors)
+                    self._norms = first_norms(self._graph, self._like.double())
+                found = local_margin(self._graph, few, p, m, self._sigma, _TOGETHER, self._norms, asked, sectors)
             if found is None:
                 break
             around[part] = torch.maximum(found.radius, sectors)
@@ -192,7 +212,7 @@ class Certificates:
             return nothing
         with _refusals(missing, _SECTORS):
             if self._sectors is None:
-                self._sectors = Sectors(self._graph, self._x[:1])
+                self._sectors = Sectors(self._graph, self._like)
             return self._sectors.margins(x, p_low, m, self._sigma, self._box, asked)
         return nothing
 
@@ -217,6 +237,13 @@ def _refusals(missing: list[str], which: str = "") -> Iterator[None]:
         missing.append(
             f"{which}torch cannot carry bounds through the model ({reason(error)}); the empirical margin needs none"
         )
+
+
+def _whitened(graph: Graph, bounds: LipschitzBounds, x: Tensor) -> tuple[Tensor, int]:
+    """Lip(D0^-1 mu) of each item, (items,), and the number of latents."""
+    with torch.no_grad():
+        log_stddev = graph.module(x.double())[1]
+    return bounds.of_output(0, torch.exp(-log_stddev)), log_stddev.shape[1]
 
 
 @torch.no_grad()

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.margin import Empirical, empirical_margin
+from vaeaudit.attacks.margin import empirical_margin
 from vaeaudit.certify.graph import Graph, trace
-from vaeaudit.checks.margin.certified import Certificates, Certified, Effort
-from vaeaudit.checks.margin.estimates import Bars, FirstOrder, jacobian_norms
+from vaeaudit.checks.margin.certified import Certificates, Certified
+from vaeaudit.checks.margin.estimates import Bars, FirstOrder, JacobianNorms, jacobian_norms
+from vaeaudit.checks.margin.groups import Asked, Bounds, Group
+from vaeaudit.checks.margin.radius import Kept, MinRadius
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.conditions import model_of, one_function, under
-from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import VAE, DiagonalGaussian, GaussianLikelihood
-from vaeaudit.progress import GoOn
+from vaeaudit.progress import GoOn, Watch
 
 _MOST_NEURONS = 4096  # of both networks, and outputs, each of which linear bounds follow back for every item
 _ONE_UNIT = 0.5 * math.erfc(-1 / math.sqrt(2))  # Phi(1): theorem (i) with m = 1/2 then allows a move of one unit
@@ -57,51 +58,60 @@ class _Composed:
 
 
 class Deterministic:
-    """Estimates and bounds of R_det of items ``x`` (I, *input_shape), whose numbers are ``items``.
+    """What all groups of items ``x`` (I, *input_shape), whose numbers are ``items``, share.
 
-    ``norms`` are those of the Jacobian of f, in output units over input units; nothing is there to whiten.
+    The norms are those of the Jacobian of f, in output units over input units; nothing is there to whiten.
     """
 
-    def __init__(self, vae: VAE, x: Tensor, rows: RowBatches, *, items: Sequence[int], seed: int, level: float) -> None:
-        self._vae, self._x, self._rows, self._items, self._seed = vae, x, rows, items, seed
+    def __init__(self, vae: VAE, x: Tensor, rows: RowBatches, items: Sequence[int], asked: Asked) -> None:
+        self._vae, self._x, self._rows, self._items, self._asked = vae, x, rows, items, asked
         self._composed = _Composed(vae)
-        self.norms = jacobian_norms(self._composed, x, rows, items=items, seed=seed, level=level)
+        self._certificates: dict[float, Certificates] = {}
 
-    def estimates(self, r: float) -> FirstOrder:
-        """r / ||J||_F and r / ||J||_2; the latter is the whitened one too. Bounded by neither bound."""
-        norms, bars = self.norms, None
-        if norms.bars is not None:
-            frobenius, spectral = (r / ends.flip(0) for ends in (norms.bars.frobenius, norms.bars.spectral))
-            bars = Bars(frobenius, spectral, spectral)
-        spectral, ones = r / norms.spectral, torch.ones_like(norms.spectral)
-        return FirstOrder(r / norms.frobenius, spectral, spectral, ones, r * ones, norms, bars, 0.5)
+    def of_items(self, part: slice, watch: Watch) -> Group:
+        """What is known of these items; where it is stopped, without what was not begun."""
+        asked, composed, x, items = self._asked, self._composed.of_items(part), self._x[part], self._items[part]
+        norms = jacobian_norms(composed, x, self._rows, items=items, seed=asked.seed, level=asked.level)
+        one, none = torch.ones_like(norms.spectral), torch.zeros_like(norms.spectral)
+        at = []
+        for radius in asked.radii:
+            certified = self._certified(x, radius, watch) if "certified" in asked.parts else None
+            empirical = None
+            if "empirical" in asked.parts and not watch.stopped:
+                # A smooth P rises where the distance does, so the search of R is one of the largest distance here. All
+                # draws are the same, and a test of them is sure.
+                empirical = empirical_margin(
+                    composed,
+                    x,
+                    radius,
+                    sigma="full",
+                    box=asked.box,
+                    seed=asked.seed,
+                    most=asked.most,
+                    items=items,
+                    rows=self._rows,
+                    go_on=watch,
+                )
+            at.append(Bounds(Kept(none.long(), one, one, 0, 0.0), certified, empirical))
+        return Group(norms, MinRadius(none, none, None, 0, asked.m, 0.0), tuple(at))
 
-    def certified(self, r: float, effort: Effort, box: Range | None, go_on: GoOn) -> Certified:
+    def _certified(self, x: Tensor, r: float, go_on: GoOn) -> Certified:
         """Lower bounds: r / Lip(f), and the largest ball on which linear bounds keep f within r. Both are sure.
 
         There is no pathwise one, as a single path is left, and its bound is the first.
         """
-        certificates = Certificates(lambda: self._graph(r), self._x, "frozen", effort, box=box, most=_MOST_NEURONS)
-        kept = torch.full((len(self._x),), _ONE_UNIT, dtype=torch.float64, device=self._x.device)
-        return certificates.of(kept, 0.5, go_on)
-
-    def empirical(self, r: float, box: Range | None, go_on: GoOn) -> Empirical:
-        """Upper bounds: ||d|| of the shortest distortion found that moves f by more than r.
-
-        A smooth P rises where the distance does, so the search of R is one of the largest distance here. All draws
-        are the same, and a test of them is sure.
-        """
-        return empirical_margin(
-            self._composed,
-            self._x,
-            r,
-            sigma="full",
-            box=box,
-            seed=self._seed,
-            items=self._items,
-            rows=self._rows,
-            go_on=go_on,
-        )
+        if r not in self._certificates:
+            self._certificates[r] = Certificates(
+                lambda: self._graph(r),
+                self._x,
+                "frozen",
+                self._asked.effort,
+                box=self._asked.box,
+                most=_MOST_NEURONS,
+            )
+        of_radius = self._certificates[r]
+        kept = torch.full((len(x),), _ONE_UNIT, dtype=torch.float64, device=x.device)
+        return of_radius.of(x, of_radius.lipschitz(x), kept, 0.5, go_on)
 
     def _graph(self, r: float) -> Graph:
         """x -> (f(x), log r): the encoder whose standard deviation, the unit, is r."""
@@ -115,3 +125,13 @@ class Deterministic:
         return trace(
             heads, shape, self._x, "the map from an input to its reconstruction", of=model_of(self._vae), bounded=1
         )
+
+
+def estimates(norms: JacobianNorms, r: float) -> FirstOrder:
+    """r / ||J||_F and r / ||J||_2; the latter is the whitened one too. Bounded by neither bound."""
+    bars = None
+    if norms.bars is not None:
+        frobenius, spectral = (r / ends.flip(0) for ends in (norms.bars.frobenius, norms.bars.spectral))
+        bars = Bars(frobenius, spectral, spectral)
+    spectral, ones = r / norms.spectral, torch.ones_like(norms.spectral)
+    return FirstOrder(r / norms.frobenius, spectral, spectral, ones, r * ones, norms, bars, 0.5)

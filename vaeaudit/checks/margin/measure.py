@@ -12,28 +12,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.margin import SIGMAS, Empirical, empirical_margin
+from vaeaudit.attacks.margin import SIGMAS, Empirical
 from vaeaudit.attacks.within import kept_along
-from vaeaudit.certify.graph import trace_encoder
-from vaeaudit.certify.theorem import Sigma, pathwise_margin
-from vaeaudit.checks.margin.certified import EFFORTS, Certificates, Certified, Effort
+from vaeaudit.certify.theorem import Sigma
+from vaeaudit.checks.margin.certified import EFFORTS, Certified, Effort
 from vaeaudit.checks.margin.deterministic import Deterministic
-from vaeaudit.checks.margin.estimates import FirstOrder, JacobianNorms, first_order, jacobian_norms
-from vaeaudit.checks.margin.radius import Kept, MinRadius, check_probability, draw_distances, kept, min_radius
+from vaeaudit.checks.margin.deterministic import estimates as of_point
+from vaeaudit.checks.margin.estimates import FirstOrder, JacobianNorms, first_order
+from vaeaudit.checks.margin.groups import Asked, Group, packed, size_of, unpacked, within_all
+from vaeaudit.checks.margin.radius import Kept, MinRadius, check_probability, draw_distances, min_radius
+from vaeaudit.checks.margin.varying import Varying
 from vaeaudit.errors import ConfigError, DataError, UnsupportedError, nearest
-from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.batches import RowBatches, Stopped
+from vaeaudit.model.box import largest_norm
 from vaeaudit.model.conditions import under
 from vaeaudit.model.ranges import Range
 from vaeaudit.model.vae import VAE, Chain, Joint
-from vaeaudit.progress import GoOn, Progress, always, within
+from vaeaudit.progress import GoOn, Watch, always
 from vaeaudit.subject.inputs import box_of, check_items, without_spread
 
 PARTS = ("certified", "empirical")
 _DRAWS = 1000
-# Shares of the time, as measured, when the slopes are known, when all is drawn, and of a radius its certificates.
-_SLOPES, _DREW = 0.02, 0.08
-_CERTIFIED = {"fast": 0.1, "thorough": 0.2, "boxed": 0.5}  # of what is left
-_DRAWN = "margin"  # what the draws are keyed by
 _SHOWN, _LENGTHS = 6, 13  # items whose fall is shown, and at how many lengths
 
 
@@ -151,8 +150,8 @@ def margin(
         seed: of every random draw.
         batch_size: most rows given to the model at once; by size where None.
         items: numbers that key the draws of each item; 0, 1, ... where None.
-        go_on: asked regularly; on False what is left is not done, and the result says so: it is of the first items
-            only where not even the draws of all were taken.
+        go_on: asked regularly; on False what is left is not done, and the result says so: it is of the groups of items
+            that are finished, or of what there is of the first, of which not even the draws of all may be taken.
 
     Raises:
         ConfigError: r not positive and finite, m or level outside (0, 1), an unknown sigma, part or effort, no draws.
@@ -169,67 +168,61 @@ def margin(
     if len(keys) != len(x):
         raise DataError(f"each of the {len(x)} items needs a number, but {len(keys)} came; give one each")
     rows = RowBatches.automatic(tuple(vae.input_shape), x.device) if batch_size is None else RowBatches(batch_size)
-    watch, used = _Watch(go_on), box if boxed else None
-    if without_spread(vae, x, rows, items=keys):
-        alone = Deterministic(vae, x, rows, items=keys, seed=seed, level=level)
-        return _deterministic(alone, radii, m, sigma, used, level, family_wise, parts, effort, seed, watch)
-    with torch.no_grad():
-        posterior = under(vae, slice(1)).encode(x[:1])
-        joint, chain = isinstance(posterior, Joint), isinstance(posterior, Chain)
-    if joint and sigma == "full":
-        raise UnsupportedError(
-            "with sigma = full all of a joint posterior moves, its categorical latents too, of which there is no "
-            "margin; take sigma = frozen, which lets the Gaussian means move and draws all else as at x"
-        )
-    bounds = len(x) * (1 + len(radii) * (1 + len(set(parts))))
-    alpha = (1 - level) / (bounds if family_wise else 1)
-    _check_draws(draws, m, alpha)
-    norms = jacobian_norms(vae, x, rows, items=keys, seed=seed, level=level, go_on=within(watch, 0.0, _SLOPES))
-    x, keys, vae = x[: len(norms.spectral)], keys[: len(norms.spectral)], under(vae, slice(len(norms.spectral)))
-    drawing = within(watch, _SLOPES, _DREW)
-    distances = draw_distances(vae, x, rows, draws=draws, items=keys, seed=seed, check=_DRAWN, go_on=drawing)
-    n = distances.shape[1]
-    x, keys, norms, vae = x[:n], keys[:n], norms.first(n), under(vae, slice(n))
-    certificates = growth = None
-    if "certified" in parts:
-        certificates = Certificates(lambda: trace_encoder(vae, x, sigma), x, sigma, effort, box=used)
-        growth = certificates.growth(vae, draws=draws, items=keys, seed=seed, check=_DRAWN)
+    together, used = size_of(rows.size), box if boxed else None
+    most = largest_norm(vae, x, used)
+    asked = Asked(radii, m, sigma, used, level, draws, parts, effort, seed, most)
+    deterministic, joint, chain, alpha = without_spread(vae, x, rows, items=keys), False, False, 0.0
+    measured: Varying | Deterministic
+    if deterministic:
+        draws, measured = 0, Deterministic(vae, x, rows, keys, asked)
+    else:
+        with torch.no_grad():
+            posterior = under(vae, slice(1)).encode(x[:1])
+            joint, chain = isinstance(posterior, Joint), isinstance(posterior, Chain)
+        if joint and sigma == "full":
+            raise UnsupportedError(
+                "with sigma = full all of a joint posterior moves, its categorical latents too, of which there is no "
+                "margin; take sigma = frozen, which lets the Gaussian means move and draws all else as at x"
+            )
+        bounds = len(x) * (1 + len(radii) * (1 + len(set(parts))))
+        alpha = (1 - level) / (bounds if family_wise else 1)
+        _check_draws(draws, m, alpha)
+        measured = Varying(vae, x, rows, keys, asked, alpha)
+    group, interrupted = _of_groups(measured, len(x), together, go_on)
+    norms, n = group.norms, len(group.least.estimate)
+    x, keys, vae = x[:n], keys[:n], under(vae, slice(n))
     at = []
-    for number, radius in enumerate(radii):
-        asked = within(watch, *(_DREW + (1 - _DREW) * done / len(radii) for done in (number, number + 1)))
-        split = _CERTIFIED[effort] if "empirical" in parts else 1.0
-        held = kept(distances, radius, alpha)
-        estimates = first_order(norms, held.p_low, m)
-        paths = None if growth is None else pathwise_margin(distances, growth, radius, m, alpha)
-        certified = None if certificates is None else certificates.of(held.p_low, m, within(asked, 0.0, split), paths)
-        empirical = None
-        if "empirical" in parts and not watch.stopped:
-            empirical = empirical_margin(
-                vae,
-                x,
-                radius,
-                m=m,
-                sigma=sigma,
-                box=used,
-                alpha=alpha,
-                seed=seed,
-                items=keys,
-                rows=rows,
-                go_on=within(asked, split if certified else 0.0, 1.0),
-            )
+    for radius, found in zip(radii, group.at, strict=True):
+        estimates = of_point(norms, radius) if deterministic else first_order(norms, found.kept.p_low, m)
         fall = None
-        if empirical is not None:
-            place = ((empirical.margin > 0) & empirical.margin.isfinite()).nonzero().squeeze(1)[:_SHOWN]
-            chosen = [keys[k] for k in place.tolist()]
-            fall = Fall(
-                place, *_fall(under(vae, place), x[place], empirical, place, radius, sigma, used, seed, chosen, rows)
-            )
-        at.append(MarginAt(radius, held, estimates, certified, empirical, fall))
-    of_all = min_radius(distances, m, alpha)
-    every, stopped = tuple(at), watch.stopped
-    return MarginResult(
-        m, sigma, used, level, alpha, family_wise, draws, seed, of_all, norms, every, stopped, joint=joint, chain=chain
-    )
+        if found.empirical is not None and not deterministic:
+            fall = _fall(vae, x, found.empirical, radius, sigma, used, seed, keys, rows)
+        at.append(MarginAt(radius, found.kept, estimates, found.certified, found.empirical, fall))
+    how = {"deterministic": deterministic, "joint": joint, "chain": chain}
+    every, least = tuple(at), group.least
+    return MarginResult(m, sigma, used, level, alpha, family_wise, draws, seed, least, norms, every, interrupted, **how)
+
+
+def _of_groups(measured: Varying | Deterministic, count: int, together: int, go_on: GoOn) -> tuple[Group, bool]:
+    """What is measured of ``count`` items, group by group, and whether it was stopped.
+
+    Then it is of the groups that are finished, or of what there is of the first.
+    """
+    begun: list[Group] = []
+    stopped: list[int] = []
+
+    def of_items(index: Tensor) -> tuple[Tensor, ...]:
+        first = int(index[0])
+        watch = Watch(within_all(go_on, first, len(index), count))
+        group = measured.of_items(slice(first, first + len(index)), watch)
+        if watch.stopped:
+            stopped.append(first)
+            begun.append(group)
+            raise Stopped
+        return packed(group)
+
+    columns = RowBatches(together).map(of_items, torch.arange(count), kept="margin")
+    return unpacked(columns) if columns else begun[0], bool(stopped)
 
 
 def usual_radius(
@@ -243,8 +236,16 @@ def usual_radius(
     rows = RowBatches.automatic(tuple(vae.input_shape), x.device) if batch_size is None else RowBatches(batch_size)
     radius = 0.0
     if not without_spread(vae, x, rows, items=items):
-        distances = draw_distances(vae, x, rows, draws=_DRAWS, items=items, seed=seed, check="margin.auto")
-        radius = times * float(min_radius(distances, m, 0.5).estimate.median())
+
+        def least(index: Tensor) -> tuple[Tensor]:
+            part, keys = slice(int(index[0]), int(index[-1]) + 1), [items[place] for place in index.tolist()]
+            of_part, some = under(vae, part), x[part]
+            drawn = draw_distances(of_part, some, rows, draws=_DRAWS, items=keys, seed=seed, check="margin.auto")
+            return (min_radius(drawn, m, 0.5).estimate,)
+
+        # Every process needs it before it can begin.
+        (found,) = RowBatches(rows.size).map(least, torch.arange(len(x)), kept="radius", shared=False)
+        radius = times * float(found.median())
     if not 0 < radius < float("inf"):
         raise ConfigError(
             "the reconstructions do not vary over draws of the posterior, as in a deterministic encoder, so no radius "
@@ -253,62 +254,26 @@ def usual_radius(
     return float(f"{radius:.4g}")  # as it is printed
 
 
-def _deterministic(
-    alone: Deterministic,
-    radii: tuple[float, ...],
-    m: float,
-    sigma: Sigma,
-    box: Range | None,
-    level: float,
-    family_wise: bool,
-    parts: Sequence[str],
-    effort: Effort,
-    seed: int,
-    watch: "_Watch",
-) -> MarginResult:
-    """The margins where nothing varies: every item is kept for certain, by a radius of 0."""
-    one, none = torch.ones_like(alone.norms.spectral), torch.zeros_like(alone.norms.spectral)
-    at = []
-    for radius in radii:
-        certified = alone.certified(radius, effort, box, watch) if "certified" in parts else None
-        empirical = alone.empirical(radius, box, watch) if "empirical" in parts and not watch.stopped else None
-        held = Kept(none.long(), one, one, 0, 0.0)
-        at.append(MarginAt(radius, held, alone.estimates(radius), certified, empirical, None))
-    least = MinRadius(none, none, None, 0, m, 0.0)
-    norms, stopped = alone.norms, watch.stopped
-    return MarginResult(m, sigma, box, level, 0.0, family_wise, 0, seed, least, norms, tuple(at), stopped, True)
-
-
 def _fall(
     vae: VAE,
     x: Tensor,
     found: Empirical,
-    place: Tensor,
     r: float,
     sigma: Sigma,
     box: Range | None,
     seed: int,
     keys: Sequence[int],
     rows: RowBatches,
-) -> tuple[Tensor, Tensor]:
-    """Lengths and probabilities (b, T) along what broke the items ``place`` (b,), whose inputs are ``x``."""
+) -> Fall:
+    """How the first items that broke left ``r``, along what broke them."""
+    place = ((found.margin > 0) & found.margin.isfinite()).nonzero().squeeze(1)[:_SHOWN]
     shares = torch.linspace(0, 2, _LENGTHS, dtype=x.dtype, device=x.device)
     lengths = found.margin[place, None].to(x) * shares
     if not len(place):
-        return lengths, lengths
-    ray = found.distortion[place]
-    return lengths, kept_along(vae, x, ray, r, lengths, sigma=sigma, box=box, seed=seed, keys=keys, rows=rows)
-
-
-class _Watch:
-    """Asks whether to go on, and remembers the first no."""
-
-    def __init__(self, go_on: GoOn) -> None:
-        self._go_on, self.stopped = go_on, False
-
-    def __call__(self, progress: Progress) -> bool:
-        self.stopped = self.stopped or not self._go_on(progress)
-        return not self.stopped
+        return Fall(place, lengths, lengths)
+    vae, ray, shown = under(vae, place), found.distortion[place], [keys[k] for k in place.tolist()]
+    p = kept_along(vae, x[place], ray, r, lengths, sigma=sigma, box=box, seed=seed, keys=shown, rows=rows)
+    return Fall(place, lengths, p)
 
 
 def _radii(r: float | Sequence[float], dtype: torch.dtype) -> tuple[float, ...]:
