@@ -91,11 +91,16 @@ def examine(
             *baseline.errors(drawn.mean, part),
             posterior.mean.flatten(1),
             (posterior.sample(eta) != posterior.mean).flatten(1).any(1),
+            drawn.mean[compared[item]],
             *([latent_scale.moments(posterior)] if scaled else []),
         )
 
     scaled, stated = hasattr(vae, "latent_scale"), getattr(vae, "latent_scale", None)
-    mean, nll, kl, raw, error, drawn_raw, drawn_error, latents, varies, *moments = rows.map(run, x, noise, number)
+    compared = torch.zeros_like(number, dtype=torch.bool)
+    compared[baseline.compared] = True
+    mean, nll, kl, raw, error, drawn_raw, drawn_error, latents, varies, drawn, *moments = rows.map(
+        run, x, noise, number
+    )
     require_finite("posterior mean", latents, items)
     require_finite("decoder mean", mean, items)
     with torch.no_grad():
@@ -105,12 +110,9 @@ def examine(
     spread = slice(0, None, max(1, len(x) // _PROBED))  # data are often stored class by class
     probes, probed = x[spread][:_PROBED], items[spread][:_PROBED]
     of_probes = under(vae, number[spread][:_PROBED])
-    of_compared = under(vae, baseline.compared)
-    drawn = _draws(of_compared, x[baseline.compared], noise[baseline.compared], rows)
     findings = [
         _evaluation_mode(vae),
-        _deterministic(of_probes, probes),
-        _independent_rows(of_probes, probes),
+        *_run_again(of_probes, probes),
         _divergence(kl, varies, items, how),
         _range(likelihood, mean, x),
         baseline.finding("reconstruction", raw, error, mean[baseline.compared]),
@@ -141,17 +143,6 @@ def _noise(vae: VAE, x: Tensor, items: Sequence[int], seed: int) -> Tensor:
     with torch.no_grad():
         shape = under(vae, slice(1)).encode(x[:1]).noise_shape
     return noise_set(shape, draws=1, items=items, seed=seed, check="plausibility", like=x)[0]
-
-
-def _draws(vae: VAE, x: Tensor, noise: Tensor, rows: RowBatches) -> Tensor:
-    """Reconstructions of one draw of each item, (n, *shape)."""
-
-    @torch.no_grad()
-    def run(part: Tensor, eta: Tensor, item: Tensor) -> tuple[Tensor]:
-        of_part = under(vae, item)
-        return (of_part.decode(of_part.encode(part).sample(eta)).mean,)
-
-    return rows.map(run, x, noise, torch.arange(len(x), device=x.device))[0]
 
 
 def _kl(vae: VAE, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
@@ -263,19 +254,9 @@ def _evaluation_mode(vae: VAE) -> Finding:
     return Finding("evaluation mode", Verdict.PASS, "no part is in training mode")
 
 
-def _deterministic(vae: VAE, x: Tensor) -> Finding:
-    with torch.no_grad():
-        first, second = vae.encode(x), vae.encode(x)
-        same = torch.equal(first.mean, second.mean) and torch.equal(
-            *(_kl(vae, q).nan_to_num() for q in (first, second))
-        )
-        same = same and torch.equal(vae.decode(first.mean).mean, vae.decode(first.mean).mean)
-    if same:
-        return Finding("determinism", Verdict.PASS, "the same input gives the same output")
-    return Finding("determinism", Verdict.FAIL, "the same input gives different outputs; is dropout or sampling on?")
+def _run_again(vae: VAE, x: Tensor) -> tuple[Finding, Finding]:
+    """Whether the model gives the same for the same inputs once more, and for each of them alone."""
 
-
-def _independent_rows(vae: VAE, x: Tensor) -> Finding:
     @torch.no_grad()
     def run(part: Tensor, item: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         of_part = under(vae, item)
@@ -284,15 +265,25 @@ def _independent_rows(vae: VAE, x: Tensor) -> Finding:
         # What is not finite is told of apart.
         return posterior.mean, torch.where(kl.isfinite(), kl, 0.0), of_part.decode(posterior.mean).mean
 
-    def change(together: Tensor, alone: Tensor) -> float:
-        return float((together - alone).abs().max() / together.abs().max().clamp(min=1))
-
     number = torch.arange(len(x), device=x.device)
-    together, alone = run(x, number), RowBatches(1).map(run, x, number)
+    first, second, alone = run(x, number), run(x, number), RowBatches(1).map(run, x, number)
+    return _deterministic(first, second), _independent_rows(vae, first, alone, x.dtype)
+
+
+def _deterministic(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> Finding:
+    if all(torch.equal(a, b) for a, b in zip(first, second, strict=True)):
+        return Finding("determinism", Verdict.PASS, "the same input gives the same output")
+    return Finding("determinism", Verdict.FAIL, "the same input gives different outputs; is dropout or sampling on?")
+
+
+def _independent_rows(vae: VAE, together: tuple[Tensor, ...], alone: tuple[Tensor, ...], dtype: torch.dtype) -> Finding:
+    def change(a: Tensor, b: Tensor) -> float:
+        return float((a - b).abs().max() / a.abs().max().clamp(min=1))
+
     gap = max(change(a, b) for a, b in zip(together, alone, strict=True))
     message = f"an item's posterior and reconstruction change by {gap:.1e} (relative) with the items beside it"
     # Far above the rounding that another batch size brings, in any precision.
-    if gap <= torch.finfo(x.dtype).eps ** 0.5:
+    if gap <= torch.finfo(dtype).eps ** 0.5:
         return Finding("rows apart", Verdict.PASS, message)
     return Finding("rows apart", Verdict.FAIL, f"{message}: they depend on its batch{_batch_statistics(vae)}")
 
