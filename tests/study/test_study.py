@@ -57,7 +57,7 @@ def test_a_miniature_runs_from_end_to_end_and_a_diverged_model_is_recorded_as_su
     (tmp_path / "mini.toml").write_text(TABLE, encoding="utf-8")
     table, told = study.read_table(tmp_path / "mini.toml"), []
     file = study.carry_out(table, tmp_path / "runs", None, told.append)
-    assert sum(": audited, " in text for text in told) == 2
+    assert sum(": audited, small, " in text for text in told) == 2
     (diverged,) = (text for text in told if "diverged and not audited" in text)
     assert diverged.startswith("diverging_VAE")
     with file.open(encoding="utf-8") as stream:
@@ -85,7 +85,7 @@ def test_what_an_interrupted_audit_left_is_not_taken_for_a_whole_one(
     (tmp_path / "mini.toml").write_text(TABLE.replace("epochs = 15", "epochs = 1"), encoding="utf-8")
     whole = study.read_table(tmp_path / "mini.toml")
     row = whole.rows[0]
-    place, asked = tmp_path / row.name, list[tuple[object, ...]]()
+    place, asked = tmp_path / row.name / row.audit, list[tuple[object, ...]]()
 
     def audit(items: int, how: Callable[..., int]) -> None:
         monkeypatch.setattr(study, "_command", how)
@@ -152,7 +152,7 @@ def test_every_row_of_the_tables_has_an_objective_and_networks(study: Any, file:
     from networks import untrained
 
     table = study.read_table(file)
-    assert len({row.name for row in table.rows}) == len(table.rows)
+    assert len({(row.name, row.audit) for row in table.rows}) == len(table.rows)
     for row in table.rows:
         assert callable(getattr(objectives, row.objective))
         if row.seed == table.rows[0].seed:

@@ -37,8 +37,7 @@ def curves(figures: Sequence[Figure], against: str, metrics: Sequence[str] = (),
     """Every metric, or those of ``metrics``, of every system against one setting.
 
     Systems are told apart by their other settings. Systems with only one value of ``against`` are curves of one point.
-    Raises :class:`ConfigError` for a setting or a metric that no figure has, and for two models of the same settings
-    and seed.
+    No figure stands there twice. Raises :class:`ConfigError` for a setting or a metric that no figure has.
     """
     settings = list(dict.fromkeys(name for figure in figures for name in figure.settings))
     if against not in settings:
@@ -87,11 +86,6 @@ def _sample(figures: Iterable[Figure]) -> Array:
     for figure in figures:
         of_seed = items.setdefault(figure.seed, {})
         if figure.item is None:
-            if figure.seed in whole:
-                raise ConfigError(
-                    f"the results hold {clipped(figure.metric)} twice for seed {clipped(figure.seed)} of the same "
-                    "settings; give what tells these models apart a column of its own"
-                )
             whole[figure.seed] = figure.value
         else:
             of_seed[figure.item] = figure.value
