@@ -284,7 +284,8 @@ def moved_part(q: Posterior) -> DiagonalGaussian | None:
 def without_gradient(values: Tensor, chosen: Tensor, points: Tensor) -> Tensor:
     """Rows (b,) in which no ``chosen`` (b, k) of ``values`` (b, k) has a gradient with respect to ``points`` (b, ...).
 
-    What tells a clamp: values that tie by rounding, such as exp(s) + tau where exp(s) is far below tau, have a small one.
+    What tells a clamp: values that tie by rounding, such as exp(s) + tau where exp(s) is far below tau, have a small
+    one.
     """
     told = torch.where(chosen, values, 0.0).sum()
     if not told.requires_grad:

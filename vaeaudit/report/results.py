@@ -96,8 +96,8 @@ def _refuse_contradictions(figures: Iterable[Figure]) -> None:
         if one.item in of_metric:
             item = "" if one.item is None else f"item {one.item} of "
             raise ResultsError(
-                f"the results hold {item}{clipped(one.metric)} twice for seed {clipped(one.seed)} of the same settings; "
-                "give what tells these models apart a column of its own"
+                f"the results hold {item}{clipped(one.metric)} twice for seed {clipped(one.seed)} of the same "
+                "settings; give what tells these models apart a column of its own"
             )
         of_metric[one.item] = one
     for of_metric in models.values():
