@@ -74,6 +74,15 @@ def test_a_miniature_runs_from_end_to_end_and_a_diverged_model_is_recorded_as_su
     told.clear()
     study.carry_out(table, tmp_path / "runs", None, told.append)  # nothing is done again
     assert told == [diverged]
+    told.clear()
+    twice = (table.rows[0], table.rows[0].model_copy(update={"audit": "norms"}))  # one model, trained once
+    audits = {**table.audits, "norms": {"run": {"checks": ["weights"]}}}
+    file = study.carry_out(study.Study(rows=twice, audits=audits), tmp_path / "runs", None, told.append)
+    assert [text.partition(": ")[2].rpartition(",")[0] for text in told] == ["audited, norms"]
+    with file.open(encoding="utf-8") as stream:
+        norms = {row["audit"]: row["value"] for row in csv.DictReader(stream) if row["metric"] == "weights.encoder.l2"}
+    assert norms["small"] == norms["norms"]
+    told.clear()
     slower = table.rows[2].model_copy(update={"learning_rate": 1e-3})
     with pytest.raises(ValueError, match=r"diverging.* was trained with learning_rate = 1e\+20, now 0.001; delete it"):
         study.carry_out(table.model_copy(update={"rows": (slower,)}), tmp_path / "runs", None, told.append)
