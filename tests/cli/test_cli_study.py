@@ -41,11 +41,21 @@ def test_systems_are_told_apart_by_their_settings_and_betas_stand_in_their_order
     assert kl[1][3] == "2.5 (1 seed: no interval)"
     assert kl[2][2:4] == ["1 [1, 1]", ""]
     assert [len(row) for row in kl] == [5, 5, 5]
-    assert cells(Path("page/study.md"), "tc")[0][4:] == ["1 x 3", "1 of 1"]
+    assert cells(Path("page/study.md"), "tc")[0] == ["B", "2", "7 [7, 7]", "", "1 x 3", "1 of 1"]
     assert Path("page/kl.png").read_bytes().startswith(b"\x89PNG")
     again = command("study", "page/results.csv", "--out", "again", "--metric", "kl")
     assert again.out == "again/study.md: 1 metrics of 4 models against beta\n"
     assert cells(Path("again/study.md"), "kl") == kl
+
+
+def test_settings_in_which_no_figures_of_a_metric_differ_tell_none_of_its_systems_apart(command: Command) -> None:
+    Path("a.csv").write_text(
+        "beta,audit,depth,metric,value,version\n1,one,1,kl,3,v\n2,one,3,kl,4,v\n1,two,1,mig,5,v\n", encoding="utf-8"
+    )
+    command("study", "a.csv", "--out", "page")
+    kl, mig = (cells(Path("page/study.md"), name) for name in ("kl", "mig"))
+    assert [row[0] for row in kl] == ["depth 1", "depth 3"]
+    assert [row[0] for row in mig] == [""]
 
 
 def test_a_change_says_of_how_many_seeds_it_is_where_its_row_has_more(command: Command) -> None:
