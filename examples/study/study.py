@@ -55,7 +55,11 @@ def carry_out(study: Study, folder: Path, data: Path | None, told: Callable[[str
 
 
 def gathered(row: Row, place: Path, diverged: bool) -> list[Figure]:
-    """The figures of one audit in its folder: its own, the scale of the encoder, and whether the model diverged."""
+    """The figures of one audit in its folder: its own, the scale of the encoder, and whether the model is none.
+
+    A model that diverged was not audited, and of one that is not plausible the audit measures nothing: figures that are
+    merely missing would tell neither.
+    """
     settings = {name: str(value) for name in SETTINGS if (value := getattr(row, name)) is not None}
     found = [] if diverged else figures_of(place / "report", settings, str(row.seed))
     version = found[0].version if found else f"vaeaudit {vaeaudit.__version__}"
@@ -64,7 +68,9 @@ def gathered(row: Row, place: Path, diverged: bool) -> list[Figure]:
         parts = (settings, str(row.seed), name)
         found += [Figure(*parts, None, math.fsum(values) / len(values), None, None, len(values), None, version)]
         found += [Figure(*parts, i, value, None, None, None, None, version) for i, value in enumerate(values)]
-    return [*found, Figure(settings, str(row.seed), "diverged", None, float(diverged), None, None, 1, None, version)]
+    faults = {"diverged": diverged, "implausible": not diverged and not _plausible(place / "report")}
+    told = [Figure(settings, str(row.seed), n, None, float(v), None, None, 1, None, version) for n, v in faults.items()]
+    return [*found, *told]
 
 
 def _train(row: Row, place: Path, data: Path | None, told: Callable[[str], None]) -> str | None:
@@ -97,7 +103,14 @@ def _audit(
     if code not in (0, 5) or not _complete(report, model):
         raise RuntimeError(f"the audit '{row.audit}' of {row.name} ended with {code}; see {report}")
     scale.write_text(json.dumps(_scale(model, row, data)), encoding="utf-8")
-    told(f"{row.name}: audited, {row.audit}, {time.monotonic() - start:.0f} s")
+    doubt = "" if _plausible(report) else "; it is no plausible model, and has no figures"
+    told(f"{row.name}: audited, {row.audit}, {time.monotonic() - start:.0f} s{doubt}")
+
+
+def _plausible(report: Path) -> bool:
+    """Whether the model passed what is asked of it before anything is measured."""
+    found, _ = read_report(report)
+    return found.plausibility is None or found.plausibility.passed
 
 
 def _complete(report: Path, model: Path) -> bool:

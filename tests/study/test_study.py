@@ -62,7 +62,8 @@ def test_a_miniature_runs_from_end_to_end_and_a_diverged_model_is_recorded_as_su
     assert diverged.startswith("diverging_VAE")
     with file.open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    assert {row["metric"] for row in rows if row["system"] == "diverging VAE"} == {"diverged"}
+    faults = ("diverged", "implausible")
+    assert {row["metric"] for row in rows if row["system"] == "diverging VAE"} == {*faults}
     assert {"latents.elbo.median", "weights.encoder.l2", "encoder.jacobian.mean"} <= {row["metric"] for row in rows}
     done = command("study", file, "--metric", "latents.kl.mean", "--metric", "diverged", "--out", "page")
     assert (done.code, done.out) == (0, "page/study.md: 2 metrics of 3 models against beta\n")
@@ -74,6 +75,9 @@ def test_a_miniature_runs_from_end_to_end_and_a_diverged_model_is_recorded_as_su
     told.clear()
     study.carry_out(table, tmp_path / "runs", None, told.append)  # nothing is done again
     assert told == [diverged]
+    flags = {(row["system"], row["metric"]): float(row["value"]) for row in rows if row["metric"] in faults}
+    assert [flags["diverging VAE", name] for name in faults] == [1, 0]
+    assert [flags["beta-VAE", name] for name in faults] == [0, 0]
     told.clear()
     twice = (table.rows[0], table.rows[0].model_copy(update={"audit": "norms"}))  # one model, trained once
     audits = {**table.audits, "norms": {"run": {"checks": ["weights"]}}}
@@ -115,6 +119,10 @@ def test_what_an_interrupted_audit_left_is_not_taken_for_a_whole_one(
     assert len(asked) == 2
     report = json.loads((place / "report" / "report.json").read_text(encoding="utf-8"))
     assert report["configuration"]["latents"]["items"] == 30
+    (place / "report" / "report.json").write_text(
+        json.dumps({**report, "plausibility": {**report["plausibility"], "passed": False}}), encoding="utf-8"
+    )
+    assert {one.metric: one.value for one in study.gathered(row, place, False)}["implausible"] == 1
     (place / "report" / "report.json").write_text(json.dumps({**report, "status": "interrupted"}), encoding="utf-8")
     with pytest.raises(RuntimeError, match="ended with 0"):  # asked for again, and not taken where it is not complete
         audit(30, lambda *_: 0)
