@@ -46,8 +46,8 @@ def carry_out(study: Study, folder: Path, data: Path | None, told: Callable[[str
         if why is not None:
             told(f"{row.name}: diverged and not audited, {why}")
         else:
-            _audit(row, study.audits[row.audit], place, data, told)
-        figures += gathered(row, place, why is not None)
+            _audit(row, study.audits[row.audit], place / MODEL, data, told)
+        figures += gathered(row, place / row.audit, why is not None)
     file = folder / "results.csv"
     file.write_text(to_csv(figures), encoding="utf-8")
     read_results([file])  # which refuses what is of several versions
@@ -55,7 +55,11 @@ def carry_out(study: Study, folder: Path, data: Path | None, told: Callable[[str
 
 
 def gathered(row: Row, place: Path, diverged: bool) -> list[Figure]:
-    """The figures of one model: those of its audit, the scale of its encoder, and whether it diverged."""
+    """The figures of one audit in its folder: its own, the scale of the encoder, and whether the model is none.
+
+    A model that diverged was not audited, and of one that is not plausible the audit measures nothing: figures that are
+    merely missing would tell neither.
+    """
     settings = {name: str(value) for name in SETTINGS if (value := getattr(row, name)) is not None}
     found = [] if diverged else figures_of(place / "report", settings, str(row.seed))
     version = found[0].version if found else f"vaeaudit {vaeaudit.__version__}"
@@ -64,7 +68,9 @@ def gathered(row: Row, place: Path, diverged: bool) -> list[Figure]:
         parts = (settings, str(row.seed), name)
         found += [Figure(*parts, None, math.fsum(values) / len(values), None, None, len(values), None, version)]
         found += [Figure(*parts, i, value, None, None, None, None, version) for i, value in enumerate(values)]
-    return [*found, Figure(settings, str(row.seed), "diverged", None, float(diverged), None, None, 1, None, version)]
+    faults = {"diverged": diverged, "implausible": not diverged and not _plausible(place / "report")}
+    told = [Figure(settings, str(row.seed), n, None, float(v), None, None, 1, None, version) for n, v in faults.items()]
+    return [*found, *told]
 
 
 def _train(row: Row, place: Path, data: Path | None, told: Callable[[str], None]) -> str | None:
@@ -77,10 +83,12 @@ def _train(row: Row, place: Path, data: Path | None, told: Callable[[str], None]
 
 
 def _audit(
-    row: Row, settings: dict[str, dict[str, object]], place: Path, data: Path | None, told: Callable[[str], None]
+    row: Row, settings: dict[str, dict[str, object]], model: Path, data: Path | None, told: Callable[[str], None]
 ) -> None:
-    """Audit a trained model with the command, unless the same audit lies there."""
-    config, model, report, scale = (place / name for name in ("vaeaudit.toml", MODEL, "report", "scale.json"))
+    """Audit a trained model with the command, unless the same audit lies beside it."""
+    place = model.parent / row.audit
+    place.mkdir(exist_ok=True)
+    config, report, scale = (place / name for name in ("vaeaudit.toml", "report", "scale.json"))
     source = {"data": {"source": str(audited(row.data, data).resolve()), "resize": "bilinear"}}
     wanted = "".join(
         f"[{section}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
@@ -93,9 +101,16 @@ def _audit(
     start = time.monotonic()
     code = _command("audit", model, "--config", config, "--out", report, "--resume", "--quiet")
     if code not in (0, 5) or not _complete(report, model):
-        raise RuntimeError(f"the audit of {row.name} ended with {code}; see {report}")
+        raise RuntimeError(f"the audit '{row.audit}' of {row.name} ended with {code}; see {report}")
     scale.write_text(json.dumps(_scale(model, row, data)), encoding="utf-8")
-    told(f"{row.name}: audited, {time.monotonic() - start:.0f} s")
+    doubt = "" if _plausible(report) else "; it is no plausible model, and has no figures"
+    told(f"{row.name}: audited, {row.audit}, {time.monotonic() - start:.0f} s{doubt}")
+
+
+def _plausible(report: Path) -> bool:
+    """Whether the model passed what is asked of it before anything is measured."""
+    found, _ = read_report(report)
+    return found.plausibility is None or found.plausibility.passed
 
 
 def _complete(report: Path, model: Path) -> bool:

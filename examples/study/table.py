@@ -7,12 +7,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
-# What of a row is a setting of its system, by which figures are told apart, in the order of the results' columns.
-SETTINGS = ("system", "data", "beta", "gamma", "depth", "latents", "tau", "weight_decay")
+# What of a row is a setting of its system, by which figures are told apart, in the order of the results' columns. The
+# audit is none of the model: rows that differ in it alone are one model, trained once.
+SETTINGS = ("system", "data", "beta", "gamma", "depth", "latents", "tau", "weight_decay", "audit")
 
 
 class Row(BaseModel):
-    """One model.
+    """One model, and one audit of it.
 
     system: the papers' name of it. objective: a function of ``objectives``; what it is not given it does not read.
     data: a key of ``data.SOURCES``. adapter: whose networks they are; widths are theirs, but for ``width`` of fully
@@ -46,8 +47,8 @@ class Row(BaseModel):
 
     @property
     def name(self) -> str:
-        """Of its folder: the settings of its system, and the seed."""
-        settings = [f"{name}{getattr(self, name):g}" for name in SETTINGS[2:]]
+        """Of the model's folder: the settings of its system, and the seed."""
+        settings = [f"{name}{getattr(self, name):g}" for name in SETTINGS[2:-1]]
         return "-".join([self.system.replace(" ", "_"), self.data, *settings, f"seed{self.seed}"])
 
 
@@ -80,8 +81,8 @@ def read_table(file: Path) -> Study:
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    names = [row.name for row in study.rows]
-    if twice := {name for name in names if names.count(name) > 1}:
+    names = [(row.name, row.audit) for row in study.rows]
+    if twice := {name for name, audit in names if names.count((name, audit)) > 1}:
         raise ValueError(f"{file}: {min(twice)} stands there twice; give one of them another system")
     if unknown := {row.audit for row in study.rows} - {*study.audits}:
         raise ValueError(f"{file}: there is no audit '{min(unknown)}'; describe it in [audit.{min(unknown)}]")

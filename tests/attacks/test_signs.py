@@ -518,6 +518,25 @@ def test_constant_collapsed_and_absent_log_variances_are_no_clamp(
         assert clamp_signs(encode, term, x, x_t) == [False] * 3
 
 
+def test_an_offset_that_standard_deviations_tie_at_by_rounding_is_no_clamp_and_a_clamp_there_is_one(
+    bundled_model: Any, pairs: tuple[Tensor, Tensor]
+) -> None:
+    x, x_t = pairs
+
+    def offset(points: Tensor) -> DiagonalGaussian:
+        q = bundled_model.encode(points)
+        return DiagonalGaussian(q.mean, torch.logaddexp(12 * q.log_stddev, torch.tensor(math.log(0.5))))
+
+    def floored(points: Tensor) -> DiagonalGaussian:
+        q = bundled_model.encode(points)
+        return DiagonalGaussian(q.mean, (12 * q.log_stddev).clamp(min=math.log(0.5)))
+
+    values = offset(x).log_stddev
+    assert ((values == values.min()).sum(1) > 1).all()
+    for encode, clamp in ((offset, False), (floored, True)):
+        assert clamp_signs(encode, kl_to(encode, x_t), x, x_t) == [clamp] * 3
+
+
 def test_log_variances_that_always_lie_at_a_clamp_are_found_where_others_move(
     bundled_model: Any, pairs: tuple[Tensor, Tensor]
 ) -> None:

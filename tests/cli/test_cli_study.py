@@ -41,11 +41,21 @@ def test_systems_are_told_apart_by_their_settings_and_betas_stand_in_their_order
     assert kl[1][3] == "2.5 (1 seed: no interval)"
     assert kl[2][2:4] == ["1 [1, 1]", ""]
     assert [len(row) for row in kl] == [5, 5, 5]
-    assert cells(Path("page/study.md"), "tc")[0][4:] == ["1 x 3", "1 of 1"]
+    assert cells(Path("page/study.md"), "tc")[0] == ["B", "2", "7 [7, 7]", "", "1 x 3", "1 of 1"]
     assert Path("page/kl.png").read_bytes().startswith(b"\x89PNG")
     again = command("study", "page/results.csv", "--out", "again", "--metric", "kl")
     assert again.out == "again/study.md: 1 metrics of 4 models against beta\n"
     assert cells(Path("again/study.md"), "kl") == kl
+
+
+def test_settings_in_which_no_figures_of_a_metric_differ_tell_none_of_its_systems_apart(command: Command) -> None:
+    Path("a.csv").write_text(
+        "beta,audit,depth,metric,value,version\n1,one,1,kl,3,v\n2,one,3,kl,4,v\n1,two,1,mig,5,v\n", encoding="utf-8"
+    )
+    command("study", "a.csv", "--out", "page")
+    kl, mig = (cells(Path("page/study.md"), name) for name in ("kl", "mig"))
+    assert [row[0] for row in kl] == ["depth 1", "depth 3"]
+    assert [row[0] for row in mig] == [""]
 
 
 def test_a_change_says_of_how_many_seeds_it_is_where_its_row_has_more(command: Command) -> None:
@@ -65,6 +75,12 @@ def test_what_cannot_be_shown_is_told_in_a_sentence(command: Command) -> None:
     table("twice.csv", rows("A", "1", 0, [1, 2, 3]), rows("A", "1", 0, [1, 2, 3]))
     table("text.csv", "A,1,0,kl,,much,,,3,,,v\n")
     table("short.csv", "A,1\n")
+    table("item.csv", rows("A", "1", 0, [1, 2, 3]), "A,1,0,kl,1,2,,,,0.5,,1\n")
+    table("other-median.csv", rows("A", "1", 0, [1, 2, 3]).replace("kl,,2,", "kl,,2.1,"))
+    table("infinite.csv", "A,1,0,kl,,inf,,,3,,,1\n")
+    table("turned.csv", "A,1,0,kl,,2,3,1,3,,,1\n")
+    table("of-nothing.csv", "A,1,0,kl,,2,,,3,,,\n")
+    Path("no-version.csv").write_text("metric,value\nkl,1\n", encoding="utf-8")
     Path("other.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     Path("bytes.csv").write_bytes(b"\xff\xfe\x00")
     for arguments, fault in (
@@ -73,6 +89,12 @@ def test_what_cannot_be_shown_is_told_in_a_sentence(command: Command) -> None:
         ((one, "--metric", "kll"), "no metric 'kll' (did you mean 'kl'?)"),
         (("empty.csv",), "hold no figure"),
         (("twice.csv",), "hold kl twice for seed 0"),
+        (("item.csv",), "hold item 1 of kl twice for seed 0"),
+        (("other-median.csv",), "hold kl = 2.1 for seed 0, but the 0.5 quantile of its 3 items is 2;"),
+        (("infinite.csv",), "line 2 holds a figure of inf"),
+        (("turned.csv",), "line 2 holds an interval, or a quantile q, that is none"),
+        (("of-nothing.csv",), "line 2 names no version of the tool"),
+        (("no-version.csv",), "has no column version"),
         (("text.csv",), "line 2 holds a text where a number was expected"),
         (("short.csv",), "another number of cells"),
         (("other.csv",), "its columns are a, b"),
@@ -80,6 +102,18 @@ def test_what_cannot_be_shown_is_told_in_a_sentence(command: Command) -> None:
         (("nowhere.csv",), "cannot be read (No such file or directory)"),
     ):
         assert command("study", *arguments).said(2, fault), fault
+
+
+def test_a_metric_may_be_called_anything_and_a_figure_may_be_missing(command: Command) -> None:
+    names = ["../../a b", "A/B", "a-b", "x" * 300]
+    one = table("a.csv", *(f'A,1,0,"{name}",,1,,,3,,,1\n' for name in names), "A,1,0,lost,,,,,3,,,1\n")
+    assert command("study", one, "--out", "page/in").code == 0
+    pictures = sorted(file.name for file in Path("page/in").glob("*.png"))
+    assert pictures == sorted(["a-b.png", "A-B-2.png", "a-b-3.png", "x" * 120 + ".png", "lost.png"])
+    assert sorted(file.name for file in Path("page").iterdir()) == ["in"]
+    page = Path("page/in/study.md").read_text(encoding="utf-8")
+    assert all(f"]({name})" in page for name in pictures)
+    assert cells(Path("page/in/study.md"), "lost")[0][2] == "none"
 
 
 @pytest.mark.figures

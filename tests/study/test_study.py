@@ -57,12 +57,13 @@ def test_a_miniature_runs_from_end_to_end_and_a_diverged_model_is_recorded_as_su
     (tmp_path / "mini.toml").write_text(TABLE, encoding="utf-8")
     table, told = study.read_table(tmp_path / "mini.toml"), []
     file = study.carry_out(table, tmp_path / "runs", None, told.append)
-    assert sum(": audited, " in text for text in told) == 2
+    assert sum(": audited, small, " in text for text in told) == 2
     (diverged,) = (text for text in told if "diverged and not audited" in text)
     assert diverged.startswith("diverging_VAE")
     with file.open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    assert {row["metric"] for row in rows if row["system"] == "diverging VAE"} == {"diverged"}
+    faults = ("diverged", "implausible")
+    assert {row["metric"] for row in rows if row["system"] == "diverging VAE"} == {*faults}
     assert {"latents.elbo.median", "weights.encoder.l2", "encoder.jacobian.mean"} <= {row["metric"] for row in rows}
     done = command("study", file, "--metric", "latents.kl.mean", "--metric", "diverged", "--out", "page")
     assert (done.code, done.out) == (0, "page/study.md: 2 metrics of 3 models against beta\n")
@@ -74,6 +75,18 @@ def test_a_miniature_runs_from_end_to_end_and_a_diverged_model_is_recorded_as_su
     told.clear()
     study.carry_out(table, tmp_path / "runs", None, told.append)  # nothing is done again
     assert told == [diverged]
+    flags = {(row["system"], row["metric"]): float(row["value"]) for row in rows if row["metric"] in faults}
+    assert [flags["diverging VAE", name] for name in faults] == [1, 0]
+    assert [flags["beta-VAE", name] for name in faults] == [0, 0]
+    told.clear()
+    twice = (table.rows[0], table.rows[0].model_copy(update={"audit": "norms"}))  # one model, trained once
+    audits = {**table.audits, "norms": {"run": {"checks": ["weights"]}}}
+    file = study.carry_out(study.Study(rows=twice, audits=audits), tmp_path / "runs", None, told.append)
+    assert [text.partition(": ")[2].rpartition(",")[0] for text in told] == ["audited, norms"]
+    with file.open(encoding="utf-8") as stream:
+        norms = {row["audit"]: row["value"] for row in csv.DictReader(stream) if row["metric"] == "weights.encoder.l2"}
+    assert norms["small"] == norms["norms"]
+    told.clear()
     slower = table.rows[2].model_copy(update={"learning_rate": 1e-3})
     with pytest.raises(ValueError, match=r"diverging.* was trained with learning_rate = 1e\+20, now 0.001; delete it"):
         study.carry_out(table.model_copy(update={"rows": (slower,)}), tmp_path / "runs", None, told.append)
@@ -85,7 +98,7 @@ def test_what_an_interrupted_audit_left_is_not_taken_for_a_whole_one(
     (tmp_path / "mini.toml").write_text(TABLE.replace("epochs = 15", "epochs = 1"), encoding="utf-8")
     whole = study.read_table(tmp_path / "mini.toml")
     row = whole.rows[0]
-    place, asked = tmp_path / row.name, list[tuple[object, ...]]()
+    place, asked = tmp_path / row.name / row.audit, list[tuple[object, ...]]()
 
     def audit(items: int, how: Callable[..., int]) -> None:
         monkeypatch.setattr(study, "_command", how)
@@ -106,6 +119,10 @@ def test_what_an_interrupted_audit_left_is_not_taken_for_a_whole_one(
     assert len(asked) == 2
     report = json.loads((place / "report" / "report.json").read_text(encoding="utf-8"))
     assert report["configuration"]["latents"]["items"] == 30
+    (place / "report" / "report.json").write_text(
+        json.dumps({**report, "plausibility": {**report["plausibility"], "passed": False}}), encoding="utf-8"
+    )
+    assert {one.metric: one.value for one in study.gathered(row, place, False)}["implausible"] == 1
     (place / "report" / "report.json").write_text(json.dumps({**report, "status": "interrupted"}), encoding="utf-8")
     with pytest.raises(RuntimeError, match="ended with 0"):  # asked for again, and not taken where it is not complete
         audit(30, lambda *_: 0)
@@ -152,7 +169,7 @@ def test_every_row_of_the_tables_has_an_objective_and_networks(study: Any, file:
     from networks import untrained
 
     table = study.read_table(file)
-    assert len({row.name for row in table.rows}) == len(table.rows)
+    assert len({(row.name, row.audit) for row in table.rows}) == len(table.rows)
     for row in table.rows:
         assert callable(getattr(objectives, row.objective))
         if row.seed == table.rows[0].seed:

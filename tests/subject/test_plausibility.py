@@ -321,6 +321,18 @@ def test_a_constant_standard_deviation_is_no_clamp(
     assert verdicts(found)["log-variance"] is Verdict.PASS
 
 
+def test_an_offset_that_standard_deviations_tie_at_by_rounding_is_no_clamp(
+    bundled_model: Any, bundled_images: Tensor
+) -> None:
+    def offset(vae: Any, x: Tensor) -> DiagonalGaussian:
+        q = vae.encode(x)
+        return DiagonalGaussian(q.mean, torch.logaddexp(12 * q.log_stddev, torch.tensor(math.log(0.5))))
+
+    values = offset(bundled_model, bundled_images).log_stddev
+    assert int((values == values.min()).sum()) > len(values)
+    assert verdicts(examine(Altered(bundled_model, encode=offset), bundled_images))["log-variance"] is Verdict.PASS
+
+
 def test_a_posterior_without_log_variance_passes_that_question(bundled_model: Any, bundled_images: Tensor) -> None:
     class Other:
         def __init__(self, q: DiagonalGaussian) -> None:

@@ -17,7 +17,7 @@ from vaeaudit.attacks.term import DataTerm
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import flat_bounds
 from vaeaudit.model.conditions import Encode
-from vaeaudit.model.families import gaussian_part
+from vaeaudit.model.families import gaussian_part, without_gradient
 from vaeaudit.model.ranges import Range, intervals
 from vaeaudit.model.vae import Chain, DiagonalGaussian, Posterior
 
@@ -193,11 +193,11 @@ class Probes:
     def clamped(self, encode: Encode) -> Tensor:
         """Share of log-variances at the item's least or greatest, where that is the edge of a clamp.
 
-        It is one where two units have exactly that value at one point, or where x and the far point both have it. A
-        log-variance that never changes counts where others do; where none ever changes, the model has them constant.
+        It is one where two units have exactly that value at one point, or where x and the far point both have it, and
+        have no gradient there: sums with an offset tie by rounding. A log-variance that never changes counts where
+        others do; where none ever changes, the model has them constant.
         """
 
-        @torch.no_grad()
         def run(part: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
             parts = _gaussians(encode(part.reshape(-1, *self.shape), item))
             none = part[:, :0]
@@ -206,20 +206,27 @@ class Probes:
                 torch.cat([none, *(q.log_stddev.flatten(1) for q in parts)], 1),
             )
 
+        @torch.enable_grad()
+        def still(part: Tensor, item: Tensor, chosen: Tensor) -> tuple[Tensor]:
+            leaf = part.detach().requires_grad_(True)
+            return (without_gradient(run(leaf, item)[1], chosen, leaf),)
+
         points = torch.stack([self.x, self.far, self.points[:, 1]], 1)  # (P, 3, n)
-        item = torch.arange(len(points), device=points.device).repeat_interleave(points.shape[1])
-        means, values = (each.reshape(*points.shape[:2], -1) for each in self.rows.map(run, points.flatten(0, 1), item))
-        idle = ((means == means[:1, :1]) & (values == values[:1, :1])).all(0).all(0)  # collapsed, not clamped
+        rows, item = points.flatten(0, 1), self.item.repeat_interleave(points.shape[1])
+        means, every = (each.reshape(*points.shape[:2], -1) for each in self.rows.map(torch.no_grad()(run), rows, item))
+        idle = ((means == means[:1, :1]) & (every == every[:1, :1])).all(0).all(0)  # collapsed, not clamped
         # Units that share one scale tie by design: what is the same everywhere counts once.
-        distinct: Tensor = torch.unique(values[:, :, ~idle].flatten(0, 1), dim=1)
+        distinct: Tensor = torch.unique(every[:, :, ~idle].flatten(0, 1), dim=1)
         values = distinct.reshape(*points.shape[:2], -1)
         if not values.numel() or bool((values == values[:1, :1]).all()):
             return torch.zeros_like(self.zero)
         shares = []
         for edge in (values.amin((1, 2), keepdim=True), values.amax((1, 2), keepdim=True)):
             at = values == edge
-            clamp = (at.sum(2) > 1).any(1) | (at[:, 0].any(1) & at[:, 1].any(1))
-            shares.append(torch.where(clamp, at.to(values.dtype).mean((1, 2)), 0.0))
+            if bool(_tied(at).any()):
+                pinned = self.rows.map(still, rows, item, (every == edge).flatten(0, 1))[0]
+                at = at & pinned.reshape(*points.shape[:2], 1)
+            shares.append(torch.where(_tied(at), at.to(values.dtype).mean((1, 2)), 0.0))
         return torch.maximum(*shares)
 
     def random_search(self) -> Tensor:
@@ -318,6 +325,11 @@ def _gaussians(q: Posterior) -> list[DiagonalGaussian]:
     if isinstance(q, Chain):
         layers = q.conditionals(torch.zeros((1, len(q.mean), *q.noise_shape), dtype=q.mean.dtype, device=q.mean.device))
     return [part for layer in layers if (part := gaussian_part(layer))]
+
+
+def _tied(at: Tensor) -> Tensor:
+    """Whether units of an item, (P, 3, units), are at one value together, or at x and at the far point."""
+    return (at.sum(2) > 1).any(1) | (at[:, 0].any(1) & at[:, 1].any(1))
 
 
 def _length(d: Tensor) -> Tensor:

@@ -36,20 +36,19 @@ def command(
     every figure that it is made of.
     """
     check_output(out, None)
-    from vaeaudit.report.forms.study import page, picture
+    from vaeaudit.report.forms.study import files, page, picture
     from vaeaudit.report.results import read_results, to_csv
     from vaeaudit.report.study import curves
     from vaeaudit.report.writer import write_file
 
     figures = read_results(results)
     found = curves(figures, against, metric or (), level)
-    names = dict.fromkeys(curve.metric for curve in found)
-    pictures = {name: f"{name.replace('/', '-')}.png" for name in names}
+    pictures = files(curve.metric for curve in found)
     folder = Path(out)
     for name, file in pictures.items():
         write_file(folder / file, picture([curve for curve in found if curve.metric == name], against))
     write_file(folder / "results.csv", to_csv(figures).encode())
     write_file(folder / "study.md", page(found, against, figures[0].version, pictures).encode())
     models = len({(*figure.settings.items(), figure.seed) for figure in figures})
-    deliver(f"{folder / 'study.md'}: {len(names)} metrics of {models} models against {against}\n", None)
+    deliver(f"{folder / 'study.md'}: {len(pictures)} metrics of {models} models against {against}\n", None)
     return 0

@@ -279,3 +279,16 @@ def moved_part(q: Posterior) -> DiagonalGaussian | None:
     set is one of z^1 and that noise.
     """
     return q.first if isinstance(q, GaussianChain) else gaussian_part(q)
+
+
+def without_gradient(values: Tensor, chosen: Tensor, points: Tensor) -> Tensor:
+    """Rows (b,) in which no ``chosen`` (b, k) of ``values`` (b, k) has a gradient with respect to ``points`` (b, ...).
+
+    What tells a clamp: values that tie by rounding, such as exp(s) + tau where exp(s) is far below tau, have a small
+    one.
+    """
+    told = torch.where(chosen, values, 0.0).sum()
+    if not told.requires_grad:
+        return torch.ones_like(chosen[:, 0])
+    (slope,) = torch.autograd.grad(told, points, allow_unused=True, materialize_grads=True)
+    return (slope.flatten(1) == 0).all(1)

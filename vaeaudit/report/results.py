@@ -4,7 +4,8 @@ Its columns are ``metric``, ``item`` (empty for the figure itself), ``value``, `
 ``q`` (the quantile that the figure is; empty for a mean and for what is no statistic of items), ``doubt`` (why it
 supports no verdict; empty where it does), ``version`` (of the tool), ``seed`` (of the model's training), and the
 settings of the system that was trained, which may have any other names. A row may name a ``report`` (its folder, from
-that of the file) in place of all that an audit tells.
+that of the file) in place of all that an audit tells. A figure without a value is empty; no figure is infinite, but
+values of items may be, as those of margins that nothing broke.
 """
 
 import csv
@@ -14,10 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from vaeaudit.errors import InputError, clipped, listed
 from vaeaudit.report.reading import read_report
 from vaeaudit.report.samples import read_samples
+from vaeaudit.stats.levels import of_items
 
+_ROUNDING = 1e-4  # of a figure against its items, as a share of the largest: it may have been taken in float32
 _MEASURED = ("metric", "item", "value", "low", "high", "n", "q", "doubt", "version")
 
 
@@ -67,7 +72,8 @@ def figures_of(report: str | Path, settings: Mapping[str, str], seed: str) -> li
 def read_results(files: Iterable[str | Path]) -> list[Figure]:
     """The figures of several tables.
 
-    Raises :class:`ResultsError` for one that cannot be read, and where versions of the tool differ.
+    Raises :class:`ResultsError` for one that cannot be read, where versions of the tool differ, and for a figure or an
+    item that stands there twice, or a figure that is another than that of its items.
     """
     figures = [figure for file in files for figure in _read(Path(file))]
     if not figures:
@@ -78,7 +84,34 @@ def read_results(files: Iterable[str | Path]) -> list[Figure]:
             f"the results are of {len(versions)} versions of the tool ({listed(versions)}), whose figures are not "
             "mixed; audit the models again with one, or give the files of one"
         )
+    _refuse_contradictions(figures)
     return figures
+
+
+def _refuse_contradictions(figures: Iterable[Figure]) -> None:
+    models: dict[tuple[object, ...], dict[int | None, Figure]] = {}
+    for one in figures:
+        settings = sorted(part for part in one.settings.items() if part[1])
+        of_metric = models.setdefault((*settings, one.seed, one.metric), {})
+        if one.item in of_metric:
+            item = "" if one.item is None else f"item {one.item} of "
+            raise ResultsError(
+                f"the results hold {item}{clipped(one.metric)} twice for seed {clipped(one.seed)} of the same "
+                "settings; give what tells these models apart a column of its own"
+            )
+        of_metric[one.item] = one
+    for of_metric in models.values():
+        figure, values = of_metric.get(None), [one.value for item, one in of_metric.items() if item is not None]
+        known = np.array([value for value in values if not math.isnan(value)])
+        if figure is None or not len(known) or math.isnan(figure.value):
+            continue
+        wanted = float(of_items(known, figure.q))
+        if math.isfinite(wanted) and abs(wanted - figure.value) > _ROUNDING * max(abs(known[np.isfinite(known)])):
+            of = "mean" if figure.q is None else f"{figure.q:g} quantile"
+            raise ResultsError(
+                f"the results hold {clipped(figure.metric)} = {figure.value:.6g} for seed {clipped(figure.seed)}, but "
+                f"the {of} of its {len(known)} items is {wanted:.6g}; take both from one audit"
+            )
 
 
 def to_csv(figures: Iterable[Figure]) -> str:
@@ -89,7 +122,8 @@ def to_csv(figures: Iterable[Figure]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*settings, "seed", *_MEASURED])
     for one in rows:
-        measured = (one.metric, one.item, repr(one.value), one.low, one.high, one.n, one.q, one.doubt, one.version)
+        value = "" if math.isnan(one.value) else repr(one.value)
+        measured = (one.metric, one.item, value, one.low, one.high, one.n, one.q, one.doubt, one.version)
         writer.writerow([*(one.settings.get(name, "") for name in settings), one.seed, *measured])
     return buffer.getvalue()
 
@@ -103,6 +137,11 @@ def _read(file: Path) -> Iterator[Figure]:
                 raise ResultsError(
                     f"{file} has no column metric and value, and none named report, where a table of results was "
                     f"expected (its columns are {listed(sorted(map(str, named))) or 'none'})"
+                )
+            if "report" not in named and "version" not in named:
+                raise ResultsError(
+                    f"{file} has no column version, which tells the tool that figures are of, since those of two "
+                    "versions are not mixed; add it"
                 )
             for row in rows:
                 yield from _figures(row, file, rows.line_num)
@@ -125,6 +164,12 @@ def _figures(row: dict[str, str], file: Path, line: int) -> list[Figure]:
     except ValueError:
         raise ResultsError(f"{file}, line {line} holds a text where a number was expected") from None
     known = math.nan if value is None else value
+    if not measured["version"]:
+        raise ResultsError(f"{file}, line {line} names no version of the tool; say by which it was measured")
+    if item is None and math.isinf(known):
+        raise ResultsError(f"{file}, line {line} holds a figure of {known}; leave the value empty where there is none")
+    if (low is not None and high is not None and not low <= high) or not 0 <= (0.5 if q is None else q) <= 1:
+        raise ResultsError(f"{file}, line {line} holds an interval, or a quantile q, that is none")
     return [Figure(row, seed, measured["metric"], item, known, low, high, n, q, measured["version"], measured["doubt"])]
 
 

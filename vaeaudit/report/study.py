@@ -1,6 +1,6 @@
 """A study: one figure of many models against one of their settings."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -26,7 +26,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric of one system, told by the settings in which systems differ, against a setting: points in its order."""
+    """A metric of one system, told by the settings in which its systems differ, against a setting: points in order."""
 
     metric: str
     system: str
@@ -37,8 +37,7 @@ def curves(figures: Sequence[Figure], against: str, metrics: Sequence[str] = (),
     """Every metric, or those of ``metrics``, of every system against one setting.
 
     Systems are told apart by their other settings. Systems with only one value of ``against`` are curves of one point.
-    Raises :class:`ConfigError` for a setting or a metric that no figure has, and for two models of the same settings
-    and seed.
+    No figure stands there twice. Raises :class:`ConfigError` for a setting or a metric that no figure has.
     """
     settings = list(dict.fromkeys(name for figure in figures for name in figure.settings))
     if against not in settings:
@@ -50,21 +49,26 @@ def curves(figures: Sequence[Figure], against: str, metrics: Sequence[str] = (),
     for name in metrics:
         if name not in there:
             raise ConfigError(f"the results have no metric '{clipped(name)}'{nearest(name, there)}; correct the name")
-    others = [name for name in settings if name != against and len({f.settings.get(name, "") for f in figures}) > 1]
-    chosen = [figure for figure in figures if not metrics or figure.metric in metrics]
-    place = {name: number for number, name in enumerate(metrics or there)}
+    varied = [name for name in settings if name != against and len({f.settings.get(name, "") for f in figures}) > 1]
+    of_metric: dict[str, list[Figure]] = {name: [] for name in metrics or there}
+    for figure in figures:
+        if figure.metric in of_metric:
+            of_metric[figure.metric].append(figure)
+    return [curve for name, rows in of_metric.items() for curve in _curves(name, rows, varied, against, level)]
+
+
+def _curves(
+    metric: str, figures: Sequence[Figure], varied: Sequence[str], against: str, level: float
+) -> Iterator[Curve]:
+    """Those of one metric, told apart by the ``varied`` settings in which its own figures differ, and by ``system``."""
+    others = [name for name in varied if name == "system" or len({f.settings.get(name, "") for f in figures}) > 1]
 
     def system(figure: Figure) -> str:
         values = [(name, figure.settings.get(name, "")) for name in others]
         return ", ".join(value if name == "system" else f"{name} {value}" for name, value in values if value)
 
-    def key(figure: Figure) -> tuple[int, str]:
-        return place[figure.metric], system(figure)
-
-    return [
-        Curve((rows := list(group))[0].metric, name, _points(rows, against, level))
-        for (_, name), group in groupby(sorted(chosen, key=key), key)
-    ]
+    for name, rows in groupby(sorted(figures, key=system), system):
+        yield Curve(metric, name, _points(list(rows), against, level))
 
 
 def _points(figures: Sequence[Figure], against: str, level: float) -> tuple[Point, ...]:
@@ -87,11 +91,6 @@ def _sample(figures: Iterable[Figure]) -> Array:
     for figure in figures:
         of_seed = items.setdefault(figure.seed, {})
         if figure.item is None:
-            if figure.seed in whole:
-                raise ConfigError(
-                    f"the results hold {clipped(figure.metric)} twice for seed {clipped(figure.seed)} of the same "
-                    "settings; give what tells these models apart a column of its own"
-                )
             whole[figure.seed] = figure.value
         else:
             of_seed[figure.item] = figure.value

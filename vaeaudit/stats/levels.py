@@ -49,7 +49,7 @@ def levelled(groups: Sequence[Array], q: float | None = None, level: float = 0.9
     if values[0].ndim == 2:
         there = ~np.isnan(np.concatenate(values)).any(0)
         values, items = [group[:, there] for group in values], int(there.sum())
-    each = [_of_items(group, q) if group.ndim == 2 else group for group in values]  # (seeds,) each
+    each = [of_items(group, q) if group.ndim == 2 else group for group in values]  # (seeds,) each
     value = float(sum(sign * one.mean() for sign, one in zip(signs, each, strict=True)))
     if not math.isfinite(value):
         return Levelled(math.nan, None, seeds, items)
@@ -68,7 +68,7 @@ def levelled(groups: Sequence[Array], q: float | None = None, level: float = 0.9
     return Levelled(value, (value - half, value + half), seeds, items)
 
 
-def _of_items(values: Array, q: float | None) -> Array:
+def of_items(values: Array, q: float | None) -> Array:
     """The mean, or the quantile as an order statistic, over the last axis."""
     if values.shape[-1] == 0:
         return np.full(values.shape[:-1], math.nan)
@@ -84,5 +84,5 @@ def _variance_over_items(groups: Sequence[Array], signs: Sequence[float], q: flo
         return float(sum(s * g.mean(0) for s, g in zip(signs, groups, strict=True)).var(ddof=1) / n)
     drawn = np.random.Generator(np.random.Philox(key=0)).integers(n, size=(_RESAMPLES, n))
     with np.errstate(invalid="ignore"):  # infinite values, as of items that nothing broke
-        each = [np.mean([_of_items(model[drawn], q) for model in group], 0) for group in groups]
+        each = [np.mean([of_items(model[drawn], q) for model in group], 0) for group in groups]
         return float(np.var(sum(s * one for s, one in zip(signs, each, strict=True))) * n / (n - 1))

@@ -19,7 +19,7 @@ from vaeaudit.model.box import range_of
 from vaeaudit.model.conditions import model_of, under
 from vaeaudit.model.contract import check_contract
 from vaeaudit.model.divergence import Density, closed_form, layers_to_prior, to_prior
-from vaeaudit.model.families import gaussian_part
+from vaeaudit.model.families import gaussian_part, without_gradient
 from vaeaudit.model.vae import VAE, Chain, Hierarchical, Likelihood, Posterior
 from vaeaudit.stats import estimates
 from vaeaudit.stats.draws import noise_set
@@ -318,7 +318,7 @@ def _range(likelihood: Likelihood, mean: Tensor, x: Tensor) -> Finding:
 
 
 def _log_variance(vae: VAE, x: Tensor, rows: RowBatches, items: Sequence[int]) -> Finding:
-    """Log-variances that tie at their extreme were clamped there, and a clamp has no gradient.
+    """Log-variances that tie at their extreme, and have no gradient there, were clamped.
 
     Items that the data repeat tie throughout, so the ties of items with one and the same mean count once.
     """
@@ -338,15 +338,26 @@ def _log_variance(vae: VAE, x: Tensor, rows: RowBatches, items: Sequence[int]) -
     bad = [item for item, wrong in zip(items, values.isnan().any(1).tolist(), strict=True) if wrong]
     if bad:
         return Finding("log-variance", Verdict.FAIL, f"NaN for {len(bad)} of {len(x)} items, {numbered(bad)}")
+
+    @torch.enable_grad()
+    def still(part: Tensor, item: Tensor, chosen: Tensor) -> tuple[Tensor]:
+        leaf = part.detach().requires_grad_(True)
+        q = gaussian_part(under(vae, item).encode(leaf))
+        assert q is not None
+        return (without_gradient(q.log_stddev.flatten(1), chosen, leaf),)
+
     # A unit that never changes ties by design, not by a clamp, and so do units that share one scale.
-    values = torch.unique(values[:, (values != values[:1]).any(0)], dim=1)
+    every, changing = values, (values != values[:1]).any(0)
+    values = torch.unique(every[:, changing], dim=1)
     if not values.numel():
         return Finding("log-variance", Verdict.PASS, f"{span}, the same for every item")
     low, high = float(values.min()), float(values.max())
     for edge in (low, high):
         tied = (values == edge).sum(1)  # (n,) latents of each item at the edge
-        of = means[tied > 0]
-        if int(tied.max()) > 1 or not bool((of == of[0]).all()):
+        if _together(tied, means):
+            some = tied.nonzero().squeeze(1)
+            tied[some] *= rows.map(still, x[some], some, (every[some] == edge) & changing)[0]
+        if _together(tied, means):
             at = f"{int(tied.sum()):,} of {values.numel():,} exactly at {edge:.4g}"
             return Finding(
                 "log-variance",
@@ -354,3 +365,9 @@ def _log_variance(vae: VAE, x: Tensor, rows: RowBatches, items: Sequence[int]) -
                 f"{span}, {at}: clamped there, so an attack sees no gradient through it",
             )
     return Finding("log-variance", Verdict.PASS, f"{span}, none clamped")
+
+
+def _together(tied: Tensor, means: Tensor) -> bool:
+    """Whether several latents of an item, or items of several means (n, ...), are among those that ``tied`` (n,)."""
+    of = means[tied > 0]
+    return int(tied.max()) > 1 or not bool((of == of[:1]).all())

@@ -1,6 +1,8 @@
 """A study as a page of Markdown, and a figure of each metric."""
 
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.figure import Figure
 from tabulate import tabulate
@@ -10,6 +12,7 @@ from vaeaudit.report.forms import literal
 from vaeaudit.report.study import Curve, Point
 from vaeaudit.stats.levels import Levelled
 
+_LONGEST = 120  # characters of a file's name that a metric gives; most systems take 255 bytes
 NOTE = (
     "Figures are means over trainings (seeds), in brackets with their interval over trainings and items together; "
     "`change` is the difference from the first row of the system, on the same items, with the number of "
@@ -17,6 +20,18 @@ NOTE = (
     "training has none. Models `in doubt` have a figure that supports no verdict, as their reports say. Of so many "
     "intervals some miss: at 95%, one in twenty."
 )
+
+
+def files(metrics: Iterable[str]) -> dict[str, str]:
+    """A file's name for the picture of each metric: a metric of a table may be called anything, a file may not."""
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(metrics):
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-")[:_LONGEST] or "metric"
+        taken, number = {file.lower() for file in found.values()}, 1
+        while (file := f"{plain}{'' if number == 1 else f'-{number}'}.png").lower() in taken:
+            number += 1
+        found[name] = file
+    return found
 
 
 def page(curves: Sequence[Curve], against: str, version: str, pictures: Mapping[str, str]) -> str:
@@ -55,7 +70,9 @@ def _changed(point: Point) -> str:
 
 
 def shown(figure: Levelled) -> str:
-    """A figure with its interval."""
+    """A figure with its interval; none where one of its models has none."""
+    if math.isnan(figure.value):
+        return "none"
     if figure.ci is None:
         return f"{figure.value:.3g}"
     return f"{figure.value:.3g} [{figure.ci[0]:.3g}, {figure.ci[1]:.3g}]"
