@@ -45,6 +45,7 @@ from vaeaudit.checks.noise.measure import noise
 from vaeaudit.checks.noise.summarise import summarise_noise
 from vaeaudit.checks.reconstruction import entry as reconstruction_report
 from vaeaudit.checks.reconstruction.measure import reconstruction
+from vaeaudit.checks.reconstruction.metrics import GROUPED
 from vaeaudit.checks.reconstruction.networks import Network
 from vaeaudit.checks.reconstruction.summarise import group_means, summarise_reconstruction
 from vaeaudit.checks.weights.measure import assign, weights
@@ -204,7 +205,7 @@ def of_reconstruction() -> list[Metrics]:
     x = torch.rand(24, 3, 12, 12)
     pictures = reconstruction(Mirror(3, 12, 12), x, perceptual=network, network=network)
     halves = {"half": np.arange(24) // 12}
-    groups = {name: group_means(pictures.at_mean[name].numpy(), halves) for name in ("psnr", "ssim", "mse")}
+    groups = {of.name: group_means(of, pictures.at_mean[of.name].numpy(), halves) for of in GROUPED}
     vectors = reconstruction(Mirror(4), torch.rand(24, 4))
     return [summarise_reconstruction(pictures, groups), summarise_reconstruction(vectors)]
 

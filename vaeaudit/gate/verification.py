@@ -125,7 +125,7 @@ def _again(entry: MetricEntry, sample: Sample | None) -> tuple[str, str | None]:
     elif "BCa bootstrap" in entry.estimator:
         whole, known = [estimates.bootstrap_mean(values, **given)], True
     else:
-        supports = (estimates.ANY, estimates.NOT_NEGATIVE)
+        supports = [(least, most) for least in (-math.inf, 0.0) for most in (math.inf, 1.0)]  # those of metrics
         whole = [estimates.mean(values, **given, support=support) for support in supports]
         known = "mean, Student t" in entry.estimator
     return "recomputed" if known else "values", _contradiction(entry, whole, ends=known)

@@ -67,7 +67,7 @@ def statistic(metric: Metric, name: str, values: Sequence[float], level: float =
     """
     unit, direction = metric.unit, metric.direction
     if name == "mean":
-        return mean(values, unit=unit, direction=direction, level=level, support=(metric.least, math.inf))
+        return mean(values, unit=unit, direction=direction, level=level, support=(metric.least, metric.most))
     if name == "median" and "upper_quartile" not in metric.statistics:
         return median(values, unit=unit, direction=direction, level=level)
     if name == "worst":

@@ -14,8 +14,8 @@ class Metric:
     """What a check measures of each item, or of all, and which ``statistics`` of it there are.
 
     Names of its metrics end with ``name`` and a statistic: "mean", "median", with it "lower_quartile" and
-    "upper_quartile", "tail", "worst", "share"; or with ``name`` alone, where it has none. Values lie from ``least`` on.
-    A report prints the ``meaning``, a table the ``unit`` and the ``direction`` that is more robust.
+    "upper_quartile", "tail", "worst", "share"; or with ``name`` alone, where it has none. Values lie from ``least`` to
+    ``most``. A report prints the ``meaning``, a table the ``unit`` and the ``direction`` that is more robust.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Metric:
     meaning: str
     statistics: tuple[str, ...] = ("mean", "median")
     least: float = float("-inf")
+    most: float = float("inf")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vaeaudit import BernoulliLogits, DiagonalGaussian, GaussianLikelihood
 from vaeaudit.checks.reconstruction.measure import reconstruction
+from vaeaudit.checks.reconstruction.metrics import PSNR, SSIM
 from vaeaudit.checks.reconstruction.summarise import group_means, scaled_errors, summarise_reconstruction
 from vaeaudit.errors import ConfigError, DataError, NonFiniteError
 from vaeaudit.stats import estimates
@@ -159,7 +160,7 @@ def test_the_worst_group_and_its_gap_are_covered_as_often_as_they_say() -> None:
     held = 0
     for _ in range(300):
         values = true[of] + rng.normal(size=of.size)
-        groups = group_means(values, {"label": of})
+        groups = group_means(PSNR, values, {"label": of})
         both = summarise_groups(groups)
         held += all(low <= at <= high for (low, high), at in zip(both, (5.0, 3.0), strict=True))
     assert held >= 0.95 * 300
@@ -177,13 +178,20 @@ def summarise_groups(groups: Any) -> tuple[tuple[float, float], tuple[float, flo
 
 def test_a_single_item_is_no_group_and_one_group_is_not_compared() -> None:
     values = np.array([1.0, 2, 3, 4, 100])
-    (groups,) = group_means(values, {"label": np.array([0, 0, 1, 1, 2]), "one": np.zeros(5, np.int64)})
+    (groups,) = group_means(PSNR, values, {"label": np.array([0, 0, 1, 1, 2]), "one": np.zeros(5, np.int64)})
     assert (groups.by, groups.names, groups.n.tolist(), groups.mean.tolist()) == (
         "label",
         ("0", "1"),
         [2, 2],
         [1.5, 3.5],
     )
+
+
+def test_no_interval_of_a_similarity_reaches_beyond_1() -> None:
+    values = [0.5, 0.99]
+    assert estimates.statistics(SSIM, values)["ssim.mean"].ci == (pytest.approx(0.745 - 12.706 * 0.245, abs=1e-3), 1.0)
+    (groups,) = group_means(SSIM, np.array(values * 2), {"label": np.array([0, 0, 1, 1])})
+    assert groups.ci[:, 1].tolist() == [1.0, 1.0]
 
 
 def test_the_worst_of_n_items_bounds_the_share_that_it_says() -> None:

@@ -15,13 +15,13 @@ _FEW = ("mean", "median", "tail", "worst")
 _SIGNED = ("mean", "median")
 
 PSNR = Metric("psnr", "dB", "higher", "peak signal-to-noise ratio, 10 log10((hi - lo)^2 / MSE)", _ALL)
-SSIM = Metric("ssim", "share", "higher", "structural similarity of input and reconstruction", _ALL)
-MS_SSIM = Metric("ms_ssim", "share", "higher", "the same over several scales", _FEW)
+SSIM = Metric("ssim", "share", "higher", "structural similarity of input and reconstruction", _ALL, most=1.0)
+MS_SSIM = Metric("ms_ssim", "share", "higher", "the same over several scales", _FEW, most=1.0)
 MSE = Metric("mse", "squared input units", "lower", "mean over an item's values of (rec(x) - x)^2", _ALL, least=0.0)
 MEAN_ERROR = Metric("mean_error", "input units", "lower", "mean over an item's values of |rec(x) - x|", _FEW, least=0.0)
 LARGEST = Metric("largest_error", "input units", "lower", "largest |rec(x) - x| of an item", _FEW, least=0.0)
 OFF = Metric(
-    "share_off", "share", "lower", "values of an item that are off by more than 1/255 of the range", _FEW, least=0.0
+    "share_off", "share", "lower", "values of an item that are off by more than 1/255 of the range", _FEW, 0.0, 1.0
 )
 LOG_LIKELIHOOD = Metric("log_likelihood", "nats", "higher", "log p(x|z)", _ALL)
 LPIPS = Metric(

@@ -78,7 +78,7 @@ def run(subject: Subject, go_on: GoOn) -> Record:
     )
     of_items = {by: of[list(result.items)] for by, of in groupings.items()}
     groups = {
-        metric.name: group_means(array(result.at_mean[metric.name]), of_items, _LEVEL)
+        metric.name: group_means(metric, array(result.at_mean[metric.name]), of_items, _LEVEL)
         for metric in GROUPED
         if metric.name in result.at_mean
     }

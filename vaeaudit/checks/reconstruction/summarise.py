@@ -14,6 +14,7 @@ from vaeaudit.checks.reconstruction.metrics import BIAS, DRAWS, FID, GROUPED, KI
 from vaeaudit.checks.record import number
 from vaeaudit.stats import estimates
 from vaeaudit.stats.estimates import Measurement
+from vaeaudit.stats.metric import Metric
 
 Values = NDArray[np.float64]
 
@@ -89,8 +90,10 @@ def _of_features(embedded: Embedded, network: str, level: float) -> dict[str, Me
     return {f"reconstruction.{FID.name}.n{embedded.n}": fid, f"reconstruction.{KID.name}": kid}
 
 
-def group_means(values: Values, groups: Mapping[str, NDArray[np.int64]], level: float = 0.95) -> list[GroupMeans]:
-    """Means of ``values`` (I,) over the items of each group, of two items or more; ``groups`` give that of each item.
+def group_means(
+    metric: Metric, values: Values, groups: Mapping[str, NDArray[np.int64]], level: float = 0.95
+) -> list[GroupMeans]:
+    """Means of a metric's ``values`` (I,) over the items of each group of two or more; ``groups`` give that of an item.
 
     Student intervals, each at 1 - (1 - level) / G for the G groups of all groupings (Bonferroni): all of them hold
     together with the level. Values that are infinite are left out.
@@ -102,9 +105,7 @@ def group_means(values: Values, groups: Mapping[str, NDArray[np.int64]], level: 
         if len(kept[by]) < 2:
             continue
         parts = [values[of == group] for group in kept[by]]
-        single = [
-            estimates.mean(part.tolist(), unit="", direction="none", level=1 - (1 - level) / count) for part in parts
-        ]
+        single = [estimates.statistic(metric, "mean", part.tolist(), level=1 - (1 - level) / count) for part in parts]
         ends = [one.ci or (-math.inf, math.inf) for one in single]
         found.append(
             GroupMeans(
