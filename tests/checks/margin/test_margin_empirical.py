@@ -35,7 +35,7 @@ class Curve:
 
 
 def margin(vae: Any, x: Tensor, r: Tensor | float, **settings: Any) -> Empirical:
-    return empirical_margin(vae, x, r, **{"box": None, "rows": RowBatches(4096)} | settings)
+    return empirical_margin(vae, x, r, **{"box": None, "rows": RowBatches(4096), "draws": 2**14} | settings)
 
 
 def linear(oracle: dict[str, Any], linear_gaussian: Any) -> tuple[Any, Tensor]:
