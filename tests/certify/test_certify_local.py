@@ -128,20 +128,22 @@ def ball(graph: Graph, x: Tensor, rho: float) -> Ball:
     return propagate(graph, x, torch.full((len(x),), rho, dtype=FLOAT64), first_norms(graph, x[:1]))
 
 
-def worst(graph: Graph, x: Tensor, rho: float | Tensor, size: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The largest ``size`` of the outputs' displacements that random search and gradient ascent find, (items,).
+def worst(graph: Graph, x: Tensor, rho: float | Tensor, *sizes: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The largest of each of ``sizes`` of the outputs' displacements that search finds by ascent, (sizes, items).
 
-    ``rho`` is the radius of the ball, or of each item's, (items, 1).
+    For each from random places. ``rho`` is the radius of the ball, or of each item's, (items, 1).
     """
-    mean, log_stddev = graph.module(x)
+    clean = graph.module(x)
     d = F.normalize(random(60, *x.shape), dim=-1) * rho
     d[30:] *= torch.rand(30, len(x), 1, generator=torch.Generator().manual_seed(1), dtype=FLOAT64)
-    best = torch.zeros(len(x), dtype=FLOAT64)
+    d = d.repeat(len(sizes), 1, 1, 1)  # (sizes, 60, items, inputs)
+    best = torch.zeros(len(sizes), len(x), dtype=FLOAT64)
     for _ in range(12):
         d = d.detach().requires_grad_()
-        outputs = (output.unflatten(0, d.shape[:2]) for output in graph.module((x + d).flatten(0, 1)))
-        moved = size(*(new - old for new, old in zip(outputs, (mean, log_stddev), strict=True)))
-        best = torch.maximum(best, moved.detach().amax(0))
+        found = (output.unflatten(0, d.shape[:3]) for output in graph.module((x + d).flatten(0, 2)))
+        away = [new - old for new, old in zip(found, clean, strict=True)]
+        moved = torch.stack([size(*parts) for size, *parts in zip(sizes, *away, strict=True)])
+        best = torch.maximum(best, moved.detach().amax(1))
         (ascent,) = torch.autograd.grad(moved.sum(), d)
         d = d + 0.3 * rho * F.normalize(ascent, dim=-1)
         d = d * (rho / d.norm(dim=-1, keepdim=True)).clamp(max=1)
@@ -156,9 +158,16 @@ def test_no_displacement_found_in_the_ball_exceeds_the_bounds(name: str) -> None
     for rho in (0.05, 1.0):
         here = ball(graph, x, rho)
         omega, moves = displacement(here)
-        assert bool((worst(graph, x, rho, lambda v, _: (v / stddev).norm(dim=-1)) <= omega).all())
-        # Of each latent as a share of its bound, of which each point ascends the largest; a bound of 0 allows nothing.
-        share = worst(graph, x, rho, lambda _, u, most=moves: (u.abs() / most.clamp(min=1e-300)).amax(-1))
+        # Of log sigma each latent as a share of its bound, of which each point ascends the largest; a bound of 0 allows
+        # nothing.
+        shift, share = worst(
+            graph,
+            x,
+            rho,
+            lambda v, _: (v / stddev).norm(dim=-1),
+            lambda _, u, most=moves: (u.abs() / most.clamp(min=1e-300)).amax(-1),
+        )
+        assert bool((shift <= omega).all())
         assert bool((share <= 1).all())
 
 
@@ -466,11 +475,16 @@ def test_no_displacement_found_exceeds_the_ellipsoids_and_better_multipliers_nar
             item = item_of(Sectors(graph, x), x)
             begun, better = (bounds(item, 3, rho, improvements) for improvements in (0, 4))
             narrowed.append(better[0] / begun[0])
-            stddev = graph.module(x)[1].exp()
-            assert worst(graph, x, rho, lambda v, _, s=stddev: (v / s).norm(dim=-1)).item() <= better[0]
-            latent = case % 3
-            moved = worst(graph, x, rho, lambda _, u, at=latent: u[..., at].abs()).item()
-            assert moved <= min(begun[1][latent].item(), better[1][latent].item())
+            stddev, latent = graph.module(x)[1].exp(), case % 3
+            shift, moved = worst(
+                graph,
+                x,
+                rho,
+                lambda v, _, s=stddev: (v / s).norm(dim=-1),
+                lambda _, u, at=latent: u[..., at].abs(),
+            )
+            assert shift.item() <= better[0]
+            assert moved.item() <= min(begun[1][latent].item(), better[1][latent].item())
     assert sorted(narrowed)[CASES // 2] <= 1  # one step may overshoot
 
 
