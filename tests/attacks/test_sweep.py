@@ -396,6 +396,15 @@ def test_the_sampled_output_attack_is_within_its_standard_error_of_the_oracle(
         assert (closed >= exact[0] - 1e-6).all()  # the oracle's is the optimum
         assert ((found.objective[0] - exact[0]).abs() <= 4 * error).all()
         assert ((closed - exact[0]) <= 4 * error).all()
+        # On the attack's own draws the oracle's optimum is one more candidate.
+        own = noise_set(q.noise_shape, draws=16, items=[0], seed=0, check="attack.output", like=x)
+        d = torch.tensor(case["d"], dtype=torch.float64)
+        term = Objective("output").data_term(vae, x, x_t, own)
+        with torch.no_grad():
+            there = term(x + d, torch.zeros(len(d), dtype=torch.long)) + found.lambdas * penalise(
+                d.norm(dim=1), penalty
+            )
+        assert (found.objective[0] <= there + 1e-6 * there.abs()).all()
         assert result.fresh_data_term is not None
         fresh = result.fresh_data_term[0] + found.penalty_term[0]
         assert ((fresh - closed).abs() <= 4 * error).all()
