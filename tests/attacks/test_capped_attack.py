@@ -131,7 +131,7 @@ def test_worst_shows_the_signs_of_the_damage_attack_that_it_contains(norm: str, 
             of = vae.encode
             vae.encode = lambda points, of=of: of(2 * points.detach() - points)
         worst, damage = (
-            capped_attack(vae, x, mode, x_t, caps=(0.1, 0.5), norm=norm, max_evaluations=100)
+            capped_attack(vae, x, mode, x_t, caps=(0.1, 0.5), norm=norm, max_evaluations=60)
             for mode in ("worst", "damage")
         )
         assert torch.equal(worst.signs.measured, damage.signs.measured)
@@ -175,7 +175,9 @@ def test_an_attack_on_images_tells_how_alike_they_look(bundled_model: Any, bundl
 def test_a_healthy_model_shows_no_sign(bundled_model: Any, bundled_images: Tensor) -> None:
     x, x_t = bundled_images[:2], bundled_images[2:4]
     for mode in names(swept=False):
-        result = capped_attack(bundled_model, x, mode, x_t if mode == "worst" else None, caps=[1.0])
+        result = capped_attack(
+            bundled_model, x, mode, x_t if mode == "worst" else None, caps=[1.0], max_evaluations=150
+        )
         assert not result.signs.any.any(), (mode, result.signs.of(0), result.signs.of(1))
 
 
