@@ -571,7 +571,9 @@ SMOOTH_AND_NOT = pytest.mark.parametrize(("similarity", "rtol"), [("kl", 1e-6), 
 def test_the_batch_size_changes_values_by_rounding_only(similarity: str, rtol: float, small_vae: Any) -> None:
     x, x_t = pairs_of(2)
     results = [
-        attack(small_vae(), x, x_t, similarity=similarity, lambdas=LAMBDAS, max_evaluations=2 * SHORT, batch_size=size)
+        attack(
+            small_vae(), x, x_t, similarity=similarity, lambdas=LAMBDAS[1:], max_evaluations=2 * SHORT, batch_size=size
+        )
         for size in (None, 3)
     ]
     assert_same_answers(*results, rtol=rtol)
@@ -588,7 +590,7 @@ def test_a_pairs_answer_depends_neither_on_the_other_pairs_nor_on_their_order(
 
     def run(rows: list[int]) -> AttackResult:
         keys = [items[k] for k in rows]
-        given: dict[str, Any] = {"similarity": similarity, "lambdas": LAMBDAS, "max_evaluations": 2 * SHORT}
+        given: dict[str, Any] = {"similarity": similarity, "lambdas": LAMBDAS[1:], "max_evaluations": 2 * SHORT}
         return attack(vae, x[rows], x_t[rows], items=keys, **given)
 
     together, reordered, alone = run([0, 1, 2]), run(order), run([1])
