@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pytest
@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from vaeaudit_adapters.mlp import MLP
 
 from vaeaudit import BernoulliLogits, DiagonalGaussian, GaussianLikelihood
+from vaeaudit.certify.graph import Graph, trace_decoder, trace_encoder
 from vaeaudit.cli.app import main
 from vaeaudit.data.items import fit
 from vaeaudit.data.sources import read
 from vaeaudit.model.registry import open_model
-from vaeaudit.subject.plausibility import Plausibility, examine
+from vaeaudit.subject.plausibility import examine
 from vaeaudit.subject.repairs import explained
 
 HERE = Path(__file__).parent
@@ -40,6 +41,7 @@ SHARED = HERE.parents[1] / "shared"
 ASSEMBLED = cache(typer.main.get_command)  # the commands of an app, which a process needs once
 COMMAND = Path(sys.executable).with_name("vaeaudit")
 BLANK = b"\x89PNG\r\n\x1a\n"  # how every PNG file begins
+Found = TypeVar("Found")
 MOST_SECONDS = 60  # after which a run of the installed command counts as hanging
 
 # One thread sums in one order, whatever the machine.
@@ -232,31 +234,44 @@ class Outcome(NamedTuple):
         return True
 
 
-def remembering(examination: Callable[..., Plausibility]) -> Callable[..., Plausibility]:
-    """An examination that is done once of the same model of the adapter "mlp", which is its options and weights."""
-    kept: dict[object, Plausibility] = {}
+def remembering(asking: Callable[..., Found]) -> Callable[..., Found]:
+    """What is asked once of the same model of the adapter "mlp", which is its options and weights."""
+    kept: dict[object, Found] = {}
 
-    def remembered(*given: Any, **asked: Any) -> Plausibility:
-        *found, vae, x = given
-        if not isinstance(vae, MLP):
-            return examination(*given, **asked)
+    def remembered(*given: Any, **asked: Any) -> Found:
+        vae = next((one for one in given if isinstance(one, MLP)), None)
+        if vae is None:
+            return asking(*given, **asked)
+        tensors = [*(one for one in given if isinstance(one, Tensor)), *vae.state_dict().values()]
         made = hashlib.sha256()
-        for tensor in (x, *vae.state_dict().values()):
+        for tensor in tensors:
             made.update(tensor.numpy().tobytes())
-        key = repr((found, vae, vae.options, vae.training, x.shape, x.dtype, sorted(asked.items()))), made.digest()
+        others = [one for one in given if one is not vae and not isinstance(one, Tensor)]
+        kinds = [(tensor.shape, tensor.dtype) for tensor in tensors]
+        key = repr((others, vae, vae.options, vae.training, kinds, sorted(asked.items()))), made.digest()
         if key not in kept:
-            kept[key] = examination(*given, **asked)
+            kept[key] = asking(*given, **asked)
         return kept[key]
 
     return remembered
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _examined_once() -> Iterator[None]:
-    """What an audit asks of the model first is asked once of the same model and items, in whatever test."""
+def _asked_once() -> Iterator[None]:
+    """What an audit asks of the model first is asked once of the same model and items, in whatever test.
+
+    So are the graphs that certificates rest on, which are of the model alone.
+    """
+
+    def like_a_row(trace: Callable[..., Graph]) -> Callable[..., Graph]:
+        once = remembering(trace)
+        return lambda vae, like, *more: once(vae, like.new_zeros(0), *more)
+
     with pytest.MonkeyPatch.context() as patched:
         for examination in (examine, explained):
             patched.setattr(f"vaeaudit.subject.opened.{examination.__name__}", remembering(examination))
+        patched.setattr("vaeaudit.checks.margin.measure.trace_encoder", like_a_row(trace_encoder))
+        patched.setattr("vaeaudit.checks.margin.certified.trace_decoder", like_a_row(trace_decoder))
         yield
 
 

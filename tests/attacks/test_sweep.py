@@ -29,7 +29,7 @@ DataTerm = Callable[[Tensor, Tensor], Tensor]
 UNIT = (0.0, 1.0)
 BATCHES = (1, 7, 500)
 # With few lambda down to 2^-20 a search that reaches its limit ends where rounding leads it.
-SETTLING = (2.0**-8, 2.0**-4, 0.3, 2.0, 16.0)
+SETTLING = (2.0**-4, 0.3, 2.0, 16.0)
 
 
 def pairs_of(count: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -154,7 +154,7 @@ SHORT = 20  # evaluations that are too few for some pairs
 
 
 def test_what_still_falls_at_its_limit_is_searched_on_and_nothing_else(small_vae: Any) -> None:
-    (x, x_t), vae = pairs_of(10), small_vae()
+    (x, x_t), vae = pairs_of(6), small_vae()
     term = term_of(vae, x, x_t)
     stages = set()
 
@@ -259,7 +259,7 @@ def test_same_seed_and_settings_give_the_same_bits(mode: str, similarity: str, s
 
 
 def test_draws_are_the_same_for_every_batch_size(small_vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    (x, x_t), drawn = pairs_of(3), dict[int, list[Tensor]]()
+    (x, x_t), drawn = pairs_of(1), dict[int, list[Tensor]]()
     for size in BATCHES:
         drawn[size] = []
 
@@ -278,7 +278,7 @@ def test_draws_are_the_same_for_every_batch_size(small_vae: Any, monkeypatch: py
 def test_objectives_of_all_batch_sizes_agree_where_the_search_may_end(mode: str, small_vae: Any) -> None:
     x, x_t = pairs_of(1)
     term, floor = term_of(small_vae(), x, x_t, mode), 0.0 if mode == "latent" else None
-    found = [run(term, x, x_t, SETTLING, size=size, floor=floor) for size in BATCHES]
+    found = [run(term, x, x_t, SETTLING[1:], size=size, floor=floor) for size in BATCHES]
     for other in found[1:]:
         relative = (other.objective / found[0].objective - 1).abs()
         assert (relative <= 1e-4).double().mean() >= 0.99
@@ -344,7 +344,7 @@ def test_groups_of_pairs_give_what_all_together_give(
 def test_no_problem_is_solved_worse_than_by_scipy(mode: str, penalty: str, small_vae: Any) -> None:
     (x, x_t), vae = pairs_of(2), small_vae()
     term = term_of(vae, x, x_t, mode)
-    found = run(term, x, x_t, 5, penalty=penalty, floor=0.0 if mode == "latent" else None)
+    found = run(term, x, x_t, 5, penalty=penalty, floor=0.0 if mode == "latent" else None, evaluations=100)
     start = np.random.default_rng(0).normal(size=6) * 1e-2
     for i, (j, lam) in product(range(2), enumerate(found.lambdas.tolist())):
 
@@ -382,7 +382,8 @@ def test_the_sampled_output_attack_is_within_its_standard_error_of_the_oracle(
         vae = linear_gaussian(numbers)
         x, x_t = (torch.tensor([numbers[name]], dtype=torch.float64) for name in ("x", "xt"))
         box = tuple(case["box"]) if case["box"] else None
-        result = attack(vae, x, x_t, "output", lambdas=case["lam"], penalty=penalty, data_range=box)
+        given: dict[str, Any] = {"lambdas": case["lam"], "penalty": penalty, "data_range": box, "max_evaluations": 100}
+        result = attack(vae, x, x_t, "output", **given)
         found, exact = result.sweep, torch.tensor([case["objective"]], dtype=torch.float64)
         q = vae.encode(found.adversarial[0])
         # In closed form: what an expectation over all draws would give at the same points.
@@ -395,6 +396,15 @@ def test_the_sampled_output_attack_is_within_its_standard_error_of_the_oracle(
         assert (closed >= exact[0] - 1e-6).all()  # the oracle's is the optimum
         assert ((found.objective[0] - exact[0]).abs() <= 4 * error).all()
         assert ((closed - exact[0]) <= 4 * error).all()
+        # On the attack's own draws the oracle's optimum is one more candidate.
+        own = noise_set(q.noise_shape, draws=16, items=[0], seed=0, check="attack.output", like=x)
+        d = torch.tensor(case["d"], dtype=torch.float64)
+        term = Objective("output").data_term(vae, x, x_t, own)
+        with torch.no_grad():
+            there = term(x + d, torch.zeros(len(d), dtype=torch.long)) + found.lambdas * penalise(
+                d.norm(dim=1), penalty
+            )
+        assert (found.objective[0] <= there + 1e-6 * there.abs()).all()
         assert result.fresh_data_term is not None
         fresh = result.fresh_data_term[0] + found.penalty_term[0]
         assert ((fresh - closed).abs() <= 4 * error).all()

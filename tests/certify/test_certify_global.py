@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from scipy import integrate, stats
 from torch import Tensor, nn
 
-from vaeaudit.certify.graph import trace, trace_decoder, trace_encoder
+from vaeaudit.certify.graph import Graph, trace, trace_decoder, trace_encoder
 from vaeaudit.certify.lipschitz import LipschitzBounds
 from vaeaudit.certify.norms import spectral_norm, symbol_norm
 from vaeaudit.certify.theorem import global_margin, kept, pathwise_margin, scale_loss, scale_loss_of_norm
@@ -21,10 +22,14 @@ from vaeaudit.errors import InputError, UnsupportedError
 DOUBLE = torch.zeros(1, dtype=torch.float64)
 
 
-def bound(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], scale: Tensor | None = None) -> Tensor:
+@cache
+def traced(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Graph:
     of = function if isinstance(function, nn.Module) else None
-    graph = trace(lambda x: (function(x).flatten(1),), shape, DOUBLE, "the network", of=of)
-    return LipschitzBounds(graph).of_output(0, scale)
+    return trace(lambda x: (function(x).flatten(1),), shape, DOUBLE, "the network", of=of)
+
+
+def bound(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], scale: Tensor | None = None) -> Tensor:
+    return LipschitzBounds(traced(function, shape)).of_output(0, scale)
 
 
 def exact_norm(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> float:

@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,16 +97,20 @@ TINY: dict[str, tuple[dict[str, object], tuple[int, ...], tuple[int, ...]]] = {
 ALL = ("attack", "margin", "noise", "reconstruction", "equivalence", "latents", "mig", "weights")
 
 
-def saved(folder: Path, name: str = "AutoencoderKL", dtype: torch.dtype = torch.float32, **changed: object) -> Path:
-    """A folder as the library writes it, with weights drawn by a seed."""
+@cache
+def made(name: str, changed: str) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """The configuration of a model with what is ``changed``, as JSON, and weights drawn by a seed."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        config = TINY[name][0] | changed
-        model = getattr(diffusers, name)(**config)
-    save_file(
-        {key: t.to(dtype) for key, t in model.state_dict().items()}, folder / "diffusion_pytorch_model.safetensors"
-    )
+        config = TINY[name][0] | json.loads(changed)
+        return config, getattr(diffusers, name)(**config).state_dict()
+
+
+def saved(folder: Path, name: str = "AutoencoderKL", dtype: torch.dtype = torch.float32, **changed: object) -> Path:
+    """A folder as the library writes it."""
+    config, weights = made(name, json.dumps(changed))
+    save_file({key: t.to(dtype) for key, t in weights.items()}, folder / "diffusion_pytorch_model.safetensors")
     said = {"_class_name": name, "_diffusers_version": "0.42.1", **config}
     (folder / "config.json").write_text(json.dumps(said))
     return folder

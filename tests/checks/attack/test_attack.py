@@ -219,7 +219,7 @@ def found_by(small_vae: Any) -> Callable[..., AttackResult]:
                 x_t,
                 similarity=similarity,
                 penalty=penalty,
-                lambdas=[2.0**-20, 2.0**-5, 0.3, 6.0, 2.0**20],
+                lambdas=[2.0**-10, 2.0**-5, 0.3, 6.0, 2.0**20],
                 max_evaluations=20,
             )
         return kept[key]
@@ -381,7 +381,7 @@ def test_similarities_take_norms_over_all_latents_of_an_item_and_never_over_item
 def test_the_penalty_is_the_norm_or_its_square_and_which_is_recorded(small_vae: Any) -> None:
     x, x_t = pairs_of(2)
     for penalty, power in (("l2", 1), ("l2sq", 2)):
-        found = attack(small_vae(), x, x_t, penalty=penalty, lambdas=[0.3]).sweep
+        found = attack(small_vae(), x, x_t, penalty=penalty, lambdas=[0.3], max_evaluations=SHORT).sweep
         assert found.penalty == penalty
         assert (found.norm > 0.01).all()
         torch.testing.assert_close(found.objective, found.data_term + 0.3 * found.norm**power)
@@ -498,7 +498,7 @@ def test_the_summary_reads_delta_over_lambda_and_the_rest_at_the_chosen_lambda()
 
 def test_reconstruction_errors_are_distances_to_reconstructions(small_vae: Any) -> None:
     vae, (x, x_t) = small_vae(), pairs_of(2)
-    result = attack(vae, x, x_t, lambdas=[0.01, 1.0])
+    result = attack(vae, x, x_t, lambdas=[0.01, 1.0], max_evaluations=SHORT)
 
     def rec(points: Tensor) -> Tensor:
         return vae.decode(vae.encode(points).mean).mean
@@ -514,7 +514,7 @@ def test_reconstruction_errors_are_distances_to_reconstructions(small_vae: Any) 
 
 def test_the_targets_likelihood_is_judged_on_noise_that_the_search_never_saw(small_vae: Any) -> None:
     vae, (x, x_t) = small_vae(), pairs_of(2)
-    result = attack(vae, x, x_t, lambdas=[0.01], similarity="sample", seed=4)
+    result = attack(vae, x, x_t, lambdas=[0.01], similarity="sample", seed=4, max_evaluations=SHORT)
     seen, fresh = (
         noise_set((2,), draws=16, items=range(2), seed=4, check=check, like=x)
         for check in ("attack.latent", "attack.latent.fresh")
@@ -571,7 +571,9 @@ SMOOTH_AND_NOT = pytest.mark.parametrize(("similarity", "rtol"), [("kl", 1e-6), 
 def test_the_batch_size_changes_values_by_rounding_only(similarity: str, rtol: float, small_vae: Any) -> None:
     x, x_t = pairs_of(2)
     results = [
-        attack(small_vae(), x, x_t, similarity=similarity, lambdas=LAMBDAS, max_evaluations=2 * SHORT, batch_size=size)
+        attack(
+            small_vae(), x, x_t, similarity=similarity, lambdas=LAMBDAS[1:], max_evaluations=2 * SHORT, batch_size=size
+        )
         for size in (None, 3)
     ]
     assert_same_answers(*results, rtol=rtol)
@@ -588,7 +590,7 @@ def test_a_pairs_answer_depends_neither_on_the_other_pairs_nor_on_their_order(
 
     def run(rows: list[int]) -> AttackResult:
         keys = [items[k] for k in rows]
-        given: dict[str, Any] = {"similarity": similarity, "lambdas": LAMBDAS, "max_evaluations": 2 * SHORT}
+        given: dict[str, Any] = {"similarity": similarity, "lambdas": LAMBDAS[1:], "max_evaluations": 2 * SHORT}
         return attack(vae, x[rows], x_t[rows], items=keys, **given)
 
     together, reordered, alone = run([0, 1, 2]), run(order), run([1])
@@ -696,7 +698,7 @@ def test_a_notebook_may_stand_under_no_grad_and_inputs_stay_as_they_were(small_v
 def test_parameters_that_require_gradients_get_none(small_vae: Any) -> None:
     x, x_t = pairs_of(1)
     vae = small_vae().requires_grad_(True)
-    result = attack(vae, x, x_t, lambdas=[0.1])
+    result = attack(vae, x, x_t, lambdas=[0.1], max_evaluations=SHORT)
     assert all(weights.grad is None for weights in vae.parameters())
     assert not result.reconstruction.requires_grad
 
