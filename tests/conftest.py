@@ -270,7 +270,7 @@ def _asked_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         for examination in (examine, explained):
             patched.setattr(f"vaeaudit.subject.opened.{examination.__name__}", remembering(examination))
-        patched.setattr("vaeaudit.checks.margin.measure.trace_encoder", like_a_row(trace_encoder))
+        patched.setattr("vaeaudit.checks.margin.varying.trace_encoder", like_a_row(trace_encoder))
         patched.setattr("vaeaudit.checks.margin.certified.trace_decoder", like_a_row(trace_decoder))
         yield
 

@@ -6,10 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -118,11 +115,6 @@ def test_the_parts_of_items_are_shared_out_and_each_is_done_once(folder: Path) -
     assert [len(of) for of in parts] == [2, 2, 2]
 
 
-def _once(function: Callable[..., Any], given: list[Any], *asked: Any) -> Any:
-    given or given.append(function(*asked))
-    return given[0]
-
-
 def test_margins_are_shared_out_and_kept_by_groups_of_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of_search = {
         "_TURNS": 1,
@@ -137,9 +129,6 @@ def test_margins_are_shared_out_and_kept_by_groups_of_items(tmp_path: Path, monk
     for name, value in of_search.items():  # a search of no worth, which takes the same way
         monkeypatch.setattr(f"vaeaudit.attacks.margin.{name}", value)
     monkeypatch.setattr("vaeaudit.checks.margin.measure._LENGTHS", 2)
-    for module, name in (("varying", "trace_encoder"), ("certified", "trace_decoder")):  # of the same weights
-        once = partial(_once, getattr(import_module(f"vaeaudit.checks.margin.{module}"), name), [])
-        monkeypatch.setattr(f"vaeaudit.checks.margin.{module}.{name}", once)
     chosen = {"margin__r": [4, 8], "margin__items": 3, "margin__draws": 50, "margin__effort": "fast"}
     resolved = asked(tmp_path / "shared", run__batch_size=192, **chosen)
     alone = shard_of(asked(tmp_path / "alone", run__batch_size=192, **chosen), WHOLE, ("margin",))
@@ -312,6 +301,13 @@ def test_two_processes_do_not_write_one_log_and_a_lock_ends_with_its_process(tmp
     other.kill()
     other.join()
     Log(tmp_path / FOLDER / "whole.log").close()
+
+
+def test_an_audit_in_a_folder_where_another_works_is_refused_whatever_is_kept_there(tmp_path: Path) -> None:
+    with Journal(tmp_path, {}, True) as first:
+        first.record("weights", {}, lambda _: Record(), lambda _: True)
+        with pytest.raises(OutputError, match="another process of vaeaudit works in"), Journal(tmp_path, {}, True):
+            pass
 
 
 @pytest.mark.parametrize(

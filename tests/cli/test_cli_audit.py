@@ -353,6 +353,18 @@ def test_shards_are_merged_from_another_folder_than_they_ran_in(
     assert report("../shared")["metrics"] == json.loads(Path("told.json").read_text())["metrics"] == before["metrics"]
 
 
+def test_shards_are_merged_where_the_folder_in_which_they_ran_is_gone(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "job").mkdir()
+    monkeypatch.chdir(tmp_path / "job")
+    configured(base=NOISE, more="")
+    assert command("audit", "-q", "--out", "../shared", "--shard", "1/2").code == 0
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree("job")
+    assert command("merge", "shared").code == 0  # few items are one batch, which shard 1 did
+
+
 def test_the_weights_alone_are_the_work_of_one_shard(command: Command) -> None:
     Path("vaeaudit.toml").write_text(SMALL.partition("[data]")[0] + '[run]\nchecks = ["weights"]\n')
     done = command("audit", "-q", "--shard", "2/2")

@@ -85,13 +85,18 @@ def test_a_table_of_numbers_is_vectors_with_the_labels_of_its_column(delimiter: 
     assert found.told == ("labels are texts, numbered in their order (0 = cat, 1 = dog)",)
 
 
-@pytest.mark.parametrize(("header", "told"), [("0,1,2,3", ("0 to 3",)), ("0,1,2,label", ()), (",0,1,2", ())])
+@pytest.mark.parametrize(("header", "told"), [("0,1,2,3", ("0 to 3",)), ("1,2,3,label", ()), (",0,1,2", ())])
 def test_a_first_row_that_counts_the_columns_is_no_item(header: str, told: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "val.csv").write_text(f"{header}\n0.5,1,2,3\n5,1,2,4\n")
     found = read(tmp_path / "val.csv")
     assert len(found.values) == 2
     assert all(words in remark for words, remark in zip(told, found.told, strict=False))
     assert len(found.told) >= len(told)
+
+
+def test_an_item_of_floats_that_count_is_one(tmp_path: Path) -> None:
+    (tmp_path / "val.csv").write_text("0.0,1.0,2.0,3.0\n5,6,7,8\n")
+    assert len(read(tmp_path / "val.csv").values) == 2
 
 
 def test_labels_that_are_no_numbers_are_texts(tmp_path: Path) -> None:
@@ -113,6 +118,7 @@ def test_whole_numbers_of_a_table_are_bytes_where_they_can_be(tmp_path: Path) ->
     [
         ("a,b\n1,2\n3\n", "line 3: 1 values came, where 2 were expected"),
         ("0.5,x\n1,2\n", "line 1: 'x' came, where a number was expected"),
+        ("NA,NA,1\n1,2,3\n", "line 1: 'NA' came, where a number was expected"),
         ("7,\n1,2\n", "line 1: nothing came, where a number was expected"),
         ("a,b\n1,x\n", "line 2: 'x' came, where a number was expected"),
         ("a,b\n1,\n", "line 2: nothing came, where a number was expected"),

@@ -224,7 +224,7 @@ class Probes:
         for edge in (values.amin((1, 2), keepdim=True), values.amax((1, 2), keepdim=True)):
             at = values == edge
             if bool(_tied(at).any()):
-                pinned = self.rows.map(still, rows, item, (every == edge).flatten(0, 1))[0]
+                pinned = self.rows.map(still, rows, item, ((every == edge) & ~idle).flatten(0, 1))[0]
                 at = at & pinned.reshape(*points.shape[:2], 1)
             shares.append(torch.where(_tied(at), at.to(values.dtype).mean((1, 2)), 0.0))
         return torch.maximum(*shares)

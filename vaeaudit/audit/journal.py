@@ -166,8 +166,8 @@ class Journal:
             self._look()
         if self.shard.of > 1:
             self._check_others()
-            if self.shard.number:
-                self._open()
+        if self.shard.number:
+            self._open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
@@ -287,9 +287,9 @@ def shared(folder: Path) -> tuple[Shared, Shard]:
 
 def _place(configuration: Mapping[str, Any], places: Iterable[Path]) -> Path:
     """Where a shard ran that finds the model under its name; this folder where none of them is on this machine."""
-    with suppress(*DAMAGED):
+    with suppress(*DAMAGED, OSError):
         named, _ = named_part(configuration["model"]["path"])
-        return next((place for place in places if (place / named).exists()), Path.cwd())
+        return next((place for place in places if place.is_dir() and (place / named).exists()), Path.cwd())
     return Path.cwd()
 
 

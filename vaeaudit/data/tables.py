@@ -18,6 +18,7 @@ from vaeaudit.data.labels import read_labels
 from vaeaudit.errors import DataError, clipped, listed, nearest, without_extra
 from vaeaudit.model.checkpoints import sha256_of
 
+_LACKING = ("", "na", "n/a", "null", "none", "-", "?")  # what stands for a missing value, and names no column
 _MATRIX = "columns"  # what the columns of numbers are called together
 Values = NDArray[np.generic]
 
@@ -35,7 +36,7 @@ def read_csv(file: Path) -> Stored:
             reader = csv.reader(stream, delimiter=max(",;\t", key=first.count))
             header = next(reader, [])
             names = [one.strip() for one in header] if _is_header(header) else None
-            if names and all(names) and all(name.isdecimal() for name in names):
+            if names and all(_number(name) is not None for name in names):
                 said.append(f"the first row counts the columns ({names[0]} to {names[-1]}) and is no item")
             places = [place for place, name in enumerate(names or ()) if name.lower() in LABEL_NAMES][:1]
             for row in chain([] if names else [header], reader):
@@ -66,14 +67,16 @@ def read_csv(file: Path) -> Stored:
 def _is_header(row: list[str]) -> bool:
     """Whether the first row names the columns.
 
-    It does where most of it are names, and where its numbers are 0, 1, 2, ..., as pandas calls columns without a name,
+    It does where most of it are names, and where its numbers count from 0 or 1, as columns without a name are called,
     beside labels or an index, or four at least, which no item is likely to be. Else it is an item with a damaged value,
     which is told as in any other row, not left out in silence.
     """
-    numbers = [number for text in row if (number := _number(text)) is not None]
+    numbers = [text.strip() for text in row if _number(text) is not None]
     names = [text.strip().lower() for text in row if _number(text) is None]
-    counted = numbers == [*range(len(numbers))] and all(name in LABEL_NAMES or name == "" for name in names)
-    return sum(map(bool, names)) > len(numbers) or (counted and (bool(names) or len(numbers) > 3))
+    counted = any(numbers == [str(n + first) for n in range(len(numbers))] for first in (0, 1))
+    unnamed = all(name in LABEL_NAMES or name == "" for name in names)
+    named = sum(name not in _LACKING for name in names)
+    return named > len(numbers) or (counted and unnamed and (bool(names) or len(numbers) > 3))
 
 
 def _number(text: str) -> float | None:

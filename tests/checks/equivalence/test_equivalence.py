@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vaeaudit import DiagonalGaussian, FullGaussian, GaussianChain, GaussianLikelihood
 from vaeaudit.checks.equivalence.measure import EquivalenceResult, equivalence
 from vaeaudit.errors import ConfigError, NonFiniteError, UnsupportedError
+from vaeaudit.model.batches import Elsewhere, keeping
 from vaeaudit.model.variant import Variant
 from vaeaudit.model.variants import Running, check_alike, varied
 from vaeaudit.stats.draws import noise_set
@@ -170,6 +171,37 @@ def test_what_a_variant_cannot_be_is_said() -> None:
         varied(object(), Variant.parse("dtype=bfloat16"), torch.float32, CPU)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="one variant or more"):
         equivalence(run_as(Colours(), torch.float32), {}, images())
+
+
+def test_processes_of_which_each_saw_another_variant_fail_give_no_result(linear_gaussian: Any) -> None:
+    """One process takes the first batch, where B fails; the other, which began without it, the second, where A does."""
+
+    class Fails(type(linear_gaussian(NUMBERS))):  # type: ignore[misc]
+        def __init__(self, at: float) -> None:
+            super().__init__(NUMBERS)
+            self.at = at
+
+        def encode(self, x: Tensor) -> Any:
+            if bool((x[:, 0] == self.at).any()):
+                raise UnsupportedError(f"no batch with a {self.at:g}")
+            return super().encode(x)
+
+    x = torch.stack([torch.full((3,), float(n), dtype=torch.float64) for n in range(4)])
+    given = {"A": run_as(Fails(3)), "B": run_as(Fails(0))}
+    kept: dict[int, tuple[Tensor, ...]] = {}
+
+    def keeping_one(first: int) -> Any:
+        def keep(start: int, _: int | None, give: Any) -> tuple[Tensor, ...] | None:
+            if start == first and start not in kept:
+                kept[start] = give()
+            return kept.get(start)
+
+        return lambda _: keep
+
+    for first in (0, 2):
+        with keeping(keeping_one(first)), pytest.raises((Elsewhere, UnsupportedError)) as raised:
+            equivalence(run_as(linear_gaussian(NUMBERS)), given, x, batch_size=2)
+    assert str(raised.value) == "no batch with a 0; no batch with a 3"
 
 
 def test_a_form_that_the_model_offers_is_taken_and_one_that_cannot_run_is_named() -> None:

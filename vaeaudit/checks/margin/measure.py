@@ -188,7 +188,9 @@ def margin(
         alpha = (1 - level) / (bounds if family_wise else 1)
         _check_draws(draws, m, alpha)
         measured = Varying(vae, x, rows, keys, asked, alpha)
-    group, interrupted = _of_groups(measured, len(x), together, go_on)
+    # Processes that chose radii by themselves may differ by rounding, and then measure different things.
+    name = f"margin at r = {', '.join(map(repr, radii))}"
+    group, interrupted = _of_groups(measured, len(x), together, name, go_on)
     norms, n = group.norms, len(group.least.estimate)
     x, keys, vae = x[:n], keys[:n], under(vae, slice(n))
     at = []
@@ -203,8 +205,10 @@ def margin(
     return MarginResult(m, sigma, used, level, alpha, family_wise, draws, seed, least, norms, every, interrupted, **how)
 
 
-def _of_groups(measured: Varying | Deterministic, count: int, together: int, go_on: GoOn) -> tuple[Group, bool]:
-    """What is measured of ``count`` items, group by group, and whether it was stopped.
+def _of_groups(
+    measured: Varying | Deterministic, count: int, together: int, name: str, go_on: GoOn
+) -> tuple[Group, bool]:
+    """What is measured of ``count`` items, group by group, kept under ``name``, and whether it was stopped.
 
     Then it is of the groups that are finished, or of what there is of the first.
     """
@@ -221,7 +225,7 @@ def _of_groups(measured: Varying | Deterministic, count: int, together: int, go_
             raise Stopped
         return packed(group)
 
-    columns = RowBatches(together).map(of_items, torch.arange(count), kept="margin")
+    columns = RowBatches(together).map(of_items, torch.arange(count), kept=name)
     return unpacked(columns) if columns else begun[0], bool(stopped)
 
 
