@@ -132,7 +132,7 @@ def test_margins_are_shared_out_and_kept_by_groups_of_items(tmp_path: Path, monk
     chosen = {"margin__r": [4, 8], "margin__items": 3, "margin__draws": 50, "margin__effort": "fast"}
     resolved = asked(tmp_path / "shared", run__batch_size=192, **chosen)
     alone = shard_of(asked(tmp_path / "alone", run__batch_size=192, **chosen), WHOLE, ("margin",))
-    with pytest.raises(UnfinishedError, match=r"margin from item 1 on \(shard 1\)"):
+    with pytest.raises(UnfinishedError, match=r"part of margin \(shard 1\)"):
         shard_of(resolved, Shard(2, 2), ("margin",))
     assert told(shard_of(resolved, Shard(1, 2), ("margin",))) == told(alone)
     # Killed within its last group, one process does that one again and no other.
@@ -152,7 +152,7 @@ def test_what_is_missing_is_named_with_whose_it_is(tmp_path: Path) -> None:
     resolved = asked(tmp_path)
     with pytest.raises(UnfinishedError) as found:
         shard_of(resolved, Shard(1, 2), ("attack", "noise"))
-    assert "noise from item 1 on (shard 2), noise from item 15 on (shard 2)" in str(found.value)
+    assert "is not done: part of noise (shard 2); run those shards" in str(found.value)
     assert f"vaeaudit merge {tmp_path}" in str(found.value)
     assert found.value.exit_code == 5
 

@@ -68,6 +68,15 @@ def test_a_change_says_of_how_many_seeds_it_is_where_its_row_has_more(command: C
     assert second[3].endswith("] (2 seeds)")
 
 
+def test_tables_as_spreadsheets_write_them_are_read_and_one_number_is_one_setting(command: Command) -> None:
+    text = HEADER + rows("A", "1", 0, [1, 2, 3]) + rows("A", "1.0", 1, [1, 2, 3]) + rows("A", " 1", 2, [1, 2, 3])
+    for name, written in (("bom.csv", "\ufeff" + text), ("semicolons.csv", text.replace(",", ";"))):
+        Path(name).write_text(written, encoding="utf-8")
+        assert command("study", name, "--out", "page").code == 0
+        ((_, beta, *_, of),) = cells(Path("page/study.md"), "kl")
+        assert (beta, of) == ("1", "3 x 3")
+
+
 def test_what_cannot_be_shown_is_told_in_a_sentence(command: Command) -> None:
     one = table("a.csv", rows("A", "1", 0, [1, 2, 3]))
     table("old.csv", rows("A", "2", 0, [1, 2, 3], version="0"))
@@ -80,6 +89,7 @@ def test_what_cannot_be_shown_is_told_in_a_sentence(command: Command) -> None:
     table("infinite.csv", "A,1,0,kl,,inf,,,3,,,1\n")
     table("turned.csv", "A,1,0,kl,,2,3,1,3,,,1\n")
     table("of-nothing.csv", "A,1,0,kl,,2,,,3,,,\n")
+    Path("two-betas.csv").write_text("beta,beta,metric,value,version\n1,2,kl,1,1\n", encoding="utf-8")
     Path("no-version.csv").write_text("metric,value\nkl,1\n", encoding="utf-8")
     Path("other.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     Path("bytes.csv").write_bytes(b"\xff\xfe\x00")
@@ -95,6 +105,7 @@ def test_what_cannot_be_shown_is_told_in_a_sentence(command: Command) -> None:
         (("turned.csv",), "line 2 holds an interval, or a quantile q, that is none"),
         (("of-nothing.csv",), "line 2 names no version of the tool"),
         (("no-version.csv",), "has no column version"),
+        (("two-betas.csv",), "has two columns of one name"),
         (("text.csv",), "line 2 holds a text where a number was expected"),
         (("short.csv",), "another number of cells"),
         (("other.csv",), "its columns are a, b"),

@@ -99,9 +99,27 @@ def test_an_item_of_floats_that_count_is_one(tmp_path: Path) -> None:
     assert len(read(tmp_path / "val.csv").values) == 2
 
 
-def test_labels_that_are_no_numbers_are_texts(tmp_path: Path) -> None:
-    (tmp_path / "val.csv").write_text("a,label\n0.5,1\n1,nan\n2,inf\n")
-    assert read(tmp_path / "val.csv").told == ("labels are texts, numbered in their order (0 = 1, 1 = inf, 2 = nan)",)
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [
+        ("nan", "1 of 3 are missing, where each item needs one"),
+        ("", "1 of 3 are missing, where each item needs one"),
+        ("0.5", "float64, 1 of 3 of them not whole numbers"),
+    ],
+)
+def test_labels_of_which_one_is_none_are_not_taken_and_that_is_told(label: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "val.csv").write_text(f"a,label\n0.5,1\n1,{label}\n2,3\n")
+    found = read(tmp_path / "val.csv")
+    assert found.labels is None
+    assert found.skipped[0].startswith(f"label: no labels but {told}")
+
+
+def test_a_second_column_of_labels_is_no_feature_either(tmp_path: Path) -> None:
+    (tmp_path / "val.csv").write_text("a,label,target\n0.5,1,7\n1,0,8\n")
+    found = read(tmp_path / "val.csv")
+    assert found.values.shape == (2, 1)
+    assert found.labels is not None and found.labels.tolist() == [1, 0]
+    assert found.skipped == ("target: the labels are those of label",)
 
 
 def test_whole_numbers_of_a_table_are_bytes_where_they_can_be(tmp_path: Path) -> None:

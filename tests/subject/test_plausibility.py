@@ -365,6 +365,17 @@ def test_standard_deviations_that_are_not_finite_fail(
     assert "KL to the prior" in bad(found)
 
 
+def test_means_so_large_that_their_spread_is_lost_in_rounding_are_no_deterministic_encoder(
+    bundled_model: Any, bundled_images: Tensor
+) -> None:
+    def encode(vae: Any, x: Tensor) -> DiagonalGaussian:
+        mean = vae.encode(x).mean
+        return DiagonalGaussian(1e25 * mean, torch.full_like(mean, -3.0))
+
+    found = examine(Altered(bundled_model, encode=encode), bundled_images[:30])
+    assert "KL to the prior" in bad(found)
+
+
 def test_a_deterministic_encoder_has_no_kl_and_passes(bundled_model: Any, bundled_images: Tensor) -> None:
     def point(vae: Any, x: Tensor) -> DiagonalGaussian:
         mean = vae.encode(x).mean

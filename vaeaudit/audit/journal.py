@@ -120,7 +120,7 @@ class Journal:
                     return kept
                 if others or not (self._computes or number is None):
                     absent.append(start)
-                    self.missing.append(f"{unit} from item {start + 1} on (shard {of + 1})")
+                    self.missing.append(f"part of {unit} (shard {of + 1})")
                     return None
                 at.append(start)
                 found = give()

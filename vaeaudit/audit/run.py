@@ -199,9 +199,10 @@ def audit(
             if not journal.missing:
                 raise
     if journal.missing:
+        missing, out = listed(dict.fromkeys(journal.missing)), resolved.settings.run.out
         raise UnfinishedError(
-            f"of the audit in {resolved.settings.run.out} is not done: {listed(journal.missing)}; run those shards "
-            f"(again), and where none writes the report, vaeaudit merge {resolved.settings.run.out}"
+            f"of the audit in {out} is not done: {missing}; run those shards (again), and where none writes the "
+            f"report, vaeaudit merge {out}"
         )
     return done
 

@@ -38,14 +38,14 @@ def read_csv(file: Path) -> Stored:
             names = [one.strip() for one in header] if _is_header(header) else None
             if names and all(_number(name) is not None for name in names):
                 said.append(f"the first row counts the columns ({names[0]} to {names[-1]}) and is no item")
-            places = [place for place, name in enumerate(names or ()) if name.lower() in LABEL_NAMES][:1]
+            places = [place for place, name in enumerate(names or ()) if name.lower() in LABEL_NAMES]
             for row in chain([] if names else [header], reader):
                 if row and len(row) != len(header):
                     raise DataError(
                         f"{file}, line {reader.line_num}: {len(row)} values came, where {len(header)} were expected; "
                         "give every row as many"
                     )
-                labels += [row[place] for place in places if row]
+                labels += [row[place] for place in places[:1] if row]
                 kept = [text for place, text in enumerate(row) if place not in places]
                 numbers.extend(_numbers(file, reader.line_num, kept))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -55,13 +55,27 @@ def read_csv(file: Path) -> Stored:
     values: Values = floats
     if floats.size and (floats == np.round(floats)).all() and np.abs(floats).max() < 2**53:
         values = floats.astype(np.uint8 if floats.min() >= 0 and floats.max() <= 255 else np.int64)
-    found, texts = None, None
-    if labels:
-        whole = all((number := _number(text)) is not None and number.is_integer() for text in labels)
-        as_read = np.asarray([int(float(text)) for text in labels]) if whole else np.asarray(labels)
-        found, texts, told = read_labels(as_read)
-        said += [] if told is None else [told]
-    return Stored(values, found, None, str(file), sha256_of(file), told=tuple(said), label_names=texts)
+    found, texts, told, skipped = None, None, None, list[str]()
+    if labels and names:
+        called = names[places[0]]
+        lacking = sum(text.strip().lower() in (*_LACKING, "nan") for text in labels)
+        found, texts, told = (None, None, None) if lacking else read_labels(_labels(labels))
+        if lacking:
+            told = f"{lacking} of {len(labels)} are missing, where each item needs one"
+        if found is None:
+            skipped.append(f"{clipped(called)}: no labels but {told}")
+        else:
+            said += [] if told is None else [told]
+        skipped += [f"{clipped(names[place])}: the labels are those of {clipped(called)}" for place in places[1:]]
+    return Stored(values, found, None, str(file), sha256_of(file), tuple(skipped), told=tuple(said), label_names=texts)
+
+
+def _labels(texts: list[str]) -> NDArray[np.generic]:
+    """Labels as an archive would hold them: whole numbers, other numbers, or texts."""
+    numbers = [number for text in texts if (number := _number(text)) is not None]
+    if len(numbers) < len(texts):
+        return np.asarray(texts)
+    return np.asarray([int(number) for number in numbers] if all(map(float.is_integer, numbers)) else numbers)
 
 
 def _is_header(row: list[str]) -> bool:

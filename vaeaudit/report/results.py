@@ -12,6 +12,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,9 +131,13 @@ def to_csv(figures: Iterable[Figure]) -> str:
 
 def _read(file: Path) -> Iterator[Figure]:
     try:
-        with file.open(encoding="utf-8", newline="") as stream:
-            rows = csv.DictReader(stream, strict=True)
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            first = stream.readline()
+            stream.seek(0)
+            rows = csv.DictReader(stream, strict=True, delimiter=max(",;\t", key=first.count))
             named = set(rows.fieldnames or ())
+            if len(named) < len(rows.fieldnames or ()):
+                raise ResultsError(f"{file} has two columns of one name; give each its own")
             if not ("report" in named or {"metric", "value"} <= named):
                 raise ResultsError(
                     f"{file} has no column metric and value, and none named report, where a table of results was "
@@ -148,15 +153,17 @@ def _read(file: Path) -> Iterator[Figure]:
     except OSError as error:
         raise ResultsError(f"{file} cannot be read ({error.strerror or error}); check its name") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ResultsError(f"{file} is no table in CSV, as UTF-8: {clipped(str(error))}") from error
+        raise ResultsError(f"{file} is no table in CSV, as UTF-8: {clipped(str(error))}; save it so") from error
 
 
 def _figures(row: dict[str, str], file: Path, line: int) -> list[Figure]:
     if None in row or None in row.values():
         raise ResultsError(f"{file}, line {line} has another number of cells than the header")
+    measured = {name: row.pop(name, "").strip() for name in _MEASURED}
+    report = row.pop("report", "").strip()
+    row = {name: _plain(cell) for name, cell in row.items()}
     seed = row.pop("seed", "") or "0"
-    measured = {name: row.pop(name, "") for name in _MEASURED}
-    if report := row.pop("report", ""):
+    if report:
         return figures_of(file.parent / report, row, seed)
     try:
         value, low, high, q = (_number(measured[name]) for name in ("value", "low", "high", "q"))
@@ -171,6 +178,15 @@ def _figures(row: dict[str, str], file: Path, line: int) -> list[Figure]:
     if (low is not None and high is not None and not low <= high) or not 0 <= (0.5 if q is None else q) <= 1:
         raise ResultsError(f"{file}, line {line} holds an interval, or a quantile q, that is none")
     return [Figure(row, seed, measured["metric"], item, known, low, high, n, q, measured["version"], measured["doubt"])]
+
+
+def _plain(cell: str) -> str:
+    """A cell without blanks around it, and a whole number in digits alone: 1 and 1.0 are one setting."""
+    cell = cell.strip()
+    with suppress(ValueError):
+        if (number := float(cell)).is_integer() and abs(number) < 2**53:
+            return str(int(number))
+    return cell
 
 
 def _number(text: str) -> float | None:

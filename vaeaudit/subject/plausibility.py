@@ -90,7 +90,7 @@ def examine(
             *baseline.errors(likelihood.mean, part),
             *baseline.errors(drawn.mean, part),
             posterior.mean.flatten(1),
-            (posterior.sample(eta) != posterior.mean).flatten(1).any(1),
+            _spread(posterior, eta),
             drawn.mean[compared[item]],
             *([latent_scale.moments(posterior)] if scaled else []),
         )
@@ -288,6 +288,13 @@ def _independent_rows(vae: VAE, together: tuple[Tensor, ...], alone: tuple[Tenso
     return Finding("rows apart", Verdict.FAIL, f"{message}: they depend on its batch{_batch_statistics(vae)}")
 
 
+def _spread(posterior: Posterior, noise: Tensor) -> Tensor:
+    """Items (batch,) whose posterior has a spread: a standard deviation that is not 0, or else a draw that moves."""
+    part = gaussian_part(posterior)
+    moves = (posterior.sample(noise) != posterior.mean).flatten(1).any(1)
+    return moves if part is None else moves | (part.log_stddev.exp() > 0).expand_as(part.mean).flatten(1).any(1)
+
+
 def _divergence(kl: Tensor, varies: Tensor, items: Sequence[int], how: str) -> Finding:
     """A posterior without spread has no finite KL, and none is asked of it; nor of one without densities."""
     name = "KL to the prior"
@@ -298,7 +305,7 @@ def _divergence(kl: Tensor, varies: Tensor, items: Sequence[int], how: str) -> F
     bad = [item for item, finite in zip(items, kl.isfinite().tolist(), strict=True) if not finite]
     if bad:
         of = f"{len(bad)} of {len(kl)} items, {numbered(bad)}"
-        told = f"NaN or infinite for {of}: standard deviations that are not finite, or 0?"
+        told = f"NaN or infinite for {of}: means or standard deviations that are not finite, or far too large, or 0?"
         return Finding(name, Verdict.FAIL, f"{told}; check the data's range and the checkpoint, or try --dtype float64")
     return Finding(name, Verdict.PASS, f"finite for {len(kl)} items" + (f"; {how}" if how else ""))
 
