@@ -183,7 +183,7 @@ def test_odd_values_come_back_as_they_were(small: Journal) -> None:
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / FOLDER).write_text("a file stands here")
-    with Journal(tmp_path, {}, resume=False) as journal, pytest.raises(OutputError):
+    with pytest.raises(OutputError), Journal(tmp_path, {}, resume=False) as journal:
         journal.record("noise", SETTINGS, lambda _: Record(), go)
 
 
