@@ -18,6 +18,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vaeaudit.__main__ import main as start
+
 COMMAND = Path(sys.executable).with_name("vaeaudit")
 FAST = ("--pairs", "2", "--lambdas", "3", "--max-evaluations", "400")
 REPORT = {
@@ -106,6 +108,20 @@ def report(folder: str = "vaeaudit-report") -> dict[str, object]:
 
 
 # ---- A sound run, help and version
+
+
+@pytest.mark.parametrize(("stated", "holds"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_leave_the_processor_to_others_unless_told_otherwise(
+    stated: str | None, holds: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr("vaeaudit.cli.app.main", lambda: seen.append(os.environ["OMP_WAIT_POLICY"]))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setenv("OMP_WAIT_POLICY", stated or "")  # put back afterwards
+    if stated is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    start()
+    assert seen == [holds]
 
 
 def test_an_attack_writes_its_report_and_prints_the_same_figures(attack: Cli) -> None:
