@@ -293,7 +293,7 @@ def command(
     if request.node.get_closest_marker("figures") is None:
         monkeypatch.setattr("vaeaudit.audit.journal.drawn", lambda drawing: replace(drawing, draw=lambda: BLANK))
     if request.node.get_closest_marker("rungs") is None:
-        monkeypatch.setattr("vaeaudit.attacks.search.rungs", lambda _: [])
+        monkeypatch.setattr("vaeaudit.attacks.search.rungs", lambda *_: [])
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["vaeaudit", *map(str, arguments)])
@@ -334,7 +334,7 @@ for line in iter(sys.stdin.readline, ""):
     if not asked["whole"]:
         blank = bytes.fromhex(sys.argv[2])
         vaeaudit.audit.journal.drawn = lambda drawing: dataclasses.replace(drawing, draw=lambda: blank)
-        vaeaudit.attacks.search.rungs = lambda _: []
+        vaeaudit.attacks.search.rungs = lambda *_: []
     if asked["largest"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (asked["largest"], asked["largest"]))
     sys.argv = [command, *asked["arguments"]]

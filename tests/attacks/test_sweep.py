@@ -199,7 +199,7 @@ def test_beyond_the_gradient_at_the_source_nothing_is_searched(small_vae: Any) -
 
 @pytest.mark.parametrize("values", [(1.0,), geometric_lambdas(2), geometric_lambdas(30), (0.3, 5e-4, 7.0, 7.1)])
 def test_neighbours_are_never_more_than_a_factor_of_two_apart(values: tuple[float, ...]) -> None:
-    every = np.sort([*values, *rungs(values)])
+    every = np.sort([*values, *rungs(values, 100)])
     ratio = every[1:] / every[:-1]
     assert ratio.max() <= 2.01
     assert ratio.min() > 1.01
@@ -207,10 +207,18 @@ def test_neighbours_are_never_more_than_a_factor_of_two_apart(values: tuple[floa
     assert every[-1] >= 2.0**15 * max(values)
 
 
+def test_a_look_with_few_evaluations_spends_none_between_the_lambda_asked_for(
+    bundled_model: Any, bundled_images: Tensor
+) -> None:
+    x, x_t = bundled_images[2:3], bundled_images[102:103]
+    found = run(term_of(bundled_model, x, x_t), x, x_t, (2.0**-8,), evaluations=20)
+    assert int(found.evaluations) <= 4 * 20 + 3 * 5 + 1  # exploring from two points and walking: a quarter each
+
+
 def test_between_the_lambda_of_a_fine_grid_none_is_searched() -> None:
     for count in (FINE, 50):
         values = geometric_lambdas(count)
-        assert min(rungs(values)) > max(values)
+        assert min(rungs(values, 100)) > max(values)
 
 
 def test_a_lambda_asked_for_alone_is_searched_as_well_as_among_many(bundled_model: Any, bundled_images: Tensor) -> None:
@@ -324,7 +332,7 @@ def test_groups_of_pairs_give_what_all_together_give(
             super().run()
 
     monkeypatch.setattr(module, "Search", Counted)
-    monkeypatch.setattr(module, "_MEMORY", 2 * (len(SETTLING) + len(rungs(SETTLING))) * 6 * 8 * module._VECTORS)
+    monkeypatch.setattr(module, "_MEMORY", 2 * (len(SETTLING) + len(rungs(SETTLING, 60))) * 6 * 8 * module._VECTORS)
     apart = run(term, x, x_t, SETTLING, evaluations=60, penalty=penalty)
     assert groups == [2, 1]
     torch.testing.assert_close(apart.objective, whole.objective, rtol=1e-4, atol=0)

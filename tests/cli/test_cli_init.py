@@ -40,7 +40,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         patched.setattr("matplotlib.figure.Figure.savefig", lambda _, file, **__: file.write(b"png"))
-        patched.setattr("vaeaudit.attacks.search.rungs", lambda _: [])
+        patched.setattr("vaeaudit.attacks.search.rungs", lambda *_: [])
         patched.setattr(sys, "argv", ["vaeaudit", "init", "--limit", "12", "-q"])
         with pytest.raises(SystemExit) as ended:
             main()

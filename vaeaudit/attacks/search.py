@@ -41,6 +41,7 @@ _STRIDE = 0.2  # of a walk at first, as a share of ||x_t - x|| spread over all e
 _EXPLORING = 4  # exploring takes this part of a problem's evaluations, from each start
 _ROUNDS = 50  # rounds between two exchanges
 _TELLING = 100  # evaluations from which on a search's last gains tell of those to come
+_LOOK = 30  # evaluations of a problem below which a search is but a look
 # Shares of the time at which walks begin, and following, and at whose end problems are explored, and refined.
 _WALKS_AT, _LEADS_AT, _EXPLORES, _REFINES = 0.08, 0.1, 0.4, 0.95
 _WORTHWHILE = 1e-3  # relative gain for which a problem moves to another's distortion
@@ -100,7 +101,7 @@ class Search:
         towards = (self.zero_data_term - self.target_data_term) / self.gap
         # The lambda (P,) above which d = 0 is optimal, so far as these two slopes tell.
         self.top = torch.maximum(self.steepness, towards) / (1 if penalty == "l2" else self.gap)
-        between = asked.new_tensor(rungs(asked.tolist()))
+        between = asked.new_tensor(rungs(asked.tolist(), effort.stopping.max_evaluations))
         self.lambdas = torch.cat([asked, between[between < self.top.max()]])
         self.pair = every.repeat_interleave(len(self.lambdas))  # (K,), K = P L
         self.lam = self.lambdas.repeat(len(x))  # (K,)
@@ -375,8 +376,13 @@ class Search:
             self.best[k], self.data_term[k], self.norm[k] = found.x[rows], data, norm
 
 
-def rungs(lambdas: Sequence[float]) -> list[float]:
-    """The lambda searched besides: between neighbours that lie more than a factor of 2 apart, and above the largest."""
+def rungs(lambdas: Sequence[float], max_evaluations: int) -> list[float]:
+    """The lambda searched besides: between neighbours that lie more than a factor of 2 apart, and above the largest.
+
+    None for a look with few evaluations, at a large model as a rule: they would take several times as many.
+    """
+    if max_evaluations < _LOOK:
+        return []
     ends = [math.log2(value) for value in sorted(lambdas)]
     ends.append(ends[-1] + _ABOVE)
     steps = [math.ceil((high - low) / _APART - _ALIKE) for low, high in pairwise(ends)]

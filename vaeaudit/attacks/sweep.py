@@ -42,13 +42,13 @@ def sweep(
 
     ``x`` and ``x_t`` lie in the box. ``floor`` is a lower bound of the data term J: 0 for the similarities, None where
     there is none. ``rows`` bounds how many rows the model is given at once; pairs are searched in groups whose state
-    fits into memory. Between lambda more than a factor of 2 apart, and above them, others are searched and not told;
-    their evaluations count at the nearest. Where a figure of a pair could still fall at the limit of ``effort``, its
-    problems there are searched on, to four times the evaluations at most.
+    fits into memory. Between lambda more than a factor of 2 apart, and above them, others are searched and not told,
+    from 30 evaluations a problem on; what they cost counts at the nearest. Where a figure of a pair could still fall
+    at the limit of ``effort``, its problems there are searched on, to four times the evaluations at most.
     """
     shape = tuple(x.shape[1:])
     starts = max(1, effort.starts // 2)  # each explores a third of the usual lambda
-    searched = len(lambdas) + len(rungs(lambdas.tolist()))
+    searched = len(lambdas) + len(rungs(lambdas.tolist(), effort.stopping.max_evaluations))
     of_pair = starts * searched * x[0].numel() * x.element_size() * _VECTORS
     size = max(1, _MEMORY // of_pair)
     parts = []

@@ -635,7 +635,7 @@ def test_an_interrupted_attack_returns_the_best_it_has_and_says_so(allowed: int,
 
     result = attack(vae, x, x_t, lambdas=LAMBDAS, go_on=go_on)
     assert len(asked) == allowed + 1  # asked no more after the first no
-    searched = len(LAMBDAS) + len(rungs(LAMBDAS))
+    searched = len(LAMBDAS) + len(rungs(LAMBDAS, 600))
     assert 0 < asked[0].running <= asked[0].problems <= 2 * 3 * searched  # from two points
     assert asked[0].stage
     assert result.interrupted

@@ -60,7 +60,7 @@ def cost(subject: Subject, unit: str) -> float:
     if not mode.swept:
         return rows * (len(asked.caps) or len(_L2_CAPS)) * max(1, len(mode.members))
     lambdas = geometric_lambdas(asked.lambdas)
-    between = [rung for rung in rungs(lambdas) if rung < _OPTIMAL]
+    between = [rung for rung in rungs(lambdas, asked.max_evaluations) if rung < _OPTIMAL]
     return _SETTLE * rows * (len(lambdas) + len(between))
 
 
