@@ -449,6 +449,21 @@ def test_where_there_is_no_certificate_the_reason_stands_in_its_place() -> None:
     assert (at.estimates.whitened > 0).all()
 
 
+def test_what_sectors_show_stands_where_linear_bounds_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(*_: Any) -> None:
+        raise UnsupportedError("refused")
+
+    x = torch.linspace(-0.3, -0.1, 6, dtype=torch.float64)[:, None].expand(6, 3)  # more than are certified together
+    (usual,) = margin(HalfSpace(), x, 1.0, draws=300, parts=CERTIFIED).at
+    monkeypatch.setattr("vaeaudit.checks.margin.certified.local_margin", refusing)
+    (at,) = margin(HalfSpace(), x, 1.0, draws=300, parts=CERTIFIED).at
+    assert at.certified is not None and usual.certified is not None
+    assert at.certified.missing == ("around each item: refused",)
+    assert (at.certified.around > 0).all()
+    assert (at.certified.around <= usual.certified.around).all()
+    assert (at.certified.radius >= at.certified.around).all()
+
+
 def test_a_refused_certificate_is_no_figure_and_never_counts_as_0() -> None:
     x = torch.linspace(0.1, 0.9, 8)[:, None].expand(8, 4)
     result = margin(Normed(), x, 0.5, draws=300)

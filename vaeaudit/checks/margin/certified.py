@@ -174,6 +174,7 @@ class Certificates:
             everywhere = global_margin(p_low, m, lipschitz, self._log_lipschitz)
         around, inside = torch.full((2, len(p_low)), torch.nan, dtype=p_low.dtype, device=p_low.device)
         by = ["Lipschitz constants"] * len(p_low)
+        linear = True  # whether linear bounds have not refused
         for first in range(0, len(p_low) if self._near else 0, _TOGETHER):
             part = slice(first, first + _TOGETHER)
             asked = partial(go_on, Progress("certifying", len(p_low) - first, len(p_low)))
@@ -181,16 +182,21 @@ class Certificates:
                 break
             found, few, p = None, x[part], p_low[part]
             sectors, boxed = self._by_sectors(few, p, m, asked, missing)
-            with _refusals(missing, "around each item: "):
-                if self._norms is None:
-                    self._norms = first_norms(self._graph, self._like.double())
-                found = local_margin(self._graph, few, p, m, self._sigma, _TOGETHER, self._norms, asked, sectors)
+            if linear:
+                with _refusals(missing, "around each item: "):
+                    if self._norms is None:
+                        self._norms = first_norms(self._graph, self._like.double())
+                    found = local_margin(self._graph, few, p, m, self._sigma, _TOGETHER, self._norms, asked, sectors)
+                linear = found is not None
             if found is None:
-                break
-            around[part] = torch.maximum(found.radius, sectors)
+                if not self._has_sectors(missing):
+                    break
+                around[part], by[part] = sectors, ["sectors"] * len(p)
+            else:
+                around[part] = torch.maximum(found.radius, sectors)
+                wider = (sectors > found.radius).tolist()
+                by[part] = ["sectors" if sector else won for sector, won in zip(wider, found.won, strict=True)]
             inside[part] = boxed
-            wider = (sectors > found.radius).tolist()
-            by[part] = ["sectors" if sector else won for sector, won in zip(wider, found.won, strict=True)]
         better = torch.fmax(everywhere, around)
         wins = [
             "none" if not radius > 0 else near if near_radius >= radius else "Lipschitz constants"
@@ -208,13 +214,16 @@ class Certificates:
         Once sectors are ``missing`` they are not asked.
         """
         nothing = torch.zeros_like(p_low), torch.zeros_like(p_low)
-        if self._effort == "fast" or self._graph is None or any(told.startswith(_SECTORS) for told in missing):
+        if self._graph is None or not self._has_sectors(missing):
             return nothing
         with _refusals(missing, _SECTORS):
             if self._sectors is None:
                 self._sectors = Sectors(self._graph, self._like)
             return self._sectors.margins(x, p_low, m, self._sigma, self._box, asked)
         return nothing
+
+    def _has_sectors(self, missing: Sequence[str]) -> bool:
+        return self._effort != "fast" and not any(told.startswith(_SECTORS) for told in missing)
 
 
 @contextmanager
