@@ -36,9 +36,11 @@ _WALKED = 2.0**-6  # least that is walked to, likewise
 _LEADS = 2.0**-3  # largest from which smaller ones are led, likewise
 _FAR = 2.0**-9  # lambda at which a distortion shorter than half of the way shows that much can be won by it, likewise
 _LED, _LAST = 6, 3  # each gets this part of a problem's evaluations, and the smallest lambda so many times as much
-_EVERY = 2  # of so many neighbours one is explored, and led to
+_EVERY = 2  # of so many neighbours one is led to
 _STRIDE = 0.2  # of a walk at first, as a share of ||x_t - x|| spread over all elements
-_EXPLORING = 4  # exploring takes this part of a problem's evaluations, from each start
+_EXPLORING = 6  # exploring takes this part of a problem's evaluations, from each start
+_THINNED = 3  # of so many neighbours one is explored
+_WALKING = 4  # a walk takes this part
 _ROUNDS = 50  # rounds between two exchanges
 _TELLING = 100  # evaluations from which on a search's last gains tell of those to come
 _LOOK = 30  # evaluations of a problem below which a search is but a look
@@ -55,7 +57,7 @@ class Effort:
     """How long is searched: when a problem has settled, and from how many points the search begins."""
 
     stopping: Stopping
-    starts: int = 2
+    starts: int = 8
 
 
 class Search:
@@ -164,7 +166,7 @@ class Search:
         """
         below = self.lam < self.top[self.pair]
         explored = (below & (self.lam >= _EXPLORED * self.top[self.pair])).reshape(len(self.x), -1)
-        explored &= self.lambdas.argsort().argsort() % _EVERY == 0
+        explored &= self.lambdas.argsort().argsort() % _THINNED == 0
         # Where the lambda asked for leave that range out, the largest below it.
         nearest = torch.where(below, self.lam, -torch.inf).reshape(explored.shape)
         largest = (nearest == nearest.max(1, keepdim=True).values) & nearest.isfinite()
@@ -188,7 +190,8 @@ class Search:
             self._harvest(search.minima(), several)
             self.evaluations = before.index_add(0, several, search.minima().evaluations)
             self.history.append((self.evaluations, self.objective))
-        self._walk(problem[self.lam[problem] >= _WALKED * self.top[pair]], most)
+        walked = -(-self.effort.stopping.max_evaluations // _WALKING)
+        self._walk(problem[self.lam[problem] >= _WALKED * self.top[pair]], walked)
 
     def _walk(self, problem: Tensor, most: int) -> None:
         """Walk from the target with the problems (b,), by ``most`` evaluations of each."""

@@ -47,7 +47,7 @@ def sweep(
     at the limit of ``effort``, its problems there are searched on, to four times the evaluations at most.
     """
     shape = tuple(x.shape[1:])
-    starts = max(1, effort.starts // 2)  # each explores a third of the usual lambda
+    starts = -(-effort.starts // 3)  # each explores a third of its lambda at most
     searched = len(lambdas) + len(rungs(lambdas.tolist(), effort.stopping.max_evaluations))
     of_pair = starts * searched * x[0].numel() * x.element_size() * _VECTORS
     size = max(1, _MEMORY // of_pair)
