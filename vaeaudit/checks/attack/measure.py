@@ -149,8 +149,9 @@ def attack(
         restarts: points between source and target from which is searched besides the source, at least 0.
         data_range: box for x + d; the model's own range where None, no box where it has none either.
         seed: of every random draw.
-        max_evaluations: of the objective, for refining one problem; exploring takes up to a sixth of them a start
-            of every third, and where a pair's figures could still fall, its problems are searched on to four times as many.
+        max_evaluations: of the objective, for refining one problem; exploring takes up to a sixth of them a start,
+            for every third, and where a pair's figures could still fall, its problems are searched on to four times as
+            many.
         batch_size: most rows that the model is given at once; chosen by size where None.
         items: numbers that key the draws of each source; 0, 1, ... where None.
         go_on: asked regularly; on False the sweep ends with the best it has.
