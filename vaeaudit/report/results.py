@@ -16,6 +16,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,7 @@ def _figures(row: dict[str, str], file: Path, line: int) -> list[Figure]:
     return [Figure(row, seed, measured["metric"], item, known, low, high, n, q, measured["version"], measured["doubt"])]
 
 
+@lru_cache(4096)  # of some hundred thousand rows, whose settings are few
 def _plain(cell: str) -> str:
     """A cell without blanks around it, and a whole number in digits alone: 1 and 1.0 are one setting."""
     cell = cell.strip()
@@ -211,6 +213,7 @@ def _plain(cell: str) -> str:
     return cell
 
 
+@lru_cache(4096)
 def _unending(cell: str) -> bool:
     """Whether it is a number, but infinite or none: such have no place among the values of a setting."""
     try:
