@@ -17,6 +17,7 @@ test: $(STAMP) lint
 study: $(STAMP)
 	$(BIN)/python examples/study/study.py examples/study/findings.toml --data $(or $(DATA),../shared/data) --out study
 	$(BIN)/vaeaudit study study/results.csv --against beta --out study/beta
+	$(BIN)/python examples/study/findings.py study
 
 study-small: $(STAMP)
 	$(BIN)/python examples/study/study.py examples/study/small.toml --out study-small

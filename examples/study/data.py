@@ -16,12 +16,13 @@ sys.path.append(str(EXAMPLES))
 
 from shapes import draw, random_factors  # noqa: E402
 
-# Training file and audited file, in the folder that --data names. Of dSprites all is both: a grid of its factors.
+# Training file and audited file, in the folder that --data names. Of Fashion and dSprites all is both.
 SOURCES = {
     "mnist": ("mnist/mnist_train.npz", "mnist/mnist_test.npz"),
     "fashion": ("fashion/fashion_sprite_900.npz", "fashion/fashion_sprite_900.npz"),
     "dsprites": ("dsprites/dsprites_downsampled.npz", "dsprites/dsprites_downsampled.npz"),
 }
+ORDERED = ("fashion", "dsprites")  # by class, and by their factors
 
 
 def audited(name: str, folder: Path | None) -> Path:
@@ -45,8 +46,8 @@ def training_images(name: str, folder: Path | None, shape: tuple[int, ...], item
 
 
 def chosen(name: str, there: int, items: int) -> NDArray[np.int64]:
-    """Numbers of ``items`` of the images, or of all: the first ones; of dSprites, a grid in order, random ones."""
-    order = np.random.default_rng(0).permutation(there) if name == "dsprites" else np.arange(there)
+    """Numbers of ``items`` of the images, or of all: the first ones; random ones of data that lie in order."""
+    order = np.random.default_rng(0).permutation(there) if name in ORDERED else np.arange(there)
     return order[:items]
 
 

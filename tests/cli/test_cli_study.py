@@ -58,6 +58,20 @@ def test_settings_in_which_no_figures_of_a_metric_differ_tell_none_of_its_system
     assert [row[0] for row in mig] == [""]
 
 
+def test_two_audits_of_a_model_are_one_model(command: Command) -> None:
+    text = "beta,audit,metric,value,version\n1,one,kl,3,v\n1,two,mig,5,v\n2,one,kl,3,v\n"
+    Path("a.csv").write_text(text, encoding="utf-8")
+    assert command("study", "a.csv", "--out", "page").out == "page/study.md: 2 metrics of 2 models against beta\n"
+
+
+def test_an_interval_that_a_figure_without_items_came_with_is_shown(command: Command) -> None:
+    one = table("a.csv", "A,1,0,rate,,0.8,0.5,0.9,9,,,v\nA,2,0,rate,,0.8,,,9,,,v\nA,2,1,rate,,0.8,0.7,0.9,9,,,v\n")
+    assert command("study", one, "--out", "page").code == 0
+    first, second = cells(Path("page/study.md"), "rate")
+    assert first[2] == "0.8 [0.5, 0.9]"
+    assert second[2] == "0.8 [0.8, 0.8]"  # one of them names none
+
+
 def test_a_change_says_of_how_many_seeds_it_is_where_its_row_has_more(command: Command) -> None:
     few = [rows("A", "1", seed, [1, 2, 3 + seed]) for seed in (0, 1)]
     many = [rows("A", "2", seed, [4, 5, 6 + seed]) for seed in (0, 1, 2)]
@@ -89,6 +103,9 @@ def test_what_cannot_be_shown_is_told_in_a_sentence(command: Command) -> None:
     table("infinite.csv", "A,1,0,kl,,inf,,,3,,,1\n")
     table("turned.csv", "A,1,0,kl,,2,3,1,3,,,1\n")
     table("of-nothing.csv", "A,1,0,kl,,2,,,3,,,\n")
+    table("nan.csv", rows("A", "nan", 0, [1, 2, 3]))
+    table("endless.csv", rows("A", "-inf", 0, [1, 2, 3]))
+    table("bell.csv", rows("A\a\x1b[2J", "1", 0, [1, 2, 3]))
     Path("two-betas.csv").write_text("beta,beta,metric,value,version\n1,2,kl,1,1\n", encoding="utf-8")
     Path("no-version.csv").write_text("metric,value\nkl,1\n", encoding="utf-8")
     Path("other.csv").write_text("a,b\n1,2\n", encoding="utf-8")
@@ -104,6 +121,9 @@ def test_what_cannot_be_shown_is_told_in_a_sentence(command: Command) -> None:
         (("infinite.csv",), "line 2 holds a figure of inf"),
         (("turned.csv",), "line 2 holds an interval, or a quantile q, that is none"),
         (("of-nothing.csv",), "line 2 names no version of the tool"),
+        (("nan.csv",), "line 2 holds beta = nan, where a finite number or a text was expected"),
+        (("endless.csv",), "line 2 holds beta = -inf"),
+        (("bell.csv",), r"hold a control character, in 'A\x07\x1b[2J'; take it out"),
         (("no-version.csv",), "has no column version"),
         (("two-betas.csv",), "has two columns of one name"),
         (("text.csv",), "line 2 holds a text where a number was expected"),

@@ -79,3 +79,36 @@ def test_one_training_one_number_each_and_what_is_missing() -> None:
     unbroken = levelled([np.array([[1.0, 2.0, math.inf], [1.0, 3.0, math.inf]])], 0.5)
     assert (unbroken.value, unbroken.ci) == (2.5, None)
     assert math.isnan(levelled([np.full((2, 3), np.nan)]).value)
+
+
+def test_intervals_that_numbers_came_with_widen_those_over_trainings_by_squares_on_each_side() -> None:
+    ends = np.array([[0.5, 0.9], [0.7, 0.9]])  # of 0.8 and 0.8: 0.2 below and 0.1 above, on average
+    alike = np.array([0.8, 0.8])
+    assert levelled([alike], ends=[ends]).ci == pytest.approx((0.6, 0.9))
+    assert levelled([alike[:1]], ends=[ends[:1]]).ci == pytest.approx((0.5, 0.9))
+    assert levelled([alike - 0.5, alike], ends=[ends - 0.5, ends]).ci == pytest.approx(
+        (0.5 - math.hypot(0.2, 0.1), 0.5 + math.hypot(0.2, 0.1))
+    )
+    assert levelled([alike], ends=[ends], level=0.683).ci == pytest.approx(
+        (0.8 - 0.2 / 1.96, 0.8 + 0.1 / 1.96), abs=1e-4
+    )
+    apart = np.array([1.0, 3.0])
+    half = math.hypot(12.706, 0.5)
+    assert levelled([apart], ends=[apart[:, None] + [-0.5, 0.5]]).ci == pytest.approx((2 - half, 2 + half), rel=1e-4)
+    assert levelled([alike[:1], alike], ends=[ends[:1], ends]).ci is None
+
+
+def test_the_squares_of_two_sides_cover_a_difference_of_shares_as_often_as_they_say() -> None:
+    from scipy.stats import beta
+
+    rng = np.random.default_rng(4)
+    n, p = 40, np.array([0.9, 0.6])
+    covered = 0
+    for hits in rng.binomial(n, p, size=(400, 2)):
+        ends = beta.ppf([[0.025], [0.975]], hits + 0.5, n - hits + 0.5).T  # Jeffreys' intervals
+        ci = levelled([hits[:1] / n, hits[1:] / n], ends=[ends[:1], ends[1:]]).ci
+        assert ci is None  # of one training each
+        ci = levelled([hits[[0, 0]] / n, hits[[1, 1]] / n], ends=[ends[[0, 0]], ends[[1, 1]]]).ci
+        assert ci is not None
+        covered += ci[0] <= p[1] - p[0] <= ci[1]
+    assert covered >= 368  # 380 are expected

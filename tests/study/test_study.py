@@ -129,7 +129,7 @@ def test_what_an_interrupted_audit_left_is_not_taken_for_a_whole_one(
 
 
 def test_images_that_lie_in_the_order_of_their_factors_are_drawn_at_random(study: Any) -> None:
-    first, random = (study.chosen(name, 900, 600) for name in ("mnist", "dsprites"))
+    first, random = (study.chosen(name, 900, 600) for name in ("mnist", "fashion"))
     assert [*first] == [*range(600)]
     assert len({*random}) == 600
     assert {int(place) // 300 for place in random} == {0, 1, 2}

@@ -38,7 +38,7 @@ def command(
     check_output(out, None)
     from vaeaudit.report.forms.study import files, page, picture
     from vaeaudit.report.results import read_results, to_csv
-    from vaeaudit.report.study import curves
+    from vaeaudit.report.study import curves, models
     from vaeaudit.report.writer import write_file
 
     figures = read_results(results)
@@ -49,6 +49,5 @@ def command(
         write_file(folder / file, picture([curve for curve in found if curve.metric == name], against))
     write_file(folder / "results.csv", to_csv(figures).encode())
     write_file(folder / "study.md", page(found, against, figures[0].version, pictures).encode())
-    models = len({(*figure.settings.items(), figure.seed) for figure in figures})
-    deliver(f"{folder / 'study.md'}: {len(pictures)} metrics of {models} models against {against}\n", None)
+    deliver(f"{folder / 'study.md'}: {len(pictures)} metrics of {models(figures)} models against {against}\n", None)
     return 0

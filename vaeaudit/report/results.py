@@ -2,8 +2,9 @@
 
 Its columns are ``metric``, ``item`` (empty for the figure itself), ``value``, ``low``, ``high`` (its interval), ``n``,
 ``q`` (the quantile that the figure is; empty for a mean and for what is no statistic of items), ``doubt`` (why it
-supports no verdict; empty where it does), ``version`` (of the tool), ``seed`` (of the model's training), and the
-settings of the system that was trained, which may have any other names. A row may name a ``report`` (its folder, from
+supports no verdict; empty where it does), ``version`` (of the tool), ``seed`` (of the model's training), ``audit``
+(which of its audits; no setting of the model), and the settings of the system that was trained, which may have any
+other names. A row may name a ``report`` (its folder, from
 that of the file) in place of all that an audit tells. A figure without a value is empty; no figure is infinite, but
 values of items may be, as those of margins that nothing broke.
 """
@@ -11,9 +12,11 @@ values of items may be, as those of margins that nothing broke.
 import csv
 import io
 import math
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ from vaeaudit.report.reading import read_report
 from vaeaudit.report.samples import read_samples
 from vaeaudit.stats.levels import of_items
 
+AUDIT = "audit"
 _ROUNDING = 1e-4  # of a figure against its items, as a share of the largest: it may have been taken in float32
 _MEASURED = ("metric", "item", "value", "low", "high", "n", "q", "doubt", "version")
 
@@ -85,8 +89,21 @@ def read_results(files: Iterable[str | Path]) -> list[Figure]:
             f"the results are of {len(versions)} versions of the tool ({listed(versions)}), whose figures are not "
             "mixed; audit the models again with one, or give the files of one"
         )
+    _refuse_unprintable(figures)
     _refuse_contradictions(figures)
     return figures
+
+
+def _refuse_unprintable(figures: Iterable[Figure]) -> None:
+    """What a terminal or a spreadsheet obeys has no place in a table that is handed on."""
+    texts = {
+        text
+        for one in figures
+        for text in (*one.settings, *one.settings.values(), one.seed, one.metric, one.doubt, one.version)
+    }
+    for text in sorted(texts):
+        if any(unicodedata.category(character) == "Cc" for character in text):
+            raise ResultsError(f"the results hold a control character, in {clipped(text)!r}; take it out")
 
 
 def _refuse_contradictions(figures: Iterable[Figure]) -> None:
@@ -162,6 +179,12 @@ def _figures(row: dict[str, str], file: Path, line: int) -> list[Figure]:
     measured = {name: row.pop(name, "").strip() for name in _MEASURED}
     report = row.pop("report", "").strip()
     row = {name: _plain(cell) for name, cell in row.items()}
+    for name, cell in row.items():
+        if _unending(cell):
+            raise ResultsError(
+                f"{file}, line {line} holds {clipped(name)} = {clipped(cell)}, where a finite number or a text was "
+                "expected; leave it empty where there is none"
+            )
     seed = row.pop("seed", "") or "0"
     if report:
         return figures_of(file.parent / report, row, seed)
@@ -180,6 +203,7 @@ def _figures(row: dict[str, str], file: Path, line: int) -> list[Figure]:
     return [Figure(row, seed, measured["metric"], item, known, low, high, n, q, measured["version"], measured["doubt"])]
 
 
+@lru_cache(4096)  # of some hundred thousand rows, whose settings are few
 def _plain(cell: str) -> str:
     """A cell without blanks around it, and a whole number in digits alone: 1 and 1.0 are one setting."""
     cell = cell.strip()
@@ -187,6 +211,15 @@ def _plain(cell: str) -> str:
         if (number := float(cell)).is_integer() and abs(number) < 2**53:
             return str(int(number))
     return cell
+
+
+@lru_cache(4096)
+def _unending(cell: str) -> bool:
+    """Whether it is a number, but infinite or none: such have no place among the values of a setting."""
+    try:
+        return not math.isfinite(float(cell))
+    except ValueError:
+        return False
 
 
 def _number(text: str) -> float | None:

@@ -7,7 +7,7 @@ from itertools import groupby
 import numpy as np
 
 from vaeaudit.errors import ConfigError, clipped, listed, nearest
-from vaeaudit.report.results import Figure
+from vaeaudit.report.results import AUDIT, Figure
 from vaeaudit.stats.levels import Array, Levelled, levelled
 
 
@@ -31,6 +31,12 @@ class Curve:
     metric: str
     system: str
     points: tuple[Point, ...]
+
+
+def models(figures: Iterable[Figure]) -> int:
+    """How many models the figures are of; which audit of a model a figure is from tells no models apart."""
+    named = (({k: v for k, v in one.settings.items() if v and k != AUDIT}, one.seed) for one in figures)
+    return len({(frozenset(settings.items()), seed) for settings, seed in named})
 
 
 def curves(figures: Sequence[Figure], against: str, metrics: Sequence[str] = (), level: float = 0.95) -> list[Curve]:
@@ -73,14 +79,16 @@ def _curves(
 
 def _points(figures: Sequence[Figure], against: str, level: float) -> tuple[Point, ...]:
     values = sorted({figure.settings.get(against, "") for figure in figures}, key=_order)
-    samples = [_sample([figure for figure in figures if figure.settings.get(against, "") == at]) for at in values]
+    rows = [[figure for figure in figures if figure.settings.get(against, "") == at] for at in values]
+    samples, ends = [_sample(of_row) for of_row in rows], [_ends(of_row) for of_row in rows]
     q = next((figure.q for figure in figures if figure.item is None), None)
     points = []
     for place, (at, sample) in enumerate(zip(values, samples, strict=True)):
         alike = place > 0 and sample.shape[1:] == samples[0].shape[1:]
-        change = levelled([samples[0], sample], q, level) if alike else None
-        doubted = sum(bool(figure.doubt) for figure in figures if figure.settings.get(against, "") == at)
-        points.append(Point(at, levelled([sample], q, level), change, doubted))
+        own = [end if sample.ndim == 1 else None for end in (ends[0], ends[place])]
+        change = levelled([samples[0], sample], q, level, own) if alike else None
+        doubted = sum(bool(figure.doubt) for figure in rows[place])
+        points.append(Point(at, levelled([sample], q, level, own[1:]), change, doubted))
     return tuple(points)
 
 
@@ -98,6 +106,13 @@ def _sample(figures: Iterable[Figure]) -> Array:
     if len(named) == 1 and (common := sorted(next(iter(named)))):
         return np.array([[values[item] for item in common] for values in items.values()])
     return np.array([*whole.values()], dtype=np.float64)
+
+
+def _ends(figures: Iterable[Figure]) -> Array | None:
+    """(seeds, 2), the intervals that the figures themselves came with; None where one has none."""
+    ends = [(one.low, one.high) for one in figures if one.item is None]
+    known = [(low, high) for low, high in ends if low is not None and high is not None]
+    return np.array(known) if known and len(known) == len(ends) else None
 
 
 def _order(text: str) -> tuple[int, float, str]:

@@ -26,7 +26,9 @@ class Levelled:
     items: int
 
 
-def levelled(groups: Sequence[Array], q: float | None = None, level: float = 0.95) -> Levelled:
+def levelled(
+    groups: Sequence[Array], q: float | None = None, level: float = 0.95, ends: Sequence[Array | None] = ()
+) -> Levelled:
     """The figure of one group of models, or by how much that of the second differs from that of the first.
 
     A group is (seeds, items), the same items for every model of all groups, or (seeds,) where a model has one number.
@@ -42,6 +44,11 @@ def levelled(groups: Sequence[Array], q: float | None = None, level: float = 0.9
     the true mean in one case of four. The interval is therefore Student's, with Satterthwaite's (1946) degrees of
     freedom. Of a single training it is over items alone; a change that has a single training on either side has none,
     since another training might change it by nobody knows how much. NaN counts as a missing item, for all models.
+
+    ``ends`` of a group of one number a model are (seeds, 2), the intervals at 95% over its own items that each number
+    came with, or None. They need not lie evenly about it, so that how far each end is out is added to that of the
+    trainings as squares, by the side that it is on (Zou & Donner 2008), scaled to ``level`` as of a normal variable;
+    the mean over models counts as if one item misled all of them alike.
     """
     values = [np.asarray(group, dtype=np.float64) for group in groups]
     signs = [1.0] if len(values) == 1 else [-1.0, 1.0]
@@ -58,14 +65,23 @@ def levelled(groups: Sequence[Array], q: float | None = None, level: float = 0.9
     parts = [(one.var(ddof=1) / len(one), len(one) - 1) for one in each if len(one) > 1]
     if items > 1:
         parts.append((_variance_over_items(values, signs, q), items - 1))
+    stated = [_out(end, one, sign) for end, one, sign in zip(ends, each, signs, strict=False) if end is not None]
     variance = sum(part for part, _ in parts)
-    if not parts or not math.isfinite(variance):
+    if not (parts or stated) or not math.isfinite(variance):
         return Levelled(value, None, seeds, items)
-    if variance == 0:
-        return Levelled(value, (value, value), seeds, items)
-    freedom = variance**2 / sum(part**2 / count for part, count in parts)
-    half = float(stats.t.ppf(0.5 + level / 2, freedom)) * math.sqrt(variance)
-    return Levelled(value, (value - half, value + half), seeds, items)
+    half = 0.0
+    if variance > 0:
+        freedom = variance**2 / sum(part**2 / count for part, count in parts)
+        half = float(stats.t.ppf(0.5 + level / 2, freedom)) * math.sqrt(variance)
+    scale = float(stats.norm.ppf(0.5 + level / 2) / stats.norm.ppf(0.975))
+    below, above = (math.hypot(half, *(scale * one[side] for one in stated)) for side in (0, 1))
+    return Levelled(value, (value - below, value + above), seeds, items)
+
+
+def _out(ends: Array, figures: Array, sign: float) -> tuple[float, float]:
+    """How far the ends are below and above the figures, on average; the other way round of what is subtracted."""
+    out = np.maximum([figures - ends[:, 0], ends[:, 1] - figures], 0).mean(1)
+    return (out[0], out[1]) if sign > 0 else (out[1], out[0])
 
 
 def of_items(values: Array, q: float | None) -> Array:
