@@ -36,7 +36,7 @@ from vaeaudit.errors import (
     told,
 )
 from vaeaudit.model.adapters import Adapter, code_beside
-from vaeaudit.model.batches import Elsewhere
+from vaeaudit.model.batches import Elsewhere, fitting
 from vaeaudit.model.checkpoints import sha256_of
 from vaeaudit.model.stated import find_checkpoint
 from vaeaudit.progress import GoOn, Progress
@@ -178,7 +178,7 @@ def audit(
     stored = partial(open_weights, subject.settings)
     for check in () if failed else map(checks().__getitem__, names):
         for unit, work in works_of(check, stored if check.of_file else subject).items():
-            works[unit], of[unit] = work, check
+            works[unit], of[unit] = _fitted(work, subject.fits), check
             if check.cost:
                 costs[unit] = check.load(check.cost)(subject, unit)
     if journal is None:
@@ -205,6 +205,16 @@ def audit(
             f"report, vaeaudit merge {out}"
         )
     return done
+
+
+def _fitted(work: Work, rows: int | None) -> Work:
+    """The work in batches of which so many rows fit into memory."""
+
+    def fitted(go_on: GoOn) -> Record:
+        with fitting(rows):
+            return work(go_on)
+
+    return fitted
 
 
 def _kept(journal: Journal, unit: str, check: Check, subject: Subject, work: Work, owner: int) -> Work:

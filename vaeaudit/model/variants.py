@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vaeaudit.errors import ConfigError, UnsupportedError, VaeauditError, listed, told
 from vaeaudit.model.chain import GaussianChain, Layer
 from vaeaudit.model.conditions import Conditioned, conditioned_as, model_of, under
+from vaeaudit.model.memory import ran_out
 from vaeaudit.model.vae import VAE, DiagonalGaussian, Posterior
 from vaeaudit.model.variant import Variant
 
@@ -99,9 +100,11 @@ class Running:
         try:
             with context:
                 return function(values)
-        except (VaeauditError, torch.OutOfMemoryError, KeyboardInterrupt):
+        except (VaeauditError, KeyboardInterrupt):
             raise
         except Exception as error:  # an operation without this precision here, no compiler, an adapter that casts
+            if ran_out(error):
+                raise
             name = self.variant.name or "the other model"
             raise UnsupportedError(f"{name} cannot run on {self.device}: the model raised {told(error)}") from error
 

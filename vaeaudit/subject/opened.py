@@ -15,8 +15,10 @@ from vaeaudit.data.items import Data, fit
 from vaeaudit.data.labels import whole_numbers
 from vaeaudit.data.sources import read
 from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError, clipped, listed, nearest, told
+from vaeaudit.model.batches import RowBatches, fitting
 from vaeaudit.model.box import range_of
 from vaeaudit.model.conditions import Conditional, Conditioned, conditions_of, under
+from vaeaudit.model.memory import rows_that_fit
 from vaeaudit.model.ranges import Range, normalised
 from vaeaudit.model.registry import LoadedModel, open_model
 from vaeaudit.model.vae import VAE, Resizable
@@ -44,7 +46,8 @@ class Given(TypedDict):
 class Subject:
     """The model and ``items`` of the data, fitted to it and tried on it.
 
-    ``items`` (n,) are the numbers that these have in the data, ascending: all, the first few, or a draw.
+    ``items`` (n,) are the numbers that these have in the data, ascending: all, the first few, or a draw. ``fits`` is
+    how many rows memory has room for at once; None where that is not known, or the batch size was given.
     """
 
     settings: Settings
@@ -55,6 +58,7 @@ class Subject:
     items: NDArray[np.int64]
     plausibility: Plausibility
     likelihood: str
+    fits: int | None = None
 
     @property
     def n(self) -> int:
@@ -162,9 +166,12 @@ def prepare(settings: Settings) -> Subject:
     sample = data.batch(tried, dtype=dtype, device=device)
     data = replace(data, warnings=(*data.warnings, *_scales(data, sample)))
     size = settings.run.batch_size if isinstance(settings.run.batch_size, int) else None
+    small = size is not None or RowBatches.automatic(shape, device).size == 1
+    fits = None if small else rows_that_fit(of_sample, sample)
     try:
-        plausibility = examine(of_sample, sample, seed=seed, batch_size=size, items=tried)
-        plausibility = explained(plausibility, of_sample, sample, seed=seed, batch_size=size)
+        with fitting(fits):
+            plausibility = examine(of_sample, sample, seed=seed, batch_size=size, items=tried)
+            plausibility = explained(plausibility, of_sample, sample, seed=seed, batch_size=size)
         likelihood = _route(of_sample, sample)
         _check_counts(data, sample, likelihood)
     except (VaeauditError, KeyboardInterrupt):
@@ -175,7 +182,7 @@ def prepare(settings: Settings) -> Subject:
             f"the model raised {told(error)} when it was tried on the data{given}; see its adapter"
         ) from error
     _check_acknowledged(settings, plausibility)
-    return Subject(settings, device, dtype, model, data, items, plausibility, likelihood)
+    return Subject(settings, device, dtype, model, data, items, plausibility, likelihood, fits)
 
 
 def _normalised(settings: Settings, shape: tuple[int, ...]) -> Range | None:

@@ -179,8 +179,8 @@ def noise(
         )
         return values.view(draws, len(part), -1).transpose(0, 1), errors, lengths
 
-    together = max(1, min(rows.size, _MOST_NUMBERS // (draws * first[0].numel())))
-    values, errors, lengths = RowBatches(together).map(
+    together = max(1, _MOST_NUMBERS // (draws * first[0].numel()))
+    values, errors, lengths = rows.within(together).map(
         of_items,
         torch.arange(len(numbers), device=first.device),
         go_on=lambda left, of: go_on(Progress("noise", left, of)),
