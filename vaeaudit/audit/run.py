@@ -59,7 +59,7 @@ def journal_of(subject: Subject, resume: bool, shard: Shard = WHOLE) -> Journal:
         "adapter": [model.adapter.source, model.adapter.sha256, dict(model.options), code_beside(model.adapter)],
         "data": [data.sha256, data.source, subject.n, subject.drawn_from, data.range],
         "made": [subject.settings.data.resize, subject.settings.data.normalize],
-        "run": [run.seed, run.dtype, run.batch_size],
+        "run": [run.seed, run.dtype, run.tf32, run.batch_size],
         "device": [device_name(subject.device), torch.get_num_threads()],
         "versions": [vaeaudit.__version__, *map(_version, ("torch", "numpy", "scipy", "scikit-learn"))],
     }

@@ -18,6 +18,7 @@ from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError
 from vaeaudit.model.batches import RowBatches, fitting
 from vaeaudit.model.box import range_of
 from vaeaudit.model.conditions import Conditional, Conditioned, conditions_of, under
+from vaeaudit.model.halved import halved
 from vaeaudit.model.memory import rows_that_fit
 from vaeaudit.model.ranges import Range, normalised
 from vaeaudit.model.registry import LoadedModel, open_model
@@ -25,6 +26,7 @@ from vaeaudit.model.vae import VAE, Resizable
 from vaeaudit.settings.sections import Settings
 from vaeaudit.stats.draws import uniform
 from vaeaudit.subject.baselines import unlike_scales
+from vaeaudit.subject.device import choose_device, compute_exactly
 from vaeaudit.subject.inputs import not_finite, numbered, route_of
 from vaeaudit.subject.plausibility import Plausibility, examine
 from vaeaudit.subject.repairs import explained
@@ -127,7 +129,7 @@ def prepare(settings: Settings) -> Subject:
     """Open the model, fit the data to it, and try it on them.
 
     Raises :class:`VaeauditError` where one of these cannot be done; a model that can be tried and looks wrong
-    is no error but a finding.
+    is no error but a finding. It is tried in float32 where the settings ask for bfloat16.
     """
     if settings.model.path is None:
         raise ConfigError(
@@ -137,6 +139,8 @@ def prepare(settings: Settings) -> Subject:
     if settings.data.source is None:
         raise ConfigError("no data are named; give them, as in `--data val.npz`, or set [data] source in vaeaudit.toml")
     device, dtype = choose_device(settings.run.device), getattr(torch, settings.run.dtype)
+    dtype = torch.float32 if dtype == torch.bfloat16 else dtype
+    compute_exactly(device, tf32=settings.run.tf32)
     model = open_model(
         settings.model.path,
         settings.model.adapter,
@@ -182,6 +186,8 @@ def prepare(settings: Settings) -> Subject:
             f"the model raised {told(error)} when it was tried on the data{given}; see its adapter"
         ) from error
     _check_acknowledged(settings, plausibility)
+    if settings.run.dtype == "bfloat16":  # whether model and data go together is no question of precision
+        model = replace(model, vae=halved(model.vae, sample))
     return Subject(settings, device, dtype, model, data, items, plausibility, likelihood, fits)
 
 
@@ -313,24 +319,6 @@ def _route(vae: VAE, x: Tensor) -> str:
     except Exception:  # told of by the plausibility check, which found a size that it takes
         vae = under(vae, slice(1))
         return vae.decode(vae.encode(x[:1]).mean).route
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that ``name`` means; "auto" is a GPU where there is one.
-
-    Raises :class:`ConfigError` for a device that is not there.
-    """
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"there is no device '{clipped(name)}'; expected auto, cpu, cuda, cuda:N or mps") from error
-    there = {"cpu": True, "cuda": cuda and (device.index or 0) < torch.cuda.device_count(), "mps": mps}
-    if not there.get(device.type, False):
-        raise ConfigError(f"device '{clipped(name)}' is not on this machine; leave --device out to take what is")
-    return device
 
 
 def _sample(n: int, seed: int) -> list[int]:
