@@ -6,6 +6,7 @@ Nothing here prints; the command line renders what this returns. Only a journal,
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -159,6 +160,7 @@ def audit(
     go_on: GoOn,
     journal: Journal | None = None,
     optional: Collection[str] = (),
+    held: ExitStack | None = None,
 ) -> Audit:
     """Carry out the checks of these ``names``, in order, and write their report.
 
@@ -168,7 +170,8 @@ def audit(
     as long as nothing was found; where a check is ``optional``, it is skipped instead.
 
     Of several processes that share the journal, each does its share, and whichever finds all of them done gives the
-    audit. The others raise :class:`UnfinishedError`, all but the first where the model is not plausible.
+    audit. The others raise :class:`UnfinishedError`, all but the first where the model is not plausible. No other
+    process takes this one's place in the folder until ``held`` is closed, or, where that is None, this returns.
     """
     failed = subject.plausibility.failed
     skipped = {check: f"the model did not pass: {', '.join(failed)}" for check in names if failed}
@@ -183,7 +186,8 @@ def audit(
                 costs[unit] = check.load(check.cost)(subject, unit)
     if journal is None:
         return _carried_out(works, whole(subject), resolved, argv, skipped, go_on, optional, costs)
-    with journal:
+    with ExitStack() as until_here:
+        (until_here if held is None else held).enter_context(journal)
         if failed and journal.shard.number > 1:
             raise UnfinishedError(f"the model did not pass: {', '.join(failed)}; shard 1 writes the report of that")
         whole_ones = [0.0 if of[unit].parted else costs.get(unit, 1.0) for unit in works]
@@ -204,7 +208,10 @@ def audit(
             f"of the audit in {out} is not done: {missing}; run those shards (again), and where none writes the "
             f"report, vaeaudit merge {out}"
         )
-    return done
+    timings = dict(done.report.timings)
+    for unit, seconds in journal.seconds.items():
+        timings[of[unit].name] = round(timings[of[unit].name] + seconds, 3)
+    return replace(done, report=done.report.model_copy(update={"timings": timings}))
 
 
 def _fitted(work: Work, rows: int | None) -> Work:
