@@ -195,9 +195,10 @@ def part(name: str, asked: argparse.Namespace, seconds: float) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         if name == "checks":
             file, scale = Path(folder, "table.json"), "0.01" if asked.small else "1"
-            call = ["-m", "benchmarks", "--device", asked.device, "--scale", scale, "--out", str(file)]
+            call = ["-m", "benchmarks", "--table-only", "--device", asked.device, "--scale", scale, "--out", str(file)]
             found, words = told(call, seconds)
-            return json.loads(file.read_text())["checks"] if found is not None else {"fault": words}
+            done = json.loads(file.read_text())["checks"] if file.exists() else []
+            return [*done, *([] if found is not None else [{"fault": words}])]
     small = ["--small"] if asked.small else []
     stops = str(max(5.0, 0.6 * seconds))  # the rest is for opening, and for what was found until then
     call = ["-m", "benchmarks.gpu", "--device", asked.device, *small, "--part", name, "--seconds", stops]
