@@ -62,12 +62,19 @@ traverse = 0
 """
 
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+# How an audit is started, and the threads of each process.
+WAYS: dict[str, tuple[tuple[str, ...], int]] = {
+    "one, 2 threads": ((), 2),
+    "two, 1 thread each": (TORCHRUN, 1),
+    "one, 1 thread": ((), 1),
+}
+
+
 def launched(asked: argparse.Namespace) -> None:
     """Time audits by one process and by torchrun's two, and print the ratio."""
     examples = Path(__file__).parents[1] / "examples"
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    ways = {"one, 2 threads": ((), 2), "two, 1 thread each": (torchrun, 1), "one, 1 thread": ((), 1)}
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         few, many = max(2, round(8 * asked.scale)), max(20, round(500 * asked.scale))
@@ -75,7 +82,7 @@ def launched(asked: argparse.Namespace) -> None:
         call = ["-m", "vaeaudit", "audit", str(examples / "shapes-beta1.safetensors")]
         call += ["--data", str(examples / "shapes.npz"), "--exit-zero", "-q"]
         for turn in range(asked.repeats):
-            for way, (launcher, threads) in ways.items():
+            for way, (launcher, threads) in WAYS.items():
                 if turn and way == "one, 1 thread":  # there for what it finds
                     continue
                 out = Path(folder, f"{way}-{turn}")

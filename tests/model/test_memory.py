@@ -55,7 +55,7 @@ def test_rows_fit_in_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_model_that_cannot_be_run_is_left_to_its_examination(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refusing(error: Exception) -> VAE:
+    def refusing(error: BaseException) -> VAE:
         class Refusing(Wide):
             def encode(self, _: Tensor) -> DiagonalGaussian:
                 raise error
@@ -64,6 +64,7 @@ def test_a_model_that_cannot_be_run_is_left_to_its_examination(monkeypatch: pyte
 
     monkeypatch.setattr(memory, "free", lambda _: 2**30)
     assert rows_that_fit(refusing(ValueError("a fault")), torch.rand(1, 4)) is None
+    assert rows_that_fit(refusing(SystemExit(1)), torch.rand(1, 4)) is None
     assert rows_that_fit(refusing(torch.OutOfMemoryError("CUDA out of memory")), torch.rand(1, 4)) == 1
 
 

@@ -42,7 +42,9 @@ def rows_that_fit(vae: VAE, x: Tensor) -> int | None:
         return None
     try:
         row = taken(under(vae, slice(1)), x[:1])
-    except Exception as error:  # the adapter is the user's code
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the adapter is the user's code
         return 1 if ran_out(error) else None
     return max(1, int(_SHARE * there // row)) if row else None
 
