@@ -75,7 +75,9 @@ def made(folder: Path, items: int, latents: int, pixels: int) -> dict[str, objec
     save_file(tensors, folder / "model.safetensors", facts)
     labels = np.arange(items) % 10
     images = np.random.default_rng(0).integers(0, 128, (items, side, side), dtype=np.uint8)
-    np.savez(folder / "data.npz", images=images + labels[:, None, None].astype(np.uint8) * 12, labels=labels)
+    images += 12 * labels[:, None, None].astype(np.uint8)
+    factors = np.stack([labels, np.arange(items) // 10 % 4], 1)
+    np.savez(folder / "data.npz", images=images, labels=labels, latents_classes=factors)
     return {"model.path": str(folder / "model.safetensors"), "data.source": str(folder / "data.npz")}
 
 
