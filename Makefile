@@ -5,13 +5,20 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE # or each of the tests' processes compiles the package anew
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint study study-small clean
+.PHONY: demo test fuzz lint study study-small clean
 
 demo: $(STAMP)
 	$(BIN)/vaeaudit attack --mode latent --pairs 10
 
 test: $(STAMP) lint
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+# Bytes that nobody wrote, for every parser. atheris lies apart, as it has wheels for some versions of Python alone.
+fuzz: $(STAMP)
+	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --upgrade \
+		--target $(VENV)/fuzz atheris==3.0.0 2>/dev/null; \
+	then PYTHONPATH=$(VENV)/fuzz OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz --together --seconds $(or $(SECONDS),30); \
+	else echo "No fuzzing: atheris 3.0.0 cannot be installed here; it has wheels for Python 3.11 to 3.13 on Linux"; fi
 
 # DATA is the folder of the images; both go on from where they were ended.
 study: $(STAMP)

@@ -1,12 +1,12 @@
-"""Every check on models and devices, in one table: items a second, share of the bare model's floor, peak memory.
+"""Every check on a model and a device, in one table: items a second, share of the bare model's floor, peak memory.
 
     python -m benchmarks [--model PATH --adapter NAME --data PATH] [--device cpu] [--threads 1] [--scale 1] [--out FILE]
 
-Each check runs in a process of its own, on a quarter, half and all of its items (or pairs of an attack), once to warm
-up. The floor is the time that the bare model takes, in full batches, for as many rows of encoder and decoder, with a
-way back where the check asks for one; its share of the check's own time is told. The exponent is the slope of the
-logarithm of seconds over that of items: below 1 where a part does not depend on them. Seconds are those of the CPU, on
-a GPU of the clock. All goes into a file with hardware and versions. Without a model the example's is measured.
+Each check runs in a process of its own, on a quarter of its items (or pairs of an attack) to warm up, and on all. The
+floor is the time that the bare model takes, in full batches, for as many rows of encoder and decoder, with a way back
+where the check asks for one; its share of the check's own time is told. Seconds are those of the CPU, on a GPU of the
+clock. Without a model the example's is measured. How cost grows with items, latents and pixels follows on models made
+for that (benchmarks.exponents), unless left out with --table-only. All goes into a file with hardware and versions.
 """
 
 import argparse
@@ -24,10 +24,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tabulate import tabulate
 
+from benchmarks import exponents
 from vaeaudit.audit.run import audit
 from vaeaudit.checks.registry import OURS
 from vaeaudit.model.batches import RowBatches
@@ -104,37 +104,32 @@ def one(check: str, asked: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(asked.threads)
     model = {"model.path": asked.model, "data.source": asked.data, "run.device": asked.device}
     model |= {"model.adapter": asked.adapter} if asked.adapter else {}
-    seconds, sizes, rows, subject = [], [], Counter[Kind](), None
+    seconds, size, rows, subject = 0.0, 0, Counter[Kind](), None
     key, most = ITEMS.get(check, ("", 0))
     most = max(4, round(most * asked.scale))
-    for items in (most // 4, most // 4, most // 2, most) if key else (0, 0):
+    for items in (most // 4, most) if key else (0, 0):  # the first to warm up
         given = {**GIVEN, **model, **({key: items} if key else {})}
         resolved = resolve({name: (value, "benchmark") for name, value in given.items()}, None)
         subject = prepare(resolved.settings)
         rows = count_rows(subject.model.vae)
         started = _now(subject.device)
         done = audit(subject, resolved, ["benchmark"], [check], lambda _: True)
-        seconds.append(_now(subject.device) - started)
-        sizes.append(min(items, subject.n))
+        seconds, size = _now(subject.device) - started, min(items, subject.n)
         if done.fault is not None or check in done.report.skipped:
             return {"check": check, "fault": str(done.fault or done.report.skipped[check])}
     assert subject is not None
-    size = RowBatches.automatic(tuple(subject.model.vae.input_shape), subject.device).size
+    batch = RowBatches.automatic(tuple(subject.model.vae.input_shape), subject.device).size
     peak = torch.cuda.max_memory_allocated() if subject.device.type == "cuda" else 2**10 * _resident()
     counted = dict(rows)  # before the floor adds its own
-    floor = sum(count * bare(subject, kind, size) for kind, count in counted.items())
-    slope = None
-    if key and sizes[-1] > sizes[1]:
-        slope = float(np.polyfit(np.log(sizes[1:]), np.log(seconds[1:]), 1)[0])
+    floor = sum(count * bare(subject, kind, batch) for kind, count in counted.items())
     return {
         "check": check,
-        "items": sizes[-1],
-        "seconds": seconds[-1],
-        "per_second": sizes[-1] / seconds[-1] if key else None,
+        "items": size,
+        "seconds": seconds,
+        "per_second": size / seconds if key else None,
         "rows": {f"{name}{' and back' if back else ''}": count for (name, back), count in counted.items()},
-        "floor_share": floor / seconds[-1],
+        "floor_share": floor / seconds,
         "peak_mib": peak / 2**20,
-        "exponent": slope,
     }
 
 
@@ -166,12 +161,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--scale", type=float, default=1.0, help="so many times the items")
     parser.add_argument("--out", default="benchmarks.json")
+    parser.add_argument("--table-only", action="store_true", help="leave out how cost grows")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
         print(json.dumps(one(asked.one, asked)))
         return
-    found = []
+    found: list[dict[str, Any]] = []
+    written = {"hardware": hardware(asked.device), "asked": vars(asked), "checks": found}
     for check in OURS:
         call = [sys.executable, "-m", "benchmarks", *sys.argv[1:], "--one", check.name]
         done = subprocess.run(call, capture_output=True, text=True, check=False)
@@ -181,24 +178,24 @@ def main() -> None:
             if done.returncode == 0
             else {"check": check.name, "fault": fault[0]}
         )
+        Path(asked.out).write_text(json.dumps(written, indent=1) + "\n")  # whoever ends this keeps what there is
         print(f"{check.name} done", file=sys.stderr)
     table = [
         [
             Path(asked.model).name,
             asked.device,
             row["check"],
-            *(
-                row.get(name, math.nan)
-                for name in ("items", "per_second", "seconds", "floor_share", "peak_mib", "exponent")
-            ),
+            *(row.get(name, math.nan) for name in ("items", "per_second", "seconds", "floor_share", "peak_mib")),
             row.get("fault", ""),
         ]
         for row in found
     ]
-    heads = ["model", "device", "check", "items", "items/s", "seconds", "floor's share", "peak MiB", "exponent", ""]
+    heads = ["model", "device", "check", "items", "items/s", "seconds", "floor's share", "peak MiB", ""]
     print(tabulate(table, headers=heads, floatfmt=".3g"))
-    written = {"hardware": hardware(asked.device), "asked": vars(asked), "checks": found}
-    Path(asked.out).write_text(json.dumps(written, indent=1) + "\n")
+    if not asked.table_only:
+        grown = exponents.measured([*exponents.MEASURED], exponents.AXES, asked.scale, 2)
+        print("", exponents.table(grown), sep="\n")
+        Path(asked.out).write_text(json.dumps(written | {"exponents": grown}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import scipy
@@ -48,6 +49,7 @@ from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.registry import open_model
 from vaeaudit.model.vae import VAE, Posterior
 from vaeaudit.optim.lbfgsb import Stopping
+from vaeaudit.progress import GoOn, always
 
 MAXCOR, FTOL = 10, 2.2e-9
 OFF_ZERO = 1e-2  # where SciPy and BoTorch start, as a share of the way to the target: `l2` has no gradient at d = 0
@@ -57,6 +59,7 @@ OURS, SWEEP, FLOOR = "ours, vaeaudit.attack", "ours, its sweep alone", "bare for
 LABELS = {SCIPY: "SciPy", BOTORCH: "BoTorch", OURS: "ours"}
 MANY, FEW = 41, (1, 2, 6, 11, 21)  # of 41 lambda neighbours are a factor of 2 apart; few are some of them
 Array = NDArray[np.float64]
+T = TypeVar("T", bound=nn.Module)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +187,12 @@ def ours(problems: Problems) -> Found:
     return swept(vaeaudit.attack(problems.vae, x, x_t, **settings).sweep)
 
 
-def alone(problems: Problems, lambdas: Sequence[float], seen: Callable[[Tensor], None] = lambda _: None) -> Sweep:
+def alone(
+    problems: Problems,
+    lambdas: Sequence[float],
+    seen: Callable[[Tensor], None] = lambda _: None,
+    go_on: GoOn = always,
+) -> Sweep:
     """The sweep within our attack, with the settings that it has there; each batch of points is ``seen``."""
     vae, x, x_t = problems.vae, problems.x, problems.x_t
     term = Objective("latent").data_term(vae, x, x_t, x.new_zeros(1, len(x), 1))  # the KL draws no noise
@@ -194,7 +202,7 @@ def alone(problems: Problems, lambdas: Sequence[float], seen: Callable[[Tensor],
         return term(points, pair)
 
     effort = Effort(Stopping.for_dtype(x.dtype, problems.most))
-    return sweep(watched, x, x_t, vae.range, x.new_tensor(lambdas), effort=effort, rows=problems.rows)
+    return sweep(watched, x, x_t, vae.range, x.new_tensor(lambdas), effort=effort, rows=problems.rows, go_on=go_on)
 
 
 def ours_alone(problems: Problems) -> Found:
@@ -335,17 +343,21 @@ def times_table(seconds: dict[str, list[Array]], found: dict[str, Found], scale:
     return tabulate(rows, headers=headers, floatfmt=".3g", intfmt=",")
 
 
-def briefly_trained(data: Data) -> MLP:
-    """A 784-400-400-20 VAE from a fixed seed, after STEPS random batches of the data."""
+def new_mlp(input_shape: tuple[int, ...]) -> MLP:
+    """A 784-400-400-20 VAE of random weights, from a fixed seed."""
     heads = {f"encoder.{head}": {0: (20, 400)} for head in ("mean", "logvar")}
     ends = {"encoder.shared": {0: (400, 784), 2: (400, 400)}, "decoder": {0: (400, 20), 2: (400, 400), 4: (784, 400)}}
     torch.manual_seed(0)
-    vae = MLP(ends | heads, MLPOptions(input_shape=data.input_shape))
+    return MLP(ends | heads, MLPOptions(input_shape=input_shape))
+
+
+def briefly_trained(vae: T, data: Data, steps: int = STEPS) -> T:
+    """A model with a Bernoulli likelihood after some random batches of the data."""
     optimiser = torch.optim.Adam(vae.parameters(), lr=1e-3)
-    for _ in range(STEPS):
+    for _ in range(steps):
         x = data.batch(torch.randint(len(data), (100,)).numpy())
         q = vae.encode(x)
-        loss = (q.kl(vae.prior) - vae.decode(q.sample(torch.randn(100, 20))).log_prob(x)).mean()
+        loss = (q.kl(vae.prior) - vae.decode(q.sample(torch.randn_like(q.mean))).log_prob(x)).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -357,7 +369,7 @@ def opened(given: argparse.Namespace) -> tuple[Problems, str]:
     where = {"device": given.device, "dtype": getattr(torch, given.dtype)}
     if given.preset == "mlp":
         data = fit(read(given.data), input_shape=(1, 28, 28), data_range=(0, 1), resize=given.resize)
-        vae: VAE = briefly_trained(data).to(**where)
+        vae: VAE = briefly_trained(new_mlp(data.input_shape), data).to(**where)
         name = f"784-400-400-20 MLP of seed 0, trained briefly ({STEPS} steps)"
     else:
         name = given.model or "examples/shapes-beta1.safetensors"

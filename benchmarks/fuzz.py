@@ -1,11 +1,11 @@
 """Bytes that nobody wrote, given to every parser: each must read them or refuse them in one of vaeaudit's own errors.
 
-    python -m benchmarks.fuzz [--seconds 30] [--only NAME] [--corpus tests/corpus] [--keep FOLDER]
+    python -m benchmarks.fuzz [--seconds 30] [--only NAME | --together] [--corpus tests/corpus] [--keep FOLDER]
 
 Needs atheris, which mutates what it was given towards code that was not run before (`pip install atheris`; it is no
-dependency). Each parser runs in a process of its own, from the corpus and from valid files that are made here. A crash,
-an input that takes over 5 s, or memory over 2 GiB ends it, and the input is kept. ``--keep`` holds what reached new
-code.
+dependency). Each parser runs in a process of its own, from the corpus and from valid files that are made here, or with
+``--together``, as `make fuzz` and CI do, all in one, where an input's first byte picks its parser. A crash, an input
+that takes over 5 s, or memory over 2 GiB ends it, and the input is kept. ``--keep`` holds what reached new code.
 """
 
 import argparse
@@ -49,6 +49,7 @@ with atheris.instrument_imports(include=["vaeaudit"], enable_loader_override=Fal
 fuzz.one({!r})
 """
 _MEMORY = "/dev/shm"
+ALL = "all"
 
 
 def _file(name: str, parser: Callable[[Path], object]) -> Callable[[bytes, Path], None]:
@@ -185,8 +186,20 @@ def seeds() -> dict[str, list[bytes]]:
     }
 
 
+def together(corpus: Path) -> list[bytes]:
+    """All valid content, and the corpus, each after the byte that picks its parser."""
+    return [
+        bytes([place]) + content
+        for place, name in enumerate(TARGETS)
+        for content in [*seeds()[name], *(file.read_bytes() for file in sorted(corpus.glob(f"{name}/*")))]
+    ]
+
+
 def check(name: str, content: bytes, folder: Path) -> None:
     """Give ``content`` to a parser; what it raises that is no error of vaeaudit is a fault."""
+    if name == ALL:
+        names = [*TARGETS]
+        name, content = names[content[0] % len(names)] if content else names[0], content[1:]
     with suppress(VaeauditError):
         TARGETS[name](content, folder)
 
@@ -205,16 +218,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=30, help="in all")
     parser.add_argument("--only", choices=sorted(TARGETS))
+    parser.add_argument("--together", action="store_true", help="all parsers in one process, which starts sooner")
     parser.add_argument("--corpus", default="tests/corpus")
     parser.add_argument("--keep")
     asked = parser.parse_args()
-    names = [asked.only] if asked.only else list(TARGETS)
+    names = [asked.only] if asked.only else [ALL] if asked.together else list(TARGETS)
     whole = failed = 0
     for name in names:
         with tempfile.TemporaryDirectory() as scratch:
             made = Path(scratch, "made")
             made.mkdir()
-            for number, content in enumerate(seeds()[name]):
+            for number, content in enumerate(together(Path(asked.corpus)) if name == ALL else seeds()[name]):
                 (made / f"seed-{number}").write_bytes(content)
             grown = Path(asked.keep or scratch, name)
             grown.mkdir(parents=True, exist_ok=True)

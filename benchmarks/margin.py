@@ -24,7 +24,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from benchmarks.attack import briefly_trained
+from benchmarks.attack import briefly_trained, new_mlp
 from vaeaudit.attacks.margin import empirical_margin
 from vaeaudit.certify.graph import trace_encoder
 from vaeaudit.certify.lipschitz import LipschitzBounds
@@ -356,7 +356,7 @@ def main() -> None:
     if given.mlp:
         given.model = "784-400-400-20 MLP"
         data = fit(read(given.data), input_shape=(1, 28, 28), data_range=(0, 1), resize=given.resize)
-        vae: VAE = briefly_trained(data)
+        vae: VAE = briefly_trained(new_mlp(data.input_shape), data)
     else:
         vae = open_model(given.model, given.adapter).vae
         data = fit(read(given.data), input_shape=tuple(vae.input_shape), data_range=vae.range, resize=given.resize)

@@ -36,3 +36,16 @@ def test_every_seed_but_those_of_text_is_read(fuzz: ModuleType, tmp_path: Path) 
         (tmp_path / name).mkdir()
         for content in fuzz.seeds()[name]:
             fuzz.TARGETS[name](content, tmp_path / name)
+
+
+def test_where_all_parsers_share_a_process_the_first_byte_picks_one(
+    fuzz: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[str, bytes]] = []
+    names = [*fuzz.TARGETS]
+    told = {name: lambda content, _, name=name: given.append((name, content)) for name in names}
+    monkeypatch.setattr(fuzz, "TARGETS", told)
+    monkeypatch.setattr(fuzz, "seeds", lambda: {name: [name.encode()] for name in names})
+    for content in (*fuzz.together(tmp_path), b"", bytes([len(names) + 1]) + b"again"):
+        fuzz.check(fuzz.ALL, content, tmp_path)
+    assert given == [*((name, name.encode()) for name in names), (names[0], b""), (names[1], b"again")]

@@ -214,7 +214,7 @@ def test_every_setting_that_a_check_reads_is_among_the_facts_or_in_its_section(k
         "run.sample",
     }  # by what they gave
     no_figure |= {"run.out", "run.checks"}
-    keyed = {"model.options", "data.resize", "data.normalize", "run.seed", "run.dtype", "run.batch_size"}
+    keyed = {"model.options", "data.resize", "data.normalize", "run.seed", "run.dtype", "run.tf32", "run.batch_size"}
     settings: Any = kept[0].settings
     sections = {name: getattr(settings, name) for name in ("model", "data", "run")}
     assert {

@@ -5,11 +5,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from vaeaudit.audit.artifacts import artifacts
 from vaeaudit.audit.journal import FOLDER, Journal, shared
@@ -29,6 +33,7 @@ from vaeaudit.errors import (
     VaeauditError,
 )
 from vaeaudit.model.batches import Elsewhere, RowBatches
+from vaeaudit.report import writer
 from vaeaudit.report.writer import to_json
 from vaeaudit.settings.config import Resolved, resolve
 from vaeaudit.subject.opened import prepare
@@ -310,6 +315,53 @@ def test_an_audit_in_a_folder_where_another_works_is_refused_whatever_is_kept_th
             pass
 
 
+def test_a_report_is_written_before_the_next_audit_may_begin_in_its_folder(
+    command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or one that was stopped, and writes late, would replace the report of the next."""
+    whole, tried = writer.write, []
+
+    def write(report: Any, files: Any, folder: Path) -> Any:
+        tried.append(folder)
+        with pytest.raises(OutputError, match="another process of vaeaudit works in"):
+            Log(folder / FOLDER / "whole.log")
+        return whole(report, files, folder)
+
+    monkeypatch.setattr(writer, "write", write)
+    given = (EXAMPLES / "shapes-beta1.safetensors", "--data", EXAMPLES / "shapes.npz", "--items", 4, "--draws", 1, "-q")
+    assert command("noise", *given).code == 0
+    assert tried == [Path("vaeaudit-report")]
+    assert not Path("vaeaudit-report", FOLDER).exists()
+
+
+def test_what_is_taken_from_the_journal_counts_the_seconds_that_it_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a merged or resumed report tells what its figures took, and not what reading them did."""
+    now = [0.0]
+    monkeypatch.setattr("vaeaudit.audit.journal.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def slow(part: Tensor) -> tuple[Tensor]:
+        now[0] += 10
+        return (part,)
+
+    def work(_: object) -> Record:
+        RowBatches(2).map(slow, torch.arange(8), kept="items")
+        return Record()
+
+    for number in (1, 2):
+        with Journal(tmp_path, {}, False, Shard(number, 2)) as journal, suppress(Elsewhere):
+            journal.record("noise", {}, work, lambda _: True, parted=True)
+    with Journal(tmp_path, {}, False, Shard(0, 2)) as journal:
+        journal.serve_only()
+        journal.record("noise", {}, work, lambda _: True, parted=True)
+    assert journal.seconds == {"noise": 40.0}
+    for _ in range(2):  # one process, and then what it kept
+        with Journal(tmp_path / "one", {}, True) as journal:
+            journal.record("noise", {}, work, lambda _: True, parted=True)
+    assert journal.seconds == {"noise": 40.0}
+
+
 @pytest.mark.parametrize(
     ("environment", "shard"),
     [
@@ -442,4 +494,13 @@ def test_a_pipe_in_the_journals_folder_is_not_waited_for(tmp_path: Path) -> None
     (tmp_path / FOLDER).mkdir()
     os.mkfifo(tmp_path / FOLDER / "shard-2-of-2.log")
     with pytest.raises(ConfigError, match="holds no shards"):
+        shared(tmp_path)
+
+
+def test_logs_that_are_cut_within_their_first_entry_are_named_and_not_taken_for_none(tmp_path: Path) -> None:
+    with Journal(tmp_path, {}, False, Shard(1, 2)):
+        pass
+    log = tmp_path / FOLDER / "shard-1-of-2.log"
+    log.write_bytes(log.read_bytes()[:-1])
+    with pytest.raises(ConfigError, match=r"its first entry, .*: shard-1-of-2\.log; run those shards again"):
         shared(tmp_path)

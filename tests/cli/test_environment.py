@@ -27,6 +27,7 @@ WRITTEN: dict[str, list[tuple[str, object]]] = {
     "run.seed": [("3", 3), ("-3", -3), (" 3 ", 3)],
     "run.device": [("cuda:1", "cuda:1")],
     "run.dtype": [("float64", "float64")],
+    "run.tf32": [("true", True)],
     "run.batch_size": [("16", 16), ("auto", "auto")],
     "run.limit": [("5", 5)],
     "run.sample": [("5", 5)],

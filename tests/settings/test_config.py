@@ -193,7 +193,7 @@ def test_the_hash_is_of_what_determines_figures_and_verdict(
         ("[model]\noptions = { x = nan }", "model.options.x must be a finite number, but nan came"),
         ("[model]\noptions = { x = 2026-01-01 }", "model.options.x must be texts, finite numbers, booleans"),
         ("[run]\nseed = 1e3", "run.seed must be a valid integer, but 1000.0 came"),
-        ("[run]\ndtype = 'float16'", "run.dtype must be 'float32' or 'float64', but 'float16' came"),
+        ("[run]\ndtype = 'float16'", "run.dtype must be 'float32', 'float64' or 'bfloat16', but 'float16' came"),
         ("[run]\nbatch_size = 0", "run.batch_size must be at least 1 or 'auto', but 0 came"),
         ("[run]\nbatch_size = 'aut'", "run.batch_size must be a valid integer or 'auto', but 'aut' came (did you mean"),
         ("[run]\nlimit = -1", "run.limit must be at least 1, but -1 came"),

@@ -10,6 +10,7 @@ Several processes share an audit out (:mod:`vaeaudit.audit.shards`): each writes
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from vaeaudit.model.files import named_part
 from vaeaudit.progress import GoOn
 
 FOLDER = "vaeaudit-journal"
+_SECONDS = "seconds"
 # Facts of a journal in words.
 _MEANT = {
     "behaviour": "losses",
@@ -65,6 +67,7 @@ class Journal:
         self.shard = shard
         self.about = {} if about is None else about
         self.missing: list[str] = []  # what other processes are to give
+        self.seconds: dict[str, float] = {}  # that what was served had taken, by unit, whoever did it
         self._computes = True
         self._log: Log | None = None
         self._found: dict[tuple[str, str], log.Entry] = {}
@@ -95,7 +98,9 @@ class Journal:
         if entry is not None and self._computes and "error" in entry.metadata:
             entry = None  # what was missing, such as a package, may be there now
         if entry is not None and (kept := record_of(entry)) is not None:
+            self._count(unit, entry)
             return kept
+        started, before = time.monotonic(), self.seconds.get(unit, 0.0)
         mine = self.shard.of == 1 or owner % self.shard.of == self.shard.number - 1
         if not parted and not (mine and self._computes):
             self.missing.append(f"{unit} (shard {owner % self.shard.of + 1})")
@@ -117,17 +122,20 @@ class Journal:
                 if entry is not None and others and absent:  # nothing is made of what is there
                     return None
                 if entry is not None and (kept := part_of(entry)) is not None:
+                    self._count(unit, entry)
                     return kept
                 if others or not (self._computes or number is None):
                     absent.append(start)
                     self.missing.append(f"part of {unit} (shard {of + 1})")
                     return None
                 at.append(start)
+                begun = time.monotonic()
                 found = give()
                 if not self._computes:
                     return found
                 tensors = {str(k): tensor.cpu().clone().contiguous() for k, tensor in enumerate(found)}  # may share
-                self._keep(key, place, tensors, {"on": json.dumps([str(tensor.device) for tensor in found])})
+                on = json.dumps([str(tensor.device) for tensor in found])
+                self._keep(key, place, tensors, {"on": on, _SECONDS: f"{time.monotonic() - begun:.3f}"})
                 return found
 
             return part
@@ -147,13 +155,21 @@ class Journal:
             return record
         record = replace(record, drawings={what: drawn(drawing) for what, drawing in record.drawings.items()})
         if self._computes:
-            self._keep(key, "", *packed(record))
+            taken = time.monotonic() - started + self.seconds.get(unit, 0.0) - before
+            tensors, metadata = packed(record)
+            self._keep(key, "", tensors, metadata | {_SECONDS: f"{taken:.3f}"})
         return record
+
+    def _count(self, unit: str, entry: log.Entry) -> None:
+        """Add what a served entry had taken, if it says a number."""
+        with suppress(*DAMAGED):
+            self.seconds[unit] = self.seconds.get(unit, 0.0) + max(0.0, float(entry.metadata[_SECONDS]))
 
     def serve_only(self) -> None:
         """From now on compute nothing: serve what there is, also what other processes have kept since."""
         self._computes = False
         self.missing.clear()
+        self.seconds.clear()
         self._look()
 
     def __enter__(self) -> "Journal":
@@ -271,6 +287,12 @@ def shared(folder: Path) -> tuple[Shared, Shard]:
     """
     of = {file: told for file, told in opened(folder / FOLDER).items() if told[1].of > 1}
     if not of:
+        cut = [file.name for file in sorted((folder / FOLDER).glob(f"shard-*{log.SUFFIX}")) if file.is_file()]
+        if cut:
+            raise ConfigError(
+                f"no log in {folder / FOLDER} is whole to the end of its first entry, which says what it is of: "
+                f"{listed(cut)}; run those shards again"
+            )
         raise ConfigError(f"{folder} holds no shards of an audit; name the --out of vaeaudit audit --shard I/N")
     (first, (about, shard, _)), *others = of.items()
     for file, (other, its, _) in others:

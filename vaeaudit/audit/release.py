@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -46,15 +47,17 @@ def release_audit(
     again: str | None = None,
     earlier: Report | None = None,
     shard: Shard = WHOLE,
+    held: ExitStack | None = None,
 ) -> Audit:
     """Every check that the settings enable, then their policy: one verdict.
 
     ``ready`` is called once model and data are open: from then on an interruption keeps what was found. ``earlier`` is
-    the report, read from ``again``, whose audit this one does again. For errors see :func:`terms` and
+    the report, read from ``again``, whose audit this one does again; for ``held`` see
+    :func:`vaeaudit.audit.run.audit`. For errors see :func:`terms` and
     :func:`vaeaudit.subject.opened.prepare`.
     """
     names, optional = enabled(resolved.settings)
-    held = terms(resolved.settings)
+    by = terms(resolved.settings)
     named = auditing(resolved, names)
     if all(registry.checks()[name].of_file for name in names):  # which needs no data and runs no model
         stored = open_weights(resolved.settings)
@@ -71,11 +74,11 @@ def release_audit(
             same_data(subject, earlier, again)
             optional = frozenset(earlier.skipped)
         ready()
-        done = audit(subject, named, argv, names, go_on, journal_of(subject, resume, shard), optional)
+        done = audit(subject, named, argv, names, go_on, journal_of(subject, resume, shard), optional, held)
     done = _with_the_rest(done, names)
     if earlier is not None and again is not None:
         done = reproduced(done, earlier, again)
-    return judged(done, resolved.settings, held, today)
+    return judged(done, resolved.settings, by, today)
 
 
 def _with_the_rest(done: Audit, names: Sequence[str]) -> Audit:

@@ -6,6 +6,7 @@ Nothing here prints; the command line renders what this returns. Only a journal,
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -36,7 +37,7 @@ from vaeaudit.errors import (
     told,
 )
 from vaeaudit.model.adapters import Adapter, code_beside
-from vaeaudit.model.batches import Elsewhere
+from vaeaudit.model.batches import Elsewhere, fitting
 from vaeaudit.model.checkpoints import sha256_of
 from vaeaudit.model.stated import find_checkpoint
 from vaeaudit.progress import GoOn, Progress
@@ -59,7 +60,7 @@ def journal_of(subject: Subject, resume: bool, shard: Shard = WHOLE) -> Journal:
         "adapter": [model.adapter.source, model.adapter.sha256, dict(model.options), code_beside(model.adapter)],
         "data": [data.sha256, data.source, subject.n, subject.drawn_from, data.range],
         "made": [subject.settings.data.resize, subject.settings.data.normalize],
-        "run": [run.seed, run.dtype, run.batch_size],
+        "run": [run.seed, run.dtype, run.tf32, run.batch_size],
         "device": [device_name(subject.device), torch.get_num_threads()],
         "versions": [vaeaudit.__version__, *map(_version, ("torch", "numpy", "scipy", "scikit-learn"))],
     }
@@ -159,6 +160,7 @@ def audit(
     go_on: GoOn,
     journal: Journal | None = None,
     optional: Collection[str] = (),
+    held: ExitStack | None = None,
 ) -> Audit:
     """Carry out the checks of these ``names``, in order, and write their report.
 
@@ -168,7 +170,8 @@ def audit(
     as long as nothing was found; where a check is ``optional``, it is skipped instead.
 
     Of several processes that share the journal, each does its share, and whichever finds all of them done gives the
-    audit. The others raise :class:`UnfinishedError`, all but the first where the model is not plausible.
+    audit. The others raise :class:`UnfinishedError`, all but the first where the model is not plausible. No other
+    process takes this one's place in the folder until ``held`` is closed, or, where that is None, this returns.
     """
     failed = subject.plausibility.failed
     skipped = {check: f"the model did not pass: {', '.join(failed)}" for check in names if failed}
@@ -178,12 +181,13 @@ def audit(
     stored = partial(open_weights, subject.settings)
     for check in () if failed else map(checks().__getitem__, names):
         for unit, work in works_of(check, stored if check.of_file else subject).items():
-            works[unit], of[unit] = work, check
+            works[unit], of[unit] = _fitted(work, subject.fits), check
             if check.cost:
                 costs[unit] = check.load(check.cost)(subject, unit)
     if journal is None:
         return _carried_out(works, whole(subject), resolved, argv, skipped, go_on, optional, costs)
-    with journal:
+    with ExitStack() as until_here:
+        (until_here if held is None else held).enter_context(journal)
         if failed and journal.shard.number > 1:
             raise UnfinishedError(f"the model did not pass: {', '.join(failed)}; shard 1 writes the report of that")
         whole_ones = [0.0 if of[unit].parted else costs.get(unit, 1.0) for unit in works]
@@ -204,7 +208,20 @@ def audit(
             f"of the audit in {out} is not done: {missing}; run those shards (again), and where none writes the "
             f"report, vaeaudit merge {out}"
         )
-    return done
+    timings = dict(done.report.timings)
+    for unit, seconds in journal.seconds.items():
+        timings[of[unit].name] = round(timings[of[unit].name] + seconds, 3)
+    return replace(done, report=done.report.model_copy(update={"timings": timings}))
+
+
+def _fitted(work: Work, rows: int | None) -> Work:
+    """The work in batches of which so many rows fit into memory."""
+
+    def fitted(go_on: GoOn) -> Record:
+        with fitting(rows):
+            return work(go_on)
+
+    return fitted
 
 
 def _kept(journal: Journal, unit: str, check: Check, subject: Subject, work: Work, owner: int) -> Work:

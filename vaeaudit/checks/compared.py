@@ -26,6 +26,7 @@ class Compared:
     low: Tensor | None
     width: Tensor
     unit: bool  # whether the width is 1, or not known
+    zero: bool  # whether the range begins at 0
     scales: int | None
     left_out: Mapping[str, str]
 
@@ -51,7 +52,8 @@ class Compared:
                 scales = ms_ssim(pictures, pictures, UNIT).scales
             except UnsupportedError as error:
                 left_out |= dict.fromkeys(("ssim", "ms_ssim"), str(error))
-        return cls(picture, low, width, bool((width == 1).all()), scales, left_out)
+        zero = low is not None and not bool(low.any())
+        return cls(picture, low, width, bool((width == 1).all()), zero, scales, left_out)
 
     def scaled(self, gap: Tensor) -> Tensor:
         """Differences of items, (b, *shape), in units of the range where it is known, (b, values)."""
@@ -93,7 +95,7 @@ class Compared:
         """Items as images (b, channels, height, width), whose range becomes [0, 1]; they must be some, of a range."""
         assert self.picture is not None
         assert self.low is not None
-        return pictures_of(x if self.unit and not bool(self.low.any()) else (x - self.low) / self.width, self.picture)
+        return pictures_of(x if self.unit and self.zero else (x - self.low) / self.width, self.picture)
 
     def bias(self, gap: Tensor) -> Tensor:
         """Mean of differences by channel, signed, (b, channels), float64 on the CPU; none of what are no pictures."""

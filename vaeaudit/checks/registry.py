@@ -54,6 +54,7 @@ class Check:
             that are no bounds, and what repeats another.
         parted: what takes its time is done by parts of the items that are kept each, see
             :meth:`vaeaudit.model.batches.RowBatches.map`, so that several processes can share it out.
+        halves: it can be carried out on a model that runs in bfloat16: it needs no gradient and no small differences.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Check:
     thresholds: str = ""
     aside: tuple[str, ...] = ()
     parted: bool = False
+    halves: bool = False
 
     def load(self, path: str) -> Any:
         """What an import path of this row names; raises :class:`CheckError`."""
@@ -128,6 +130,7 @@ OURS = (
         choices=("sigmas",),
         gated=(r"noise\.s[\d.e+-]+\.degradation\.median",),
         parted=True,
+        halves=True,
     ),
     _ours(
         "reconstruction",
@@ -137,6 +140,7 @@ OURS = (
         files=("perceptual", "features"),
         gated=(r"reconstruction\.(psnr|ssim)\.(median|tail)", r"reconstruction\.scaled_error\.feature_worst"),
         parted=True,
+        halves=True,
         # Errors of other norms, other scales and draws move with PSNR, SSIM and MSE.
         aside=(r"reconstruction\.draws\..*", r"reconstruction\.(ms_ssim|\w+_error|share_off|log_likelihood)\..*"),
     ),
@@ -150,9 +154,16 @@ OURS = (
         parted=True,
         aside=(r"equivalence\..*",),  # it has thresholds of its own
     ),
-    _ours("latents", "ELBO, KL of each unit, active units", {"latents": "LatentsEntry"}, parted=True),
+    _ours("latents", "ELBO, KL of each unit, active units", {"latents": "LatentsEntry"}, parted=True, halves=True),
     _ours("mig", "Whether one unit alone holds each known factor", {"migs": "MigEntry"}, parted=True),
-    _ours("weights", "L2 norms of encoder and decoder", {"weights": "WeightsEntry"}, of_file=True, files=("against",)),
+    _ours(
+        "weights",
+        "L2 norms of encoder and decoder",
+        {"weights": "WeightsEntry"},
+        of_file=True,
+        halves=True,
+        files=("against",),
+    ),
 )
 
 

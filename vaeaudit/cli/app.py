@@ -115,6 +115,7 @@ def main() -> None:
         sys.unraisablehook, warnings.formatwarning = _unraisable, _warned
         logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its fonts concerns nobody
         _prepare_streams()
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or its sums are not the same each time
         code = app(standalone_mode=False, prog_name="vaeaudit")
         if code == 1 and {"--show-completion", "--install-completion"} & set(sys.argv):
             code = 2  # typer's own code for a shell that it does not know

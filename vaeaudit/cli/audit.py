@@ -63,7 +63,8 @@ def command(
             reporter.keep()
 
         today = datetime.now(UTC).date()
-        return release_audit(resolved, sys.argv, today, asked.resume, reporter.go_on, ready, again, earlier, shard)
+        on, held = reporter.go_on, reporter.held
+        return release_audit(resolved, sys.argv, today, asked.resume, on, ready, again, earlier, shard, held)
 
     return show("opening the model and the data", work, resolved, asked, shard)
 

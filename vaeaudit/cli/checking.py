@@ -31,7 +31,8 @@ def carry_out(checks: Sequence[str], asked: Asked) -> int:
 
         subject = prepare(resolved.settings)
         reporter.keep()
-        done = audit(subject, resolved, sys.argv, checks, reporter.go_on, journal_of(subject, asked.resume))
+        journal = journal_of(subject, asked.resume)
+        done = audit(subject, resolved, sys.argv, checks, reporter.go_on, journal, held=reporter.held)
         return judged(done, resolved.settings, Terms(), datetime.now(UTC).date())
 
     return show("opening the model and the data", work, resolved, asked)
@@ -85,7 +86,7 @@ def written(
     reporter = Reporter(asked.quiet)
     check_output(str(folder), asked.output)
     try:
-        with reporter.working(doing):
+        with reporter.working(doing), reporter.held:  # or a process could write over the report of the next
             done = work(reporter)
             report = write(done.report, artifacts(done), folder)
     except VaeauditError:

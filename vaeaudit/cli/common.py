@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
@@ -39,6 +39,7 @@ class Reporter:
         self.quiet = quiet
         self.keeping = False
         self.interrupted = False
+        self.held = ExitStack()  # what is let go once the report is written
         self.console = Console(stderr=True)
         self.clock = Clock()
         self._live: Live | None = None

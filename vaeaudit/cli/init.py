@@ -50,7 +50,8 @@ def command(
         resolved = measuring(Resolved(settings, here_found | dict(given.sources)), every)
         subject = prepare(settings)
         reporter.keep()
-        return audit(subject, resolved, sys.argv, every, reporter.go_on, journal_of(subject, asked.resume), every)
+        journal = journal_of(subject, asked.resume)
+        return audit(subject, resolved, sys.argv, every, reporter.go_on, journal, every, reporter.held)
 
     report = written("opening the model and the data", work, Path(settings.run.out), asked)
     if report.status != "complete" or not report.metrics:

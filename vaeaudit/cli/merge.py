@@ -45,7 +45,14 @@ def command(
 
     def work(reporter: Reporter) -> "Audit":
         return release_audit(
-            resolved, sys.argv, datetime.now(UTC).date(), True, reporter.go_on, reporter.keep, shard=shard
+            resolved,
+            sys.argv,
+            datetime.now(UTC).date(),
+            True,
+            reporter.go_on,
+            reporter.keep,
+            shard=shard,
+            held=reporter.held,
         )
 
     with chdir(about.place):

@@ -130,7 +130,9 @@ class OnData:
     device: Annotated[str | None, Setting("run.device", "NAME", "auto, cpu, cuda, cuda:N or mps. [default: auto]")] = (
         None
     )
-    dtype: Annotated[str | None, Setting("run.dtype", "NAME", "float32 or float64. [default: float32]")] = None
+    dtype: Annotated[
+        str | None, Setting("run.dtype", "NAME", "float32, float64, or of some checks bfloat16. [default: float32]")
+    ] = None
     seed: Annotated[int | None, Setting("run.seed", "N", "Of every random draw. [default: 0]")] = None
     batch_size: Annotated[
         str | None,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.errors import ConfigError, VaeauditError
+from vaeaudit.model.memory import ran_out
 
 # Gives a part that was kept, or keeps what is given: asked with the first row, which part that is, None where it is not
 # shared out, and what gives it; None where another process is to give it.
@@ -18,6 +19,7 @@ KeepPart = Callable[[int, int | None, Callable[[], tuple[Tensor, ...]]], tuple[T
 Keep = Callable[[str], KeepPart]  # asked with the name of what is measured, once a measurement
 # It changes no value, so that it need not be handed through all that measures.
 _KEEP: ContextVar[Keep | None] = ContextVar("keep", default=None)
+_FITS: ContextVar[int | None] = ContextVar("fits", default=None)  # rows, likewise
 
 
 class Elsewhere(Exception):  # noqa: N818 - it is no error
@@ -38,23 +40,42 @@ def keeping(keep: Keep) -> Iterator[None]:
         _KEEP.reset(token)
 
 
+@contextmanager
+def fitting(rows: int | None) -> Iterator[None]:
+    """Within this, sizes that are chosen automatically are halved until so many ``rows`` fit; None says nothing."""
+    token = _FITS.set(rows)
+    try:
+        yield
+    finally:
+        _FITS.reset(token)
+
+
 class RowBatches:
     """Splits rows into parts of at most ``size``; out of memory halves the part and goes on.
 
-    Rows are independent of each other, so the size changes speed and memory, and values by rounding only.
+    Rows are independent of each other, so the size changes speed and memory, and values by rounding only. What is
+    shared out among processes is in parts of ``most``, which no process's memory changes; ``size`` where None.
     Raises :class:`ConfigError` if ``size`` is not positive.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, most: int | None = None) -> None:
         if size < 1:
             raise ConfigError(f"the batch size must be at least 1, but {size} was given")
-        self.size = size
+        self.size, self.most = size, size if most is None else most
 
     @classmethod
     def automatic(cls, input_shape: tuple[int, ...], device: torch.device) -> "RowBatches":
-        """A size by the elements of one row: what fits the caches of a CPU, or keeps a GPU busy."""
+        """A size by the elements of one row: what fits the caches of a CPU, or keeps a GPU busy, and the memory."""
         elements = 2**19 if device.type == "cpu" else 2**24
-        return cls(max(1, elements // max(1, torch.Size(input_shape).numel())))
+        size = most = max(1, elements // max(1, torch.Size(input_shape).numel()))
+        fits = _FITS.get()
+        while fits is not None and size > max(1, fits):  # by halves, so that little changes it
+            size //= 2
+        return cls(size, most)
+
+    def within(self, rows: int) -> "RowBatches":
+        """The same where a part has at most so many rows."""
+        return RowBatches(min(self.size, rows), min(self.most, rows))
 
     def map(
         self,
@@ -77,7 +98,7 @@ class RowBatches:
         results: list[tuple[Tensor, ...]] = []
         keeper = _KEEP.get()
         keep = None if keeper is None or not kept else keeper(kept)
-        done, total, most, elsewhere = 0, len(arguments[0]), self.size, False
+        done, total, most, elsewhere = 0, len(arguments[0]), self.most, False
         while done < total or not (results or elsewhere):
             end = min(done + self.size, (done // most + 1) * most)  # within what is shared out
             part = tuple(argument[done:end] for argument in arguments)
@@ -88,7 +109,9 @@ class RowBatches:
                     found = keep(done, done // most if shared else None, partial(function, *part))
             except Stopped:
                 break
-            except torch.OutOfMemoryError as error:
+            except Exception as error:
+                if not ran_out(error):
+                    raise
                 if self.size == 1:
                     raise VaeauditError(
                         "not even one row of the model fits into memory; use a larger device"

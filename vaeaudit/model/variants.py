@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from vaeaudit.errors import ConfigError, UnsupportedError, VaeauditError, listed, told
 from vaeaudit.model.chain import GaussianChain, Layer
 from vaeaudit.model.conditions import Conditioned, conditioned_as, model_of, under
-from vaeaudit.model.vae import VAE, DiagonalGaussian, Posterior
+from vaeaudit.model.memory import ran_out
+from vaeaudit.model.vae import VAE, DiagonalGaussian, Hierarchical, Likelihood, Posterior
 from vaeaudit.model.variant import Variant
 
 T = TypeVar("T")
@@ -28,12 +29,21 @@ class Running:
         dtype: what its inputs and latents are cast to.
         variant: what else is changed of it, which must have been done to ``vae`` where it is of its weights.
         device: where it runs.
+        fine: the precision that posteriors and likelihoods are given in; double where None, which mps has not.
 
     Raises what the model raises as :class:`UnsupportedError` which names the variant.
     """
 
-    def __init__(self, vae: VAE, dtype: torch.dtype, variant: Variant, device: torch.device) -> None:
+    def __init__(
+        self,
+        vae: VAE,
+        dtype: torch.dtype,
+        variant: Variant,
+        device: torch.device,
+        fine: torch.dtype | None = None,
+    ) -> None:
         self.vae, self.dtype, self.variant, self.device = vae, dtype, variant, device
+        self.fine = fine or (torch.float32 if device.type == "mps" else torch.float64)
         compiled = "compile" in variant.switches
         self._encode: Callable[[Tensor], Posterior] = torch.compile(vae.encode) if compiled else vae.encode
         self._mean: Callable[[Tensor], Tensor] = torch.compile(self._eager_mean) if compiled else self._eager_mean
@@ -41,24 +51,35 @@ class Running:
     def of_items(self, items: Tensor | slice) -> "Running":
         """The same for rows that belong to these items."""
         vae = under(self.vae, items)
-        return self if vae is self.vae else Running(vae, self.dtype, self.variant, self.device)
+        return self if vae is self.vae else Running(vae, self.dtype, self.variant, self.device, self.fine)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Posterior:
-        """q(z|x) in double precision; the layers of a chain are run as the rest of the model is."""
+        """q(z|x) in the fine precision; the layers of a chain are run as the rest of the model is."""
         q = self._run(self._encode, self._cast(x))
         if isinstance(q, GaussianChain):
             q = GaussianChain(q.first, tuple(partial(self._layer, layer) for layer in q.upper))
-        return in_double(q)
+        return in_precision(q, self.fine)
 
     @torch.no_grad()
     def _layer(self, layer: Layer, z: Tensor) -> DiagonalGaussian:
-        return in_double(self._run(layer, z.to(self.dtype)))
+        return in_precision(self._run(layer, z.to(self.dtype)), self.fine)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """The decoder's mean, in the precision that it comes in."""
         return self._run(self._mean, self._cast(z))
+
+    @torch.no_grad()
+    def likelihood(self, z: Tensor) -> Likelihood:
+        """p(x|z), from what the decoder gives, in the fine precision."""
+        return in_precision(self._run(self.vae.decode, self._cast(z)), self.fine)
+
+    @torch.no_grad()
+    def conditional_priors(self, z: Tensor) -> tuple[Posterior, ...]:
+        """p(z^i|z^(i+1)) of each layer of a hierarchical model, likewise."""
+        assert isinstance(self.vae, Hierarchical)
+        return in_precision(self._run(self.vae.conditional_priors, self._cast(z)), self.fine)
 
     def first_not_finite(self, x: Tensor, z: Tensor | None = None) -> str | None:
         """The name of the first module whose output is NaN or infinite where ``x`` is encoded, or ``z`` decoded.
@@ -99,9 +120,11 @@ class Running:
         try:
             with context:
                 return function(values)
-        except (VaeauditError, torch.OutOfMemoryError, KeyboardInterrupt):
+        except (VaeauditError, KeyboardInterrupt):
             raise
         except Exception as error:  # an operation without this precision here, no compiler, an adapter that casts
+            if ran_out(error):
+                raise
             name = self.variant.name or "the other model"
             raise UnsupportedError(f"{name} cannot run on {self.device}: the model raised {told(error)}") from error
 
@@ -163,15 +186,15 @@ def _enable(vae: nn.Module, name: str) -> None:
     getattr(offering[0], f"enable_{name}")()
 
 
-def in_double(q: T) -> T:
-    """A posterior with its tensors, and those of its parts, in double precision; anything else as it is."""
+def in_precision(q: T, dtype: torch.dtype) -> T:
+    """A posterior or likelihood with its tensors, and those of its parts, in ``dtype``; anything else as it is."""
     if isinstance(q, Tensor):
-        return q.double() if q.is_floating_point() else q  # type: ignore[return-value]
+        return q.to(dtype) if q.is_floating_point() else q  # type: ignore[return-value]
     if isinstance(q, tuple):
-        return type(q)(in_double(one) for one in q)
+        return type(q)(in_precision(one, dtype) for one in q)
     if dataclasses.is_dataclass(q) and not isinstance(q, type):
         names = [field.name for field in dataclasses.fields(q) if field.init]
-        return dataclasses.replace(q, **{name: in_double(getattr(q, name)) for name in names})
+        return dataclasses.replace(q, **{name: in_precision(getattr(q, name), dtype) for name in names})
     return q
 
 

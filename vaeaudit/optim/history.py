@@ -5,6 +5,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from vaeaudit.optim.far import far
+
 
 def remember(
     history: Tensor, newest: Tensor, pairs: Tensor, s: Tensor, y: Tensor, chosen: Tensor
@@ -17,12 +19,16 @@ def remember(
     """
     of_s, of_y = torch.linalg.vector_norm(s, dim=1), torch.linalg.vector_norm(y, dim=1)
     useful = chosen & (torch.linalg.vecdot(s, y) > torch.finfo(s.dtype).eps * of_s * of_y)
-    rows, memory = useful.nonzero().squeeze(1), history.shape[2]
+    memory, every = history.shape[2], torch.arange(len(s), device=s.device)
+    rows = every if far(s) else useful.nonzero().squeeze(1)
     newest = torch.where(useful, (newest + 1) % memory, newest)
     places = history.flatten(0, 2)  # (a 2 m, n), the same storage
     place, unit = 2 * memory * rows + newest[rows], of_s.sqrt().mul_(of_y.sqrt())[rows, None]  # no square overflows
-    places.index_copy_(0, place, s.index_select(0, rows).div_(unit))
-    places.index_copy_(0, place + memory, y.index_select(0, rows).div_(unit))
+    for values, at in ((s, place), (y, place + memory)):
+        pair = values.index_select(0, rows).div_(unit)
+        if rows is every:  # what is left out keeps what it has
+            pair = torch.where(useful[:, None], pair, places.index_select(0, at))
+        places.index_copy_(0, at, pair)
     return newest, torch.where(useful, (pairs + 1).clamp_(max=memory), pairs)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.optim.bounds import room
+from vaeaudit.optim.far import far
 from vaeaudit.optim.history import inv_hessian_product, remember
 
 # objective(x, problem) -> (values, gradients): x (b, n), problem (b,) integers -> (b,), (b, n). Both arguments are the
@@ -178,29 +179,40 @@ class Descent:
             torch.full((count,), int(Status.STOPPED), device=start.device),
             torch.zeros(count, dtype=torch.long, device=start.device),
         )
+        self._seen: tuple[int, int] | None = None
         begin = torch.arange(count, device=start.device) if begin is None else begin
         self._run = self._begin(begin, start[begin])
 
     @property
     def running(self) -> int:
         """How many problems have not ended."""
-        return int((self._run.status < 0).sum())
+        return len(self._run.problem) - self._look()[0]
 
     @property
     def left(self) -> int:
         """How many evaluations the problems that have not ended may still take."""
-        return int(((self._stopping.max_evaluations - self._run.taken) * (self._run.status < 0)).sum())
+        return self._look()[1]
+
+    def _look(self) -> tuple[int, int]:
+        """How many problems have just ended, and what the others may still take: read back once a round."""
+        if self._seen is None:
+            running = self._run.status < 0
+            left = (self._stopping.max_evaluations - self._run.taken) * running
+            ended, evaluations = torch.stack([(~running).sum(), left.sum()]).tolist()
+            self._seen = ended, evaluations
+        return self._seen
 
     def advance(self, rounds: int) -> None:
         """Evaluate a trial point of each running problem, ``rounds`` times or until none is left."""
         for _ in range(rounds):
-            done = self._run.status >= 0
-            if done.any():
+            ended, left = self._look()
+            if ended:
                 self._record()
-                self._run = self._run.without(done)
+                self._run, self._seen = self._run.without(self._run.status >= 0), (0, left)
             if not self._run.problem.numel():
                 return
             self._round()
+            self._seen = None
 
     def move(self, problem: Tensor, x: Tensor, like: Tensor) -> None:
         """Put problems (b,) at ``x`` (b, n) and let them run, with the history of the problems ``like`` (b,).
@@ -217,7 +229,7 @@ class Descent:
         for name in ("history", "newest", "pairs"):
             getattr(fresh, name)[known] = getattr(self._run, name)[at[known]]
         self._aim(fresh, (at >= 0) & (fresh.status < 0))
-        self._run = self._run.rows(~torch.isin(self._run.problem, problem)).beside(fresh)
+        self._run, self._seen = self._run.rows(~torch.isin(self._run.problem, problem)).beside(fresh), None
 
     def minima(self) -> Minima:
         """What each problem has reached until now, not a copy; a problem still running or waiting is STOPPED."""
@@ -288,8 +300,11 @@ class Descent:
         fall = f_trial - f
         run.f = torch.where(accepted, f_trial, f)
         run.g = torch.where(accepted[:, None], g_trial, g)
-        lost = (~accepted).nonzero().squeeze(1)
-        run.x = trial.index_copy(0, lost, x.index_select(0, lost)) if lost.numel() else trial
+        if far(x):
+            run.x = torch.where(accepted[:, None], trial, x)
+        else:
+            lost = (~accepted).nonzero().squeeze(1)
+            run.x = trial.index_copy(0, lost, x.index_select(0, lost)) if lost.numel() else trial
         worthwhile = accepted & (fall < -stopping.ftol * run.f.abs())
         too_short = worthwhile & (slope < _CURVATURE * foreseen)
         ended = accepted & ~too_short
@@ -317,9 +332,10 @@ class Descent:
         # 1 for a free variable, 0 for one at a bound that it is pushed against, which is held.
         free = room(x, run.g, lower, upper).sign_().abs_()
         last = chosen & (run.calm >= self._stopping.patience)
-        rows = last.nonzero().squeeze(1)
+        rows = torch.arange(len(x), device=x.device) if far(x) else last.nonzero().squeeze(1)
         if rows.numel():
             home, near = self._near(run, rows)
+            home, near = torch.where(last[rows, None], home, 0.0), near & last[rows, None]
             free[rows] *= ~near
         g = run.g * free
         direction = inv_hessian_product(g, free, run.history, run.newest, run.pairs).neg_()
@@ -328,7 +344,7 @@ class Descent:
         still = norm == 0
         # Without a usable history: steepest descent with a step of its unit, shorter where the slope is gentle.
         steepest = (run.pairs == 0) | ~(((slope < 0) | still) & (slope.abs() < torch.inf))
-        if steepest.any():
+        if far(x) or steepest.any():
             scale = run.unit.square() / (norm * run.unit).clamp(min=_GENTLE)
             direction = torch.where(steepest[:, None], -scale[:, None] * g, direction)
         if rows.numel():

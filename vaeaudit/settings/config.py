@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from vaeaudit.checks.registry import OURS, checks
-from vaeaudit.errors import ConfigError, clipped, nearest
+from vaeaudit.errors import ConfigError, clipped, listed, nearest
 from vaeaudit.model.files import obstacle
 from vaeaudit.settings.sections import BaselineSettings, GateSettings, Settings, WaiveSettings
 
@@ -65,13 +65,28 @@ class Resolved:
 
 
 def auditing(resolved: Resolved, checks: Sequence[str]) -> Resolved:
-    """The same settings with the checks of an audit named, so that its report tells how to do it again."""
+    """The same settings with the checks of an audit named, so that its report tells how to do it again.
+
+    Raises :class:`ConfigError` where some of them cannot be carried out in bfloat16, which the settings ask for.
+    """
     settings = resolved.settings
+    if settings.run.dtype == "bfloat16":
+        _require_halving(checks)
     run = settings.run.model_copy(update={"checks": tuple(checks)})
     sources = {"run.checks": "the command, or the sections and thresholds of the configuration"} | dict(
         resolved.sources
     )
     return Resolved(settings.model_copy(update={"run": run}), sources)
+
+
+def _require_halving(names: Sequence[str]) -> None:
+    """Raise :class:`ConfigError` unless the checks of these ``names`` can be carried out in bfloat16."""
+    if whole := [name for name in names if not checks()[name].halves]:
+        halving = listed(name for name, check in checks().items() if check.halves)
+        raise ConfigError(
+            f"--dtype bfloat16 is for {halving}, but {listed(whole)} would be carried out; name the checks, or leave "
+            "it out"
+        )
 
 
 def measuring(resolved: Resolved, checks: Sequence[str]) -> Resolved:

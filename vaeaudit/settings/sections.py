@@ -84,7 +84,12 @@ class RunSettings(BaseSettings):
 
     seed: Whole = Field(0, description="Of every random draw.")
     device: Name = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
-    dtype: Literal["float32", "float64"] = Field("float32", description="Precision of model and optimiser.")
+    dtype: Literal["float32", "float64", "bfloat16"] = Field(
+        "float32",
+        description="Precision of model and optimiser. bfloat16 is of the model alone, for noise, reconstruction, "
+        "latents and weights; it is examined in float32 before.",
+    )
+    tf32: Truth = Field(False, description="Whether products on a GPU may be rounded to TF32, 10 bits of float32's 23.")
     batch_size: Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)] | Literal["auto"] = Field(
         "auto", description="Most rows given to the model at once."
     )

@@ -15,14 +15,18 @@ from vaeaudit.data.items import Data, fit
 from vaeaudit.data.labels import whole_numbers
 from vaeaudit.data.sources import read
 from vaeaudit.errors import ConfigError, ContractError, DataError, VaeauditError, clipped, listed, nearest, told
+from vaeaudit.model.batches import RowBatches, fitting
 from vaeaudit.model.box import range_of
 from vaeaudit.model.conditions import Conditional, Conditioned, conditions_of, under
+from vaeaudit.model.halved import halved
+from vaeaudit.model.memory import rows_that_fit
 from vaeaudit.model.ranges import Range, normalised
 from vaeaudit.model.registry import LoadedModel, open_model
 from vaeaudit.model.vae import VAE, Resizable
 from vaeaudit.settings.sections import Settings
 from vaeaudit.stats.draws import uniform
 from vaeaudit.subject.baselines import unlike_scales
+from vaeaudit.subject.device import choose_device, compute_exactly
 from vaeaudit.subject.inputs import not_finite, numbered, route_of
 from vaeaudit.subject.plausibility import Plausibility, examine
 from vaeaudit.subject.repairs import explained
@@ -44,7 +48,8 @@ class Given(TypedDict):
 class Subject:
     """The model and ``items`` of the data, fitted to it and tried on it.
 
-    ``items`` (n,) are the numbers that these have in the data, ascending: all, the first few, or a draw.
+    ``items`` (n,) are the numbers that these have in the data, ascending: all, the first few, or a draw. ``fits`` is
+    how many rows memory has room for at once; None where that is not known, or the batch size was given.
     """
 
     settings: Settings
@@ -55,6 +60,7 @@ class Subject:
     items: NDArray[np.int64]
     plausibility: Plausibility
     likelihood: str
+    fits: int | None = None
 
     @property
     def n(self) -> int:
@@ -123,7 +129,7 @@ def prepare(settings: Settings) -> Subject:
     """Open the model, fit the data to it, and try it on them.
 
     Raises :class:`VaeauditError` where one of these cannot be done; a model that can be tried and looks wrong
-    is no error but a finding.
+    is no error but a finding. It is tried in float32 where the settings ask for bfloat16.
     """
     if settings.model.path is None:
         raise ConfigError(
@@ -133,6 +139,8 @@ def prepare(settings: Settings) -> Subject:
     if settings.data.source is None:
         raise ConfigError("no data are named; give them, as in `--data val.npz`, or set [data] source in vaeaudit.toml")
     device, dtype = choose_device(settings.run.device), getattr(torch, settings.run.dtype)
+    dtype = torch.float32 if dtype == torch.bfloat16 else dtype
+    compute_exactly(device, tf32=settings.run.tf32)
     model = open_model(
         settings.model.path,
         settings.model.adapter,
@@ -162,9 +170,12 @@ def prepare(settings: Settings) -> Subject:
     sample = data.batch(tried, dtype=dtype, device=device)
     data = replace(data, warnings=(*data.warnings, *_scales(data, sample)))
     size = settings.run.batch_size if isinstance(settings.run.batch_size, int) else None
+    small = size is not None or RowBatches.automatic(shape, device).size == 1
+    fits = None if small else rows_that_fit(of_sample, sample)
     try:
-        plausibility = examine(of_sample, sample, seed=seed, batch_size=size, items=tried)
-        plausibility = explained(plausibility, of_sample, sample, seed=seed, batch_size=size)
+        with fitting(fits):
+            plausibility = examine(of_sample, sample, seed=seed, batch_size=size, items=tried)
+            plausibility = explained(plausibility, of_sample, sample, seed=seed, batch_size=size)
         likelihood = _route(of_sample, sample)
         _check_counts(data, sample, likelihood)
     except (VaeauditError, KeyboardInterrupt):
@@ -175,7 +186,9 @@ def prepare(settings: Settings) -> Subject:
             f"the model raised {told(error)} when it was tried on the data{given}; see its adapter"
         ) from error
     _check_acknowledged(settings, plausibility)
-    return Subject(settings, device, dtype, model, data, items, plausibility, likelihood)
+    if settings.run.dtype == "bfloat16":  # whether model and data go together is no question of precision
+        model = replace(model, vae=halved(model.vae, sample))
+    return Subject(settings, device, dtype, model, data, items, plausibility, likelihood, fits)
 
 
 def _normalised(settings: Settings, shape: tuple[int, ...]) -> Range | None:
@@ -306,24 +319,6 @@ def _route(vae: VAE, x: Tensor) -> str:
     except Exception:  # told of by the plausibility check, which found a size that it takes
         vae = under(vae, slice(1))
         return vae.decode(vae.encode(x[:1]).mean).route
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that ``name`` means; "auto" is a GPU where there is one.
-
-    Raises :class:`ConfigError` for a device that is not there.
-    """
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"there is no device '{clipped(name)}'; expected auto, cpu, cuda, cuda:N or mps") from error
-    there = {"cpu": True, "cuda": cuda and (device.index or 0) < torch.cuda.device_count(), "mps": mps}
-    if not there.get(device.type, False):
-        raise ConfigError(f"device '{clipped(name)}' is not on this machine; leave --device out to take what is")
-    return device
 
 
 def _sample(n: int, seed: int) -> list[int]:

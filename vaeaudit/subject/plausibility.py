@@ -20,6 +20,7 @@ from vaeaudit.model.conditions import model_of, under
 from vaeaudit.model.contract import check_contract
 from vaeaudit.model.divergence import Density, closed_form, layers_to_prior, to_prior
 from vaeaudit.model.families import gaussian_part, without_gradient
+from vaeaudit.model.memory import ran_out
 from vaeaudit.model.vae import VAE, Chain, Hierarchical, Likelihood, Posterior
 from vaeaudit.stats import estimates
 from vaeaudit.stats.draws import noise_set
@@ -210,9 +211,9 @@ def _refused_sizes(vae: VAE, x: Tensor) -> Finding | None:
                 of_some = under(vae, slice(size))
                 latents = of_some.encode(x[:size]).mean
                 mean = of_some.decode(latents).mean
-        except torch.OutOfMemoryError:
-            continue
         except Exception as error:  # the adapter is the user's code
+            if ran_out(error):
+                continue
             errors.append(error)
             refused[size] = f"raised {type(error).__name__}: {clipped(' '.join(str(error).split()))}"
         else:

@@ -313,6 +313,7 @@ def test_a_search_that_was_stopped_tells_how_many_it_left_unbroken(
     assert left > 0
     told = margin_warnings(Margins(result, (0, 1), "all 2"))
     assert any(f"before it broke {left} of 2 items" in line for line in told), told
+    assert any("nothing is kept, though it may be told of here, and --resume begins it again" in line for line in told)
 
 
 def test_what_is_interrupted_says_what_it_has_not_done(bundled_model: Any, bundled_images: Tensor) -> None:

@@ -168,7 +168,7 @@ def margin(
     if len(keys) != len(x):
         raise DataError(f"each of the {len(x)} items needs a number, but {len(keys)} came; give one each")
     rows = RowBatches.automatic(tuple(vae.input_shape), x.device) if batch_size is None else RowBatches(batch_size)
-    together, used = size_of(rows.size), box if boxed else None
+    together, used = size_of(rows.most), box if boxed else None
     most = largest_norm(vae, x, used)
     asked = Asked(radii, m, sigma, used, level, draws, parts, effort, seed, most)
     deterministic, joint, chain, alpha = without_spread(vae, x, rows, items=keys), False, False, 0.0

@@ -139,6 +139,11 @@ def margin_warnings(margins: Margins) -> list[str]:
             "the encoder is deterministic, so that r-robustness degenerates (P(||Delta|| <= r) is 0 or 1): the margins "
             "are the least ||d|| that moves the reconstruction g(mu(x + d)) by more than r, and their bounds are sure"
         )
+    if margins.result.interrupted:
+        told.append(
+            "the margins were stopped: of the group of items that was under way nothing is kept, though it may be told "
+            "of here, and --resume begins it again"
+        )
     for at in margins.result.at:
         items, name = len(margins.items), f"r = {at.r:.6g}"
         bare = int((~at.estimates.robust).sum())

@@ -179,10 +179,10 @@ def noise(
         )
         return values.view(draws, len(part), -1).transpose(0, 1), errors, lengths
 
-    together = max(1, min(rows.size, _MOST_NUMBERS // (draws * first[0].numel())))
-    values, errors, lengths = RowBatches(together).map(
+    together = max(1, _MOST_NUMBERS // (draws * first[0].numel()))
+    values, errors, lengths = rows.within(together).map(
         of_items,
-        torch.arange(len(numbers), device=first.device),
+        torch.arange(len(numbers)),  # where Python reads it
         go_on=lambda left, of: go_on(Progress("noise", left, of)),
         kept="noise",
     )
@@ -223,7 +223,7 @@ def _of_part(
     latent = noise_set(latent_shape, draws=draws, items=keys, seed=seed, check="noise.latent", like=x)
 
     def of_rows(place: Tensor, direction: Tensor, of_latent: Tensor) -> tuple[Tensor, ...]:
-        row = place % len(x)
+        row = (place % len(x)).to(x.device)
         of_place = under(vae, row)
         firsts = torch.arange(int((place < len(x)).sum()), device=x.device)  # the first draw comes first
         clean = x.index_select(0, row)
@@ -246,7 +246,7 @@ def _of_part(
                 errors.append(lengths[-1])
         return torch.stack(values, 1), torch.stack(errors, 1), torch.stack(lengths, 1)
 
-    place = torch.arange(draws * len(x), device=x.device)
+    place = torch.arange(draws * len(x))
     # Batches of its own: where memory runs out here, the items outside stay as they were counted.
     values, errors, lengths = RowBatches(size).map(of_rows, place, eta.flatten(0, 1), latent.flatten(0, 1), go_on=tell)
     return values, errors, lengths

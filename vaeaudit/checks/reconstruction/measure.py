@@ -132,7 +132,7 @@ def reconstruction(
             found[LPIPS.name] = (
                 perceptual(compared.pictured(part), compared.pictured(made)).reshape(len(part), -1).mean(1)
             )
-        return torch.stack([found[name].double() for name in names], 1).cpu()
+        return torch.stack([found[name].double() for name in names], 1)
 
     def of_items(index: Tensor) -> tuple[Tensor, ...]:
         keys = [numbers[place] for place in index.tolist()]
@@ -157,7 +157,7 @@ def reconstruction(
         if network is not None and embedded is not None:
             embedded.add(network(compared.pictured(part)), network(compared.pictured(made)))
         sums = _sums(part, made, first[0]) if vectors else torch.zeros(1)
-        return at_mean, at_draws, compared.bias(made - part), sums
+        return at_mean.cpu(), at_draws.cpu(), compared.bias(made - part), sums
 
     at_mean, at_draws, bias, sums = rows.map(
         of_items,

@@ -1,0 +1,42 @@
+"""How exactly a GPU computes; the switches are torch's and are there without one."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from vaeaudit.subject.device import compute_exactly
+
+MATMUL, CONV = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+PRODUCTS = (MATMUL, CONV, torch.backends.cudnn.rnn)
+Asked = list[tuple[bool, bool]]
+
+
+@pytest.fixture
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
+    """What is asked of torch's algorithms, which is not done: it imports a second's worth of modules."""
+    asked: Asked = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on, warn_only: asked.append((on, warn_only)))
+    before = [products.fp32_precision for products in PRODUCTS]
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    yield asked
+    for products, was in zip(PRODUCTS, before, strict=True):
+        products.fp32_precision = was
+    torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+
+
+def test_on_cuda_products_are_whole_unless_tf32_is_asked_for_and_sums_are_the_same_each_time(
+    deterministic: Asked,
+) -> None:
+    for index, (tf32, precision) in enumerate(((False, "ieee"), (True, "tf32"), (False, "ieee"))):
+        compute_exactly(torch.device("cuda", 0), tf32=tf32)
+        assert [products.fp32_precision for products in PRODUCTS] == [precision] * 3
+        assert deterministic[index:] == [(True, True)]  # what has no such form warns, and does not fail
+
+
+def test_other_devices_are_left_alone(deterministic: Asked) -> None:
+    before = [products.fp32_precision for products in PRODUCTS]
+    for name in ("cpu", "mps"):
+        compute_exactly(torch.device(name), tf32=True)
+    assert [products.fp32_precision for products in PRODUCTS] == before
+    assert not deterministic

@@ -1,0 +1,117 @@
+"""How much memory there is, what a row of a model takes of it, and which errors say that there was not enough.
+
+What a row takes is measured, not guessed from the sizes of weights and inputs: in convolutions at full resolution it is
+thousands of times the input. A way back is part of it, as an attack needs one.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vaeaudit.model.conditions import under
+from vaeaudit.model.vae import VAE
+
+_SHARE = 0.5  # of what is free, as other parts of an audit hold memory too
+_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+# Of a control group of version 2 and of 1: where limit and use stand, and in its statistics what can be taken back.
+_FILES = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: on a GPU, in NumPy, or in torch's allocator of the CPU or of MPS."""
+    told = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(words in told for words in ("not enough memory", "can't allocate memory", "out of memory"))
+    )
+
+
+def rows_that_fit(vae: VAE, x: Tensor) -> int | None:
+    """How many rows the model can be given at once in half of the memory that is free, at least 1.
+
+    None where either is not known, as of a model that cannot be run on the first of ``x``, which its examination tells.
+    """
+    there = free(x.device)
+    if there is None:
+        return None
+    try:
+        row = taken(under(vae, slice(1)), x[:1])
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the adapter is the user's code
+        return 1 if ran_out(error) else None
+    return max(1, int(_SHARE * there // row)) if row else None
+
+
+def taken(vae: VAE, x: Tensor) -> int:
+    """Bytes that the model holds at most, beside its weights, while ``x`` goes through both halves and back.
+
+    On a GPU as its allocator counts them. Elsewhere they are those that the way back needs, and twice the largest of
+    them, which going back adds; modes that see every operation would import what takes a second.
+    """
+    if x.device.type == "cuda":
+        before = torch.cuda.memory_allocated(x.device)
+        torch.cuda.reset_peak_memory_stats(x.device)
+        leaf, out = _through(vae, x)
+        if out.requires_grad:
+            torch.autograd.grad(out.sum(), leaf, allow_unused=True)
+        return int(torch.cuda.max_memory_allocated(x.device)) - int(before)
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        whole = tensor if tensor._base is None else tensor._base
+        if not whole.is_leaf:  # as weights are
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        leaf, out = _through(vae, x)
+    return leaf.nbytes + out.nbytes + sum(sizes.values()) + 2 * max(sizes.values(), default=0)
+
+
+@torch.enable_grad()
+def _through(vae: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = x.detach().clone().requires_grad_(True)
+    return leaf, vae.decode(vae.encode(leaf).mean).mean
+
+
+def free(device: torch.device) -> int | None:
+    """Bytes that can still be had on a device, within the limits of control groups; None where nothing tells."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    if device.type != "cpu":
+        return None
+    facts = dict(line.partition(":")[::2] for line in _text(_PROC / "meminfo").splitlines())
+    found = list(_left_in_groups())
+    if "MemAvailable" in facts:
+        found.append(2**10 * int(facts["MemAvailable"].split()[0]))
+    return min(found, default=None)
+
+
+def _left_in_groups() -> Iterator[int]:
+    """What the limit of each control group around this process leaves."""
+    own = [line.split(":", 2)[1:] for line in _text(_PROC / "self" / "cgroup").splitlines() if line.count(":") > 1]
+    for hierarchy, limit, used, reclaimable in _FILES:
+        for controllers, path in own:
+            if hierarchy not in controllers.split(","):
+                continue
+            inner = _CGROUPS / hierarchy / path.lstrip("/")
+            for folder in [inner, *(above for above in inner.parents if above.is_relative_to(_CGROUPS))]:
+                with suppress(ValueError, IndexError):  # "max", or a group that is not seen from within a container
+                    statistics = dict(line.split() for line in _text(folder / "memory.stat").splitlines())
+                    held = int(_text(folder / used)) - int(statistics.get(reclaimable, 0))
+                    yield max(0, int(_text(folder / limit)) - held)
+
+
+def _text(file: Path) -> str:
+    """What a file says; "" where it does not."""
+    with suppress(OSError, UnicodeDecodeError):
+        return file.read_text()
+    return ""
