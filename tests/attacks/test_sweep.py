@@ -15,7 +15,7 @@ from vaeaudit.attacks.attacked import PENALTIES, Sweep, penalise
 from vaeaudit.attacks.left import ENOUGH, unfinished
 from vaeaudit.attacks.left import MOST as FURTHEST
 from vaeaudit.attacks.objectives import Objective
-from vaeaudit.attacks.search import Effort, Search, rungs
+from vaeaudit.attacks.search import Effort, Search, rungs, together
 from vaeaudit.attacks.sweep import geometric_lambdas, sweep
 from vaeaudit.attacks.term import Term
 from vaeaudit.checks.attack.measure import attack
@@ -215,6 +215,20 @@ def test_a_look_with_few_evaluations_spends_none_between_the_lambda_asked_for(
     assert int(found.evaluations) <= 4 * 20 + 3 * 5 + 1  # exploring from two points and walking: a quarter each
 
 
+@pytest.mark.parametrize(("starts", "most"), [(1, 50 + 23), (16, 16 * 6)])
+def test_no_more_problems_of_a_pair_are_searched_at_once_than_memory_is_kept_for(
+    starts: int, most: int, bundled_model: Any, bundled_images: Tensor
+) -> None:
+    x, x_t, values = bundled_images[2:3], bundled_images[102:103], geometric_lambdas(50)
+    asked: list[Progress] = []
+    run(
+        term_of(bundled_model, x, x_t), x, x_t, values, evaluations=30, starts=starts,
+        go_on=lambda progress: asked.append(progress) or len(asked) < 40,
+    )  # fmt: skip
+    assert together(values, Effort(Stopping.for_dtype(x.dtype, 30), starts)) == most
+    assert max(one.problems for one in asked if "evaluations" not in one.stage) <= most
+
+
 def test_between_the_lambda_of_a_fine_grid_none_is_searched() -> None:
     for count in (FINE, 50):
         values = geometric_lambdas(count)
@@ -332,7 +346,8 @@ def test_groups_of_pairs_give_what_all_together_give(
             super().run()
 
     monkeypatch.setattr(module, "Search", Counted)
-    monkeypatch.setattr(module, "_MEMORY", 2 * (len(SETTLING) + len(rungs(SETTLING, 60))) * 6 * 8 * module._VECTORS)
+    searched = together(SETTLING, Effort(Stopping.for_dtype(x.dtype, 60), 2))
+    monkeypatch.setattr(module, "_MEMORY", 2 * searched * 6 * 8 * module._VECTORS)
     apart = run(term, x, x_t, SETTLING, evaluations=60, penalty=penalty)
     assert groups == [2, 1]
     torch.testing.assert_close(apart.objective, whole.objective, rtol=1e-4, atol=0)

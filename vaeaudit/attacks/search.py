@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,7 +58,7 @@ class Effort:
     """How long is searched: when a problem has settled, and from how many points the search begins."""
 
     stopping: Stopping
-    starts: int = 8
+    starts: int = 16
 
 
 class Search:
@@ -391,6 +392,13 @@ def rungs(lambdas: Sequence[float], max_evaluations: int) -> list[float]:
     steps = [math.ceil((high - low) / _APART - _ALIKE) for low, high in pairwise(ends)]
     every = zip(pairwise(ends), steps, strict=True)
     return [2.0 ** (low + (high - low) * i / count) for (low, high), count in every for i in range(1, count)]
+
+
+def together(lambdas: Sequence[float], effort: Effort) -> int:
+    """Most problems of one pair that are searched at once, whatever its top lambda."""
+    every = np.sort([*lambdas, *rungs(lambdas, effort.stopping.max_evaluations)])
+    explored = np.searchsorted(every, every / _EXPLORED, side="right") - np.arange(len(every))
+    return max(len(every), effort.starts * math.ceil(int(explored.max()) / _THINNED))
 
 
 def _check_finite(data: Tensor) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 from vaeaudit.attacks.attacked import Sweep, joined, penalise
 from vaeaudit.attacks.ball import settle
 from vaeaudit.attacks.left import FURTHER, unfinished
-from vaeaudit.attacks.search import Effort, Search, rungs
+from vaeaudit.attacks.search import Effort, Search, together
 from vaeaudit.attacks.term import DataTerm, Term
 from vaeaudit.errors import VaeauditError
 from vaeaudit.model.batches import RowBatches
@@ -47,9 +47,7 @@ def sweep(
     at the limit of ``effort``, its problems there are searched on, to four times the evaluations at most.
     """
     shape = tuple(x.shape[1:])
-    starts = -(-effort.starts // 3)  # each explores a third of its lambda at most
-    searched = len(lambdas) + len(rungs(lambdas.tolist(), effort.stopping.max_evaluations))
-    of_pair = starts * searched * x[0].numel() * x.element_size() * _VECTORS
+    of_pair = together(lambdas.tolist(), effort) * x[0].numel() * x.element_size() * _VECTORS
     size = max(1, _MEMORY // of_pair)
     parts = []
     for first in range(0, len(x), size):

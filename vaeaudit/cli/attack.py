@@ -85,7 +85,7 @@ def command(
     restarts: Annotated[
         int | None,
         Setting(
-            "attack.restarts", "N", "Points between source and target to search from besides the source. [default: 7]"
+            "attack.restarts", "N", "Points between source and target to search from besides the source. [default: 15]"
         ),
     ] = None,
     max_evaluations: Annotated[
