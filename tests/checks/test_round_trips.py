@@ -112,7 +112,7 @@ def test_a_sweep_waits_little_more_than_once_a_round_and_a_cpu_finds_the_same_to
         rounds[0] += 1
         whole(self)
 
-    monkeypatch.setattr("vaeaudit.attacks.search.rungs", lambda _: [])
+    monkeypatch.setattr("vaeaudit.attacks.search.rungs", lambda *_: [])
     x = torch.rand(4, 2, 3, generator=torch.Generator().manual_seed(0))
     here = swept(small_vae, x)
     monkeypatch.setattr(Descent, "_round", counted)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vaeaudit import VAE, BernoulliLogits, DiagonalGaussian
 from vaeaudit.model import memory
 from vaeaudit.model.batches import RowBatches, fitting
-from vaeaudit.model.memory import free, ran_out, rows_that_fit, taken
+from vaeaudit.model.memory import free, ran_out, rows_that_fit, saved, taken
 
 CPU = torch.device("cpu")
 WIDE = 1000
@@ -37,15 +37,25 @@ class Wide(nn.Module):
 
 def test_what_a_row_takes_is_measured_and_grows_with_the_rows_and_not_with_the_weights() -> None:
     vae, x = Wide(), torch.rand(8, 4)
-    one, eight = taken(vae, x[:1]), taken(vae, x)
+    one, eight = taken(saved(vae, x[:1])), taken(saved(vae, x))
     hidden = 4 * WIDE  # bytes of one row of hidden values
     assert 2 * hidden <= one <= 6 * hidden  # before tanh, after it, and on the way back
     assert eight == pytest.approx(8 * one, rel=0.05)
 
 
+def test_what_does_not_grow_with_the_rows_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, normed, x = Wide(), Wide(), torch.rand(2, 4)
+    nn.utils.parametrizations.weight_norm(normed.spread)  # whose weight is computed anew each time
+    monkeypatch.setattr(memory, "free", lambda _: 2**24)
+    rows, fewer = (rows_that_fit(vae, x) for vae in (plain, normed))
+    assert rows is not None
+    assert fewer is not None
+    assert 0.9 * rows < fewer <= rows
+
+
 def test_rows_fit_in_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     vae, x = Wide(), torch.rand(2, 4)
-    row = taken(vae, x[:1])
+    row = taken(saved(vae, x[:1]))
     monkeypatch.setattr(memory, "free", lambda _: 20 * row)
     assert rows_that_fit(vae, x) == 10
     monkeypatch.setattr(memory, "free", lambda _: row // 9)

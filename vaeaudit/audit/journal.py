@@ -187,11 +187,14 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
-        """Let others write what this process wrote; of an audit that kept nothing, or was refused, nothing stays."""
+        """Let others write what this process wrote; of an audit that kept nothing, or was refused, nothing stays.
+
+        What was kept stays where the report cannot be written.
+        """
         if self._log is None:
             return
         self._log.close()
-        refused = kind is not None and issubclass(kind, InputError)
+        refused = kind is not None and issubclass(kind, InputError) and not issubclass(kind, OutputError)
         if self.shard.of == 1 and self._new and (refused or not self._kept):
             self.remove(self.folder.parent)
             for made in self._made:

@@ -4,7 +4,7 @@ What a row takes is measured, not guessed from the sizes of weights and inputs: 
 thousands of times the input. A way back is part of it, as an attack needs one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,38 +41,37 @@ def rows_that_fit(vae: VAE, x: Tensor) -> int | None:
     if there is None:
         return None
     try:
-        row = taken(under(vae, slice(1)), x[:1])
+        one, two = (saved(under(vae, slice(rows)), x[:rows]) for rows in (1, 2))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the adapter is the user's code
         return 1 if ran_out(error) else None
-    return max(1, int(_SHARE * there // row)) if row else None
+    # What does not grow with the rows, as weights that are computed anew, is there once.
+    row, first = taken([more - less for less, more in zip(one, two, strict=False)]), taken(one)
+    return 1 + max(0, int((_SHARE * there - first) // row)) if row > 0 else None
 
 
-def taken(vae: VAE, x: Tensor) -> int:
-    """Bytes that the model holds at most, beside its weights, while ``x`` goes through both halves and back.
+def taken(sizes: Sequence[int]) -> int:
+    """Bytes that the model holds at most, beside its weights: what is :func:`saved`, and what going back adds."""
+    return sum(sizes) + 2 * max(sizes, default=0)
 
-    On a GPU as its allocator counts them. Elsewhere they are those that the way back needs, and twice the largest of
-    them, which going back adds; modes that see every operation would import what takes a second.
+
+def saved(vae: VAE, x: Tensor) -> list[int]:
+    """Bytes of each tensor that is kept for the way back while ``x`` goes through both halves, with input and output.
+
+    Modes that see every operation would import what takes a second.
     """
-    if x.device.type == "cuda":
-        before = torch.cuda.memory_allocated(x.device)
-        torch.cuda.reset_peak_memory_stats(x.device)
-        leaf, out = _through(vae, x)
-        if out.requires_grad:
-            torch.autograd.grad(out.sum(), leaf, allow_unused=True)
-        return int(torch.cuda.max_memory_allocated(x.device)) - int(before)
     sizes: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         whole = tensor if tensor._base is None else tensor._base
         if not whole.is_leaf:  # as weights are
             sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # or what saves its own output would hold itself for good
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         leaf, out = _through(vae, x)
-    return leaf.nbytes + out.nbytes + sum(sizes.values()) + 2 * max(sizes.values(), default=0)
+    return [leaf.nbytes, out.nbytes, *sizes.values()]
 
 
 @torch.enable_grad()

@@ -33,10 +33,9 @@ def compute_exactly(device: torch.device, *, tf32: bool) -> None:
     """
     if device.type != "cuda":
         return
-    of_cudnn: Any = torch.backends.cudnn  # parts of these are not in torch's types
-    of_fill: Any = torch.utils.deterministic
-    for products in (torch.backends.cuda.matmul, of_cudnn.conv, of_cudnn.rnn):
-        products.fp32_precision = "tf32" if tf32 else "ieee"
-    of_cudnn.benchmark = False
+    of_fill: Any = torch.utils.deterministic  # a part of it is not in torch's types
+    # Where the newer switches of each kind of product are set, torch raises whenever the older are read, as layers do.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
     of_fill.fill_uninitialized_memory = False  # which finds faults, and costs time

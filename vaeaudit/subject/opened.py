@@ -140,7 +140,6 @@ def prepare(settings: Settings) -> Subject:
         raise ConfigError("no data are named; give them, as in `--data val.npz`, or set [data] source in vaeaudit.toml")
     device, dtype = choose_device(settings.run.device), getattr(torch, settings.run.dtype)
     dtype = torch.float32 if dtype == torch.bfloat16 else dtype
-    compute_exactly(device, tf32=settings.run.tf32)
     model = open_model(
         settings.model.path,
         settings.model.adapter,
@@ -149,6 +148,7 @@ def prepare(settings: Settings) -> Subject:
         dtype=dtype,
         trust_code=settings.model.trust_code,
     )
+    compute_exactly(device, tf32=settings.run.tf32)  # after the adapter, which may have set switches of its own
     stored = read(settings.data.source)
     if isinstance(model.vae, Resizable) and settings.data.resize is None:
         model = replace(model, vae=_of_size(model.vae, stored.values.shape[1:]))
