@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from vaeaudit.audit.journal import FOLDER, Journal
 from vaeaudit.audit.run import Audit, audit, journal_of
 from vaeaudit.checks.record import Record
 from vaeaudit.checks.registry import checks
-from vaeaudit.errors import OutputError
+from vaeaudit.errors import DataError, InputError, OutputError
 from vaeaudit.progress import Progress
 from vaeaudit.report.writer import to_json
 from vaeaudit.settings.config import Resolved, resolve
@@ -185,6 +186,19 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / FOLDER).write_text("a file stands here")
     with pytest.raises(OutputError), Journal(tmp_path, {}, resume=False) as journal:
         journal.record("noise", SETTINGS, lambda _: Record(), go)
+
+
+def test_what_was_kept_stays_where_the_report_cannot_be_written_and_not_where_the_audit_is_refused(
+    tmp_path: Path,
+) -> None:
+    def ended_by(error: Exception) -> bool:
+        with suppress(InputError), Journal(tmp_path, {}, resume=False) as journal:
+            journal.record("noise", SETTINGS, lambda _: Record(), go)
+            raise error
+        return bool([*(tmp_path / FOLDER).glob("*.log")])
+
+    assert not ended_by(DataError("refused"))
+    assert ended_by(OutputError("no space left on device"))
 
 
 def test_removing_takes_only_what_the_journal_wrote(small: Journal, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from vaeaudit.subject.encodings import encodings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL, DATA = EXAMPLES / "shapes-beta1.safetensors", EXAMPLES / "shapes.npz"
+FEW = ("--items", 8, "--draws", 1, "--sigma", 0.5, "-q")
 EPS = 2.0**-8  # of bfloat16, by which a value is rounded
 
 
@@ -131,10 +132,15 @@ def test_what_would_stay_in_bfloat16_is_refused() -> None:
 
 def test_the_command_line_takes_it_for_the_checks_that_need_no_gradient(command: Any) -> None:
     given = (MODEL, "--data", DATA, "--dtype", "bfloat16")
-    done = command("noise", *given, "--items", 8, "--draws", 1, "--sigma", 0.5, "-q")
+    done = command("noise", *given, *FEW)
     assert (done.code, done.err) == (0, "")
     report, _ = read_report("vaeaudit-report")
     assert report.environment.dtype == "bfloat16"
+    assert command("noise", *given[:-2], *FEW).code == 0
+    whole, _ = read_report("vaeaudit-report")
+    (name, *_) = whole.metrics
+    assert report.metrics[name].value == pytest.approx(whole.metrics[name].value, rel=0.05)
+    assert report.metrics[name].value != pytest.approx(whole.metrics[name].value, rel=1e-5)
     refused = command("attack", *given)
     assert refused.said(
         2, "--dtype bfloat16 is for noise, reconstruction, latents, weights, but attack would be carried out"

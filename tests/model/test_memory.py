@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from vaeaudit_adapters.mlp import MLP
 
 from vaeaudit import VAE, BernoulliLogits, DiagonalGaussian
+from vaeaudit.audit.run import audit
 from vaeaudit.model import memory
 from vaeaudit.model.batches import RowBatches, fitting
 from vaeaudit.model.memory import free, ran_out, rows_that_fit, saved, taken
+from vaeaudit.settings.config import resolve
+from vaeaudit.subject.opened import prepare
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 CPU = torch.device("cpu")
 WIDE = 1000
@@ -51,6 +57,24 @@ def test_what_does_not_grow_with_the_rows_is_counted_once(monkeypatch: pytest.Mo
     assert rows is not None
     assert fewer is not None
     assert 0.9 * rows < fewer <= rows
+
+
+def test_an_audit_keeps_to_what_fits_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[torch.device, bool]] = []
+    monkeypatch.setattr("vaeaudit.subject.opened.compute_exactly", lambda device, tf32: asked.append((device, tf32)))
+    monkeypatch.setattr("vaeaudit.subject.opened.rows_that_fit", lambda *_: 50)
+    given = {"model.path": str(EXAMPLES / "shapes-beta1.safetensors"), "data.source": str(EXAMPLES / "shapes.npz")}
+    small = {"run.device": "cpu", "run.tf32": True, "run.limit": 200, "noise.items": 100, "noise.draws": 1}
+    resolved = resolve({name: (value, "test") for name, value in (given | small | {"noise.sigmas": 0.5}).items()}, None)
+    subject = prepare(resolved.settings)
+    assert asked == [(CPU, True)]
+    (told,) = [one for one in subject.data.warnings if "memory" in one]
+    assert told.startswith("memory had room for batches of 41 rows, not 668, which rounds differently")
+    seen: list[int] = []
+    encode = MLP.encode
+    monkeypatch.setattr(MLP, "encode", lambda vae, x: (seen.append(len(x)), encode(vae, x))[1])
+    audit(subject, resolved, ["test"], ("noise",), lambda _: True, None)
+    assert max(seen) <= 50
 
 
 def test_rows_fit_in_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,6 +188,11 @@ def prepare(settings: Settings) -> Subject:
     _check_acknowledged(settings, plausibility)
     if settings.run.dtype == "bfloat16":  # whether model and data go together is no question of precision
         model = replace(model, vae=halved(model.vae, sample))
+    usual = RowBatches.automatic(shape, device).size
+    if fits is not None and fits < usual:
+        with fitting(fits):
+            told_of = f"memory had room for batches of {RowBatches.automatic(shape, device).size} rows, not {usual}"
+        data = replace(data, warnings=(*data.warnings, f"{told_of}, which rounds differently; --batch-size repeats it"))
     return Subject(settings, device, dtype, model, data, items, plausibility, likelihood, fits)
 
 
