@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaeaudit.errors import ConfigError, VaeauditError
+from vaeaudit.errors import ConfigError, VaeauditError, told
 from vaeaudit.model.memory import ran_out
 
 # Gives a part that was kept, or keeps what is given: asked with the first row, which part that is, None where it is not
@@ -114,7 +114,7 @@ class RowBatches:
                     raise
                 if self.size == 1:
                     raise VaeauditError(
-                        "not even one row of the model fits into memory; use a larger device"
+                        f"not even one row of the model fits into memory ({told(error)}); use a larger device"
                     ) from error
                 self.size = max(1, min(self.size, total) // 2)
                 continue
