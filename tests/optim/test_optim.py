@@ -7,7 +7,7 @@ from scipy import optimize
 from torch import Tensor
 
 from vaeaudit.optim.history import inv_hessian_product
-from vaeaudit.optim.lbfgsb import Status, Stopping, minimise
+from vaeaudit.optim.lbfgsb import Descent, Status, Stopping, minimise
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 TIGHT = Stopping(ftol=1e-14, patience=3, max_evaluations=2_000)
@@ -355,6 +355,19 @@ def test_the_inverse_hessian_product_is_the_dense_bfgs_matrix_times_the_gradient
     for k in range(a):
         dense = dense_bfgs(history[k], free[k], int(newest[k]), int(pairs[k]))
         torch.testing.assert_close(product[k], dense @ g[k], rtol=1e-8, atol=1e-10)
+
+
+def test_what_was_moved_runs_and_is_counted_at_once() -> None:
+    objective = quadratic(*quadratics(3, 4))
+    start = torch.full((3, 4), 2.0, dtype=torch.float64)
+    waiting = torch.tensor([0])  # alone begins
+    descent = Descent(objective, start, *anywhere(start), TIGHT, begin=waiting)
+    assert descent.running == 1
+    every = descent.left
+    descent.move(torch.tensor([1, 2]), start[1:], torch.tensor([-1, -1]))
+    assert (descent.running, descent.left) == (3, 3 * every)
+    descent.advance(1)
+    assert descent.left == 3 * (every - 1)
 
 
 def test_the_inverse_hessian_product_moves_no_held_variable_and_goes_downhill() -> None:
