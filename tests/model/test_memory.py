@@ -10,6 +10,7 @@ from vaeaudit_adapters.mlp import MLP
 
 from vaeaudit import VAE, BernoulliLogits, DiagonalGaussian
 from vaeaudit.audit.run import audit
+from vaeaudit.errors import VaeauditError
 from vaeaudit.model import memory
 from vaeaudit.model.batches import RowBatches, fitting
 from vaeaudit.model.memory import free, ran_out, rows_that_fit, saved, taken
@@ -57,6 +58,17 @@ def test_what_does_not_grow_with_the_rows_is_counted_once(monkeypatch: pytest.Mo
     assert rows is not None
     assert fewer is not None
     assert 0.9 * rows < fewer <= rows
+
+
+def test_memory_that_runs_out_as_the_model_is_tried_is_no_fault_of_its_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(*_: object) -> DiagonalGaussian:
+        raise MemoryError
+
+    monkeypatch.setattr(MLP, "encode", encode)
+    given = {"model.path": str(EXAMPLES / "shapes-beta1.safetensors"), "data.source": str(EXAMPLES / "shapes.npz")}
+    resolved = resolve({name: (value, "test") for name, value in (given | {"run.batch_size": 1}).items()}, None)
+    with pytest.raises(VaeauditError, match="memory ran out when the model was tried on a few items"):
+        prepare(resolved.settings)
 
 
 def test_an_audit_keeps_to_what_fits_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from vaeaudit.model.batches import RowBatches, fitting
 from vaeaudit.model.box import range_of
 from vaeaudit.model.conditions import Conditional, Conditioned, conditions_of, under
 from vaeaudit.model.halved import halved
-from vaeaudit.model.memory import rows_that_fit
+from vaeaudit.model.memory import ran_out, rows_that_fit
 from vaeaudit.model.ranges import Range, normalised
 from vaeaudit.model.registry import LoadedModel, open_model
 from vaeaudit.model.vae import VAE, Resizable
@@ -181,6 +181,10 @@ def prepare(settings: Settings) -> Subject:
     except (VaeauditError, KeyboardInterrupt):
         raise
     except BaseException as error:  # the adapter is the user's code
+        if ran_out(error):
+            raise VaeauditError(
+                f"memory ran out when the model was tried on a few items ({told(error)}); use a larger device"
+            ) from error
         given = _range_of_conditions(model.vae)
         raise ContractError(
             f"the model raised {told(error)} when it was tried on the data{given}; see its adapter"
