@@ -127,9 +127,7 @@ class OnData:
     sample: Annotated[
         int | None, Setting("run.sample", "N", "Use only N items, drawn at random; marks the report partial.")
     ] = None
-    device: Annotated[str | None, Setting("run.device", "NAME", "auto, cpu, cuda, cuda:N or mps. [default: auto]")] = (
-        None
-    )
+    device: Annotated[str | None, Setting("run.device", "NAME", "auto, cpu, cuda or cuda:N. [default: auto]")] = None
     dtype: Annotated[
         str | None, Setting("run.dtype", "NAME", "float32, float64, or of some checks bfloat16. [default: float32]")
     ] = None

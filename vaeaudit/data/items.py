@@ -153,7 +153,7 @@ class Data:
         if self.layout.filter is not None:
             rows = resized(rows, self.input_shape, self.layout.filter, as_bytes=self.top == 255)
         x = self._scaled(rows, np.float32 if dtype == torch.float32 else np.float64)
-        return torch.from_numpy(x).to(dtype).to(device)  # two steps: mps has no float64
+        return torch.from_numpy(x).to(device, dtype)
 
     def _scaled(self, rows: NDArray[np.generic], wanted: type[np.float32 | np.float64]) -> NDArray[np.generic]:
         """A copy of ``rows`` mapped onto ``range``; of ``wanted`` type only where that rounds no more than once."""

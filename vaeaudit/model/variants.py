@@ -29,7 +29,7 @@ class Running:
         dtype: what its inputs and latents are cast to.
         variant: what else is changed of it, which must have been done to ``vae`` where it is of its weights.
         device: where it runs.
-        fine: the precision that posteriors and likelihoods are given in; double where None, which mps has not.
+        fine: the precision that posteriors and likelihoods are given in.
 
     Raises what the model raises as :class:`UnsupportedError` which names the variant.
     """
@@ -40,10 +40,10 @@ class Running:
         dtype: torch.dtype,
         variant: Variant,
         device: torch.device,
-        fine: torch.dtype | None = None,
+        fine: torch.dtype = torch.float64,
     ) -> None:
         self.vae, self.dtype, self.variant, self.device = vae, dtype, variant, device
-        self.fine = fine or (torch.float32 if device.type == "mps" else torch.float64)
+        self.fine = fine
         compiled = "compile" in variant.switches
         self._encode: Callable[[Tensor], Posterior] = torch.compile(vae.encode) if compiled else vae.encode
         self._mean: Callable[[Tensor], Tensor] = torch.compile(self._eager_mean) if compiled else self._eager_mean

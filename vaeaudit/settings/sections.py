@@ -83,7 +83,7 @@ class RunSettings(BaseSettings):
     """How the audit runs."""
 
     seed: Whole = Field(0, description="Of every random draw.")
-    device: Name = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
+    device: Name = Field("auto", description="auto, cpu, cuda or cuda:N.")
     dtype: Literal["float32", "float64", "bfloat16"] = Field(
         "float32",
         description="Precision of model and optimiser. bfloat16 is of the model alone, for noise, reconstruction, "

@@ -8,18 +8,20 @@ from vaeaudit.errors import ConfigError, clipped
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that ``name`` means; "auto" is a GPU where there is one.
+    """The device that ``name`` means; "auto" is a GPU of CUDA's kind where there is one, else the CPU.
 
-    Raises :class:`ConfigError` for a device that is not there.
+    Raises :class:`ConfigError` for a device that is not there, or has no float64, as MPS has none.
     """
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    cuda = torch.cuda.is_available()
     if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+        return torch.device("cuda" if cuda else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"there is no device '{clipped(name)}'; expected auto, cpu, cuda, cuda:N or mps") from error
-    there = {"cpu": True, "cuda": cuda and (device.index or 0) < torch.cuda.device_count(), "mps": mps}
+        raise ConfigError(f"there is no device '{clipped(name)}'; expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "mps":
+        raise ConfigError("device 'mps' has no float64, in which distances and errors are computed; give --device cpu")
+    there = {"cpu": not device.index, "cuda": cuda and (device.index or 0) < torch.cuda.device_count()}
     if not there.get(device.type, False):
         raise ConfigError(f"device '{clipped(name)}' is not on this machine; leave --device out to take what is")
     return device

@@ -113,10 +113,10 @@ def factor_success(
 
 
 def _precise(x: Tensor) -> Tensor:
-    """In float64, so that rounding decides between no two images; mps has none."""
+    """In float64, so that rounding decides between no two images."""
     if not bool(torch.isfinite(x).all()):
         raise NonFiniteError("a reconstruction is NaN or infinite, so no image is nearest; see what doctor says of it")
-    return x.to("cpu" if x.device.type == "mps" else x.device).double()
+    return x.double()
 
 
 def _nearest(

@@ -230,7 +230,7 @@ class _Code:
     """The units of encodings in float64, each with its shares of information by either estimator."""
 
     def __init__(self, encoded: Encodings) -> None:
-        self.device = torch.device("cpu") if encoded.mean.device.type == "mps" else encoded.mean.device  # no float64
+        self.device = encoded.mean.device
         self._encoded, self._continuous = encoded, encoded.mean.shape[1]
 
     def shares(self, estimator: str, unit: int, members: Membership) -> Tensor:
