@@ -10,9 +10,6 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _leave)
-    # OpenMP's threads, which torch computes on, wait for each other by spinning unless told before torch is loaded. Of
-    # many small operations that takes several times as long wherever another process has one of the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from vaeaudit.cli.app import main as command
 
     command()

@@ -15,7 +15,8 @@ from vaeaudit.attacks.attacked import PENALTIES, Sweep, penalise
 from vaeaudit.attacks.left import ENOUGH, unfinished
 from vaeaudit.attacks.left import MOST as FURTHEST
 from vaeaudit.attacks.objectives import Objective
-from vaeaudit.attacks.search import Effort, Search, rungs, together
+from vaeaudit.attacks.rungs import rungs
+from vaeaudit.attacks.search import Effort, Search, together
 from vaeaudit.attacks.sweep import geometric_lambdas, sweep
 from vaeaudit.attacks.term import Term
 from vaeaudit.checks.attack.measure import attack

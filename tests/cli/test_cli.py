@@ -18,8 +18,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vaeaudit.__main__ import main as start
-
 COMMAND = Path(sys.executable).with_name("vaeaudit")
 FAST = ("--pairs", "2", "--lambdas", "3", "--max-evaluations", "400")
 REPORT = {
@@ -112,16 +110,15 @@ def report(folder: str = "vaeaudit-report") -> dict[str, object]:
 
 @pytest.mark.parametrize(("stated", "holds"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
 def test_threads_that_wait_leave_the_processor_to_others_unless_told_otherwise(
-    stated: str | None, holds: str, monkeypatch: pytest.MonkeyPatch
+    stated: str | None, holds: str, command: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
-    monkeypatch.setattr("vaeaudit.cli.app.main", lambda: seen.append(os.environ["OMP_WAIT_POLICY"]))
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setenv("OMP_WAIT_POLICY", stated or "")  # put back afterwards
-    if stated is None:
-        monkeypatch.delenv("OMP_WAIT_POLICY")
-    start()
-    assert seen == [holds]
+    for name in ("OMP_WAIT_POLICY", "CUBLAS_WORKSPACE_CONFIG"):
+        monkeypatch.setenv(name, stated or "")  # put back afterwards
+        if stated is None:
+            monkeypatch.delenv(name)
+    assert command("--version").code == 0
+    assert os.environ["OMP_WAIT_POLICY"] == holds
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (stated or ":4096:8")
 
 
 def test_an_attack_writes_its_report_and_prints_the_same_figures(attack: Cli) -> None:
@@ -309,8 +306,8 @@ def test_flags_win_over_variables_over_the_file_over_facts(attack: Cli, monkeypa
     assert attack("--seed", "3").code == 0
     written = report()
     assert written["configuration"]["run"] | {"out": ""} == {  # type: ignore[index]
-        "seed": 3, "limit": 35, "sample": None, "batch_size": "auto", "device": "auto", "dtype": "float32", "out": "",
-        "checks": ["attack"],
+        "seed": 3, "limit": 35, "sample": None, "batch_size": "auto", "device": "auto", "dtype": "float32",
+        "tf32": False, "out": "", "checks": ["attack"],
     }  # fmt: skip
     sources = written["configuration_sources"]
     assert isinstance(sources, dict)
@@ -329,7 +326,11 @@ def test_flags_win_over_variables_over_the_file_over_facts(attack: Cli, monkeypa
     [
         ("VAEAUDIT_RUN_SEED", "x", "VAEAUDIT_RUN_SEED must be a valid integer, but 'x' came"),
         ("VAEAUDIT_ATTACK_PAIRS", "0", "VAEAUDIT_ATTACK_PAIRS must be at least 1, but 0 came"),
-        ("VAEAUDIT_RUN_DTYPE", "half", "VAEAUDIT_RUN_DTYPE must be 'float32' or 'float64', but 'half' came"),
+        (
+            "VAEAUDIT_RUN_DTYPE",
+            "half",
+            "VAEAUDIT_RUN_DTYPE must be 'float32', 'float64' or 'bfloat16', but 'half' came",
+        ),
         ("VAEAUDIT_NOISE_CLIP", "2", "VAEAUDIT_NOISE_CLIP must be a valid boolean, but 2 came"),
         ("VAEAUDIT_MARGIN_LEVEL", "yes", "VAEAUDIT_MARGIN_LEVEL must be a valid number, but 'yes' came"),
         ("VAEAUDIT_NOISE_SIGMAS", "0.1,x", "VAEAUDIT_NOISE_SIGMAS must be a valid number, but 'x' came"),

@@ -545,6 +545,7 @@ def test_an_audit_that_is_interrupted_twice_says_nothing_false_of_what_is_kept(c
 
 
 def test_a_signal_while_the_command_line_is_loaded_ends_with_130() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, and so would the run
     traced = [sys.executable, "-X", "importtime", "-m", "vaeaudit", "audit"]
     with subprocess.Popen(traced, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None

@@ -15,13 +15,13 @@ far apart, rungs between them are searched as well, and above the largest. What 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vaeaudit.attacks.attacked import penalise
+from vaeaudit.attacks.rungs import rungs
 from vaeaudit.attacks.term import Term
 from vaeaudit.errors import NonFiniteError
 from vaeaudit.model.box import flat_bounds
@@ -44,13 +44,9 @@ _THINNED = 3  # of so many neighbours one is explored
 _WALKING = 4  # a walk takes this part
 _ROUNDS = 50  # rounds between two exchanges
 _TELLING = 100  # evaluations from which on a search's last gains tell of those to come
-_LOOK = 30  # evaluations of a problem below which a search is but a look
 # Shares of the time at which walks begin, and following, and at whose end problems are explored, and refined.
 _WALKS_AT, _LEADS_AT, _EXPLORES, _REFINES = 0.08, 0.1, 0.4, 0.95
 _WORTHWHILE = 1e-3  # relative gain for which a problem moves to another's distortion
-_APART = 1.0  # most that neighbouring lambda lie apart, in powers of 2
-_ALIKE = 1e-3  # of which rounding explains this much
-_ABOVE = 24.0  # how far above the largest lambda rungs lie, likewise; for 2^-16 alone, 16 end 15% higher, 40 no lower
 
 
 @dataclass(frozen=True)
@@ -378,20 +374,6 @@ class Search:
             data = self.term.value(found.x[rows], self.pair[k])
             norm = torch.linalg.vector_norm(found.x[rows] - self.x[self.pair[k]], dim=1)
             self.best[k], self.data_term[k], self.norm[k] = found.x[rows], data, norm
-
-
-def rungs(lambdas: Sequence[float], max_evaluations: int) -> list[float]:
-    """The lambda searched besides: between neighbours that lie more than a factor of 2 apart, and above the largest.
-
-    None for a look with few evaluations, at a large model as a rule: they would take several times as many.
-    """
-    if max_evaluations < _LOOK:
-        return []
-    ends = [math.log2(value) for value in sorted(lambdas)]
-    ends.append(ends[-1] + _ABOVE)
-    steps = [math.ceil((high - low) / _APART - _ALIKE) for low, high in pairwise(ends)]
-    every = zip(pairwise(ends), steps, strict=True)
-    return [2.0 ** (low + (high - low) * i / count) for (low, high), count in every for i in range(1, count)]
 
 
 def together(lambdas: Sequence[float], effort: Effort) -> int:

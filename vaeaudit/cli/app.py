@@ -115,7 +115,7 @@ def main() -> None:
         sys.unraisablehook, warnings.formatwarning = _unraisable, _warned
         logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its fonts concerns nobody
         _prepare_streams()
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or its sums are not the same each time
+        _prepare_torch()
         code = app(standalone_mode=False, prog_name="vaeaudit")
         if code == 1 and {"--show-completion", "--install-completion"} & set(sys.argv):
             code = 2  # typer's own code for a shell that it does not know
@@ -175,6 +175,14 @@ def _warned(
 ) -> str:
     """A warning of a library, which may quote names from files, as one line."""
     return one_line(f"{filename}:{lineno}: {category.__name__}: {message}") + "\n"
+
+
+def _prepare_torch() -> None:
+    """Say what must be known before torch is loaded, unless the environment says otherwise."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or its sums are not the same each time
+    # OpenMP's threads, which torch computes on, wait for each other by spinning else. Of many small operations that
+    # takes several times as long wherever another process has one of the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _prepare_streams() -> None:

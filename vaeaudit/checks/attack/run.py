@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vaeaudit.attacks.modes import MODES
 from vaeaudit.attacks.objectives import Objective
-from vaeaudit.attacks.search import rungs
+from vaeaudit.attacks.rungs import rungs
 from vaeaudit.attacks.sweep import geometric_lambdas
 from vaeaudit.checks.attack import pairs as choice
 from vaeaudit.checks.attack.capped import CappedResult, capped_attack
