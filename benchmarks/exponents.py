@@ -31,6 +31,7 @@ from vaeaudit.subject.opened import prepare
 
 HIDDEN = 32
 AXES = ("items", "latents", "pixels")
+POWERS = np.arange(0.1, 3, 0.005)  # that are tried
 # What is measured: the check, and its settings.
 MEASURED: dict[str, tuple[str, dict[str, object]]] = {
     "noise": ("noise", {"noise.sigmas": 0.5, "noise.draws": 1}),
@@ -104,16 +105,20 @@ def seconds_of(name: str, axis: str, size: int, repeats: int) -> float:
 
 
 def fitted(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[float | None, float]:
-    """p of a + b n^p, None where b n^p is under a quarter of the largest size's seconds, and a's share there."""
+    """p of a + b n^p and a's share of the largest size's seconds.
+
+    p is None where b n^p is under a quarter of these, or where the best is the least or greatest p that is tried.
+    """
     n, t = np.array(sizes, float), np.array(seconds)
     best = (np.inf, 0.0, 0.0)
-    for p in np.arange(0.1, 3, 0.005):
+    for p in POWERS:
         columns = np.stack([np.ones_like(n), (n / n.max()) ** p], 1) / t[:, None]
         (a, b), error = nnls(columns, np.ones_like(n))
         if error < best[0]:
             best = (error, p, a / (a + b))
     _, p, constant = best
-    return (None if constant > 0.75 else float(p)), float(constant)
+    told = constant <= 0.75 and p not in (POWERS[0], POWERS[-1])  # at an end another power may fit better
+    return (float(p) if told else None), float(constant)
 
 
 def one(name: str, axes: Sequence[str], scale: float, repeats: int) -> list[dict[str, Any]]:

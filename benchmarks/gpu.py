@@ -44,7 +44,7 @@ from vaeaudit.subject.device import compute_exactly
 
 LAMBDAS = 50
 # The config of the autoencoder of Stable Diffusion, and one that only has its parts.
-LARGE = {
+LARGE: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
     "down_block_types": ["DownEncoderBlock2D"] * 4,
@@ -133,7 +133,7 @@ def autoencoder(asked: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     model = import_module("diffusers").AutoencoderKL.from_config(said)
     vae = opened("AutoencoderKL", said, model.state_dict(), ConvolutionalOptions()).to(device)
-    size = int(said["sample_size"])  # type: ignore[call-overload]
+    size = said["sample_size"]
     count = 2 if asked.small else 10
     x, x_t = torch.rand(2, count, 3, size, size, generator=torch.Generator().manual_seed(1)).to(device) * 2 - 1
     lambdas = geometric_lambdas(2 if asked.small else LAMBDAS)
