@@ -334,6 +334,18 @@ def test_a_report_is_written_before_the_next_audit_may_begin_in_its_folder(
     assert not Path("vaeaudit-report", FOLDER).exists()
 
 
+def test_the_folder_of_an_audit_in_shards_takes_no_other_report(command: Any) -> None:
+    """Which whoever finishes the shards would replace."""
+    with Journal(Path("shared"), {}, False, Shard(1, 2)):
+        pass
+    for name, data in (("noise", True), ("audit", True), ("weights", False)):
+        given = ["--data", EXAMPLES / "shapes.npz"] * data
+        done = command(name, EXAMPLES / "shapes-beta1.safetensors", *given, "--out", "shared")
+        assert done.code == 2
+        assert done.err.startswith("error: shared is the folder of an audit in shards, which writes its report there; ")
+    assert not Path("shared", "report.json").exists()
+
+
 def test_what_is_taken_from_the_journal_counts_the_seconds_that_it_took(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

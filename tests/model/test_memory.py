@@ -10,7 +10,7 @@ from vaeaudit_adapters.mlp import MLP
 
 from vaeaudit import VAE, BernoulliLogits, DiagonalGaussian
 from vaeaudit.audit.run import audit
-from vaeaudit.errors import VaeauditError
+from vaeaudit.errors import ContractError, VaeauditError
 from vaeaudit.model import memory
 from vaeaudit.model.batches import RowBatches, fitting
 from vaeaudit.model.memory import free, ran_out, rows_that_fit, saved, taken
@@ -112,6 +112,24 @@ def test_a_model_that_cannot_be_run_is_left_to_its_examination(monkeypatch: pyte
     assert rows_that_fit(refusing(ValueError("a fault")), torch.rand(1, 4)) is None
     assert rows_that_fit(refusing(SystemExit(1)), torch.rand(1, 4)) is None
     assert rows_that_fit(refusing(torch.OutOfMemoryError("CUDA out of memory")), torch.rand(1, 4)) == 1
+
+
+def test_what_a_model_raises_when_it_is_run_first_and_not_again_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its examination runs it once more, and so would not see it."""
+    encode, calls = MLP.encode, []
+
+    def once(vae: MLP, x: Tensor) -> DiagonalGaussian:
+        calls.append(x)
+        if len(calls) == 1:
+            raise ValueError("a cache that is not there yet")
+        return encode(vae, x)
+
+    monkeypatch.setattr(MLP, "encode", once)
+    monkeypatch.setattr(memory, "free", lambda _: 2**30)
+    given = {"model.path": str(EXAMPLES / "shapes-beta1.safetensors"), "data.source": str(EXAMPLES / "shapes.npz")}
+    resolved = resolve({name: (value, "test") for name, value in given.items()}, None)
+    with pytest.raises(ContractError, match=r"ValueError: a cache .* \(test_memory.py, .* first, and not when it .* again"):
+        prepare(resolved.settings)
 
 
 @pytest.mark.parametrize("version", [1, 2])

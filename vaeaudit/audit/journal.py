@@ -310,6 +310,15 @@ def shared(folder: Path) -> tuple[Shared, Shard]:
     )
 
 
+def check_unshared(folder: Path) -> None:
+    """Raise :class:`ConfigError` where a folder is that of an audit in shards, whose report would replace another's."""
+    if any((folder / FOLDER).glob(f"shard-*{log.SUFFIX}")):
+        raise ConfigError(
+            f"{folder} is the folder of an audit in shards, which writes its report there; name another with --out, or "
+            f"remove {folder / FOLDER} where that audit is done with"
+        )
+
+
 def _place(configuration: Mapping[str, Any], places: Iterable[Path]) -> Path:
     """Where a shard ran that finds the model under its name; this folder where none of them is on this machine."""
     with suppress(*DAMAGED, OSError):

@@ -77,12 +77,14 @@ def written(
     The journal of an audit that several processes share stays, since others may still be reading it.
     """
     from vaeaudit.audit.artifacts import artifacts
-    from vaeaudit.audit.journal import Journal
+    from vaeaudit.audit.journal import Journal, check_unshared
     from vaeaudit.audit.shards import launched
     from vaeaudit.report.writer import write
 
     if not (shared or asked.shard) and launched(os.environ).source == "RANK":  # each would write the same report
         raise ConfigError("of the commands that measure, audit alone is shared out among processes; run one process")
+    if not shared:
+        check_unshared(folder)
     reporter = Reporter(asked.quiet)
     check_output(str(folder), asked.output)
     try:

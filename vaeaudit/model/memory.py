@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vaeaudit.errors import ContractError, told
 from vaeaudit.model.conditions import under
 from vaeaudit.model.vae import VAE
 
@@ -25,10 +26,10 @@ _FILES = (
 
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory ran out: on a GPU, in NumPy, or in torch's allocator of the CPU or of MPS."""
-    told = str(error)
+    text = str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError)
-        and any(words in told for words in ("not enough memory", "can't allocate memory", "out of memory"))
+        and any(words in text for words in ("not enough memory", "can't allocate memory", "out of memory"))
     )
 
 
@@ -36,19 +37,42 @@ def rows_that_fit(vae: VAE, x: Tensor) -> int | None:
     """How many rows the model can be given at once in half of the memory that is free, at least 1.
 
     None where either is not known, as of a model that cannot be run on the first of ``x``, which its examination tells.
+    Raises :class:`ContractError` for one that can only be run once it has raised, which no later call would tell.
     """
     there = free(x.device)
     if there is None:
         return None
     try:
-        one, two = (saved(under(vae, slice(rows)), x[:rows]) for rows in (1, 2))
+        one, two = _of_one_and_two(vae, x)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the adapter is the user's code
-        return 1 if ran_out(error) else None
+        if ran_out(error):
+            return 1
+        if not _runs(vae, x):
+            return None
+        raise ContractError(
+            f"the model raised {told(error)} when it was run first, and not when it was run again; see its adapter"
+        ) from error
     # What does not grow with the rows, as weights that are computed anew, is there once.
     row, first = taken([more - less for less, more in zip(one, two, strict=False)]), taken(one)
     return 1 + max(0, int((_SHARE * there - first) // row)) if row > 0 else None
+
+
+def _of_one_and_two(vae: VAE, x: Tensor) -> tuple[list[int], list[int]]:
+    """What is :func:`saved` of one row of ``x``, and of two."""
+    one, two = (saved(under(vae, slice(rows)), x[:rows]) for rows in (1, 2))
+    return one, two
+
+
+def _runs(vae: VAE, x: Tensor) -> bool:
+    try:
+        _of_one_and_two(vae, x)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # the adapter is the user's code
+        return False
+    return True
 
 
 def taken(sizes: Sequence[int]) -> int:
