@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from vaeaudit.stats.estimates import statistics as statistics
     from vaeaudit.stats.metric import Metric as Metric
     from vaeaudit.stats.metric import meanings as meanings
+    from vaeaudit.subject.device import compute_exactly as compute_exactly
     from vaeaudit.subject.opened import Subject as Subject
 
 _HOME = {
@@ -104,6 +105,7 @@ _HOME = {
     "statistics": "stats.estimates",
     "Metric": "stats.metric",
     "meanings": "stats.metric",
+    "compute_exactly": "subject.device",
     "Subject": "subject.opened",
     "Checkpoint": "model.checkpoints",
     "load_state": "model.checkpoints",

@@ -111,6 +111,15 @@ def test_a_merge_computes_nothing_and_gives_the_same_as_often_as_it_is_asked_for
     assert about.threads == torch.get_num_threads()
 
 
+def test_a_merged_report_adds_the_seconds_of_what_it_was_made_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted(journal: Journal, unit: str, _: object) -> None:
+        journal.seconds[unit] = journal.seconds.get(unit, 0.0) + 100
+
+    monkeypatch.setattr(Journal, "_count", counted)
+    timings = shard_of(asked(folder), shared(folder)[1]).report.timings
+    assert {name: round(seconds, -2) for name, seconds in timings.items()} == dict.fromkeys(CHECKS, 100)
+
+
 def test_the_parts_of_items_are_shared_out_and_each_is_done_once(folder: Path) -> None:
     parts = [
         [entry.metadata["part"] for entry in entries(file) if entry.metadata.get("part", "").startswith("noise.")]

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+import vaeaudit
+from vaeaudit.audit.writing import environment
 from vaeaudit.subject.device import compute_exactly
 
 PRODUCTS = (torch.backends.cuda.matmul, torch.backends.cudnn)
@@ -34,6 +36,21 @@ def test_on_cuda_products_are_whole_unless_tf32_is_asked_for_and_sums_are_the_sa
         with torch.backends.cudnn.flags(enabled=False):  # as layers ask for, which reads all switches
             pass
         assert deterministic[index:] == [(True, True)]  # what has no such form warns, and does not fail
+
+
+def test_a_function_of_the_public_interface_does_the_same(deterministic: Asked) -> None:
+    torch.backends.cudnn.allow_tf32 = True
+    vaeaudit.compute_exactly("cuda")
+    assert [products.allow_tf32 for products in PRODUCTS] == [False] * 2
+    assert deterministic == [(True, True)]
+
+
+def test_a_report_says_that_bits_repeat_on_a_gpu_where_that_was_asked_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    for asked in (True, False):
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda asked=asked: asked)
+        assert environment(0, "float32", torch.device("cuda", 0)).deterministic is asked
+        assert environment(0, "float32", torch.device("cpu")).deterministic
 
 
 def test_other_devices_are_left_alone(deterministic: Asked) -> None:

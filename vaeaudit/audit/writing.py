@@ -28,6 +28,7 @@ from vaeaudit.report.model import (
     Report,
 )
 from vaeaudit.settings.config import Resolved
+from vaeaudit.subject.device import bits_repeat
 from vaeaudit.subject.opened import Subject
 from vaeaudit.subject.plausibility import Plausibility
 
@@ -207,5 +208,5 @@ def environment(seed: int, dtype: str, device: torch.device) -> Environment:
         threads=torch.get_num_threads(),
         dtype=dtype,
         seed=seed,
-        deterministic=device.type == "cpu",
+        deterministic=bits_repeat(device),
     )

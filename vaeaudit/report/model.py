@@ -73,7 +73,9 @@ class Environment(Entry):
     threads: int
     dtype: str
     seed: int
-    deterministic: bool = Field(description="Same machine, same threads: the same bits.")
+    deterministic: bool = Field(
+        description="Same machine, same threads: the same bits, but for what torch warned to have no such form on a GPU."
+    )
 
 
 class FindingEntry(Entry):

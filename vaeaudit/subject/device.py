@@ -7,6 +7,11 @@ import torch
 from vaeaudit.errors import ConfigError, clipped
 
 
+def bits_repeat(device: torch.device) -> bool:
+    """Whether the same machine with as many threads gives the same bits: on CUDA where that was asked of torch."""
+    return device.type == "cpu" or (device.type == "cuda" and torch.are_deterministic_algorithms_enabled())
+
+
 def choose_device(name: str) -> torch.device:
     """The device that ``name`` means; "auto" is a GPU of CUDA's kind where there is one, else the CPU.
 
@@ -27,13 +32,14 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def compute_exactly(device: torch.device, *, tf32: bool) -> None:
+def compute_exactly(device: str | torch.device, *, tf32: bool = False) -> None:
     """On CUDA: the same bits each time, and products of whole float32 unless ``tf32``, which keeps 10 bits of 23.
 
     cuDNN takes TF32 by itself otherwise, and sums in the order in which threads end. What has no such form is told by a
-    warning of torch's.
+    warning of torch's; cuBLAS is one of these unless CUBLAS_WORKSPACE_CONFIG is :4096:8 in the environment when it
+    is first used. Every command does both. On other devices nothing is done, as nothing is to be.
     """
-    if device.type != "cuda":
+    if torch.device(device).type != "cuda":
         return
     of_fill: Any = torch.utils.deterministic  # a part of it is not in torch's types
     # Where the newer switches of each kind of product are set, torch raises whenever the older are read, as layers do.
