@@ -141,7 +141,7 @@ def test_the_command_line_takes_it_for_the_checks_that_need_no_gradient(command:
     (name, *_) = whole.metrics
     assert report.metrics[name].value == pytest.approx(whole.metrics[name].value, rel=0.05)
     assert report.metrics[name].value != pytest.approx(whole.metrics[name].value, rel=1e-5)
-    refused = command("attack", *given)
-    assert refused.said(
-        2, "--dtype bfloat16 is for noise, reconstruction, latents, weights, but attack would be carried out"
-    )
+    of_others = "--dtype bfloat16 is for noise, reconstruction, latents, but attack{} would be carried out"
+    assert command("attack", *given).said(2, of_others.format(""))
+    assert command("init", *given).said(2, of_others.format(", margin, equivalence, mig"))
+    assert command("weights", MODEL, "--dtype", "bfloat16").said(2, "No such option: --dtype")

@@ -128,7 +128,7 @@ def test_what_a_model_raises_when_it_is_run_first_and_not_again_is_told(monkeypa
     monkeypatch.setattr(memory, "free", lambda _: 2**30)
     given = {"model.path": str(EXAMPLES / "shapes-beta1.safetensors"), "data.source": str(EXAMPLES / "shapes.npz")}
     resolved = resolve({name: (value, "test") for name, value in given.items()}, None)
-    with pytest.raises(ContractError, match=r"ValueError: a cache .* \(test_memory.py, .* first, and not when it .* again"):
+    with pytest.raises(ContractError, match=r"ValueError: a cache .* \(test_memory.py, .* not when it was run again"):
         prepare(resolved.settings)
 
 

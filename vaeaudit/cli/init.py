@@ -25,8 +25,10 @@ def command(
 
     The file is commented and lies here; its thresholds are those that the figures of the audit suggest.
     """
+    from vaeaudit.checks.registry import checks
     from vaeaudit.gate.proposal import FILE, find_data, find_model, propose
     from vaeaudit.report.writer import write_file
+    from vaeaudit.settings.config import Resolved, measuring
 
     if Path(FILE).exists() and not force:
         raise ConfigError(f"there is a {FILE} here already; --force replaces it")
@@ -39,15 +41,14 @@ def command(
     }
     settings = said.model_copy(update=found)
 
+    here_found = {f"{name}.{key}": "found here" for name, key in (("model", "path"), ("data", "source"))}
+    every = tuple(checks())
+    resolved = measuring(Resolved(settings, here_found | dict(given.sources)), every)
+
     def work(reporter: Reporter) -> "Audit":
         from vaeaudit.audit.run import audit, journal_of
-        from vaeaudit.checks.registry import checks
-        from vaeaudit.settings.config import Resolved, measuring
         from vaeaudit.subject.opened import prepare
 
-        here_found = {f"{name}.{key}": "found here" for name, key in (("model", "path"), ("data", "source"))}
-        every = tuple(checks())
-        resolved = measuring(Resolved(settings, here_found | dict(given.sources)), every)
         subject = prepare(settings)
         reporter.keep()
         journal = journal_of(subject, asked.resume)

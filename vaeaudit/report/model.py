@@ -74,7 +74,7 @@ class Environment(Entry):
     dtype: str
     seed: int
     deterministic: bool = Field(
-        description="Same machine, same threads: the same bits, but for what torch warned to have no such form on a GPU."
+        description="Same machine and threads: the same bits, but for what torch warned to have no such form on a GPU."
     )
 
 

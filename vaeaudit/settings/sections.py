@@ -86,8 +86,8 @@ class RunSettings(BaseSettings):
     device: Name = Field("auto", description="auto, cpu, cuda or cuda:N.")
     dtype: Literal["float32", "float64", "bfloat16"] = Field(
         "float32",
-        description="Precision of model and optimiser. bfloat16 is of the model alone, for noise, reconstruction, "
-        "latents and weights; it is examined in float32 before.",
+        description="Precision of model and optimiser. bfloat16 is of the model alone, for noise, reconstruction and "
+        "latents; it is examined in float32 before. weights runs no model, and is of float64 whatever stands here.",
     )
     tf32: Truth = Field(False, description="Whether products on a GPU may be rounded to TF32, 10 bits of float32's 23.")
     batch_size: Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)] | Literal["auto"] = Field(
