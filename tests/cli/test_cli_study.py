@@ -100,6 +100,9 @@ def test_what_cannot_be_shown_is_told_in_a_sentence(command: Command) -> None:
     table("short.csv", "A,1\n")
     table("item.csv", rows("A", "1", 0, [1, 2, 3]), "A,1,0,kl,1,2,,,,0.5,,1\n")
     table("other-median.csv", rows("A", "1", 0, [1, 2, 3]).replace("kl,,2,", "kl,,2.1,"))
+    table("other-n.csv", rows("A", "1", 0, [1, 2, 3]).replace(",3,0.5,", ",4,0.5,"))
+    table("large.csv", rows("A", "1", 0, [1, 2, 1e308]))
+    table("large-end.csv", "A,1,0,kl,,2,-1e200,3,3,,,1\n")
     table("infinite.csv", "A,1,0,kl,,inf,,,3,,,1\n")
     table("turned.csv", "A,1,0,kl,,2,3,1,3,,,1\n")
     table("of-nothing.csv", "A,1,0,kl,,2,,,3,,,\n")
@@ -118,6 +121,12 @@ def test_what_cannot_be_shown_is_told_in_a_sentence(command: Command) -> None:
         (("twice.csv",), "hold kl twice for seed 0"),
         (("item.csv",), "hold item 1 of kl twice for seed 0"),
         (("other-median.csv",), "hold kl = 2.1 for seed 0, but the 0.5 quantile of its 3 items is 2;"),
+        (("other-n.csv",), "hold kl of n = 4 for seed 0, but 3 items with a value; take both from one audit"),
+        (
+            ("large.csv",),
+            "hold kl with 1e+308 for seed 0, where at most 1e+140 was expected, as intervals take squares",
+        ),
+        (("large-end.csv",), "hold kl with -1e+200 for seed 0"),
         (("infinite.csv",), "line 2 holds a figure of inf"),
         (("turned.csv",), "line 2 holds an interval, or a quantile q, that is none"),
         (("of-nothing.csv",), "line 2 names no version of the tool"),

@@ -112,3 +112,12 @@ def test_the_squares_of_two_sides_cover_a_difference_of_shares_as_often_as_they_
         assert ci is not None
         covered += ci[0] <= p[1] - p[0] <= ci[1]
     assert covered >= 368  # 380 are expected
+
+
+@pytest.mark.parametrize("q", [None, 0.5])
+def test_the_largest_figures_that_are_taken_have_intervals_that_scale(q: float | None) -> None:
+    """Up to 1e140, whose squares are numbers and whose fourth powers are none."""
+    groups = [np.random.default_rng(seed).uniform(-1, 1, (3, 20)) for seed in (0, 1)]
+    plain, large = levelled(groups, q), levelled([1e140 * group for group in groups], q)
+    assert plain.ci is not None
+    assert large.ci == pytest.approx([1e140 * end for end in plain.ci])

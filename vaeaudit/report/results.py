@@ -28,6 +28,7 @@ from vaeaudit.stats.levels import of_items
 
 AUDIT = "audit"
 _ROUNDING = 1e-4  # of a figure against its items, as a share of the largest: it may have been taken in float32
+_LARGEST = 1e140  # of a number, as intervals take squares and their sums
 _MEASURED = ("metric", "item", "value", "low", "high", "n", "q", "doubt", "version")
 
 
@@ -78,7 +79,7 @@ def read_results(files: Iterable[str | Path]) -> list[Figure]:
     """The figures of several tables.
 
     Raises :class:`ResultsError` for one that cannot be read, where versions of the tool differ, and for a figure or an
-    item that stands there twice, or a figure that is another than that of its items.
+    item that stands there twice, or a figure that is another than that of its items, or of another number of them.
     """
     figures = [figure for file in files for figure in _read(Path(file))]
     if not figures:
@@ -90,6 +91,7 @@ def read_results(files: Iterable[str | Path]) -> list[Figure]:
             "mixed; audit the models again with one, or give the files of one"
         )
     _refuse_unprintable(figures)
+    _refuse_too_large(figures)
     _refuse_contradictions(figures)
     return figures
 
@@ -104,6 +106,16 @@ def _refuse_unprintable(figures: Iterable[Figure]) -> None:
     for text in sorted(texts):
         if any(unicodedata.category(character) == "Cc" for character in text):
             raise ResultsError(f"the results hold a control character, in {clipped(text)!r}; take it out")
+
+
+def _refuse_too_large(figures: Iterable[Figure]) -> None:
+    for one in figures:
+        for number in (one.value, one.low, one.high):
+            if number is not None and _LARGEST < abs(number) < math.inf:
+                raise ResultsError(
+                    f"the results hold {clipped(one.metric)} with {number:g} for seed {clipped(one.seed)}, where at "
+                    f"most {_LARGEST:g} was expected, as intervals take squares; leave out what diverged"
+                )
 
 
 def _refuse_contradictions(figures: Iterable[Figure]) -> None:
@@ -123,6 +135,12 @@ def _refuse_contradictions(figures: Iterable[Figure]) -> None:
         known = np.array([value for value in values if not math.isnan(value)])
         if figure is None or not len(known) or math.isnan(figure.value):
             continue
+        # A mean is of the finite ones, a quantile of all but NaN.
+        if figure.n is not None and figure.n not in (len(known), np.isfinite(known).sum()):
+            raise ResultsError(
+                f"the results hold {clipped(figure.metric)} of n = {figure.n} for seed {clipped(figure.seed)}, but "
+                f"{len(known)} items with a value; take both from one audit"
+            )
         wanted = float(of_items(known, figure.q))
         if math.isfinite(wanted) and abs(wanted - figure.value) > _ROUNDING * max(abs(known[np.isfinite(known)])):
             of = "mean" if figure.q is None else f"{figure.q:g} quantile"

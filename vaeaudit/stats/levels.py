@@ -71,7 +71,7 @@ def levelled(
         return Levelled(value, None, seeds, items)
     half = 0.0
     if variance > 0:
-        freedom = variance**2 / sum(part**2 / count for part, count in parts)
+        freedom = 1 / sum((part / variance) ** 2 / count for part, count in parts)  # their squares may be too large
         half = float(stats.t.ppf(0.5 + level / 2, freedom)) * math.sqrt(variance)
     scale = float(stats.norm.ppf(0.5 + level / 2) / stats.norm.ppf(0.975))
     below, above = (math.hypot(half, *(scale * one[side] for one in stated)) for side in (0, 1))
