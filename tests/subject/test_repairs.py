@@ -272,6 +272,17 @@ def test_what_only_lowers_the_error_is_not_told_as_what_mends_the_model(
     assert told.endswith("which does not mend the model: the cause may be another") or "None of the likely" in told
 
 
+def test_a_decoder_that_shrinks_to_its_mean_is_as_healthy_in_other_units(images: Tensor) -> None:
+    """As one of wide variance does, whose squared error some scale would always lessen."""
+    mean = images.mean(0)
+    shrunk = Changed(Exact(), given=lambda y: mean + 0.8 * (y - mean))
+    assert passed(explained(examine(shrunk, images), shrunk, images))
+    _, added = tried(Changed(shrunk, given=lambda y: 255 * y), images)
+    assert added[0].startswith(" With reconstructions mapped from [0, 255] to [0, 1] the model passes (error ")
+    _, added = tried(Changed(shrunk, given=lambda y: 255 * y + 30), images)
+    assert "the model passes" not in added[0]
+
+
 def test_a_repair_that_raises_on_some_items_alone_hides_no_other(images: Tensor) -> None:
     def fails(_: Tensor) -> Tensor:
         raise ValueError

@@ -42,7 +42,7 @@ class Units:
     @property
     def back(self) -> "Output":
         """Reconstructions alone mapped back."""
-        return Output(f"reconstructions {self.undone}", self.advice, self.inverse)
+        return Output(f"reconstructions {self.undone}", self.advice, self.inverse, of_units=True)
 
     @property
     def directed(self) -> bool:
@@ -66,11 +66,12 @@ class Heads:
 
 @dataclass(frozen=True)
 class Output:
-    """A map of reconstructions alone."""
+    """A map of reconstructions alone; ``of_units`` where it is the way back of :class:`Units`."""
 
     name: str
     advice: str
     apply: Map
+    of_units: bool = False
 
 
 def units(x: Tensor) -> Iterator[Units]:
