@@ -25,7 +25,7 @@ from vaeaudit.model.vae import VAE, Chain, Hierarchical, Likelihood, Posterior
 from vaeaudit.stats import estimates
 from vaeaudit.stats.draws import noise_set
 from vaeaudit.stats.estimates import Measurement
-from vaeaudit.subject import latent_scale
+from vaeaudit.subject import latent_scale, sureness
 from vaeaudit.subject.baselines import Baseline
 from vaeaudit.subject.finding import Finding as Finding
 from vaeaudit.subject.finding import Verdict as Verdict
@@ -82,11 +82,11 @@ def examine(
         posterior = of_part.encode(part)
         likelihood = of_part.decode(posterior.mean)
         drawn = of_part.decode(posterior.sample(eta))
+        proper, none = _proper(likelihood, part), torch.full_like(part.flatten(1)[:, :1], torch.nan)
         return (
             likelihood.mean,
-            -likelihood.log_prob(part)
-            if _proper(likelihood, part)
-            else torch.full_like(part.flatten(1)[:, 0], torch.nan),
+            -likelihood.log_prob(part) if proper else none[:, 0],
+            sureness.without_items(likelihood, part, baseline.mean) if proper else none.expand(-1, 2),
             _kl(vae, posterior, eta),
             *baseline.errors(likelihood.mean, part),
             *baseline.errors(drawn.mean, part),
@@ -99,7 +99,7 @@ def examine(
     scaled, stated = hasattr(vae, "latent_scale"), getattr(vae, "latent_scale", None)
     compared = torch.zeros_like(number, dtype=torch.bool)
     compared[baseline.compared] = True
-    mean, nll, kl, raw, error, drawn_raw, drawn_error, latents, varies, drawn, *moments = rows.map(
+    mean, nll, without, kl, raw, error, drawn_raw, drawn_error, latents, varies, drawn, *moments = rows.map(
         run, x, noise, number
     )
     require_finite("posterior mean", latents, items)
@@ -119,6 +119,7 @@ def examine(
         baseline.finding("reconstruction", raw, error, mean[baseline.compared]),
         # Of a posterior that tells little of an item a draw may come out as the mean image does.
         baseline.finding("reconstruction of a draw", drawn_raw, drawn_error, drawn, unseen=Verdict.UNSURE),
+        sureness.finding(nll, without, raw, baseline.raw),
         gradients(of_probes, probes, probed, seed),
         _log_variance(vae, x, rows, items),
         *(latent_scale.finding(one, stated) for one in moments),

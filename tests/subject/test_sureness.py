@@ -1,0 +1,74 @@
+"""Likelihoods against those of the mean image: a decoder that is far too sure is told, and no other."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vaeaudit import BernoulliLogits, GaussianLikelihood, LaplaceLikelihood
+from vaeaudit.subject.finding import Finding, Verdict
+from vaeaudit.subject.plausibility import examine
+from vaeaudit.subject.sureness import finding, without_items
+
+X = torch.tensor([[0.0, 1.0, 0.25]])
+IMAGE = torch.tensor([[0.5, 0.75, 0.25]])
+ENTROPY = -0.25 * math.log(0.25) - 0.75 * math.log(0.75)  # of the last element, whatever it is told by
+
+
+def test_the_mean_image_and_the_item_itself_have_the_known_likelihoods() -> None:
+    found = without_items(BernoulliLogits(torch.zeros(1, 3)), X, IMAGE)
+    assert found.tolist() == [pytest.approx([math.log(2) - math.log(0.75) + ENTROPY, ENTROPY])]
+    spread = torch.tensor([[0.5, 2.0, 1.0]])
+    found = without_items(GaussianLikelihood(torch.zeros(1, 3), spread.log()), X, IMAGE)
+    least = 3 * 0.5 * math.log(2 * math.pi)  # the logarithms of the standard deviations add up to 0
+    assert found.tolist() == [pytest.approx([least + 0.5 * (1 + 0.125**2), least])]
+    assert without_items(LaplaceLikelihood(X, X), X, IMAGE).isnan().all()
+
+
+def of_bundled(vae: Any, x: Tensor, change: Callable[[Tensor], Any]) -> Finding:
+    class Changed:
+        input_shape, range, prior, encode = vae.input_shape, vae.range, vae.prior, vae.encode
+
+        def decode(self, z: Tensor) -> Any:
+            return change(vae.decode(z).logits)
+
+    (told,) = (one for one in examine(Changed(), x).findings if one.name == "likelihood")  # type: ignore[arg-type]
+    return told
+
+
+SURE: dict[str, tuple[Callable[[Tensor], Any], Verdict]] = {
+    "as it is": (BernoulliLogits, Verdict.PASS),
+    "logits doubled": (lambda logits: BernoulliLogits(2 * logits), Verdict.PASS),
+    "logits multiplied by 255": (lambda logits: BernoulliLogits(255 * logits), Verdict.UNSURE),
+    "a Gaussian of tiny variance": (
+        lambda logits: GaussianLikelihood(logits.sigmoid(), torch.tensor(-6.0)),
+        Verdict.PASS,
+    ),
+    "another kind": (lambda logits: LaplaceLikelihood(logits.sigmoid(), torch.tensor(0.0)), Verdict.PASS),
+}
+
+
+@pytest.mark.parametrize("name", SURE)
+def test_a_decoder_is_told_where_it_is_far_worse_than_an_image_that_knows_no_item(
+    name: str, bundled_model: Any, bundled_images: Tensor
+) -> None:
+    change, verdict = SURE[name]
+    found = of_bundled(bundled_model, bundled_images[:60], change)
+    assert found.verdict is verdict, found.message
+    assert ("; are logits multiplied, or are these no data of its kind?" in found.message) == (verdict != Verdict.PASS)
+
+
+def test_a_few_items_that_cost_much_are_no_sign() -> None:
+    least, image, error = torch.zeros(100), torch.full((100,), 5.0), torch.full((100,), 0.1)
+    nll = torch.ones(100)
+    nll[:3] = math.inf
+    found = finding(nll, torch.stack([image, least], 1), error, 2 * error)
+    assert (found.verdict, found.message) == (
+        Verdict.PASS,
+        "mean -log p(x|z) inf nats, with the mean image in its place 5",
+    )
+    assert finding(nll + 20, torch.stack([image, least], 1), error, 2 * error).verdict is Verdict.UNSURE
+    assert finding(nll + 20, torch.stack([image, least], 1), 3 * error, 2 * error).verdict is Verdict.PASS
