@@ -49,7 +49,7 @@ FEW = ("attack", "margin")  # of which an item takes long
 def sizes_of(name: str, axis: str, scale: float) -> list[int]:
     """The sizes, the least of which is there for what does not depend on them."""
     if axis == "latents":
-        return [1, 32, 64, 128, 256] if name in FEW else [1, 64, 128, 256, 512]
+        return [2, 32, 64, 128, 256] if name in FEW else [2, 64, 128, 256, 512]  # mig needs two
     if axis == "pixels":
         return [4**2, 16**2, 32**2, 64**2]
     if name in FEW:
