@@ -13,7 +13,7 @@ from vaeaudit.stats.estimates import clopper_pearson
 from vaeaudit.subject.finding import Finding, Verdict
 
 _NAME = "likelihood"
-_FAR = 2.0  # times what the mean image lacks to the items themselves; of 10 healthy models none lacked 0.8 of it
+_FAR = 2.0  # times what the mean image lacks to the items themselves; 10 healthy models lacked at most 0.27 of that
 _TAIL = 0.0005  # of the sign test
 
 
