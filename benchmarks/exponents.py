@@ -53,7 +53,7 @@ def sizes_of(name: str, axis: str, scale: float) -> list[int]:
     if axis == "pixels":
         return [4**2, 16**2, 32**2, 64**2]
     if name in FEW:
-        return [1, 4, 8, 16, 32]
+        return [1, 32, 64, 128, 256]
     return [64, *(round(scale * size) for size in (2048, 4096, 8192, 16384, 32768))]
 
 
