@@ -307,7 +307,7 @@ def command(
 
 # Answers every request, a line of JSON, with the id of a fork that becomes the command, and then with how it ended.
 LOADED = """
-import atexit, dataclasses, gc, importlib, json, os, pkgutil, resource, runpy, signal, sys
+import atexit, dataclasses, gc, importlib, json, os, pkgutil, runpy, signal, sys
 import vaeaudit
 for module in pkgutil.walk_packages(vaeaudit.__path__, "vaeaudit."):
     module.name == "vaeaudit.__main__" or importlib.import_module(module.name)
@@ -327,7 +327,11 @@ for line in iter(sys.stdin.readline, ""):
     signal.alarm(asked["seconds"])
     os.chdir(asked["folder"])
     for number, name in enumerate(asked["streams"]):
-        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOCTTY), number)
+        reader, writer = os.pipe()
+        os.close(reader)
+        if name != "|":
+            writer = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOCTTY)
+        os.dup2(writer, number)
     # As a fresh interpreter makes them.
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
@@ -335,8 +339,7 @@ for line in iter(sys.stdin.readline, ""):
         blank = bytes.fromhex(sys.argv[2])
         vaeaudit.audit.journal.drawn = lambda drawing: dataclasses.replace(drawing, draw=lambda: blank)
         vaeaudit.attacks.search.rungs = lambda *_: []
-    if asked["largest"] is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (asked["largest"], asked["largest"]))
+    exec(asked["first"], {})
     sys.argv = [command, *asked["arguments"]]
     try:
         runpy.run_path(command, run_name="__main__")
@@ -399,16 +402,16 @@ class Installed:
         *arguments: object,
         out: str | None = None,
         err: str | None = None,
-        largest: int | None = None,
+        first: str = "",
         whole: bool = False,
     ) -> Running:
-        """Begin a run in the current folder; ``largest`` is the size in bytes that no file may exceed."""
+        """Begin a run in the current folder, after the code ``first``; nobody reads a stream that goes to "|"."""
         streams = (Path(os.devnull), Path(out or self.place / "out"), Path(err or self.place / "err"))
         asked = {
             "arguments": [str(argument) for argument in arguments],
             "folder": str(Path.cwd()),
             "streams": [str(stream) for stream in streams],
-            "largest": largest,
+            "first": first,
             "seconds": MOST_SECONDS,
             "whole": whole,
         }
