@@ -275,6 +275,32 @@ def _asked_once() -> Iterator[None]:
         yield
 
 
+def run_here(
+    patch: pytest.MonkeyPatch, folder: Path, *, figures: bool = False, rungs: bool = False
+) -> Callable[..., int]:
+    """`vaeaudit` with the given arguments in this process, from that folder: its exit code.
+
+    Figures, and lambda searched between the few asked for, cost most of a small run, so that they are left out. Nor is
+    it told how long a run takes yet, however slow the machine.
+    """
+    patch.chdir(folder)
+    patch.setattr("vaeaudit.cli.common._LINE_EVERY", math.inf)
+    patch.setattr("typer.main.get_command", ASSEMBLED)
+    if not figures:
+        patch.setattr("vaeaudit.audit.journal.drawn", lambda drawing: replace(drawing, draw=lambda: BLANK))
+    if not rungs:
+        patch.setattr("vaeaudit.attacks.search.rungs", lambda *_: [])
+
+    def run(*arguments: object) -> int:
+        patch.setattr(sys, "argv", ["vaeaudit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    return run
+
+
 @pytest.fixture
 def command(
     request: pytest.FixtureRequest,
@@ -282,27 +308,21 @@ def command(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> Callable[..., Outcome]:
-    """`vaeaudit` with the given arguments in this process, outside any repository.
+    """`vaeaudit` in this process, outside any repository; only tests marked so have figures and lambda searched."""
+    asked = {name: request.node.get_closest_marker(name) is not None for name in ("figures", "rungs")}
+    run = run_here(monkeypatch, tmp_path, **asked)
+    return lambda *arguments: Outcome(run(*arguments), *capsys.readouterr())
 
-    Figures, and lambda searched between the few asked for, cost most of a small run: only tests marked so have them.
-    Nor is it told how long a run takes yet, however slow the machine.
-    """
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vaeaudit.cli.common._LINE_EVERY", math.inf)
-    monkeypatch.setattr("typer.main.get_command", ASSEMBLED)
-    if request.node.get_closest_marker("figures") is None:
-        monkeypatch.setattr("vaeaudit.audit.journal.drawn", lambda drawing: replace(drawing, draw=lambda: BLANK))
-    if request.node.get_closest_marker("rungs") is None:
-        monkeypatch.setattr("vaeaudit.attacks.search.rungs", lambda *_: [])
 
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["vaeaudit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        return Outcome(ended.value.code, *capsys.readouterr())
+@pytest.fixture(scope="session")
+def carried_out() -> Callable[..., None]:
+    """Runs `vaeaudit` in a folder, for fixtures that many tests share, and asserts that it ends with 0."""
 
-    return run
+    def carry_out(folder: Path, *arguments: object) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            assert run_here(patch, folder)(*arguments) == 0
+
+    return carry_out
 
 
 # Answers every request, a line of JSON, with the id of a fork that becomes the command, and then with how it ended.

@@ -50,8 +50,8 @@ WITHIN = [
 ]  # fmt: skip
 ENDING = [
     "a ::set-output name=a::b", "a\x0b::error::x", "a\u200bb\ufeffc\U000e0041", "\ud800", "\x00", "x\n===", "---",
-    "***", "a #", "[x](http://a.b)", "](http://a.b)", "https://a.b", "`code`", "a\\", "$x$", "x: y\n---\nz: 1", "[bold", "[/]",
-    ":skull:", "a\n---",
+    "***", "a #", "[x](http://a.b)", "](http://a.b)", "https://a.b", "`code`", "a\\", "$x$", "x: y\n---\nz: 1", "[bold",
+    "[/]", ":skull:", "a\n---",
 ]  # fmt: skip
 HOSTILE = [*BEGINNING, *WITHIN, *ENDING]
 # A whole report has several at once in every field, and alone what acts only so.
