@@ -30,8 +30,8 @@ def first(carried_out: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(EXAMPLES / name, folder)
     (folder / "pyproject.toml").write_text(
         "[tool.vaeaudit.noise]\ndraws = 3\n"
-        "[tool.vaeaudit.attack]\npairs = 6\nlambdas = 6\nmax_evaluations = 300\n[tool.vaeaudit.latents]\ntraverse = 0\n"
-        "[tool.vaeaudit.margin]\nitems = 6\ndraws = 100\nparts = ['certified']\n"
+        "[tool.vaeaudit.attack]\npairs = 6\nlambdas = 3\nmax_evaluations = 300\n[tool.vaeaudit.latents]\ntraverse = 0\n"
+        "[tool.vaeaudit.margin]\nitems = 3\ndraws = 100\nparts = ['certified']\n"
     )
     carried_out(folder, "init", "--limit", "12", "-q")
     return folder

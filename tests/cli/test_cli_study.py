@@ -147,7 +147,6 @@ def test_a_metric_may_be_called_anything_and_a_figure_may_be_missing(command: Co
     assert cells(Path("page/in/study.md"), "lost")[0][2] == "none"
 
 
-@pytest.mark.figures
 def test_a_row_may_name_the_report_of_a_model_in_place_of_its_figures(command: Command) -> None:
     examples = Path(__file__).parents[2] / "examples"
     for beta in (1, 8):
