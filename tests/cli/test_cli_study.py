@@ -4,8 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 Command = Callable[..., Any]
 HEADER = "system,beta,seed,metric,item,value,low,high,n,q,doubt,version\n"
 
