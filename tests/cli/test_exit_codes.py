@@ -599,23 +599,27 @@ def test_a_full_stderr_changes_no_exit_code(installed: Command, settings: str, c
     assert installed("audit", err="/dev/full").code == code
 
 
-# A file system of its own, of 48 kB, for this process alone, whose files are listed at its end.
+# A file system of its own, of so many bytes, for this process alone, whose files are listed at its end.
 SMALL = """
 import atexit, ctypes, os
-if ctypes.CDLL(None).unshare(0x20000) or os.system("mount --make-rprivate / && mount -t tmpfs -o size=48k tmpfs small"):
+if ctypes.CDLL(None).unshare(0x20000) or os.system("mount --make-rprivate / && mount -t tmpfs -o size={size} tmpfs small"):
     os._exit(77)
 atexit.register(os.system, "find small -type f")
 """
 
 
-def test_a_full_file_system_ends_with_2_and_leaves_no_half_written_report(installed: Command) -> None:
+@pytest.mark.parametrize(("size", "full"), [("48k", "vaeaudit-journal/"), ("240k", "items.json")])
+def test_a_full_file_system_ends_with_2_and_leaves_no_half_written_report(
+    installed: Command, size: str, full: str
+) -> None:
     configure(LATENTS + NOISE + MET)
     Path("small").mkdir()
-    done = installed("audit", "-q", "--out", "small/report", first=SMALL, whole=True)
+    done = installed("audit", "-q", "--out", "small/report", first=SMALL.replace("{size}", size), whole=True)
     if done.code == 77:
         pytest.skip(f"no small file system can be made here: {done.err.strip()}")
     assert done.code == 2, done
     assert "No space left on device" in done.message
+    assert f"small/report/{full}" in done.message
     assert "small/report/" in done.out
     assert not re.search(r"report\.json|/\.", done.out)
 
