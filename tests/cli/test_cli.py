@@ -92,9 +92,6 @@ def sub(methods: str) -> str:
     )
 
 
-needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-
-
 def here() -> set[str]:
     return {path.name for path in Path().iterdir()} - {"vae.safetensors", "val.npy", "__pycache__"}
 
@@ -579,13 +576,11 @@ def test_the_result_goes_whole_to_a_file_or_through_a_link(attack: Cli) -> None:
     assert attack("-o", "/dev/null") == (0, "", "")
 
 
-@needs_full
-def test_exit_codes_hold_where_streams_are_full_or_closed(
+def test_exit_codes_hold_where_streams_are_closed_or_nobody_reads_them(
     attack: Cli, installed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert installed.cold("attack", "--pairs", "0", shell='"$@" >&- 2>&- <&-').code == 2
-    for full in ("/dev/full", "|"):
-        assert installed("attack", "--pairs", "0", out=full, err=full).code == 2
+    assert installed("attack", "--pairs", "0", out="|", err="|").code == 2
     monkeypatch.setattr(sys, "stdout", None)  # what Python makes of a closed one
     assert attack().code == 0
 

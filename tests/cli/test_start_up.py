@@ -92,13 +92,12 @@ def test_settings_are_shown_with_the_facts_of_a_model_and_without_torch() -> Non
     assert not modules & {"torch", "scipy", "matplotlib"}
 
 
-@pytest.mark.parametrize("argument", ["--help", "--version"])
-def test_the_installed_command_loads_nothing_that_only_models_need(argument: str) -> None:
+def test_the_installed_command_loads_nothing_that_only_models_need() -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", COMMAND, argument], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-X", "importtime", COMMAND, "--help"], capture_output=True, text=True, timeout=60, check=True
     )
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     modules = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
     assert {"vaeaudit", "typer"} <= modules
     assert not modules & HEAVY
-    assert done.stdout.startswith(("Usage: vaeaudit [OPTIONS] COMMAND", "vaeaudit "))
+    assert done.stdout.startswith("Usage: vaeaudit [OPTIONS] COMMAND")
