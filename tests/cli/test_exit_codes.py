@@ -156,9 +156,7 @@ def earlier(carried_out: Command, tmp_path_factory: pytest.TempPathFactory, proj
     """The report of an audit of the same model on the same data, as a baseline."""
     folder = tmp_path_factory.mktemp("earlier")
     projection.fill(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        configure(NOISE)
+    (folder / "vaeaudit.toml").write_text(SUBJECT + NOISE)
     carried_out(folder, "audit")
     return folder / "vaeaudit-report"
 
