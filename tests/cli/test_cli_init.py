@@ -50,7 +50,7 @@ def test_what_it_writes_is_a_configuration_of_what_it_found(first: Path) -> None
 def test_what_was_asked_otherwise_is_written_down(first: Path) -> None:
     settings = resolve({}, first / "vaeaudit.toml").settings
     report, _ = read_report(first / "vaeaudit-report")
-    assert (settings.run.limit, settings.noise.draws, settings.attack.lambdas) == (12, 3, 6)
+    assert (settings.run.limit, settings.noise.draws, settings.attack.lambdas) == (12, 3, 3)
     assert report.configuration_sources["model.path"] == "found here"
     assert report.configuration_sources["noise.draws"].endswith("pyproject.toml")
 
