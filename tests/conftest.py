@@ -275,6 +275,32 @@ def _asked_once() -> Iterator[None]:
         yield
 
 
+def run_here(
+    patch: pytest.MonkeyPatch, folder: Path, *, figures: bool = False, rungs: bool = False
+) -> Callable[..., int]:
+    """`vaeaudit` with the given arguments in this process, from that folder: its exit code.
+
+    Figures, and lambda searched between the few asked for, cost most of a small run, so that they are left out. Nor is
+    it told how long a run takes yet, however slow the machine.
+    """
+    patch.chdir(folder)
+    patch.setattr("vaeaudit.cli.common._LINE_EVERY", math.inf)
+    patch.setattr("typer.main.get_command", ASSEMBLED)
+    if not figures:
+        patch.setattr("vaeaudit.audit.journal.drawn", lambda drawing: replace(drawing, draw=lambda: BLANK))
+    if not rungs:
+        patch.setattr("vaeaudit.attacks.search.rungs", lambda *_: [])
+
+    def run(*arguments: object) -> int:
+        patch.setattr(sys, "argv", ["vaeaudit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    return run
+
+
 @pytest.fixture
 def command(
     request: pytest.FixtureRequest,
@@ -282,32 +308,26 @@ def command(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> Callable[..., Outcome]:
-    """`vaeaudit` with the given arguments in this process, outside any repository.
+    """`vaeaudit` in this process, outside any repository; only tests marked so have figures and lambda searched."""
+    asked = {name: request.node.get_closest_marker(name) is not None for name in ("figures", "rungs")}
+    run = run_here(monkeypatch, tmp_path, **asked)
+    return lambda *arguments: Outcome(run(*arguments), *capsys.readouterr())
 
-    Figures, and lambda searched between the few asked for, cost most of a small run: only tests marked so have them.
-    Nor is it told how long a run takes yet, however slow the machine.
-    """
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vaeaudit.cli.common._LINE_EVERY", math.inf)
-    monkeypatch.setattr("typer.main.get_command", ASSEMBLED)
-    if request.node.get_closest_marker("figures") is None:
-        monkeypatch.setattr("vaeaudit.audit.journal.drawn", lambda drawing: replace(drawing, draw=lambda: BLANK))
-    if request.node.get_closest_marker("rungs") is None:
-        monkeypatch.setattr("vaeaudit.attacks.search.rungs", lambda *_: [])
 
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["vaeaudit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        return Outcome(ended.value.code, *capsys.readouterr())
+@pytest.fixture(scope="session")
+def carried_out() -> Callable[..., None]:
+    """Runs `vaeaudit` in a folder, for fixtures that many tests share, and asserts that it ends with 0."""
 
-    return run
+    def carry_out(folder: Path, *arguments: object) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            assert run_here(patch, folder)(*arguments) == 0
+
+    return carry_out
 
 
 # Answers every request, a line of JSON, with the id of a fork that becomes the command, and then with how it ended.
 LOADED = """
-import atexit, dataclasses, gc, importlib, json, os, pkgutil, resource, runpy, signal, sys
+import atexit, dataclasses, gc, importlib, json, os, pkgutil, runpy, signal, sys
 import vaeaudit
 for module in pkgutil.walk_packages(vaeaudit.__path__, "vaeaudit."):
     module.name == "vaeaudit.__main__" or importlib.import_module(module.name)
@@ -327,7 +347,11 @@ for line in iter(sys.stdin.readline, ""):
     signal.alarm(asked["seconds"])
     os.chdir(asked["folder"])
     for number, name in enumerate(asked["streams"]):
-        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOCTTY), number)
+        reader, writer = os.pipe()
+        os.close(reader)
+        if name != "|":
+            writer = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOCTTY)
+        os.dup2(writer, number)
     # As a fresh interpreter makes them.
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
@@ -335,8 +359,7 @@ for line in iter(sys.stdin.readline, ""):
         blank = bytes.fromhex(sys.argv[2])
         vaeaudit.audit.journal.drawn = lambda drawing: dataclasses.replace(drawing, draw=lambda: blank)
         vaeaudit.attacks.search.rungs = lambda *_: []
-    if asked["largest"] is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (asked["largest"], asked["largest"]))
+    exec(asked["first"], {})
     sys.argv = [command, *asked["arguments"]]
     try:
         runpy.run_path(command, run_name="__main__")
@@ -399,16 +422,16 @@ class Installed:
         *arguments: object,
         out: str | None = None,
         err: str | None = None,
-        largest: int | None = None,
+        first: str = "",
         whole: bool = False,
     ) -> Running:
-        """Begin a run in the current folder; ``largest`` is the size in bytes that no file may exceed."""
+        """Begin a run in the current folder, after the code ``first``; nobody reads a stream that goes to "|"."""
         streams = (Path(os.devnull), Path(out or self.place / "out"), Path(err or self.place / "err"))
         asked = {
             "arguments": [str(argument) for argument in arguments],
             "folder": str(Path.cwd()),
             "streams": [str(stream) for stream in streams],
-            "largest": largest,
+            "first": first,
             "seconds": MOST_SECONDS,
             "whole": whole,
         }

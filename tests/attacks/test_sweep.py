@@ -369,7 +369,7 @@ def test_groups_of_pairs_give_what_all_together_give(
 def test_no_problem_is_solved_worse_than_by_scipy(mode: str, penalty: str, small_vae: Any) -> None:
     (x, x_t), vae = pairs_of(2), small_vae()
     term = term_of(vae, x, x_t, mode)
-    found = run(term, x, x_t, 5, penalty=penalty, floor=0.0 if mode == "latent" else None, evaluations=100)
+    found = run(term, x, x_t, 3, penalty=penalty, floor=0.0 if mode == "latent" else None, evaluations=100)
     start = np.random.default_rng(0).normal(size=6) * 1e-2
     for i, (j, lam) in product(range(2), enumerate(found.lambdas.tolist())):
 
@@ -513,12 +513,11 @@ def test_a_model_is_never_given_a_batch_of_no_rows() -> None:
     assert (found.status == int(Status.CONVERGED)).all()
 
 
-@pytest.mark.parametrize("by", [torch.nan, torch.inf, -torch.inf])
-def test_a_data_term_that_is_not_finite_somewhere_is_no_candidate_there(by: float) -> None:
+def test_a_data_term_that_is_not_finite_somewhere_is_no_candidate_there() -> None:
     x, x_t = pairs_of(3)
     term = squares()
     whole = run(term, x, x_t, (0.01, 0.1))
-    for where in (x_t, 0.5 * (x + x_t)):
+    for where, by in product((x_t, 0.5 * (x + x_t)), (torch.nan, torch.inf, -torch.inf)):
         found = run(spoilt(term, where, by), x, x_t, (0.01, 0.1))
         torch.testing.assert_close(found.objective, whole.objective, rtol=1e-6, atol=1e-9)
         assert (found.status == int(Status.CONVERGED)).all()

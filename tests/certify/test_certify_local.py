@@ -154,21 +154,20 @@ def worst(graph: Graph, x: Tensor, rho: float | Tensor, *sizes: Callable[[Tensor
 def test_no_displacement_found_in_the_ball_exceeds_the_bounds(name: str) -> None:
     build, inputs = NETWORKS[name]
     graph, x = traced(build, inputs), random(2, inputs, seed=7)
+    radii, x = (0.05, 1.0), torch.cat([x, x])
+    omega, moves = map(torch.cat, zip(*(displacement(ball(graph, x[:2], rho)) for rho in radii), strict=True))
     stddev = graph.module(x)[1].exp()
-    for rho in (0.05, 1.0):
-        here = ball(graph, x, rho)
-        omega, moves = displacement(here)
-        # Of log sigma each latent as a share of its bound, of which each point ascends the largest; a bound of 0 allows
-        # nothing.
-        shift, share = worst(
-            graph,
-            x,
-            rho,
-            lambda v, _: (v / stddev).norm(dim=-1),
-            lambda _, u, most=moves: (u.abs() / most.clamp(min=1e-300)).amax(-1),
-        )
-        assert bool((shift <= omega).all())
-        assert bool((share <= 1).all())
+    # Of log sigma each latent as a share of its bound, of which each point ascends the largest; a bound of 0 allows
+    # nothing.
+    shift, share = worst(
+        graph,
+        x,
+        torch.tensor(radii, dtype=FLOAT64).repeat_interleave(2)[:, None],
+        lambda v, _: (v / stddev).norm(dim=-1),
+        lambda _, u: (u.abs() / moves.clamp(min=1e-300)).amax(-1),
+    )
+    assert bool((shift <= omega).all())
+    assert bool((share <= 1).all())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -179,9 +178,9 @@ def test_no_attack_inside_the_certified_radius_uses_up_the_gap(name: str) -> Non
     found, gap, stddev = local_margin(graph, x, p_low), torch.special.ndtri(p_low), graph.module(x)[1].exp()
     everywhere = LipschitzBounds(graph).of_output(0, 1 / stddev)
     assert bool((found.radius > 0).all())
-    for certified in (found.radius, gap / everywhere * (1 - 1e-9)):
-        shift = worst(graph, x, certified[:, None], lambda v, _: (v / stddev).norm(dim=-1))
-        assert bool((shift < gap).all())
+    certified = torch.cat([found.radius, gap / everywhere * (1 - 1e-9)])
+    shift = worst(graph, x.repeat(2, 1), certified[:, None], lambda v, _: (v / stddev.repeat(2, 1)).norm(dim=-1))
+    assert bool((shift < gap.repeat(2)).all())
 
 
 @pytest.mark.parametrize("name", NETWORKS)

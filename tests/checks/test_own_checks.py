@@ -60,10 +60,10 @@ def run(loaded: Any, site: Path) -> Run:
     """What the installed command prints with the package besides, after it ended with ``code``."""
     command = loaded(PYTHONPATH=str(site))
 
-    def printed(*arguments: object, cwd: Path, code: int = 0) -> str:
+    def printed(*arguments: object, cwd: Path, code: int = 0, first: str = "") -> str:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(cwd)
-            done = command(*arguments)
+            done = command(*arguments, first=first)
         assert done.code == code, done
         return str(done.out + done.err)
 
@@ -156,8 +156,8 @@ assert first.report.calibrations == again.report.calibrations and first.report.m
 """
 
 
-def test_an_audit_goes_on_from_it_unless_its_code_is_another(site: Path, audited: Path) -> None:
-    called([sys.executable, "-c", RESUMED.format(model=str(ON[0]), data=str(ON[2]))], site, audited)
+def test_an_audit_goes_on_from_it_unless_its_code_is_another(run: Run, audited: Path) -> None:
+    run("--version", cwd=audited, first=RESUMED.format(model=str(ON[0]), data=str(ON[2])))
 
 
 def test_the_page_on_configuration_has_its_rows(site: Path) -> None:

@@ -92,9 +92,6 @@ def sub(methods: str) -> str:
     )
 
 
-needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-
-
 def here() -> set[str]:
     return {path.name for path in Path().iterdir()} - {"vae.safetensors", "val.npy", "__pycache__"}
 
@@ -262,16 +259,10 @@ def test_what_is_not_named_or_not_there_is_told(command: Cli, arguments: list[st
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--lambdas", "1", "--max-evaluations", "3000"],
-        ["--max-evaluations", "1"],
-        ["--seed", "-5"],
-        ["--seed", str(2**70)],
-        ["--batch-size", "1"],
-        ["--batch-size", "auto"],
-        ["--limit", "99999"],
-        ["--dtype", "float64"],
-        ["--range", "-1", "2"],
-        ["--mode", "latent", "--mode", "latent"],
+        ["--lambdas", "1", "--max-evaluations", "3000", "--seed", "-5"],
+        ["--max-evaluations", "1", "--batch-size", "1", "--mode", "latent", "--mode", "latent"],
+        ["--seed", str(2**70), "--dtype", "float64", "--limit", "99999"],
+        ["--range", "-1", "2", "--batch-size", "auto"],
         ["--penalty", "l2sq", "--similarity", "wasserstein"],
     ],
     ids=" ".join,
@@ -421,10 +412,8 @@ def save_odd(projection: Any, shape: tuple[int, ...], latents: int, **facts: str
 @pytest.mark.parametrize(
     ("shape", "latents", "facts", "drawn"),
     [
-        ((7,), 3, {}, False),
-        ((1, 4, 4), 1, {}, True),
         ((3, 4, 4), 3, {}, True),
-        ((1, 3, 6), 2, {}, True),
+        ((1, 3, 6), 1, {}, True),
         ((2, 4, 4), 2, {}, False),
         ((1, 2, 3, 2), 2, {}, False),
         ((7,), 3, {"range": None}, False),
@@ -432,13 +421,11 @@ def save_odd(projection: Any, shape: tuple[int, ...], latents: int, **facts: str
         ((1, 4, 4), 3, {"stddev": "1e-30"}, True),
     ],
     ids=[
-        "vector",
-        "one latent",
         "rgb",
-        "not square",
+        "not square, one latent",
         "two channels",
         "volume",
-        "no range",
+        "vector without range",
         "one number",
         "infinite nll",
     ],
@@ -589,12 +576,11 @@ def test_the_result_goes_whole_to_a_file_or_through_a_link(attack: Cli) -> None:
     assert attack("-o", "/dev/null") == (0, "", "")
 
 
-@needs_full
-def test_exit_codes_hold_where_streams_are_full_or_closed(
+def test_exit_codes_hold_where_streams_are_closed_or_nobody_reads_them(
     attack: Cli, installed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for shell in ("2>/dev/full", ">&- 2>&- <&-", "2>&1 | true; exit ${PIPESTATUS[0]}"):
-        assert installed.cold("attack", "--pairs", "0", shell=f'"$@" {shell}').code == 2
+    assert installed.cold("attack", "--pairs", "0", shell='"$@" >&- 2>&- <&-').code == 2
+    assert installed("attack", "--pairs", "0", out="|", err="|").code == 2
     monkeypatch.setattr(sys, "stdout", None)  # what Python makes of a closed one
     assert attack().code == 0
 

@@ -23,28 +23,17 @@ Command = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def first(carried_out: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which `vaeaudit init` was said, with no argument but speed."""
-    import sys
-
-    from vaeaudit.cli.app import main
-
     folder = tmp_path_factory.mktemp("project")
     for name in ("shapes-beta1.safetensors", "shapes.npz"):
         shutil.copy(EXAMPLES / name, folder)
     (folder / "pyproject.toml").write_text(
         "[tool.vaeaudit.noise]\ndraws = 3\n"
-        "[tool.vaeaudit.attack]\npairs = 6\nlambdas = 6\nmax_evaluations = 300\n[tool.vaeaudit.latents]\ntraverse = 0\n"
-        "[tool.vaeaudit.margin]\nitems = 6\ndraws = 100\nparts = ['certified']\n"
+        "[tool.vaeaudit.attack]\npairs = 6\nlambdas = 3\nmax_evaluations = 300\n[tool.vaeaudit.latents]\ntraverse = 0\n"
+        "[tool.vaeaudit.margin]\nitems = 3\ndraws = 100\nparts = ['certified']\n"
     )
-    with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(folder)
-        patched.setattr("matplotlib.figure.Figure.savefig", lambda _, file, **__: file.write(b"png"))
-        patched.setattr("vaeaudit.attacks.search.rungs", lambda *_: [])
-        patched.setattr(sys, "argv", ["vaeaudit", "init", "--limit", "12", "-q"])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    assert ended.value.code == 0
+    carried_out(folder, "init", "--limit", "12", "-q")
     return folder
 
 
@@ -61,7 +50,7 @@ def test_what_it_writes_is_a_configuration_of_what_it_found(first: Path) -> None
 def test_what_was_asked_otherwise_is_written_down(first: Path) -> None:
     settings = resolve({}, first / "vaeaudit.toml").settings
     report, _ = read_report(first / "vaeaudit-report")
-    assert (settings.run.limit, settings.noise.draws, settings.attack.lambdas) == (12, 3, 6)
+    assert (settings.run.limit, settings.noise.draws, settings.attack.lambdas) == (12, 3, 3)
     assert report.configuration_sources["model.path"] == "found here"
     assert report.configuration_sources["noise.draws"].endswith("pyproject.toml")
 

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 Command = Callable[..., Any]
 HEADER = "system,beta,seed,metric,item,value,low,high,n,q,doubt,version\n"
 
@@ -156,7 +154,6 @@ def test_a_metric_may_be_called_anything_and_a_figure_may_be_missing(command: Co
     assert cells(Path("page/in/study.md"), "lost")[0][2] == "none"
 
 
-@pytest.mark.figures
 def test_a_row_may_name_the_report_of_a_model_in_place_of_its_figures(command: Command) -> None:
     examples = Path(__file__).parents[2] / "examples"
     for beta in (1, 8):

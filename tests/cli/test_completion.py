@@ -5,13 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 COMMAND = Path(sys.executable).with_name("vaeaudit")
 SHELLS = ("bash", "zsh", "fish")
+Answer = Callable[[Mapping[str, str]], str]
 CASES = [
     ("vaeaudit ma", {"margin"}),
     ("vaeaudit au", {"audit"}),
@@ -33,13 +35,21 @@ def asked(shell: str, line: str) -> dict[str, str]:
     return {"_VAEAUDIT_COMPLETE": f"complete_{shell}", **how}
 
 
-def answer(env: Mapping[str, str]) -> str:
-    done = subprocess.run([COMMAND], capture_output=True, text=True, timeout=60, env={**os.environ, **env})
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+@pytest.fixture
+def answer(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Answer:
+    """What is printed where these variables are set."""
+
+    def answered(env: Mapping[str, str]) -> str:
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        done = command()
+        assert (done.code, done.err) == (0, "")
+        return str(done.out)
+
+    return answered
 
 
-def offered(shell: str, line: str) -> set[str]:
+def offered(answer: Answer, shell: str, line: str) -> set[str]:
     text = answer(asked(shell, line))
     if shell == "zsh":  # _arguments '*: :(("name":"help"\n"name"))'
         return set(re.findall(r'^(?:_arguments \'\*: :\(\()?"([^"]+)"', text, re.MULTILINE))
@@ -53,20 +63,20 @@ def offered(shell: str, line: str) -> set[str]:
         *((shell, "vaeaudit audit --format j", {"json", "junit"}) for shell in SHELLS[1:]),
     ],
 )
-def test_commands_options_and_values_are_offered(shell: str, line: str, names: set[str]) -> None:
-    assert offered(shell, line) == names
+def test_commands_options_and_values_are_offered(answer: Answer, shell: str, line: str, names: set[str]) -> None:
+    assert offered(answer, shell, line) == names
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_every_command_is_offered(shell: str) -> None:
-    listed = subprocess.run([COMMAND, "--help"], capture_output=True, text=True, timeout=60, check=True).stdout
+def test_every_command_is_offered(answer: Answer, command: Callable[..., Any], shell: str) -> None:
+    listed = command("--help").out
     commands = set(re.findall(r"^  ([a-z]+) ", listed.partition("Commands:")[2], re.MULTILINE))
     assert {"audit", "margin"} <= commands
-    assert offered(shell, "vaeaudit ") == commands
+    assert offered(answer, shell, "vaeaudit ") == commands
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_files_are_left_to_the_shell(shell: str) -> None:
+def test_files_are_left_to_the_shell(answer: Answer, shell: str) -> None:
     assert answer(asked(shell, "vaeaudit audit vae")).strip() == ("_files" if shell == "zsh" else "")
 
 
@@ -85,7 +95,7 @@ def test_completion_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(("shell", "check"), [("bash", "-n"), ("zsh", "-n"), ("fish", "--no-execute")])
-def test_the_script_is_one_that_the_shell_reads(shell: str, check: str, tmp_path: Path) -> None:
+def test_the_script_is_one_that_the_shell_reads(answer: Answer, shell: str, check: str, tmp_path: Path) -> None:
     script = answer({"_VAEAUDIT_COMPLETE": f"source_{shell}"})
     assert f"_VAEAUDIT_COMPLETE=complete_{shell}" in script
     if shutil.which(shell) is None:

@@ -1,6 +1,6 @@
-"""Exit codes and streams of the installed command, row by row, as a user or a pipeline sees them.
+"""Exit codes and streams, row by row, as a user or a pipeline sees them.
 
-Every run is a process of its own.
+Every code is one of the installed command, a process of its own, at least once, and so is what only a process shows.
 """
 
 import json
@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 
 MOST_SECONDS = 60
-Command = Any  # `Installed` of conftest.py: a function of arguments, and more
+Command = Any  # a function of arguments; what is `installed` takes more, see conftest.py
 SUBJECT = '[model]\npath = "vae.safetensors"\n[data]\nsource = "val.npy"\n'
 LATENTS = "[latents]\ntraverse = 0\n"
 NOISE = "[noise]\nsigmas = [0.1]\ndraws = 2\n"
@@ -76,11 +76,6 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-@pytest.fixture(scope="module")
-def command(installed: Command) -> Command:
-    return installed
-
-
 @pytest.fixture(autouse=True)
 def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, projection: Any) -> None:
     """A folder of its own, outside any repository, with a model, data, and settings that ask for the latents."""
@@ -124,9 +119,9 @@ def left() -> set[str]:
 # ---- 0 and 1: the verdict
 
 
-def test_thresholds_that_are_met_pass_and_end_with_0(command: Command) -> None:
+def test_thresholds_that_are_met_pass_and_end_with_0(installed: Command) -> None:
     configure(LATENTS + MET)
-    done = command("audit")
+    done = installed("audit")
     assert (done.code, done.err) == (0, "")
     assert "verdict: passed" in done.out
     assert ended() == ("complete", "passed", 0)
@@ -157,14 +152,12 @@ def test_a_threshold_that_fails_ends_with_1_and_exit_zero_changes_the_code_alone
 
 
 @pytest.fixture(scope="module")
-def earlier(command: Command, tmp_path_factory: pytest.TempPathFactory, projection: Any) -> Path:
+def earlier(carried_out: Command, tmp_path_factory: pytest.TempPathFactory, projection: Any) -> Path:
     """The report of an audit of the same model on the same data, as a baseline."""
     folder = tmp_path_factory.mktemp("earlier")
     projection.fill(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        configure(NOISE)
-        assert command("audit").code == 0
+    (folder / "vaeaudit.toml").write_text(SUBJECT + NOISE)
+    carried_out(folder, "audit")
     return folder / "vaeaudit-report"
 
 
@@ -218,8 +211,8 @@ def test_a_threshold_of_no_figure_is_told_with_the_nearest_before_the_model_is_o
     assert left() == {"own.py"}
 
 
-def test_a_usage_error_ends_with_2_from_nothing(command: Command) -> None:
-    assert command.cold("audit", "--check", "latnets").said(2, "(did you mean 'latents'?)")
+def test_a_usage_error_ends_with_2_from_nothing(installed: Command) -> None:
+    assert installed.cold("audit", "--check", "latnets").said(2, "(did you mean 'latents'?)")
     assert left() == set()
 
 
@@ -310,9 +303,9 @@ def test_memory_that_holds_fewer_rows_than_asked_for_changes_nothing(command: Co
         assert less[name]["value"] == pytest.approx(figure["value"], rel=1e-5)
 
 
-def test_not_even_one_row_in_memory_ends_with_3(command: Command) -> None:
+def test_not_even_one_row_in_memory_ends_with_3(installed: Command) -> None:
     adapter = own("raise torch.OutOfMemoryError('simulated')")
-    assert command("audit", "--adapter", adapter).code == 3
+    assert installed("audit", "--adapter", adapter).code == 3
 
 
 @pytest.mark.parametrize(
@@ -336,11 +329,11 @@ def test_weights_that_are_not_finite_end_with_3(command: Command, projection: An
 
 
 @pytest.mark.parametrize("where", ["vaeaudit.report.writer.render", "vaeaudit.audit.release.evaluate"])
-def test_an_accident_of_our_own_never_reads_as_a_failed_check(command: Command, where: str) -> None:
+def test_an_accident_of_our_own_never_reads_as_a_failed_check(installed: Command, where: str) -> None:
     configure(LATENTS + MET)
     adapter, (module, _, name) = own(), where.rpartition(".")
     before("own.py", f"import {module}\ndef broken(*_): raise ValueError('of our own')\n{module}.{name} = broken")
-    done = command("audit", "--adapter", adapter)
+    done = installed("audit", "--adapter", adapter)
     assert done == (3, "", "error: unexpected ValueError: of our own; -v shows where, and a report helps\n")
     assert not Path("vaeaudit-report/report.json").exists()
 
@@ -355,34 +348,34 @@ class Evil:
         return os.system, ("touch canary",)
 
 
-def test_a_checkpoint_that_would_run_code_ends_with_4_and_does_not(command: Command, projection: Any) -> None:
+def test_a_checkpoint_that_would_run_code_ends_with_4_and_does_not(installed: Command, projection: Any) -> None:
     torch.save({"state_dict": projection.weights(), "callback": Evil()}, "vae.pt")
     Path("bare.pt").write_bytes(pickle.dumps(Evil()))
     for file in ("vae.pt", "bare.pt"):
-        done = command("audit", file, "--adapter", "mlp", "--exit-zero")
+        done = installed("audit", file, "--adapter", "mlp", "--exit-zero")
         assert done.said(4, "could run code, so it was not loaded")
     assert left() == {"vae.pt", "bare.pt"}
 
 
-def test_data_that_would_run_code_are_left_out_or_end_with_4_and_do_not(command: Command) -> None:
+def test_data_that_would_run_code_are_left_out_or_end_with_4_and_do_not(installed: Command) -> None:
     objects = np.empty(2, object)
     objects[:] = [Evil(), Evil()]
     np.savez("both.npz", imgs=np.load("val.npy"), metadata=objects)
     np.savez("only.npz", imgs=objects)
     Path("bare.npz").write_bytes(pickle.dumps(Evil()))
     np.save("list.npy", objects, allow_pickle=True)
-    assert "metadata: pickled objects are not loaded" in command("doctor", "--data", "both.npz").out
+    assert "metadata: pickled objects are not loaded" in installed("doctor", "--data", "both.npz").out
     for data in ("only.npz", "bare.npz", "list.npy"):
-        assert command("doctor", "--data", data).said(4, "could run code")
+        assert installed("doctor", "--data", data).said(4, "could run code")
     assert not Path("canary").exists()
 
 
 # ---- 5: no verdict
 
 
-def test_an_interval_across_its_threshold_ends_with_5(command: Command) -> None:
+def test_an_interval_across_its_threshold_ends_with_5(installed: Command) -> None:
     configure(LATENTS + ACROSS)
-    done = command("audit", "--exit-zero")
+    done = installed("audit", "--exit-zero")
     assert (done.code, done.err) == (5, "")
     assert ended() == ("complete", "inconclusive", 5)
     assert "more items may tell" in report()["checks"][0]["why"]
@@ -457,10 +450,10 @@ with Path("count").open("a") as counting: counting.write("x")
 STOPPING = "stopping: keeping what has been found (once more to end at once)\n"
 
 
-def interrupted(command: Command, number: signal.Signals, *arguments: object, times: int = 1) -> Any:
+def interrupted(installed: Command, number: signal.Signals, *arguments: object, times: int = 1) -> Any:
     """An audit of noise and latents that is sent the signal within the latents."""
     Path("stop").touch()
-    running = command.start("audit", "--adapter", own(WAITING), *arguments)
+    running = installed.start("audit", "--adapter", own(WAITING), *arguments)
     until = time.monotonic() + MOST_SECONDS
     while not Path("there").exists() and time.monotonic() < until:
         time.sleep(0.01)
@@ -475,14 +468,14 @@ def interrupted(command: Command, number: signal.Signals, *arguments: object, ti
 
 
 def test_an_interrupted_audit_ends_with_130_and_goes_on_to_the_report_that_it_would_have_been(
-    command: Command,
+    installed: Command,
 ) -> None:
     configure(NOISE + LATENTS + MET + "[run]\nbatch_size = 8\n")
-    assert command("audit", "--adapter", own(WAITING)).code == 0
+    assert installed("audit", "--adapter", own(WAITING)).code == 0
     whole, files, calls = report(), contents(), Path("count").stat().st_size
     shutil.rmtree("vaeaudit-report")
 
-    done = interrupted(command, signal.SIGINT)
+    done = interrupted(installed, signal.SIGINT)
     assert (done.code, done.err) == (130, STOPPING)
     assert "verdict: inconclusive" in done.out
     assert ended() == ("interrupted", "inconclusive", 130)
@@ -493,7 +486,7 @@ def test_an_interrupted_audit_ends_with_130_and_goes_on_to_the_report_that_it_wo
     assert [check["verdict"] for check in kept["checks"]] == ["inconclusive"]
 
     Path("count").unlink()
-    done = command("audit", "--adapter", own(WAITING), "--resume")
+    done = installed("audit", "--adapter", own(WAITING), "--resume")
     assert (done.code, done.err) == (0, "")
     assert "verdict: passed" in done.out
     assert "interrupted:" not in done.out + Path("vaeaudit-report/report.md").read_text(encoding="utf-8")
@@ -521,25 +514,25 @@ def contents() -> dict[str, bytes]:
     }
 
 
-def test_a_terminated_audit_ends_with_130_whatever_exit_zero_says(command: Command) -> None:
+def test_a_terminated_audit_ends_with_130_whatever_exit_zero_says(installed: Command) -> None:
     configure(NOISE + LATENTS + MISSED)
-    done = interrupted(command, signal.SIGTERM, "--exit-zero", "--format", "json", "-q")
+    done = interrupted(installed, signal.SIGTERM, "--exit-zero", "--format", "json", "-q")
     assert (done.code, done.err) == (130, "")
     assert strict(done.out) == report()
     assert ended() == ("interrupted", "inconclusive", 130)
     assert COMPARED in report()["metrics"]
 
 
-def test_an_audit_that_is_interrupted_twice_says_nothing_false_of_what_is_kept(command: Command) -> None:
+def test_an_audit_that_is_interrupted_twice_says_nothing_false_of_what_is_kept(installed: Command) -> None:
     configure(NOISE + LATENTS + MET)
-    done = interrupted(command, signal.SIGINT, times=2)
+    done = interrupted(installed, signal.SIGINT, times=2)
     assert (done.code, done.out) == (130, "")
     assert done.err.startswith(STOPPING)
     assert not Path("vaeaudit-report/report.json").exists()
     kept = list(Path("vaeaudit-report").glob("vaeaudit-journal/*.log"))
     assert len(kept) == 1
     assert "nothing was kept" not in done.err
-    done = command("audit", "--adapter", own(WAITING), "--resume")
+    done = installed("audit", "--adapter", own(WAITING), "--resume")
     assert (done.code, done.err) == (0, "")
     assert not kept[0].exists()
 
@@ -577,17 +570,17 @@ needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this sys
 
 
 @needs_full
-def test_a_full_stdout_ends_with_2_and_the_report_is_kept(command: Command) -> None:
+def test_a_full_stdout_ends_with_2_and_the_report_is_kept(installed: Command) -> None:
     configure(LATENTS + MISSED)
-    done = command("audit", out="/dev/full")
+    done = installed("audit", out="/dev/full")
     assert done.said(2, "stdout cannot be written: No space left on device; give --output FILE")
     assert ended() == ("complete", "failed", 2)
 
 
 @needs_full
 @pytest.mark.parametrize("arguments", [["--help"], ["noise", "--help"], ["--version"]])
-def test_help_that_cannot_be_printed_ends_with_2(command: Command, arguments: list[str]) -> None:
-    assert command(*arguments, out="/dev/full").said(2, "stdout cannot be written: No space left on device")
+def test_help_that_cannot_be_printed_ends_with_2(installed: Command, arguments: list[str]) -> None:
+    assert installed(*arguments, out="/dev/full").said(2, "stdout cannot be written: No space left on device")
 
 
 @needs_full
@@ -599,39 +592,50 @@ def test_a_full_output_file_ends_with_2_and_the_report_is_kept(command: Command)
 
 @needs_full
 @pytest.mark.parametrize(("settings", "code"), [(MISSED, 1), (ACROSS, 5), ("[run]\nsede = 1\n", 2)])
-def test_a_full_stderr_changes_no_exit_code(command: Command, settings: str, code: int) -> None:
+def test_a_full_stderr_changes_no_exit_code(installed: Command, settings: str, code: int) -> None:
     configure(LATENTS + settings)
-    assert command("audit", err="/dev/full").code == code
+    assert installed("audit", err="/dev/full").code == code
 
 
-def test_a_full_file_system_ends_with_2_and_leaves_no_half_written_report(command: Command) -> None:
+# A file system of its own, of so many bytes, for this process alone, whose files are listed at its end.
+SMALL = """
+import atexit, ctypes, os
+if ctypes.CDLL(None).unshare(0x20000) or os.system("mount --make-rprivate / && mount -t tmpfs -o size={size} x small"):
+    os._exit(77)
+atexit.register(os.system, "find small -type f")
+"""
+
+
+@pytest.mark.parametrize(("size", "full"), [("48k", "vaeaudit-journal/"), ("240k", "items.json")])
+def test_a_full_file_system_ends_with_2_and_leaves_no_half_written_report(
+    installed: Command, size: str, full: str
+) -> None:
     configure(LATENTS + NOISE + MET)
     Path("small").mkdir()
-    mounted = "unshare --mount bash -c 'mount -t tmpfs -o size=48k tmpfs small && echo MOUNTED && {}' bash \"$@\""
-    done = command.cold(
-        "audit",
-        "-q",
-        "--out",
-        "small/report",
-        shell=mounted.format('{ "$@"; code=$?; find small -type f; exit $code; }'),
-    )
-    if not done.out.startswith("MOUNTED"):
+    done = installed("audit", "-q", "--out", "small/report", first=SMALL.replace("{size}", size), whole=True)
+    if done.code == 77:
         pytest.skip(f"no small file system can be made here: {done.err.strip()}")
     assert done.code == 2, done
     assert "No space left on device" in done.message
+    assert f"small/report/{full}" in done.message
+    assert "small/report/vaeaudit-journal/" in done.out  # what was found is kept
     assert not re.search(r"report\.json|/\.", done.out)
 
 
+def no_file_over(largest: int) -> str:
+    return f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest}, {largest}))"
+
+
 @pytest.mark.parametrize("largest", [4_000, 80_000])
-def test_a_file_that_may_not_grow_ends_with_2_and_nothing_is_half_written(command: Command, largest: int) -> None:
+def test_a_file_that_may_not_grow_ends_with_2_and_nothing_is_half_written(installed: Command, largest: int) -> None:
     configure(NOISE + MET.replace(FIGURE, COMPARED))
-    done = command("audit", largest=largest, whole=True)
+    done = installed("audit", first=no_file_over(largest), whole=True)
     assert done.said(2, "cannot be written: File too large; name another place")
     assert not list(Path("vaeaudit-report").glob("report.json"))
     assert not list(Path("vaeaudit-report").rglob(".*"))
 
 
-def test_a_check_whose_result_cannot_be_kept_is_never_passed_over(command: Command) -> None:
+def test_a_check_whose_result_cannot_be_kept_is_never_passed_over(installed: Command) -> None:
     configure("")  # all checks, each only if the model and the data allow it; but most take seconds
     adapter = own()
     before(
@@ -639,7 +643,7 @@ def test_a_check_whose_result_cannot_be_kept_is_never_passed_over(command: Comma
         "import vaeaudit.audit.run as a; w = a.works_of\n"
         "a.works_of = lambda c, s: w(c, s) if c.name == 'noise' else {}",
     )
-    done = command("audit", "--adapter", adapter, largest=10_000)
+    done = installed("audit", "--adapter", adapter, first=no_file_over(10_000))
     assert done.said(2, "cannot be written: File too large; name another place")
     assert "vaeaudit-journal" in done.message
 
@@ -672,11 +676,11 @@ def test_a_file_in_place_of_the_journal_ends_with_2_and_stays(command: Command) 
     assert Path("vaeaudit-report/vaeaudit-journal").read_text() == "mine"
 
 
-def test_a_reader_who_leaves_early_changes_no_exit_code(command: Command) -> None:
+def test_a_reader_who_leaves_early_changes_no_exit_code(installed: Command) -> None:
     configure(LATENTS + MISSED)
-    assert command.cold("audit", "-q", "--format", "json", shell='set -o pipefail; "$@" | true') == (1, "", "")
+    assert installed("audit", "-q", "--format", "json", out="|") == (1, "", "")
     assert ended() == ("complete", "failed", 1)
-    done = command.cold("attack", "--help", shell='"$@" | head -1; echo ${PIPESTATUS[0]}')
+    done = installed.cold("attack", "--help", shell='"$@" | head -1; echo ${PIPESTATUS[0]}')
     assert (done.out, done.err) == ("Usage: vaeaudit attack [OPTIONS] [MODEL]\n0\n", "")
 
 
@@ -692,7 +696,7 @@ WARNS = MISSED + 'severity = "warn"\n[baseline]\npath = "none.json"\n'
 
 
 def test_json_on_stdout_is_nothing_but_json_beside_warnings_chatter_and_a_running_progress(
-    command: Command,
+    installed: Command,
 ) -> None:
     configure(LATENTS + WARNS)
     ours, theirs = pty.openpty()
@@ -707,7 +711,7 @@ def test_json_on_stdout_is_nothing_but_json_beside_warnings_chatter_and_a_runnin
 
     reader = threading.Thread(target=read)
     reader.start()
-    done = command("audit", "--adapter", own(CHATTY), "--format", "json", "-v", err=os.ttyname(theirs))
+    done = installed("audit", "--adapter", own(CHATTY), "--format", "json", "-v", err=os.ttyname(theirs))
     os.close(theirs)
     reader.join()
     os.close(ours)
@@ -719,8 +723,8 @@ def test_json_on_stdout_is_nothing_but_json_beside_warnings_chatter_and_a_runnin
         assert text in shown
 
 
-def test_json_on_stdout_is_nothing_but_json_where_code_below_python_writes_to_it(command: Command) -> None:
-    done = command("audit", "--adapter", own('os.write(1, b"below")\nos.system("echo beside")'), "--format", "json")
+def test_json_on_stdout_is_nothing_but_json_where_code_below_python_writes_to_it(installed: Command) -> None:
+    done = installed("audit", "--adapter", own('os.write(1, b"below")\nos.system("echo beside")'), "--format", "json")
     assert done.code == 0
     assert strict(done.out) == report()
     assert "below" in done.err

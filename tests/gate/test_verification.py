@@ -1,6 +1,5 @@
 """A report is held against the values and files beside it: what was written is found, and what was forged."""
 
-import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -36,12 +35,11 @@ Forge = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture(scope="module")
-def written(installed: Any, projection: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(carried_out: Any, projection: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("audited")
     projection.fill(folder)
     (folder / "vaeaudit.toml").write_text(SETTINGS)
-    with contextlib.chdir(folder):
-        assert installed("audit").code == 0
+    carried_out(folder, "audit")
     return folder / "vaeaudit-report"
 
 

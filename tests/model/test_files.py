@@ -168,7 +168,7 @@ def deflated(file: Path) -> None:
     """The same archive with its members compressed."""
     with zipfile.ZipFile(file) as archive:
         members = {info.filename: archive.read(info) for info in archive.infolist()}
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:  # which is quickest
         for name, content in members.items():
             archive.writestr(name, content)
 

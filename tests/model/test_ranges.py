@@ -126,7 +126,7 @@ def test_attacks_under_a_cap_stay_in_the_range(
 ) -> None:
     x = items(span)
     x_t = x[3:] if mode == "worst" else None
-    found = vaeaudit.capped_attack(model(span), x[:3], mode, x_t, caps=[0.3, 40.0], norm=norm, max_evaluations=40)
+    found = vaeaudit.capped_attack(model(span), x[:3], mode, x_t, caps=[0.3, 40.0], norm=norm, max_evaluations=12)
     adversarial = found.capped.adversarial
     assert inside(adversarial, span)
     # A cap far wider than the box leaves the box alone to stop the attack, each row at its own ends.

@@ -29,18 +29,15 @@ def of_pytorch_examples(weights: Tensors) -> Tensors:
     return named | {"fc4.weight": 4 * named["fc4.weight"], "fc4.bias": torch.zeros_like(named["fc4.bias"])}
 
 
-def test_the_first_adapter_of_a_plain_fully_connected_vae_works_as_it_stands(
-    installed: Any, tmp_path: Path, projection: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_first_adapter_of_a_plain_fully_connected_vae_works_as_it_stands(command: Any, projection: Any) -> None:
     torch.save({"state_dict": of_pytorch_examples(projection.weights()), "epoch": 3}, "vae.pt")
     np.save("val.npy", projection.images())
-    assert installed("adapters", "--for", "vae.pt", "-o", "my_adapter.py").code == 0
+    assert command("adapters", "--for", "vae.pt", "-o", "my_adapter.py").code == 0
     written = Path("my_adapter.py").read_text()
     code = [line for line in written.splitlines() if line and not line.startswith("#")]
     assert len(code) <= 20
     assert max(map(len, written.splitlines())) <= 120
-    done = installed("doctor", "vae.pt", "--adapter", "my_adapter.py:open", "--data", "val.npy")
+    done = command("doctor", "vae.pt", "--adapter", "my_adapter.py:open", "--data", "val.npy")
     assert done.code == 0, done
 
 

@@ -37,17 +37,25 @@ from vaeaudit.settings.fields import Range
 
 PIXEL = PNG + bytes.fromhex("0000000d4948445200000001000000010800000000")
 # What acts on a terminal, the log of GitHub, Azure or TeamCity, a viewer of Markdown, a page, XML, YAML, rich's markup.
-HOSTILE = [
-    "::error::x", "a\n::error::x", "a\r::add-mask::x", "a ::set-output name=a::b", "##[error]x", "a##vso[task.x]y",
-    "##teamcity[x]", "\x1b[2Jx", "\x9b2Jx", "\x1b]8;;http://a.b\x1b\\x\x1b]8;;\x1b\\", "a\x08\x08b", "\u202egnp.exe",
-    "a\u2028::error::x", "a\x85::error::x", "a\x0b::error::x", "a\u200bb\ufeffc\U000e0041", "\ud800", "\x00",
-    "x\n# heading", "# heading", "x\n\n- item", "- item", "1. item", "[ ] box", "> quoted", "x\n===", "---", "***",
-    "a #", "[x](http://a.b)", "![x](http://a.b/c.png)", "](http://a.b)", "[x]: http://a.b", "https://a.b", "www.a.b",
-    "a@b.org", "@org/team", "<img src=x onerror=alert(1)>", "</details><script>x", "<!-- x", "&lt;b&gt;",
-    "`code`", "```", "a`b",
-    "*a* **b** _c_ ~~d~~", "a | b |", "a\\", "a\\|b", "$x$", "]]>", "x: y\n---\nz: 1", "- !!python/object x", "{{ 1 }}",
-    "[red]x[/red]", "[link=http://a.b]x[/link]", "[bold", "[/]", ":skull:", "error: all is well\nverdict: passed",
+BEGINNING = [
+    "::error::x", "a\r::add-mask::x", "##[error]x", "##teamcity[x]", "\x1b[2Jx", "\x9b2Jx", "# heading", "- item",
+    "1. item", "[ ] box", "> quoted", "[x]: http://a.b", "```", "- !!python/object x", "<img src=x onerror=alert(1)>",
+    "[red]x[/red]", "error: all is well\nverdict: passed", "{{ 1 }}", "a | b |", "\u202egnp.exe",
 ]  # fmt: skip
+WITHIN = [
+    "a##vso[task.x]y", "a\n::error::x", "\x1b]8;;http://a.b\x1b\\x\x1b]8;;\x1b\\", "a\x08\x08b", "a\u2028::error::x",
+    "a\x85::error::x", "x\n# heading", "x\n\n- item", "![x](http://a.b/c.png)", "www.a.b", "a@b.org", "@org/team",
+    "</details><script>x", "<!-- x", "&lt;b&gt;", "a`b", "*a* **b** _c_ ~~d~~", "[link=http://a.b]x[/link]", "a\\|b",
+    "]]>",
+]  # fmt: skip
+ENDING = [
+    "a ::set-output name=a::b", "a\x0b::error::x", "a\u200bb\ufeffc\U000e0041", "\ud800", "\x00", "x\n===", "---",
+    "***", "a #", "[x](http://a.b)", "](http://a.b)", "https://a.b", "`code`", "a\\", "$x$", "x: y\n---\nz: 1", "[bold",
+    "[/]", ":skull:", "a\n---",
+]  # fmt: skip
+HOSTILE = [*BEGINNING, *WITHIN, *ENDING]
+# A whole report has several at once in every field, and alone what acts only so.
+TOGETHER = [*map(" ".join, zip(BEGINNING, WITHIN, ENDING, strict=True)), "---", "***"]
 
 
 def made(kind: Any, text: str, name: str = "") -> Any:
@@ -150,7 +158,7 @@ def check_forms(text: str) -> None:
         assert obeyed(message) == []
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("text", TOGETHER)
 def test_no_form_holds_a_command_or_a_control_character(text: str) -> None:
     check_forms(text)
 
@@ -174,33 +182,38 @@ def test_no_line_of_a_table_begins_with_a_command_at_any_width(
         assert obeyed(report_text(report_of(text), Path("out"), to_terminal=True, verbose=verbose)) == []
 
 
-def tokens(text: str) -> Iterator[Any]:
-    for token in MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text):
-        yield token
-        yield from token.children or ()
+MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
 
-def shape(text: str) -> list[tuple[str, str]]:
+def tokens(text: str) -> list[Any]:
+    return [one for token in MARKDOWN.parse(text) for one in (token, *(token.children or ()))]
+
+
+def shape(found: list[Any]) -> list[tuple[str, str]]:
     """What a document is made of, but for its words; a text in backticks is one that is shown."""
     plain = ("text", "text_special", "code_inline", "softbreak")
-    return [(token.type, token.tag) for token in tokens(text) if token.type not in plain]
+    return [(token.type, token.tag) for token in found if token.type not in plain]
 
 
-def words(text: str) -> str:
-    return "".join(token.content for token in tokens(text) if token.type in ("text", "text_special", "code_inline"))
+def words(found: list[Any]) -> str:
+    return "".join(token.content for token in found if token.type in ("text", "text_special", "code_inline"))
+
+
+def without_files(form: str, text: str) -> list[Any]:
+    return tokens(FORMS[form](report_of(text).model_copy(update={"files": {}})))
+
+
+@pytest.mark.parametrize("form", ["markdown", "summary"])
+@pytest.mark.parametrize("text", TOGETHER)
+def test_markdown_is_made_of_the_same_parts_whatever_the_text(text: str, form: str) -> None:
+    found = without_files(form, text)
+    assert shape(found) == plain_shape(form)
+    assert one_line(text) in words(found)
 
 
 @cache
 def plain_shape(form: str) -> list[tuple[str, str]]:
-    return shape(FORMS[form](report_of("plain").model_copy(update={"files": {}})))
-
-
-@pytest.mark.parametrize("form", ["markdown", "summary"])
-@pytest.mark.parametrize("text", HOSTILE)
-def test_markdown_is_made_of_the_same_parts_whatever_the_text(text: str, form: str) -> None:
-    document = FORMS[form](report_of(text).model_copy(update={"files": {}}))
-    assert shape(document) == plain_shape(form)
-    assert one_line(text) in words(document)
+    return shape(without_files(form, "plain"))
 
 
 @pytest.mark.parametrize("text", ["a.png", "a b.png", "../a.png", "http://a.b/c.png", "..\\a.png", "x](y)", "\ud800\n"])
@@ -222,14 +235,14 @@ def check_place(text: str, place: str) -> None:
         escape = literal.alt
     else:
         escape = {"|": literal.cell, "*": literal.inline, "#": literal.inline}.get(place[0], literal.block)
-    document = place.replace("{}", escape(text))
-    assert shape(document) == shape(place.replace("{}", "plain"))
+    found = tokens(place.replace("{}", escape(text)))
+    assert shape(found) == shape(tokens(place.replace("{}", "plain")))
     shown = one_line(text)
     if place.startswith("!["):
-        (image,) = (token for token in tokens(document) if token.type == "image")
+        (image,) = (token for token in found if token.type == "image")
         assert "".join(child.content for child in image.children) == shown
     else:
-        assert shown in words(document)
+        assert shown in words(found)
 
 
 class Page(HTMLParser):
@@ -259,14 +272,14 @@ def plain_page() -> Page:
     return Page(shown_as("html", "plain"))
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("text", TOGETHER)
 def test_a_page_is_made_of_the_same_parts_whatever_the_text(text: str) -> None:
     page = Page(shown_as("html", text))
     assert page.found == plain_page().found
     assert visible(text) in page.words
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("text", TOGETHER)
 def test_xml_yaml_and_json_hold_the_text_and_no_part_more(text: str, tmp_path: Path) -> None:
     file = tmp_path / "junit.xml"
     file.write_text(shown_as("junit", text), encoding="ascii")
@@ -280,7 +293,7 @@ def test_xml_yaml_and_json_hold_the_text_and_no_part_more(text: str, tmp_path: P
     assert kept in set(texts(json.loads(shown_as("json", text))))
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("text", TOGETHER)
 def test_the_terminal_shows_the_text(text: str) -> None:
     shown = shown_as("table", text)
     assert f"partial: {line(text)}\n" in shown
@@ -444,13 +457,13 @@ def test_no_report_acts_however_it_was_doctored(command: Command, text: str) -> 
 # ---- Odd reports, names and nesting: refused with their reason, or taken
 
 
-def leaves(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to everything within a report."""
+def leaves(value: Any, way: tuple[Any, ...] = (), beside: Any = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The way to everything within a report, and the names beside which its last step stands."""
     if way:
-        yield way
+        yield way, beside
     inner = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
     for step, one in inner:
-        yield from leaves(one, (*way, step))
+        yield from leaves(one, (*way, step), tuple(value) if isinstance(value, dict) and len(value) > 1 else way)
 
 
 def changed(content: Any, way: tuple[Any, ...], value: Any) -> Any:
@@ -465,7 +478,8 @@ def changed(content: Any, way: tuple[Any, ...], value: Any) -> Any:
 def test_a_report_with_any_field_changed_is_read_and_shown_or_refused_with_its_name(value: Any, tmp_path: Path) -> None:
     content = json.loads(to_json(report_of("plain")))
     file = tmp_path / "report.json"
-    for way in leaves(content):
+    of_a_kind = {(way[0], beside, way[-1]): way for way, beside in leaves(content)}  # once in each entry of the report
+    for way in of_a_kind.values():
         file.write_text(json.dumps(changed(content, way, value)))
         try:
             report, _ = read_report(file)

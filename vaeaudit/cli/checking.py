@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 def carry_out(checks: Sequence[str], asked: Asked) -> int:
     """Run ``checks`` with the settings that were asked for, and no policy but their own; the report's exit code."""
-    from vaeaudit.settings.config import measuring
+    from vaeaudit.settings.config import measuring, model_and_data
 
     resolved = measuring(asked.settings(), checks)
+    model_and_data(resolved.settings)  # told at once, where opening them would load torch before
 
     def work(reporter: Reporter) -> "Audit":
         from vaeaudit.audit.release import Terms, judged

@@ -12,7 +12,10 @@ def command(asked: Asked) -> int:
 
     Reconstruction, gradients, determinism, range and clamping, as they are tried before any check.
     """
+    from vaeaudit.settings.config import model_and_data
+
     resolved = asked.settings()
+    model_and_data(resolved.settings)  # told at once, where opening them would load torch before
     from vaeaudit.audit.writing import data_entry, model_entry, plausibility_entry
     from vaeaudit.cli.render import doctor_line, doctor_text, stdout_is_terminal
     from vaeaudit.gate.ending import ending

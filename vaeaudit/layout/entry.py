@@ -9,15 +9,13 @@ Number = float | None  # None stands for "not a finite number"
 
 def storable(value: object) -> object:
     r"""A value whose texts no bytes of a file's name are left in that are no UTF-8: they become escapes, as \\udcff."""
-    match value:
-        case str():
-            return value.encode(errors="backslashreplace").decode()
-        case list() | tuple():
-            return [storable(one) for one in value]
-        case dict():
-            return {storable(name): storable(one) for name, one in value.items()}
-        case _:
-            return value
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode(errors="backslashreplace").decode()
+    if isinstance(value, (list, tuple)):
+        return [storable(one) for one in value]
+    if isinstance(value, dict):
+        return {storable(name): storable(one) for name, one in value.items()}
+    return value
 
 
 class Entry(BaseModel):

@@ -96,6 +96,18 @@ def measuring(resolved: Resolved, checks: Sequence[str]) -> Resolved:
     return Resolved(bare, {key: who for key, who in named.sources.items() if not key.startswith(_POLICY)})
 
 
+def model_and_data(settings: Settings) -> tuple[str, str]:
+    """Where the settings say that these lie; raises :class:`ConfigError` where they do not."""
+    if settings.model.path is None:
+        raise ConfigError(
+            "no model is named; give one, as in `vaeaudit attack vae.safetensors --data val.npz`, "
+            "or set [model] path in vaeaudit.toml"
+        )
+    if settings.data.source is None:
+        raise ConfigError("no data are named; give them, as in `--data val.npz`, or set [data] source in vaeaudit.toml")
+    return settings.model.path, settings.data.source
+
+
 def find_config(start: Path) -> Path | None:
     """The configuration file that counts for the working directory ``start``, if there is one."""
     start = start.resolve()

@@ -23,6 +23,7 @@ from vaeaudit.model.memory import ran_out, rows_that_fit
 from vaeaudit.model.ranges import Range, normalised
 from vaeaudit.model.registry import LoadedModel, open_model
 from vaeaudit.model.vae import VAE, Resizable
+from vaeaudit.settings.config import model_and_data
 from vaeaudit.settings.sections import Settings
 from vaeaudit.stats.draws import uniform
 from vaeaudit.subject.baselines import unlike_scales
@@ -131,17 +132,11 @@ def prepare(settings: Settings) -> Subject:
     Raises :class:`VaeauditError` where one of these cannot be done; a model that can be tried and looks wrong
     is no error but a finding. It is tried in float32 where the settings ask for bfloat16.
     """
-    if settings.model.path is None:
-        raise ConfigError(
-            "no model is named; give one, as in `vaeaudit attack vae.safetensors --data val.npz`, "
-            "or set [model] path in vaeaudit.toml"
-        )
-    if settings.data.source is None:
-        raise ConfigError("no data are named; give them, as in `--data val.npz`, or set [data] source in vaeaudit.toml")
+    path, source = model_and_data(settings)
     device, dtype = choose_device(settings.run.device), getattr(torch, settings.run.dtype)
     dtype = torch.float32 if dtype == torch.bfloat16 else dtype
     model = open_model(
-        settings.model.path,
+        path,
         settings.model.adapter,
         settings.model.options,
         device=device,
@@ -149,7 +144,7 @@ def prepare(settings: Settings) -> Subject:
         trust_code=settings.model.trust_code,
     )
     compute_exactly(device, tf32=settings.run.tf32)  # after the adapter, which may have set switches of its own
-    stored = read(settings.data.source)
+    stored = read(source)
     if isinstance(model.vae, Resizable) and settings.data.resize is None:
         model = replace(model, vae=_of_size(model.vae, stored.values.shape[1:]))
     shape = tuple(model.vae.input_shape)
