@@ -12,6 +12,7 @@ import typer
 from vaeaudit.cli.app import app
 
 COMMAND = Path(sys.executable).with_name("vaeaudit")
+OPENING = ("attack", "audit", "doctor")
 HEAVY = {"torch", "numpy", "scipy", "matplotlib", "jinja2", "yaml", "huggingface_hub", "safetensors", "PIL", "sympy"}
 
 
@@ -48,13 +49,16 @@ for arguments in json.loads(sys.argv[1]):
 def loaded() -> dict[str, tuple[int, list[str]]]:
     """How each way to ask ended, and what it loaded of what is heavy."""
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, json.dumps([*asked(), ["attack", "--isolated"]])],
+        [sys.executable, "-c", PROBE, json.dumps([*asked(), *([name, "--isolated"] for name in OPENING)])],
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    told = (json.loads(line) for line in done.stderr.splitlines() if not line.startswith("error: no model is named;"))
+    lines = done.stderr.splitlines()
+    errors = [line for line in lines if line.startswith("error: no model is named;")]
+    assert len(errors) == len(OPENING)
+    told = (json.loads(line) for line in lines if line not in errors)
     return {" ".join(arguments): (code, heavy) for arguments, code, heavy in told}
 
 
@@ -65,8 +69,9 @@ def test_help_and_version_load_nothing_that_only_models_need(
     assert loaded[" ".join(arguments)] == (0, [])
 
 
-def test_that_no_model_is_named_is_told_without_torch(loaded: dict[str, tuple[int, list[str]]]) -> None:
-    code, heavy = loaded["attack --isolated"]
+@pytest.mark.parametrize("name", OPENING)
+def test_that_no_model_is_named_is_told_without_torch(loaded: dict[str, tuple[int, list[str]]], name: str) -> None:
+    code, heavy = loaded[f"{name} --isolated"]
     assert code == 2
     assert "torch" not in heavy
 

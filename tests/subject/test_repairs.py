@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,20 @@ def test_a_decoder_that_shrinks_to_its_mean_is_as_healthy_in_other_units(images:
     assert added[0].startswith(" With reconstructions mapped from [0, 255] to [0, 1] the model passes (error ")
     _, added = tried(Changed(shrunk, given=lambda y: 255 * y + 30), images)
     assert "the model passes" not in added[0]
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 4, 4), (6,)])
+def test_no_fixed_range_taken_for_another_looks_like_shrinking(shape: tuple[int, ...]) -> None:
+    """So that only a decoder can be the cause; ranges that the data decide can lie anywhere, and are not fixed."""
+    for x in (torch.rand(40, *shape), 2 * torch.rand(40, *shape) - 1, 255 * torch.rand(40, *shape)):
+        maps = [one for one in units(x) if one.of == "range"]
+        fixed = [one for one in maps if one.fixed]
+        assert not any(word in one.done for one in fixed for word in ("standardis", "normalisation", " ends"))
+        assert len(fixed) >= 8
+        for one, other in permutations([*fixed, *(one.reversed for one in fixed)], 2):
+            there = other.inverse(one.forward(x))  # scale x + shift
+            scale, apart = float(there.std() / x.std()), float((there - x).mean().abs() / x.std())
+            assert scale < 1.005 or scale > 1.45 or apart > 0.15
 
 
 def test_a_repair_that_raises_on_some_items_alone_hides_no_other(images: Tensor) -> None:

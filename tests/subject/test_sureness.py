@@ -58,7 +58,9 @@ def test_a_decoder_is_told_where_it_is_far_worse_than_an_image_that_knows_no_ite
     change, verdict = SURE[name]
     found = of_bundled(bundled_model, bundled_images[:60], change)
     assert found.verdict is verdict, found.message
-    assert ("; are logits multiplied, or are these no data of its kind?" in found.message) == (verdict != Verdict.PASS)
+    assert ("; are logits multiplied, a standard deviation too small, or are" in found.message) == (
+        verdict != Verdict.PASS
+    )
 
 
 def test_a_few_items_that_cost_much_are_no_sign() -> None:

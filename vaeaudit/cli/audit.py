@@ -47,6 +47,10 @@ def command(
 
     Which checks, and the thresholds that decide, stand in the configuration.
     """
+    from vaeaudit.checks.registry import checks
+    from vaeaudit.gate.policy import enabled
+    from vaeaudit.settings.config import model_and_data
+
     earlier = None
     if again is None:
         resolved = asked.settings()
@@ -55,6 +59,9 @@ def command(
     shard = shard_of(asked)
     if shard.of > 1 and again is not None:
         raise ConfigError("--from does the audit of a report again in one process; leave --shard out, or --from")
+    names, _ = enabled(resolved.settings)
+    if not all(checks()[name].of_file for name in names):
+        model_and_data(resolved.settings)  # told at once, where opening them would load torch before
 
     def work(reporter: Reporter) -> "Audit":
         from vaeaudit.audit.release import release_audit

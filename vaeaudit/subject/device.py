@@ -37,7 +37,8 @@ def compute_exactly(device: str | torch.device, *, tf32: bool = False) -> None:
 
     cuDNN takes TF32 by itself otherwise, and sums in the order in which threads end. What has no such form is told by a
     warning of torch's; cuBLAS is one of these unless CUBLAS_WORKSPACE_CONFIG is :4096:8 in the environment when it
-    is first used. Every command does both. On other devices nothing is done, as nothing is to be.
+    is first used. Every command that runs a model does both. On other devices nothing is done, as nothing is to be.
+    Raises RuntimeError, torch's, for what names no device.
     """
     if torch.device(device).type != "cuda":
         return

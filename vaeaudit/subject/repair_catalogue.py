@@ -30,7 +30,11 @@ _ORDER = "compare the order of axes and channels with that of training"
 
 @dataclass(frozen=True)
 class Units:
-    """A one-to-one map of inputs, and the words for it and for its inverse."""
+    """A one-to-one map of inputs, and the words for it and for its inverse.
+
+    ``fixed`` where it maps between ranges or units that no data decide: two of these differ by a factor of 2, or by
+    half of a range, at least.
+    """
 
     done: str
     undone: str
@@ -38,11 +42,12 @@ class Units:
     forward: Map
     inverse: Map
     of: str  # "range" or "order": one of each can be wrong at once
+    fixed: bool = False
 
     @property
     def back(self) -> "Output":
         """Reconstructions alone mapped back."""
-        return Output(f"reconstructions {self.undone}", self.advice, self.inverse, of_units=True)
+        return Output(f"reconstructions {self.undone}", self.advice, self.inverse, self.fixed)
 
     @property
     def directed(self) -> bool:
@@ -52,7 +57,7 @@ class Units:
     @property
     def reversed(self) -> "Units":
         """The way back: what mends a map that was made needlessly."""
-        return Units(self.undone, self.done, self.advice, self.inverse, self.forward, self.of)
+        return Units(self.undone, self.done, self.advice, self.inverse, self.forward, self.of, self.fixed)
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,12 @@ class Heads:
 
 @dataclass(frozen=True)
 class Output:
-    """A map of reconstructions alone; ``of_units`` where it is the way back of :class:`Units`."""
+    """A map of reconstructions alone; ``fixed`` where it is the way back of :class:`Units` that are."""
 
     name: str
     advice: str
     apply: Map
-    of_units: bool = False
+    fixed: bool = False
 
 
 def units(x: Tensor) -> Iterator[Units]:
@@ -80,15 +85,17 @@ def units(x: Tensor) -> Iterator[Units]:
     yield from _orders(tuple(x.shape[1:]))
 
 
-def _linear(done: str, undone: str, scale: Tensor | float, shift: Tensor | float) -> Units:
+def _linear(done: str, undone: str, scale: Tensor | float, shift: Tensor | float, *, fixed: bool = False) -> Units:
     """x -> scale x + shift."""
-    return Units(done, undone, _RANGE, lambda x: x * scale + shift, lambda y: (y - shift) / scale, "range")
+    return Units(done, undone, _RANGE, lambda x: x * scale + shift, lambda y: (y - shift) / scale, "range", fixed)
 
 
-def _onto(low: float, high: float, to: tuple[float, float]) -> Units:
+def _onto(low: float, high: float, to: tuple[float, float], *, fixed: bool) -> Units:
     scale = (to[1] - to[0]) / (high - low)
     here, there = f"[{low:.4g}, {high:.4g}]", f"[{to[0]:g}, {to[1]:g}]"
-    return _linear(f"mapped from {here} to {there}", f"mapped from {there} to {here}", scale, to[0] - scale * low)
+    return _linear(
+        f"mapped from {here} to {there}", f"mapped from {there} to {here}", scale, to[0] - scale * low, fixed=fixed
+    )
 
 
 def _ranges(x: Tensor) -> Iterator[Units]:
@@ -96,12 +103,13 @@ def _ranges(x: Tensor) -> Iterator[Units]:
     unit, signed, byte = (0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)
     source = next((span for span in (unit, signed, byte) if span[0] <= low and high <= span[1]), None)
     if source == unit and high <= 1 / 128:  # bytes divided by 255 twice: likelier than a model of bytes
-        yield _linear("multiplied by 255", "divided by 255", 255.0, 0.0)
+        yield _linear("multiplied by 255", "divided by 255", 255.0, 0.0, fixed=True)
     for span in [(low, high)] if source is None else [source] if source != byte else [byte, (low, high)]:
-        yield from (_onto(*span, to) for to in (unit, signed, (-0.5, 0.5), byte) if to != span)
+        fixed = span == source  # and not the data's own ends
+        yield from (_onto(*span, to, fixed=fixed) for to in (unit, signed, (-0.5, 0.5), byte) if to != span)
     for factor in _FACTORS:
-        yield _linear(f"multiplied by {factor:g}", f"divided by {factor:g}", factor, 0.0)
-        yield _linear(f"divided by {factor:g}", f"multiplied by {factor:g}", 1 / factor, 0.0)
+        yield _linear(f"multiplied by {factor:g}", f"divided by {factor:g}", factor, 0.0, fixed=True)
+        yield _linear(f"divided by {factor:g}", f"multiplied by {factor:g}", 1 / factor, 0.0, fixed=True)
     low, high = source or (low, high)
     yield _linear("inverted (light for dark)", "inverted (light for dark)", -1.0, low + high)
     yield _standardised(x, None)

@@ -1,8 +1,9 @@
 """Is a decoder surer than it is right? Its likelihoods against those of the mean image in place of its reconstructions.
 
 Squared errors hardly see it: where logits are multiplied, all pixels are black or white, most of them rightly, and each
-that is not costs as many nats as its logit is large. A model that was trained is never far worse by its own loss than
-an image that knows none of the items.
+that is not costs as many nats as its logit is large. On data of the kind that it was trained on, a model is not far
+worse by its own loss than an image that knows none of the items. The image keeps the decoder's standard deviations, so
+that one which is too small everywhere is not seen.
 """
 
 import torch
@@ -51,5 +52,5 @@ def finding(nll: Tensor, without: Tensor, error: Tensor, image_error: Tensor) ->
         _NAME,
         Verdict.UNSURE,
         f"{told}, so that it is worse on {worse} of {len(nll)} items, though reconstructions are nearer: far too sure "
-        "where it is wrong; are logits multiplied, or are these no data of its kind?",
+        "where it is wrong; are logits multiplied, a standard deviation too small, or are these no data of its kind?",
     )
