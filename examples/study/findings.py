@@ -50,9 +50,9 @@ def mlp(system: str = "beta-VAE", data: str = "mnist", **settings: str) -> dict[
     return {"system": system, "data": data, **plain, **settings}
 
 
-def chain(depth: str = "1", beta: str = "1") -> dict[str, str]:
-    """Those of a Seatbelt-VAE on the shapes; of one layer it is the beta-TCVAE."""
-    return mlp("Seatbelt-VAE", "shapes", depth=depth, beta=beta, latents="6")
+def chain(depth: str = "1", beta: str = "1", system: str = "Seatbelt-VAE", latents: str = "6") -> dict[str, str]:
+    """Those of a hierarchical VAE on the shapes; of one layer it is the beta-TCVAE."""
+    return mlp(system, "shapes", depth=depth, beta=beta, latents=latents)
 
 
 VAE = mlp()
@@ -77,6 +77,14 @@ def compared() -> Iterator[tuple[str, Sequence[str], dict[str, str], dict[str, s
         yield f"shapes, beta {beta}, depth 1 to 2", ("hierarchy",), chain(beta=beta), chain("2", beta), deep
     for depth in ("1", "2"):
         yield f"shapes, depth {depth}, beta 1 to 4", ("hierarchy",), chain(depth), chain(depth, "4"), deep
+    for beta in ("1", "4"):
+        tcdlgm = chain("2", beta, "beta-TCDLGM")
+        yield f"shapes, beta {beta}, depth 1 to 2, beta-TCDLGM", ("hierarchy",), chain(beta=beta), tcdlgm, deep
+    tcdlgm = chain("2", "1", "beta-TCDLGM"), chain("2", "4", "beta-TCDLGM")
+    yield "shapes, depth 2, beta 1 to 4, beta-TCDLGM", ("hierarchy",), *tcdlgm, deep
+    yield "shapes, 6 to 24 latents", ("hierarchy", "factors"), chain(), chain(latents="24"), [*UNITS, "mig.chen"]
+    fashion = mlp(data="fashion"), mlp(data="fashion", beta="8")
+    yield "Fashion, beta 1 to 8", ("fashion",), *fashion, [*CAPPED, *NOISE, *UNITS, *WEIGHTS]
     factor = [f"attack.latent.success.factor{where}" for where in ("", "_at_source", "_at_target")]
     factor += ["attack.latent.progress.median", *LATENT, *PAIRS[-3:]]
     yield "shapes, depth 1, beta 1 to 4, on posX", ("factor",), chain(), chain(beta="4"), factor

@@ -320,8 +320,14 @@ def test_two_processes_do_not_write_one_log_and_a_lock_ends_with_its_process(tmp
 def test_an_audit_in_a_folder_where_another_works_is_refused_whatever_is_kept_there(tmp_path: Path) -> None:
     with Journal(tmp_path, {}, True) as first:
         first.record("weights", {}, lambda _: Record(), lambda _: True)
-        with pytest.raises(OutputError, match="another process of vaeaudit works in"), Journal(tmp_path, {}, True):
-            pass
+        for shard in (WHOLE, Shard(1, 2)):
+            with (
+                pytest.raises(OutputError, match="another process of vaeaudit works in"),
+                Journal(tmp_path, {}, True, shard=shard),
+            ):
+                pass
+    with Journal(tmp_path, {}, True, shard=Shard(1, 2)):  # what one audit left unfinished is served to shards
+        pass
 
 
 def test_a_report_is_written_before_the_next_audit_may_begin_in_its_folder(

@@ -115,6 +115,11 @@ def as_images(function: Callable[[Tensor], Tensor]) -> Callable[[Any, Tensor], G
     return lambda vae, z: GaussianLikelihood(function(vae.decode(z).logits), FIXED)
 
 
+def into_one_buffer(vae: Any, z: Tensor, buffer: Tensor = torch.empty(1000, 1, 28, 28)) -> BernoulliLogits:  # noqa: B008
+    logits = vae.decode(z).logits
+    return BernoulliLogits(logits if torch.is_grad_enabled() else buffer[: len(z)].copy_(logits))
+
+
 def noisy(vae: Any, x: Tensor) -> DiagonalGaussian:
     q = vae.encode(x)
     return DiagonalGaussian(q.mean + 0.01 * torch.randn(q.mean.shape), q.log_stddev)
@@ -163,6 +168,7 @@ WRONG: dict[str, tuple[dict[str, Any], set[str]]] = {
         {"reconstruction"},
     ),
     "random outputs": ({"encode": noisy}, {"determinism", "rows apart"}),
+    "one buffer for all": ({"decode": into_one_buffer}, {"determinism"}),
     "random reconstructions": (
         {"decode": lambda vae, z: BernoulliLogits(vae.decode(z + 0.01 * torch.randn(z.shape)).logits)},
         {"determinism", "rows apart"},
@@ -211,6 +217,7 @@ def test_a_wrong_model_is_caught_by_the_finding_meant_for_it(
         ("missing sigmoid, Bernoulli", "range", "sigmoid"),
         ("interleaved read as split", "reconstruction", "layout"),
         ("random outputs", "determinism", "dropout"),
+        ("one buffer for all", "determinism", "return new tensors"),
         ("detached encoder", "gradients", "detached"),
         ("saturated first layer", "gradients", "saturated"),
         ("log-variance clamped below", "log-variance", "-4"),

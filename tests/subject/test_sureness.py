@@ -74,3 +74,13 @@ def test_a_few_items_that_cost_much_are_no_sign() -> None:
     )
     assert finding(nll + 20, torch.stack([image, least], 1), error, 2 * error).verdict is Verdict.UNSURE
     assert finding(nll + 20, torch.stack([image, least], 1), 3 * error, 2 * error).verdict is Verdict.PASS
+
+
+def test_few_items_are_said_to_be_few_and_infinite_likelihoods_to_be_that() -> None:
+    image, least, error = torch.full((8,), 5.0), torch.zeros(8), torch.full((8,), 0.1)
+    without = torch.stack([image, least], 1)
+    few = finding(torch.full((8,), 20.0), without, error, 2 * error)
+    assert few.verdict is Verdict.PASS
+    assert few.message.endswith("in its place 5; worse on 8 of 8 items, too few to tell from chance: give more")
+    none = finding(torch.full((8,), math.inf), without + math.inf, error, 2 * error, scaled=True)
+    assert (none.verdict, none.message) == (Verdict.UNSURE, "-log p(x|z) is infinite for 8 of 8 items")

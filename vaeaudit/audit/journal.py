@@ -176,11 +176,12 @@ class Journal:
         """Read what is kept, and as a shard take its place in the folder.
 
         Raises :class:`ConfigError` where that holds shards of another audit, :class:`OutputError` where another process
-        does this one.
+        does this one, or an audit by itself there.
         """
         if self.resume:
             self._look()
         if self.shard.of > 1:
+            log.check_free(self.folder / f"{WHOLE.file}{log.SUFFIX}")
             self._check_others()
         if self.shard.number:
             self._open()

@@ -88,10 +88,7 @@ class Log:
             self._file: BinaryIO = path.open("r+b" if path.exists() else "w+b")
             self._file.truncate(self.end)
         except Timeout as error:
-            raise OutputError(
-                f"another process of vaeaudit works in {path.parent.parent} ({_who(path)}); wait for it, or name "
-                "another folder with --out"
-            ) from error
+            raise _busy(path) from error
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}; name another place with --out") from error
 
@@ -129,6 +126,23 @@ class Log:
         with suppress(Timeout), lock:
             path.unlink()
             path.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def check_free(path: Path) -> None:
+    """Raise :class:`OutputError` where another process writes the file ``path``."""
+    if not path.is_file():
+        return
+    try:
+        FileLock(path.with_suffix(".lock"), blocking=False).acquire().lock.release()
+    except Timeout as error:
+        raise _busy(path) from error
+
+
+def _busy(path: Path) -> OutputError:
+    return OutputError(
+        f"another process of vaeaudit works in {path.parent.parent} ({_who(path)}); wait for it, or name another "
+        "folder with --out"
+    )
 
 
 def _who(path: Path) -> str:

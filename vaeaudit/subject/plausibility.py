@@ -21,7 +21,7 @@ from vaeaudit.model.contract import check_contract
 from vaeaudit.model.divergence import Density, closed_form, layers_to_prior, to_prior
 from vaeaudit.model.families import gaussian_part, without_gradient
 from vaeaudit.model.memory import ran_out
-from vaeaudit.model.vae import VAE, Chain, Hierarchical, Likelihood, Posterior
+from vaeaudit.model.vae import VAE, Chain, GaussianLikelihood, Hierarchical, Likelihood, Posterior
 from vaeaudit.stats import estimates
 from vaeaudit.stats.draws import noise_set
 from vaeaudit.stats.estimates import Measurement
@@ -119,7 +119,7 @@ def examine(
         baseline.finding("reconstruction", raw, error, mean[baseline.compared]),
         # Of a posterior that tells little of an item a draw may come out as the mean image does.
         baseline.finding("reconstruction of a draw", drawn_raw, drawn_error, drawn, unseen=Verdict.UNSURE),
-        sureness.finding(nll, without, raw, baseline.raw),
+        sureness.finding(nll, without, raw, baseline.raw, isinstance(likelihood, GaussianLikelihood)),
         gradients(of_probes, probes, probed, seed),
         _log_variance(vae, x, rows, items),
         *(latent_scale.finding(one, stated) for one in moments),
@@ -259,21 +259,34 @@ def _evaluation_mode(vae: VAE) -> Finding:
 def _run_again(vae: VAE, x: Tensor) -> tuple[Finding, Finding]:
     """Whether the model gives the same for the same inputs once more, and for each of them alone."""
 
-    @torch.no_grad()
-    def run(part: Tensor, item: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def run(part: Tensor, item: Tensor) -> tuple[Posterior, Likelihood]:
         of_part = under(vae, item)
         posterior = of_part.encode(part)
+        return posterior, of_part.decode(posterior.mean)
+
+    def told(posterior: Posterior, likelihood: Likelihood) -> tuple[Tensor, ...]:
         kl = _kl(vae, posterior)
         # What is not finite is told of apart.
-        return posterior.mean, torch.where(kl.isfinite(), kl, 0.0), of_part.decode(posterior.mean).mean
+        return posterior.mean.clone(), torch.where(kl.isfinite(), kl, 0.0), likelihood.mean.clone()
 
     number = torch.arange(len(x), device=x.device)
-    first, second, alone = run(x, number), run(x, number), RowBatches(1).map(run, x, number)
-    return _deterministic(first, second), _independent_rows(vae, first, alone, x.dtype)
+    with torch.no_grad():
+        returned = run(x, number)
+        first, second = told(*returned), told(*run(x, number))
+        alone = RowBatches(1).map(lambda *one: told(*run(*one)), x, number)
+        kept = _same(first, told(*returned))
+    return _deterministic(first, second, kept), _independent_rows(vae, first, alone, x.dtype)
 
 
-def _deterministic(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> Finding:
-    if all(torch.equal(a, b) for a, b in zip(first, second, strict=True)):
+def _same(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _deterministic(first: tuple[Tensor, ...], second: tuple[Tensor, ...], kept: bool) -> Finding:
+    if not kept:
+        message = "what the model returned changes when it is called again; return new tensors, not a buffer used again"
+        return Finding("determinism", Verdict.FAIL, message)
+    if _same(first, second):
         return Finding("determinism", Verdict.PASS, "the same input gives the same output")
     return Finding("determinism", Verdict.FAIL, "the same input gives different outputs; is dropout or sampling on?")
 

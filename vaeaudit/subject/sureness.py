@@ -34,23 +34,30 @@ def _with_mean(likelihood: Likelihood, mean: Tensor, x: Tensor) -> Tensor:
     return torch.full_like(x.flatten(1)[:, 0], torch.nan)
 
 
-def finding(nll: Tensor, without: Tensor, error: Tensor, image_error: Tensor) -> Finding:
+def finding(nll: Tensor, without: Tensor, error: Tensor, image_error: Tensor, scaled: bool = False) -> Finding:
     """The answer for -log p(x|z) ``nll`` (n,), ``without`` (n, 2) the items, and mean squared errors (n,) of both.
 
-    A model whose reconstructions are no nearer than the mean image is told of as that.
+    A model whose reconstructions are no nearer than the mean image is told of as that. ``scaled`` is a likelihood whose
+    standard deviations the image has, too.
     """
     image, least = without.unbind(1)
     if bool(without.isnan().any() or nll.isnan().any()):
         return Finding(_NAME, Verdict.PASS, "not compared with that of the mean image")
-    told = f"mean -log p(x|z) {float(nll.mean()):.4g} nats, with the mean image in its place {float(image.mean()):.4g}"
+    infinite, count = int((~nll.isfinite()).sum()), len(nll)
+    if 2 * infinite > count:
+        return Finding(_NAME, Verdict.UNSURE, f"-log p(x|z) is infinite for {infinite} of {count} items")
+    place = "in its place, of the same standard deviations," if scaled else "in its place"
+    told = f"mean -log p(x|z) {float(nll.mean()):.4g} nats, with the mean image {place} {float(image.mean()):.4g}"
     worse, better = int((nll > image).sum()), int((nll < image).sum())
     lacks, usual = float((nll - least).mean()), float((image - least).mean())
-    most = worse > 0 and clopper_pearson(worse, worse + better, _TAIL)[0] > 0.5
-    if not (most and lacks > _FAR * usual and float(error.mean()) < float(image_error.mean())):
+    if not (worse > better and lacks > _FAR * usual and float(error.mean()) < float(image_error.mean())):
         return Finding(_NAME, Verdict.PASS, told)
+    if clopper_pearson(worse, worse + better, _TAIL)[0] <= 0.5:
+        few = f"; worse on {worse} of {count} items, too few to tell from chance: give more"
+        return Finding(_NAME, Verdict.PASS, told + few)
     return Finding(
         _NAME,
         Verdict.UNSURE,
-        f"{told}, so that it is worse on {worse} of {len(nll)} items, though reconstructions are nearer: far too sure "
+        f"{told}, so that it is worse on {worse} of {count} items, though reconstructions are nearer: far too sure "
         "where it is wrong; are logits multiplied, a standard deviation too small, or are these no data of its kind?",
     )
