@@ -115,9 +115,10 @@ def as_images(function: Callable[[Tensor], Tensor]) -> Callable[[Any, Tensor], G
     return lambda vae, z: GaussianLikelihood(function(vae.decode(z).logits), FIXED)
 
 
-def into_one_buffer(vae: Any, z: Tensor, buffer: Tensor = torch.empty(1000, 1, 28, 28)) -> BernoulliLogits:  # noqa: B008
+def into_one_buffer(vae: Any, z: Tensor, kept: dict[int, Tensor] = {}) -> BernoulliLogits:  # noqa: B006
     logits = vae.decode(z).logits
-    return BernoulliLogits(logits if torch.is_grad_enabled() else buffer[: len(z)].copy_(logits))
+    buffer = kept.setdefault(len(z), torch.empty(logits.shape))
+    return BernoulliLogits(logits if torch.is_grad_enabled() else buffer.copy_(logits))
 
 
 def noisy(vae: Any, x: Tensor) -> DiagonalGaussian:
