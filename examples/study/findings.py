@@ -80,11 +80,11 @@ def compared() -> Iterator[tuple[str, Sequence[str], dict[str, str], dict[str, s
     for beta in ("1", "4"):
         tcdlgm = chain("2", beta, "beta-TCDLGM")
         yield f"shapes, beta {beta}, depth 1 to 2, beta-TCDLGM", ("hierarchy",), chain(beta=beta), tcdlgm, deep
-    tcdlgm = chain("2", "1", "beta-TCDLGM"), chain("2", "4", "beta-TCDLGM")
-    yield "shapes, depth 2, beta 1 to 4, beta-TCDLGM", ("hierarchy",), *tcdlgm, deep
+    one, four = (chain("2", beta, "beta-TCDLGM") for beta in ("1", "4"))
+    yield "shapes, depth 2, beta 1 to 4, beta-TCDLGM", ("hierarchy",), one, four, deep
     yield "shapes, 6 to 24 latents", ("hierarchy", "factors"), chain(), chain(latents="24"), [*UNITS, "mig.chen"]
-    fashion = mlp(data="fashion"), mlp(data="fashion", beta="8")
-    yield "Fashion, beta 1 to 8", ("fashion",), *fashion, [*CAPPED, *NOISE, *UNITS, *WEIGHTS]
+    one, eight = (mlp(data="fashion", beta=beta) for beta in ("1", "8"))
+    yield "Fashion, beta 1 to 8", ("fashion",), one, eight, [*CAPPED, *NOISE, *UNITS, *WEIGHTS]
     factor = [f"attack.latent.success.factor{where}" for where in ("", "_at_source", "_at_target")]
     factor += ["attack.latent.progress.median", *LATENT, *PAIRS[-3:]]
     yield "shapes, depth 1, beta 1 to 4, on posX", ("factor",), chain(), chain(beta="4"), factor

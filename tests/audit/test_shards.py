@@ -330,6 +330,16 @@ def test_an_audit_in_a_folder_where_another_works_is_refused_whatever_is_kept_th
         pass
 
 
+def test_a_shard_that_cannot_ask_whether_another_works_there_says_so(tmp_path: Path) -> None:
+    (tmp_path / FOLDER / "whole.lock").mkdir(parents=True)  # no lock can be taken, as in a folder that is read-only
+    (tmp_path / FOLDER / "whole.log").touch()
+    with (
+        pytest.raises(OutputError, match=r"whole\.log cannot be written: .*; name another place with --out"),
+        Journal(tmp_path, {}, True, shard=Shard(1, 2)),
+    ):
+        pass
+
+
 def test_a_report_is_written_before_the_next_audit_may_begin_in_its_folder(
     command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,9 +115,12 @@ def as_images(function: Callable[[Tensor], Tensor]) -> Callable[[Any, Tensor], G
     return lambda vae, z: GaussianLikelihood(function(vae.decode(z).logits), FIXED)
 
 
-def into_one_buffer(vae: Any, z: Tensor, kept: dict[int, Tensor] = {}) -> BernoulliLogits:  # noqa: B006
+BUFFERS: dict[int, Tensor] = {}  # by the size of a batch
+
+
+def into_one_buffer(vae: Any, z: Tensor) -> BernoulliLogits:
     logits = vae.decode(z).logits
-    buffer = kept.setdefault(len(z), torch.empty(logits.shape))
+    buffer = BUFFERS.setdefault(len(z), torch.empty(logits.shape))
     return BernoulliLogits(logits if torch.is_grad_enabled() else buffer.copy_(logits))
 
 

@@ -35,7 +35,8 @@ def of_bundled(vae: Any, x: Tensor, change: Callable[[Tensor], Any]) -> Finding:
         def decode(self, z: Tensor) -> Any:
             return change(vae.decode(z).logits)
 
-    (told,) = (one for one in examine(Changed(), x).findings if one.name == "likelihood")  # type: ignore[arg-type]
+    changed: Any = Changed()
+    (told,) = (one for one in examine(changed, x).findings if one.name == "likelihood")
     return told
 
 

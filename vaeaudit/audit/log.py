@@ -80,17 +80,14 @@ class Log:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(path.with_suffix(".lock"), blocking=False)
-            self._lock.acquire()
+            self._lock = _locked(path)
             self.end = 0
             for entry in entries(path):
                 self.end = entry.start + entry.length
             self._file: BinaryIO = path.open("r+b" if path.exists() else "w+b")
             self._file.truncate(self.end)
-        except Timeout as error:
-            raise _busy(path) from error
         except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error.strerror}; name another place with --out") from error
+            raise _unwritable(path, error) from error
 
     def append(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Entry:
         """Write an entry, whole or not at all."""
@@ -102,9 +99,7 @@ class Log:
             self._file.write(content)
             self._file.flush()
         except OSError as error:
-            raise OutputError(
-                f"{self.path} cannot be written: {error.strerror}; name another place with --out"
-            ) from error
+            raise _unwritable(self.path, error) from error
         entry = Entry(self.path, self.end + _HEAD, len(content), metadata)
         self.end = entry.start + entry.length
         return entry
@@ -129,20 +124,28 @@ class Log:
 
 
 def check_free(path: Path) -> None:
-    """Raise :class:`OutputError` where another process writes the file ``path``."""
-    if not path.is_file():
-        return
+    """Raise :class:`OutputError` where another process writes the file ``path``, or it cannot be asked."""
+    if path.is_file():
+        _locked(path).release()
+
+
+def _locked(path: Path) -> FileLock:
+    """The lock beside a file, taken."""
+    lock = FileLock(path.with_suffix(".lock"), blocking=False)
     try:
-        FileLock(path.with_suffix(".lock"), blocking=False).acquire().lock.release()
+        lock.acquire()
     except Timeout as error:
-        raise _busy(path) from error
+        raise OutputError(
+            f"another process of vaeaudit works in {path.parent.parent} ({_who(path)}); wait for it, or name another "
+            "folder with --out"
+        ) from error
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return lock
 
 
-def _busy(path: Path) -> OutputError:
-    return OutputError(
-        f"another process of vaeaudit works in {path.parent.parent} ({_who(path)}); wait for it, or name another "
-        "folder with --out"
-    )
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"{path} cannot be written: {error.strerror}; name another place with --out")
 
 
 def _who(path: Path) -> str:

@@ -32,8 +32,8 @@ _ORDER = "compare the order of axes and channels with that of training"
 class Units:
     """A one-to-one map of inputs, and the words for it and for its inverse.
 
-    ``fixed`` where it maps between ranges or units that no data decide: two of these differ by a factor of 2, or by
-    half of a range, at least.
+    ``fixed`` where it maps between ranges or units that no data decide: none of these, taken for another, looks like a
+    decoder that shrinks to its mean, as what the data decide may.
     """
 
     done: str

@@ -33,7 +33,7 @@ _ALL = 2**12  # passes that all changes together take at most, about
 # Of 27 healthy models the best scale and shift left at least 0.977 of the error; of wrong repairs, often under 0.8.
 _CALIBRATED = 0.95
 # Reconstructions under a Gaussian of wide variance are nearer to their mean than images are, as ridge regression's. The
-# best scale of 24 healthy ones was at most 1.27; fixed ranges that are taken for one another differ by 2 or more.
+# best scale of 24 healthy ones was at most 1.27; fixed ranges that are taken for one another lie further apart.
 _SHRUNK, _SHIFT = (1.01, 1.4), 0.1
 
 
