@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from vaeaudit.attacks.modes import MODES, Mode, names
-from vaeaudit.attacks.similarity import DRAWING, LAYERWISE, SIMILARITIES, coupled_terms
-from vaeaudit.attacks.term import DataTerm
+from vaeaudit.attacks.similarity import DRAWING, LAYERWISE, RESIDUALS, SIMILARITIES, coupled_terms
+from vaeaudit.attacks.term import DataTerm, Squares
 from vaeaudit.errors import ConfigError, UnsupportedError, nearest
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.conditions import Encode, encoder, under
 from vaeaudit.model.divergence import layers_to_prior, to_prior
-from vaeaudit.model.vae import VAE, Chain, Hierarchical, Posterior, Recombinable, reconstruct
+from vaeaudit.model.vae import VAE, Chain, DiagonalGaussian, Hierarchical, Posterior, Recombinable, reconstruct
 
 ON = ("both", "mean", "std")
 REFERENCES = ("reconstruction", "input")
@@ -214,8 +214,22 @@ def _similarity_to(
             "choose another similarity or attack the mean as well"
         )
     encode = _encoder(vae, x, on)
-    unlike = _unlike(vae, other, similarity, noise, layers)
-    return lambda points, item: unlike(encode(points, item), item)
+    _require("similarity", similarity, tuple(SIMILARITIES))
+    with torch.no_grad():
+        target = vae.encode(other)
+    unlike = _unlike(target, similarity, noise, layers)
+
+    def data_term(points: Tensor, item: Tensor) -> Tensor:
+        return unlike(encode(points, item), item)
+
+    # Exactly this type: one derived from it may have a KL of its own.
+    if type(target) is not DiagonalGaussian or similarity not in RESIDUALS:
+        return data_term
+    of_target, residuals = target, RESIDUALS[similarity]
+    return Squares(
+        data_term,
+        lambda points, item: residuals(cast(DiagonalGaussian, encode(points, item)), of_target.rows(item)),
+    )
 
 
 def _encoder(vae: VAE, x: Tensor, on: str) -> Encode:
@@ -239,11 +253,8 @@ def _encoder(vae: VAE, x: Tensor, on: str) -> Encode:
     return encode
 
 
-def _unlike(vae: VAE, x: Tensor, similarity: str, noise: Tensor, layers: tuple[int, ...] | None) -> _Measure:
-    """The similarity of a posterior to q(z|x) of its item; whatever belongs to q(z|x) alone is computed here, once."""
-    _require("similarity", similarity, tuple(SIMILARITIES))
-    with torch.no_grad():
-        target = vae.encode(x)
+def _unlike(target: Posterior, similarity: str, noise: Tensor, layers: tuple[int, ...] | None) -> _Measure:
+    """The similarity of a posterior to that of its item in ``target``."""
     chosen = _layers(target, similarity, layers)
     if isinstance(target, Chain) and chosen not in (None, (1,)):
         return _coupled(target, similarity, noise, chosen)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.attacks.attacked import penalise
+from vaeaudit.attacks.following import follow
 from vaeaudit.attacks.rungs import rungs
 from vaeaudit.attacks.term import Term
 from vaeaudit.errors import NonFiniteError
@@ -34,10 +35,6 @@ _OFF_ZERO = 1e-2  # length of the first step off d = 0, as a share of ||x_t - x|
 _STEP = 0.1  # length of an ordinary step of a search, likewise
 _EXPLORED = 2.0**-13  # least lambda that is explored, as a share of the least for which d = 0 could be optimal
 _WALKED = 2.0**-6  # least that is walked to, likewise
-_LEADS = 2.0**-3  # largest from which smaller ones are led, likewise
-_FAR = 2.0**-9  # lambda at which a distortion shorter than half of the way shows that much can be won by it, likewise
-_LED, _LAST = 6, 3  # each gets this part of a problem's evaluations, and the smallest lambda so many times as much
-_EVERY = 2  # of so many neighbours one is led to
 _STRIDE = 0.2  # of a walk at first, as a share of ||x_t - x|| spread over all elements
 _EXPLORING = 6  # exploring takes this part of a problem's evaluations, from each start
 _THINNED = 3  # of so many neighbours one is explored
@@ -81,6 +78,7 @@ class Search:
         self.low, self.high = low, high = flat_bounds(box, term.shape, x)  # (1, n) each
         every = torch.arange(len(x), device=x.device)
         self.gap = torch.linalg.vector_norm(x_t - x, dim=1)  # (P,)
+        self.unit = _STEP * self.gap  # length of an ordinary step
         # The two candidates that need no search: d = 0 and d = x_t - x.
         self.zero_data_term, gradient = term.gradient(x, every)
         _check_finite(self.zero_data_term)
@@ -119,7 +117,7 @@ class Search:
         """Explore, then refine."""
         self._explore()
         self._adopt()
-        self._lead()
+        follow(self, _LEADS_AT, _EXPLORES)
         self._adopt()
         begin = (self.norm > 0) | ~self.stationary
         rounds = self.effort.stopping.max_evaluations
@@ -172,7 +170,7 @@ class Search:
             return
         most = -(-self.effort.stopping.max_evaluations // _EXPLORING)
         several, pair = problem.repeat(self.effort.starts), self.pair[problem]
-        points = [self._off_zero(pair)]
+        points = [self.off_zero(pair)]
         points += [torch.lerp(self.x[pair], self.x_t[pair], _between(start)) for start in range(1, self.effort.starts)]
         search = self._descent(several, torch.cat(points), most, None)
         before, turn = self.evaluations, 0
@@ -180,11 +178,11 @@ class Search:
         for rounds in (most // 2, most):  # halfway is remembered, for what is gained later
             for _ in range(rounds):
                 done = _WALKS_AT * turn / most
-                if not search.running or not self._asked(Progress(stage, search.running, len(several), done)):
+                if not search.running or not self.asked(Progress(stage, search.running, len(several), done)):
                     break
                 search.advance(1)
                 turn += 1
-            self._harvest(search.minima(), several)
+            self.harvest(search.minima(), several)
             self.evaluations = before.index_add(0, several, search.minima().evaluations)
             self.history.append((self.evaluations, self.objective))
         walked = -(-self.effort.stopping.max_evaluations // _WALKING)
@@ -198,58 +196,13 @@ class Search:
 
         def go_on(taken: int) -> bool:
             done = _WALKS_AT + (_LEADS_AT - _WALKS_AT) * taken / most
-            return self._asked(Progress("walking from the target", len(problem), len(problem), done))
+            return self.asked(Progress("walking from the target", len(problem), len(problem), done))
 
         step = _STRIDE * self.gap[pair] / self.x.shape[1] ** 0.5
-        found = walk(self._objective(problem), self.x_t[pair], self.low, self.high, step, most, go_on)
-        self._harvest(found, problem)
+        found = walk(self.objective_of(problem), self.x_t[pair], self.low, self.high, step, most, go_on)
+        self.harvest(found, problem)
         self.evaluations = self.evaluations.index_add(0, problem, found.evaluations)
         self.history.append((self.evaluations, self.objective))
-
-    def _lead(self) -> None:
-        """Follow each pair's best down to the smallest lambda: each search begins where its neighbour's has come to.
-
-        From afar a search with small lambda first brings the data term near its floor, at a long distortion, and then
-        crawls. From a larger lambda it stays short, and the neighbour's curvature is known. Where the distortion must
-        be nearly as long as the way to the target, that is soon found without.
-        """
-        order = self.lambdas.argsort()[::_EVERY].flip(0)  # the smallest comes last
-        begins = (self.lambdas[order] > _LEADS * self.top[:, None]).sum(1)  # (P,) where in it a pair does
-        far = (self.lambdas.log() - (_FAR * self.top).log()[:, None]).abs().argmin(1, keepdim=True)
-        norm = self.norm.reshape(len(self.x), -1).gather(1, far).squeeze(1)
-        begins = torch.where(norm < 0.5 * self.gap, begins, len(order))
-        steps = range(int(begins.min()), len(order))
-        if not steps:
-            return
-        first = torch.arange(len(self.x), device=self.x.device) * len(self.lambdas)  # problem of each pair
-        problem = first.clone()  # (P,) that each pair has come to, which the objective reads anew
-        most = -(-self.effort.stopping.max_evaluations // _LED)
-        asked = self.effort.stopping
-        stopping = Stopping(asked.ftol, asked.patience, most * (len(steps) + _LAST))
-        search = Descent(
-            self._objective(problem), self.x, self.low, self.high, stopping, begin=first[:0], unit=_STEP * self.gap
-        )
-        taken = torch.zeros_like(first)
-        for step in steps:
-            problem.copy_(first + order[step])
-            pair = (begins <= step).nonzero().squeeze(1)
-            of = problem[pair]
-            start = torch.where((self.norm[of] > 0)[:, None], self.best[of], self._off_zero(pair))
-            led = begins[pair] < step
-            search.move(pair, torch.where(led[:, None], search.minima().x[pair], start), torch.where(led, pair, -1))
-            for _ in range(most * _LAST if step == steps[-1] else most):
-                done = _LEADS_AT + (_EXPLORES - _LEADS_AT) * (step - steps[0]) / len(steps)
-                told = Progress("following to smaller lambda", steps[-1] + 1 - step, len(steps), done)
-                if not search.running or not self._asked(told):
-                    break
-                search.advance(1)
-            found = search.minima()
-            self._harvest(Minima(*(each[pair] for each in (found.x, found.value, found.status, taken))), of)
-            self.evaluations = self.evaluations.index_add(0, problem, found.evaluations - taken)
-            self.history.append((self.evaluations, self.objective))
-            taken = found.evaluations.clone()
-            if self.stopped:
-                break
 
     def _refine(self, begin: Tensor, most: int, stage: str, begun_at: float, ends_at: float) -> None:
         """Search the problems ``begin`` (b,) from the best known; any moves to better ones as they are found.
@@ -258,7 +211,7 @@ class Search:
         again where another's distortion serves it.
         """
         problem = torch.arange(len(self.lam), device=self.lam.device)
-        start = torch.where((self.norm > 0)[:, None], self.best, self._off_zero(self.pair))
+        start = torch.where((self.norm > 0)[:, None], self.best, self.off_zero(self.pair))
         search = self._descent(problem, start, most, begin)
         used = self.evaluations
         left = most * len(begin)
@@ -271,10 +224,10 @@ class Search:
                 # Most problems settle long before their limit, and the last few take their time.
                 share = begun_at + (ends_at - begun_at) * (1 - math.sqrt(left / max(1, most * len(begin))))
                 told = Progress(f"{stage}, evaluations", left, most * len(begin), share)
-                if not running or not self._asked(told):
+                if not running or not self.asked(told):
                     break
                 search.advance(1)
-            self._harvest(search.minima(), problem)
+            self.harvest(search.minima(), problem)
             found = search.minima()
             self.evaluations = used + found.evaluations
             self.history.append((self.evaluations, self.objective))
@@ -328,14 +281,14 @@ class Search:
         self.data_term[better], self.norm[better] = data[pair, place], norm[pair, place]
         return worthwhile, source
 
-    def _off_zero(self, pair: Tensor) -> Tensor:
+    def off_zero(self, pair: Tensor) -> Tensor:
         """A small step off d = 0, along the feasible descent or, where that is flat, towards the target."""
         steep = self.steepness[pair][:, None]
         way = torch.where(steep > 0, self.descent[pair] / steep, (self.x_t - self.x)[pair] / self.gap[pair][:, None])
         point: Tensor = self.x[pair] + _OFF_ZERO * self.gap[pair][:, None] * way
         return point
 
-    def _objective(self, problem: Tensor) -> Objective:
+    def objective_of(self, problem: Tensor) -> Objective:
         """What the named problems minimise, with its gradient."""
 
         def objective(points: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
@@ -354,14 +307,24 @@ class Search:
         """A minimisation of the named problems, with at most ``most`` evaluations of each."""
         asked = self.effort.stopping
         stopping = Stopping(asked.ftol, asked.patience, most)
-        unit = _STEP * self.gap[self.pair[problem]]
-        return Descent(self._objective(problem), start, self.low, self.high, stopping, begin=begin, unit=unit)
+        unit = self.unit[self.pair[problem]]
+        return Descent(self.objective_of(problem), start, self.low, self.high, stopping, begin=begin, unit=unit)
 
-    def _asked(self, progress: Progress) -> bool:
+    def asked(self, progress: Progress) -> bool:
+        """Whether to go on, which is told where the search is."""
         self.stopped = self.stopped or not self.go_on(progress)
         return not self.stopped
 
-    def _harvest(self, found: Minima, problem: Tensor) -> None:
+    def offer(self, points: Tensor, data: Tensor, norm: Tensor) -> None:
+        """Keep of each pair's points (P, F, n) what serves one of its problems best, by data term and ||d|| (P, F)."""
+        table = data[:, :, None] + self.lambdas * penalise(norm, self.penalty)[:, :, None]  # (P, F, L)
+        value, which = torch.where(table.isfinite(), table, torch.inf).min(1)  # (P, L)
+        pair, place = (value < self.objective.reshape(value.shape)).nonzero(as_tuple=True)
+        problem, front = pair * len(self.lambdas) + place, which[pair, place]
+        self.best[problem] = points[pair, front]
+        self.data_term[problem], self.norm[problem] = data[pair, front], norm[pair, front]
+
+    def harvest(self, found: Minima, problem: Tensor) -> None:
         """Keep what is better than the best known; ``problem`` (b,) names the problem of each row found."""
         # Where one start of a problem is not finite, what its others found still counts.
         known = torch.where(found.value.isfinite(), found.value, torch.inf)

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vaeaudit.model.vae import Chain, Posterior
+from vaeaudit.model.vae import Chain, DiagonalGaussian, Posterior
 
 Similarity = Callable[[Posterior, Posterior, Tensor], Tensor]
+
+_NEAR = 0.1  # difference of log standard deviations below which the exponential's series is taken
 
 
 def kl(q: Posterior, target: Posterior, _noise: Tensor) -> Tensor:
@@ -65,6 +67,37 @@ SIMILARITIES: dict[str, Similarity] = {
 DRAWING = frozenset({"sample"})
 # Those that compare a chain layer by layer: of each layer, given the draws of the one below.
 LAYERWISE = frozenset({"kl", "reverse-kl", "symmetric-kl"})
+
+
+def kl_residuals(q: DiagonalGaussian, target: DiagonalGaussian) -> Tensor:
+    """(batch, 2 * latents) of which half the sum of squares is KL(q || target), differentiable at a match too.
+
+    Of each latent there is one of the means, (m - n) / t, and one of the deviations, sign(u) sqrt(exp(2u) - 1 - 2u)
+    with u = log(s / t).
+    """
+    u = (q.log_stddev - target.log_stddev).flatten(1)
+    means = ((q.mean - target.mean) * torch.exp(-target.log_stddev)).flatten(1)
+    near = u.abs() < _NEAR
+    w, far = torch.where(near, 2 * u, 0.0), torch.where(near, 1.0, u)
+    series = torch.ones_like(w)
+    for power in range(9, 2, -1):  # (exp(w) - 1 - w) / (w^2 / 2) = 1 + w/3 (1 + w/4 (1 + w/5 ...))
+        series = 1 + w / power * series
+    over = torch.where(near, series, (torch.expm1(2 * far) - 2 * far) / (2 * far.square()))
+    return torch.cat([means, u * (2 * over).sqrt()], 1)
+
+
+def reverse_kl_residuals(q: DiagonalGaussian, target: DiagonalGaussian) -> Tensor:
+    """The same of KL(target || q)."""
+    return kl_residuals(target, q)
+
+
+def symmetric_kl_residuals(q: DiagonalGaussian, target: DiagonalGaussian) -> Tensor:
+    """The same of their sum, (batch, 4 * latents)."""
+    return torch.cat([kl_residuals(q, target), kl_residuals(target, q)], 1)
+
+
+# What a search of least squares can use, between Gaussians whose KL has no other form.
+RESIDUALS = {"kl": kl_residuals, "reverse-kl": reverse_kl_residuals, "symmetric-kl": symmetric_kl_residuals}
 
 
 def layer_terms(q: Chain, target: Chain, noise: Tensor, similarity: str = "kl") -> Tensor:

@@ -51,12 +51,8 @@ def sweep(
     size = max(1, _MEMORY // of_pair)
     parts = []
     for first in range(0, len(x), size):
-
-        def of_group(points: Tensor, pair: Tensor, first: int = first) -> Tensor:
-            return data_term(points, pair + first)
-
         group = slice(first, first + size)
-        term = Term(of_group, shape, rows)
+        term = Term(data_term, shape, rows, first)
         of_all = within(go_on, first / len(x), min(1.0, (first + size) / len(x)))
         search = Search(term, x[group].flatten(1), x_t[group].flatten(1), box, lambdas, penalty, floor, effort, of_all)
         search.run()

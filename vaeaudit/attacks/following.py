@@ -1,0 +1,141 @@
+"""Following each pair of a sweep from larger lambda to ever smaller ones.
+
+From afar a search with small lambda first brings the data term near its floor, at a long distortion, and then crawls.
+From a larger lambda the distortion stays short.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vaeaudit.attacks.term import Squares
+from vaeaudit.optim.gauss_newton import LEAST, GaussNewton
+from vaeaudit.optim.lbfgsb import Descent, Minima, Stopping
+from vaeaudit.progress import Progress
+
+if TYPE_CHECKING:
+    from vaeaudit.attacks.search import Search
+
+_FROM = (2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8)  # lambda from which fronts follow, as shares of the least for d = 0
+_SHARE = 0.8  # of the evaluations of all problems that fronts may take besides, one for each row of a Jacobian
+_STEPS = 8  # of a front for each halving of lambda
+_SETTLING = 40  # at the smallest lambda
+_FEW = 120  # below so many steps of each in all, fewer fronts follow
+_SETTLED = 2.0**10  # times the damping by which kinks are left behind there
+_LEADS = 2.0**-3  # largest lambda from which smaller ones are led, likewise
+_FAR = 2.0**-9  # lambda at which a distortion shorter than half of the way shows that much can be won by it, likewise
+_LED, _LAST = 6, 3  # each gets this part of a problem's evaluations, and the smallest lambda so many times as much
+_EVERY = 2  # of so many neighbours one is led to
+
+
+def follow(search: "Search", begins_at: float, ends_at: float) -> None:
+    """Follow each pair to the smallest lambda; ``begins_at`` and ``ends_at`` are the shares of the time told.
+
+    By averaged Gauss-Newton steps where the data term is a sum of few enough squares, else by quasi-Newton ones.
+    """
+    fronts, steps = _fronts(search)
+    if fronts:
+        _walk_down(search, fronts, steps, begins_at, ends_at)
+    else:
+        _lead(search, begins_at, ends_at)
+
+
+def _fronts(search: "Search") -> tuple[int, int]:
+    """How many fronts each pair has, and how many steps each may make; no front where that would be too few."""
+    if not isinstance(search.term.data_term, Squares):
+        return 0, 0
+    if float(search.top.max()) <= float(search.lambdas.min()):  # d = 0 is optimal for all
+        return 0, 0
+    residuals, _ = search.term.jacobian(search.x[:1], search.pair[:1])
+    evaluations = search.effort.stopping.max_evaluations * len(search.lambdas)
+    most = int(_SHARE * evaluations / residuals.shape[1])
+    fronts = min(len(_FROM), most // _FEW)
+    return fronts, most // max(1, fronts)
+
+
+def _walk_down(search: "Search", fronts: int, most: int, begins_at: float, ends_at: float) -> None:
+    """Follow with several fronts a pair, each from the best that is known at the lambda where it begins.
+
+    A step is made for all at once, and what it meets serves all lambda of the pair.
+    """
+    pairs, count, least = len(search.x), len(search.lambdas), search.lambdas.min()
+    pair = torch.arange(pairs, device=search.x.device).repeat_interleave(fronts)
+    share = search.top.new_tensor(_FROM[:fronts])
+    begin = (search.top[:, None] * share).clamp(min=least).flatten()  # (P F,)
+    nearest = (search.lambdas.log() - begin.log()[:, None]).abs().argmin(1)
+    problem = pair * count + nearest
+    start = torch.where((search.norm[problem] > 0)[:, None], search.best[problem], search.off_zero(pair))
+    front = GaussNewton(
+        lambda points, row: search.term.jacobian(points, pair[row]),
+        search.x[pair],
+        start,
+        search.low,
+        search.high,
+        search.gap[pair],
+        squared=search.penalty == "l2sq",
+    )
+    falling = min(most - _SETTLING, max(1, int(_STEPS * float((begin / least).log2().max()))))
+    steps = falling + _SETTLING
+    for step in range(steps):
+        done = begins_at + (ends_at - begins_at) * step / steps
+        if not search.asked(Progress("following to smaller lambda", steps - step, steps, done)):
+            break
+        weight = begin * (least / begin) ** min(1.0, step / falling)
+        front.advance(weight, LEAST * _SETTLED ** max(0.0, (step - falling) / _SETTLING))
+        search.offer(*(each.reshape(pairs, fronts, *each.shape[1:]) for each in (front.points, front.data, front.norm)))
+        nearest = (search.lambdas.log() - weight.log()[:, None]).abs().argmin(1)
+        cost = torch.full_like(pair, front.residuals)
+        search.evaluations = search.evaluations.index_add(0, pair * count + nearest, cost)
+    search.history.append((search.evaluations, search.objective))
+
+
+def _lead(search: "Search", begins_at: float, ends_at: float) -> None:
+    """Follow each pair's best down to the smallest lambda: each search begins where its neighbour's has come to.
+
+    From afar a search with small lambda first brings the data term near its floor, at a long distortion, and then
+    crawls. From a larger lambda it stays short, and the neighbour's curvature is known. Where the distortion must
+    be nearly as long as the way to the target, that is soon found without.
+    """
+    order = search.lambdas.argsort()[::_EVERY].flip(0)  # the smallest comes last
+    begins = (search.lambdas[order] > _LEADS * search.top[:, None]).sum(1)  # (P,) where in it a pair does
+    far = (search.lambdas.log() - (_FAR * search.top).log()[:, None]).abs().argmin(1, keepdim=True)
+    norm = search.norm.reshape(len(search.x), -1).gather(1, far).squeeze(1)
+    begins = torch.where(norm < 0.5 * search.gap, begins, len(order))
+    steps = range(int(begins.min()), len(order))
+    if not steps:
+        return
+    first = torch.arange(len(search.x), device=search.x.device) * len(search.lambdas)  # problem of each pair
+    problem = first.clone()  # (P,) that each pair has come to, which the objective reads anew
+    most = -(-search.effort.stopping.max_evaluations // _LED)
+    asked = search.effort.stopping
+    stopping = Stopping(asked.ftol, asked.patience, most * (len(steps) + _LAST))
+    descent = Descent(
+        search.objective_of(problem),
+        search.x,
+        search.low,
+        search.high,
+        stopping,
+        begin=first[:0],
+        unit=search.unit,
+    )
+    taken = torch.zeros_like(first)
+    for step in steps:
+        problem.copy_(first + order[step])
+        pair = (begins <= step).nonzero().squeeze(1)
+        of = problem[pair]
+        start = torch.where((search.norm[of] > 0)[:, None], search.best[of], search.off_zero(pair))
+        led = begins[pair] < step
+        descent.move(pair, torch.where(led[:, None], descent.minima().x[pair], start), torch.where(led, pair, -1))
+        for _ in range(most * _LAST if step == steps[-1] else most):
+            done = begins_at + (ends_at - begins_at) * (step - steps[0]) / len(steps)
+            told = Progress("following to smaller lambda", steps[-1] + 1 - step, len(steps), done)
+            if not descent.running or not search.asked(told):
+                break
+            descent.advance(1)
+        found = descent.minima()
+        search.harvest(Minima(*(each[pair] for each in (found.x, found.value, found.status, taken))), of)
+        search.evaluations = search.evaluations.index_add(0, problem, found.evaluations - taken)
+        search.history.append((search.evaluations, search.objective))
+        taken = found.evaluations.clone()
+        if search.stopped:
+            break

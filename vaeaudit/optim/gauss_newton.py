@@ -1,0 +1,133 @@
+"""Gauss-Newton with averaged Jacobians: half a sum of squares with a length, followed along a falling weight.
+
+The networks behind the residuals have kinks everywhere. A model of them built at a point, of gradients or of the
+Jacobian there, says nothing beyond the next kink, and a search that asks for a decrease at every step settles there.
+Averaged over the points that were passed of late, the Jacobian tells what the residuals do at the scale of a step. So
+a step minimises
+
+    1/2 ||r + A (d' - d)||^2 + mu/2 ||d'||^2 + rho mu/2 ||d' - d||^2
+
+in the box, where A is that average, mu the pull of the penalty and rho the damping (Levenberg 1944, Marquardt 1963),
+and is taken though the objective may rise a little: only where it more than doubles does the point stay, its Jacobian
+counted, with more damping. Towards the end the damping grows, steps shrink below the kinks, and the residuals vanish.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# squares(points, row) -> the residuals (b, k) and their Jacobian (b, k, n) of points (b, n)
+Squares = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+_KEPT = 0.9  # of the average, at each step
+_WORSE = 2.0  # times the objective, beyond which a step is taken back
+_GROWS, _SHRINKS = 2.0, 0.9  # the damping, after a step that was taken back or not
+LEAST = 0.3  # damping
+_TRUST = 0.5  # longest step, as a share of ||d||
+_SHORT = 0.05  # or of this share of the unit where d is shorter
+_TINY = 1e-4  # least ||d|| that the pull of `l2` is divided by, likewise
+_TURNS = 5  # Newton steps for the multipliers of one step, from those of the last
+
+
+class GaussNewton:
+    """Rows (B, n) that are moved together, each around an ``origin`` of its own, within bounds (1, n).
+
+    ``unit`` (B,) is what lengths are measured by, and ``squared`` whether the penalty is ||d||^2 instead of ||d||. The
+    first step is made from ``start`` (B, n).
+    """
+
+    def __init__(
+        self,
+        squares: Squares,
+        origin: Tensor,
+        start: Tensor,
+        lower: Tensor,
+        upper: Tensor,
+        unit: Tensor,
+        *,
+        squared: bool,
+    ) -> None:
+        self._squares, self._origin, self._unit, self._squared = squares, origin, unit, squared
+        self._row = torch.arange(len(start), device=start.device)
+        self._bounds, self._lower, self._upper = (lower, upper), lower - origin, upper - origin
+        self.d = start - origin  # (B, n) distortion evaluated last
+        self.data = start.new_full((len(start),), torch.inf)  # (B,) half the sum of squares there
+        self.norm = torch.linalg.vector_norm(self.d, dim=1)  # (B,) its length
+        self._next = self.d
+        self._base, self._base_data = self.d, self.data  # from where steps are made
+        self._residuals = self._average = self._multipliers = start.new_zeros(0)
+        self._damping = torch.full_like(self.data, LEAST)
+
+    @property
+    def points(self) -> Tensor:
+        """Where the residuals were evaluated last, (B, n)."""
+        return (self._origin + self.d).clamp(*self._bounds)
+
+    @property
+    def residuals(self) -> int:
+        """How many there are, once the first were evaluated."""
+        return self._average.shape[1]
+
+    def advance(self, weight: Tensor, least: float = LEAST) -> None:
+        """Evaluate where the last step led to and make the next, for the penalty's ``weight`` (B,).
+
+        ``least`` is the least damping.
+        """
+        self.d = self._next
+        residuals, jacobian = self._squares(self.points, self._row)
+        self.data = 0.5 * residuals.square().sum(1)
+        self.norm = torch.linalg.vector_norm(self.d, dim=1)
+        finite = self.data.isfinite() & jacobian.isfinite().flatten(1).all(1)
+        jacobian = torch.where(finite[:, None, None], jacobian, 0.0)
+        if not self._average.numel():
+            self._average, self._residuals = jacobian, torch.where(finite[:, None], residuals, 0.0)
+            self._multipliers = torch.zeros_like(residuals)
+            self._base_data = self.data
+            stays = ~finite
+        else:
+            self._average.lerp_(jacobian, (finite * (1 - _KEPT)).to(jacobian.dtype)[:, None, None])
+            before = self._base_data + weight * self._penalty(torch.linalg.vector_norm(self._base, dim=1))
+            stays = ~(self.data + weight * self._penalty(self.norm) <= _WORSE * before) | ~finite
+            self._base = torch.where(stays[:, None], self._base, self.d)
+            self._base_data = torch.where(stays, self._base_data, self.data)
+            self._residuals = torch.where(stays[:, None], self._residuals, residuals)
+        self._damping = torch.where(stays, self._damping * _GROWS, self._damping * _SHRINKS).clamp_(min=least)
+        self._next = self._step(weight)
+
+    def _penalty(self, norm: Tensor) -> Tensor:
+        return norm.square() if self._squared else norm
+
+    def _step(self, weight: Tensor) -> Tensor:
+        """Where the model is least, no further from the base than is trusted, (B, n).
+
+        With multipliers nu = (r + A (d' - d)) / -mu the model's minimum is the clamped (rho d + A^T nu) / (1 + rho),
+        and nu solves k equations, piecewise linear in it (a semismooth Newton method).
+        """
+        base, damping = self._base, self._damping[:, None]
+        length = torch.linalg.vector_norm(base, dim=1)
+        pull = 2 * weight if self._squared else weight / torch.maximum(length, _TINY * self._unit)
+        aim = torch.einsum("bkn,bn->bk", self._average, base) - self._residuals
+        multipliers, steps = self._multipliers, self._average.shape[1]
+        eps = torch.finfo(base.dtype).eps
+
+        def distortion(multipliers: Tensor) -> Tensor:
+            return (damping * base + torch.einsum("bkn,bk->bn", self._average, multipliers)) / (1 + damping)
+
+        for _ in range(_TURNS):
+            free = distortion(multipliers)
+            d = free.clamp(self._lower, self._upper)
+            left = aim - torch.einsum("bkn,bn->bk", self._average, d) - pull[:, None] * multipliers
+            moving = self._average * (free == d)[:, None]
+            gram = torch.bmm(moving, self._average.mT) / (1 + damping[:, :, None])
+            # In float32 rounding alone would make it indefinite where residuals depend on each other.
+            ridge = pull + steps * eps * gram.diagonal(dim1=1, dim2=2).amax(1)
+            gram.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
+            change, _ = torch.linalg.solve_ex(gram, left)
+            multipliers = multipliers + torch.where(change.isfinite().all(1, keepdim=True), change, 0.0)
+        self._multipliers = multipliers
+        way = distortion(multipliers).clamp(self._lower, self._upper) - base
+        most = _TRUST * torch.maximum(length, _SHORT * self._unit)
+        share = (most / torch.linalg.vector_norm(way, dim=1).clamp(min=torch.finfo(base.dtype).tiny)).clamp(max=1)
+        step: Tensor = base + share[:, None] * way
+        return step
