@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from decimal import Decimal, localcontext
 from itertools import product
 from typing import Any
 
@@ -8,8 +9,10 @@ from torch import Tensor
 
 from vaeaudit.attacks.modes import names
 from vaeaudit.attacks.objectives import ON, Objective, damage, latent, latent_side, output, untargeted
-from vaeaudit.attacks.similarity import SIMILARITIES
+from vaeaudit.attacks.similarity import RESIDUALS, SIMILARITIES, kl_residuals
+from vaeaudit.attacks.term import Squares, Term
 from vaeaudit.errors import ConfigError, UnsupportedError
+from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.vae import DiagonalGaussian, GaussianLikelihood
 from vaeaudit.stats.draws import noise_set
 
@@ -345,3 +348,71 @@ def test_the_only_layer_may_be_named(small_vae: Any) -> None:
     for similarity in SIMILARITY:
         whole, named = (latent(vae, x, x_t, similarity, noise_for(2), layers=layers) for layers in (None, (1,)))
         assert (whole(points, item) == named(points, item)).all()
+
+
+# Sums of squares
+
+
+@pytest.mark.parametrize("on", ["both", "mean", "std"])
+@pytest.mark.parametrize("similarity", sorted(RESIDUALS))
+def test_half_the_sum_of_squared_residuals_is_the_kl(similarity: str, on: str, small_vae: Any) -> None:
+    vae = small_vae()
+    x, x_t, points = problem(Objective())
+    data_term = latent(vae, x, x_t, similarity, noise_for(2), on)
+    assert isinstance(data_term, Squares)
+    item = torch.tensor([2, 0, 1])
+    for at in (points, x_t[item], x[item]):  # the target's posterior matches where both are moved
+        leaf = at.clone().requires_grad_()
+        residuals = data_term.residuals(leaf, item)
+        torch.testing.assert_close(0.5 * residuals.square().sum(1), data_term(at, item), rtol=1e-10, atol=1e-14)
+        (slope,) = torch.autograd.grad(residuals.sum(), leaf)
+        assert slope.isfinite().all()
+    (slope,) = torch.autograd.grad(0.5 * data_term.residuals(leaf, item).square().sum(), leaf)
+    (expected,) = torch.autograd.grad(data_term(leaf, item).sum(), leaf)
+    torch.testing.assert_close(slope, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_residuals_of_deviations_are_exact_from_a_match_to_far(dtype: torch.dtype) -> None:
+    u = torch.tensor([0, 1e-9, -1e-5, 0.01, -0.0999, 0.0999, 0.1001, -0.1001, 1.0, -3.0, 5.0], dtype=dtype)
+    q = DiagonalGaussian(torch.zeros_like(u)[:, None], u[:, None])
+    residual = kl_residuals(q, DiagonalGaussian.standard((1,), u))[:, 1].double()
+    with localcontext(prec=50):
+        doubled = [2 * Decimal(float(v)) for v in u.double()]
+        exact = [float((v.exp() - 1 - v).sqrt().copy_sign(v)) for v in doubled]
+    torch.testing.assert_close(
+        residual, torch.tensor(exact, dtype=torch.float64), rtol=200 * torch.finfo(dtype).eps, atol=0
+    )
+
+
+def test_the_jacobian_of_a_term_is_that_of_its_residuals(small_vae: Any) -> None:
+    x, x_t, points = problem(Objective())
+    data_term = latent(small_vae(), x, x_t, "kl", noise_for(2))
+    assert isinstance(data_term, Squares)
+    term = Term(data_term, tuple(x.shape[1:]), RowBatches(2), first=1)
+    residuals, jacobian = term.jacobian(points[:2].flatten(1), torch.tensor([1, 0]))
+    torch.testing.assert_close(residuals, data_term.residuals(points[:2], torch.tensor([2, 1])))
+    for row, item in enumerate((2, 1)):
+        of = torch.tensor([item])
+        whole = torch.autograd.functional.jacobian(lambda at, of=of: data_term.residuals(at[None], of)[0], points[row])
+        torch.testing.assert_close(jacobian[row], whole.flatten(1))
+
+
+def test_a_posterior_of_a_kl_of_its_own_is_no_sum_of_squares(small_vae: Any) -> None:
+    class Wider(DiagonalGaussian):
+        def kl(self, other: Any) -> Tensor:
+            return 2 * super().kl(other)
+
+    class Own:
+        def __init__(self, vae: Any) -> None:
+            self.vae, self.input_shape = vae, vae.input_shape
+
+        def encode(self, x: Tensor) -> DiagonalGaussian:
+            """A posterior that is no plain Gaussian."""
+            q = self.vae.encode(x)
+            return Wider(q.mean, q.log_stddev)
+
+    x, x_t, _ = problem(Objective())
+    assert not isinstance(latent(Own(small_vae()), x, x_t, "kl", noise_for(2)), Squares)
+    assert not isinstance(latent(small_vae(), x, x_t, "mean", noise_for(2)), Squares)
+    assert not isinstance(untargeted(small_vae(), x, "kl", noise_for(2)), Squares)

@@ -139,8 +139,9 @@ def test_statuses_evaluations_and_recent_gains_are_told_for_every_problem(
     assert set(found.status.flatten().tolist()) <= {int(Status.CONVERGED), int(Status.STALLED), int(Status.LIMIT)}
     assert (found.evaluations >= 1).all()
     # At d = 0, exploring from two points, a walk, following, refining, and searching on where that was not enough.
-    most = 1 + (3 / 4 + 3 / 6) * MOST + 4
-    assert (found.evaluations <= most + torch.where(found.further, FURTHEST * MOST, MOST)).all()
+    most = 1 + (3 / 4 + 3 / 6) * MOST + 4 + torch.where(found.further, FURTHEST * MOST, MOST)
+    # Steps down to smaller lambda are shared out by no more than a total.
+    assert (found.evaluations.sum(1) <= most.sum(1) + 0.8 * MOST * found.evaluations.shape[1]).all()
     assert (found.recent >= 0).all()
     rounding = 1e-5 * found.zero_data_term.abs()[:, None]
     ended = (found.status == int(Status.CONVERGED)) | (found.status == int(Status.STALLED))

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 _FROM = (2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8)  # lambda from which fronts follow, as shares of the least for d = 0
 _SHARE = 0.8  # of the evaluations of all problems that fronts may take besides, one for each row of a Jacobian
-_STEPS = 8  # of a front for each halving of lambda
-_SETTLING = 40  # at the smallest lambda
-_FEW = 120  # below so many steps of each in all, fewer fronts follow
+_STEPS = 32  # most of a front for each halving of lambda
+_SETTLING = 6  # this part of them is made at the smallest lambda
+_FEW = 60  # below so many steps of each, fewer fronts follow
 _SETTLED = 2.0**10  # times the damping by which kinks are left behind there
 _LEADS = 2.0**-3  # largest lambda from which smaller ones are led, likewise
 _FAR = 2.0**-9  # lambda at which a distortion shorter than half of the way shows that much can be won by it, likewise
@@ -74,14 +74,15 @@ def _walk_down(search: "Search", fronts: int, most: int, begins_at: float, ends_
         search.gap[pair],
         squared=search.penalty == "l2sq",
     )
-    falling = min(most - _SETTLING, max(1, int(_STEPS * float((begin / least).log2().max()))))
-    steps = falling + _SETTLING
+    steps = min(most, _FEW + int(_STEPS * float((begin / least).log2().max())))
+    settling = steps // _SETTLING
+    falling = steps - settling
     for step in range(steps):
         done = begins_at + (ends_at - begins_at) * step / steps
         if not search.asked(Progress("following to smaller lambda", steps - step, steps, done)):
             break
         weight = begin * (least / begin) ** min(1.0, step / falling)
-        front.advance(weight, LEAST * _SETTLED ** max(0.0, (step - falling) / _SETTLING))
+        front.advance(weight, LEAST * _SETTLED ** max(0.0, (step - falling) / settling))
         search.offer(*(each.reshape(pairs, fronts, *each.shape[1:]) for each in (front.points, front.data, front.norm)))
         nearest = (search.lambdas.log() - weight.log()[:, None]).abs().argmin(1)
         cost = torch.full_like(pair, front.residuals)

@@ -80,7 +80,7 @@ def kl_residuals(q: DiagonalGaussian, target: DiagonalGaussian) -> Tensor:
     near = u.abs() < _NEAR
     w, far = torch.where(near, 2 * u, 0.0), torch.where(near, 1.0, u)
     series = torch.ones_like(w)
-    for power in range(9, 2, -1):  # (exp(w) - 1 - w) / (w^2 / 2) = 1 + w/3 (1 + w/4 (1 + w/5 ...))
+    for power in range(12, 2, -1):  # (exp(w) - 1 - w) / (w^2 / 2) = 1 + w/3 (1 + w/4 (1 + w/5 ...))
         series = 1 + w / power * series
     over = torch.where(near, series, (torch.expm1(2 * far) - 2 * far) / (2 * far.square()))
     return torch.cat([means, u * (2 * over).sqrt()], 1)

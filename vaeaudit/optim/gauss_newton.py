@@ -107,17 +107,17 @@ class GaussNewton:
         base, damping = self._base, self._damping[:, None]
         length = torch.linalg.vector_norm(base, dim=1)
         pull = 2 * weight if self._squared else weight / torch.maximum(length, _TINY * self._unit)
-        aim = torch.einsum("bkn,bn->bk", self._average, base) - self._residuals
+        aim = _times(self._average, base) - self._residuals
         multipliers, steps = self._multipliers, self._average.shape[1]
         eps = torch.finfo(base.dtype).eps
 
         def distortion(multipliers: Tensor) -> Tensor:
-            return (damping * base + torch.einsum("bkn,bk->bn", self._average, multipliers)) / (1 + damping)
+            return (damping * base + _times(self._average.mT, multipliers)) / (1 + damping)
 
         for _ in range(_TURNS):
             free = distortion(multipliers)
             d = free.clamp(self._lower, self._upper)
-            left = aim - torch.einsum("bkn,bn->bk", self._average, d) - pull[:, None] * multipliers
+            left = aim - _times(self._average, d) - pull[:, None] * multipliers
             moving = self._average * (free == d)[:, None]
             gram = torch.bmm(moving, self._average.mT) / (1 + damping[:, :, None])
             # In float32 rounding alone would make it indefinite where residuals depend on each other.
@@ -131,3 +131,9 @@ class GaussNewton:
         share = (most / torch.linalg.vector_norm(way, dim=1).clamp(min=torch.finfo(base.dtype).tiny)).clamp(max=1)
         step: Tensor = base + share[:, None] * way
         return step
+
+
+def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """(b, k, n) times (b, n), (b, k)."""
+    product: Tensor = torch.bmm(matrices, vectors[:, :, None]).squeeze(2)
+    return product

@@ -1,0 +1,107 @@
+"""Gauss-Newton steps on averaged Jacobians: where they end, what they cross, and what holds on the way."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from vaeaudit.optim.gauss_newton import LEAST, GaussNewton, Squares
+from vaeaudit.optim.lbfgsb import Stopping, minimise
+
+LOW, HIGH = torch.zeros(1, 6, dtype=torch.float64), torch.ones(1, 6, dtype=torch.float64)
+MATRIX = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+ORIGIN = torch.tensor([[0.5] * 6, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]], dtype=torch.float64)
+AIM = torch.tensor([[0.3, -0.1, 0.2, 0.1, -0.3, 0.0], [0.1, 0.2, 0.0, -0.2, 0.1, -0.3]], dtype=torch.float64) @ MATRIX.T
+UNIT = torch.ones(2, dtype=torch.float64)
+
+
+def linear(points: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    """A (x - origin) - aim."""
+    return (points - ORIGIN[row]) @ MATRIX.T - AIM[row], MATRIX.expand(len(points), 3, 6).clone()
+
+
+def ends(squares: Squares, weight: float, *, squared: bool, steps: int = 110) -> GaussNewton:
+    """Where steps of growing damping end, from halfway to a corner."""
+    front = GaussNewton(squares, ORIGIN, 0.9 * ORIGIN + 0.05, LOW, HIGH, UNIT, squared=squared)
+    for step in range(steps):
+        front.advance(torch.full_like(UNIT, weight), LEAST * 2.0 ** max(0.0, (step - 70) / 4))
+    return front
+
+
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("weight", [1e-6, 0.1, 1.0])
+def test_a_linear_problem_in_a_box_ends_at_its_minimum(weight: float, squared: bool) -> None:
+    def objective(x: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        residuals, jacobian = linear(x, row)
+        d = x - ORIGIN[row]
+        norm = torch.linalg.vector_norm(d, dim=1)
+        value = 0.5 * residuals.square().sum(1) + weight * (norm.square() if squared else norm)
+        pull = 2 * weight if squared else weight / norm[:, None].clamp(min=1e-12)
+        return value, torch.einsum("bk,bkn->bn", residuals, jacobian) + pull * d
+
+    least = minimise(objective, 0.9 * ORIGIN + 0.05, LOW, HIGH, Stopping(ftol=1e-14, max_evaluations=3000)).value
+    front = ends(linear, weight, squared=squared)
+    value = front.data + weight * (front.norm.square() if squared else front.norm)
+    assert (value <= least * (1 + 1e-4) + 1e-12).all()
+    assert ((front.points >= LOW) & (front.points <= HIGH)).all()
+
+
+def test_a_linear_problem_without_a_box_ends_at_its_closed_form() -> None:
+    far = torch.full_like(LOW, torch.inf)
+    front = GaussNewton(linear, ORIGIN, 0.9 * ORIGIN + 0.05, -far, far, UNIT, squared=True)
+    for _ in range(100):
+        front.advance(torch.full_like(UNIT, 0.3))
+    ridge = MATRIX.T @ torch.linalg.solve(MATRIX @ MATRIX.T + 0.6 * torch.eye(3, dtype=torch.float64), AIM.T)
+    torch.testing.assert_close(front.d, ridge.T, rtol=1e-9, atol=1e-9)
+
+
+def creased(points: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    """The linear residuals under a sawtooth: slopes of -9 to 11 times their own, with a kink each hundredth."""
+    residuals, _ = linear(points, row)
+    phase = (residuals / 0.01) % 1
+    teeth = 0.1 * torch.where(phase < 0.5, phase, 1 - phase)
+    slope = 1 + torch.where(phase < 0.5, 10.0, -10.0)
+    return residuals + teeth, slope[:, :, None] * MATRIX
+
+
+def value_of(squares: Squares) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def objective(x: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        residuals, jacobian = squares(x, row)
+        return 0.5 * residuals.square().sum(1), torch.einsum("bk,bkn->bn", residuals, jacobian)
+
+    return objective
+
+
+def test_kinks_at_which_a_search_settles_are_crossed() -> None:
+    start = 0.9 * ORIGIN[:1] + 0.05
+    searched = minimise(value_of(creased), start, LOW, HIGH, Stopping(ftol=1e-10, max_evaluations=300))
+    front = GaussNewton(creased, ORIGIN[:1], start, LOW, HIGH, UNIT[:1], squared=False)
+    least = torch.inf
+    for _ in range(100):
+        front.advance(torch.full_like(UNIT[:1], 1e-3))
+        least = min(least, float(front.data))
+    assert least <= 0.25 * float(searched.value)
+
+
+def test_a_point_that_is_not_finite_is_left_and_moves_no_other() -> None:
+    def hole(points: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        residuals, jacobian = linear(points, row)
+        gone = (row == 0) & (torch.linalg.vector_norm(points - ORIGIN[row], dim=1) > 0.25)
+        return residuals.masked_fill(gone[:, None], torch.nan), jacobian.masked_fill(gone[:, None, None], torch.nan)
+
+    one, both = ends(hole, 0.1, squared=False), ends(linear, 0.1, squared=False)
+    assert torch.equal(one.d[1], both.d[1])
+    assert one.d.isfinite().all()
+    assert float(one.norm[0]) <= 0.25 + 1e-12
+
+
+def test_one_step_is_no_longer_than_half_of_the_distortion() -> None:
+    front = GaussNewton(linear, ORIGIN, 0.9 * ORIGIN + 0.05, LOW, HIGH, UNIT, squared=False)
+    before = None
+    for _ in range(20):
+        front.advance(torch.full_like(UNIT, 1e-6))
+        if before is not None:
+            moved = torch.linalg.vector_norm(front.d - before, dim=1)
+            assert (moved <= 0.5 * torch.linalg.vector_norm(before, dim=1).clamp(min=0.05) + 1e-12).all()
+        before = front.d
