@@ -22,9 +22,9 @@ from vaeaudit.certify.theorem import Sigma, excess
 
 _START = 0.05  # of the first-order estimate
 _EVALUATIONS = 14
-_TOLERANCE, _PATIENCE = 0.02, 2  # of the radius; how often less than that is gained before the search ends
+_TOLERANCE, _PATIENCE = 0.02, 2  # of the radius; how often less than that is gained or missed before the search ends
 _STEEPEST = 12.0
-_FARTHEST = 0.7  # that the logarithm of the radius changes at once
+_UP, _DOWN = 1.1, 0.7  # that the logarithm of the radius grows, and shrinks, at once
 
 
 class Sectors:
@@ -114,13 +114,15 @@ class _Search:
                 secant = (excess_ - before) / math.log(tried / last)
                 steepness = (steepness + min(max(secant, 1.0), _STEEPEST)) / 2
             slope = max(steepness, 1 + excess_ - math.log(tried / estimate))
-            step = math.exp(min(max(-excess_ / slope, -_FARTHEST), _FARTHEST))
+            step = math.exp(min(max(-excess_ / slope, -_DOWN), _UP))
             last, before = tried, excess_
             if holds:
                 left = left - 1 if best and max(tried / best, step) < 1 + _TOLERANCE else patience
                 best = max(best, tried)
-                if not left:
-                    break
+            elif tried < best * (1 + _TOLERANCE):
+                left -= 1
+            if not left:
+                break
             tried = max(tried * step, best * (1 + _TOLERANCE / 2))
         return best
 
