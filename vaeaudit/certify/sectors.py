@@ -99,7 +99,7 @@ class _Search:
     def _grow(self, best: float, estimate: float, patience: int, go_on: Callable[[], bool]) -> float:
         """The largest radius verified, at least ``best``."""
         last, tried, left = 0.0, best or _START * estimate, patience
-        steepness, before = 1.0, 0.0
+        steepness, before, held = 1.0, 0.0, False
         for _ in range(_EVALUATIONS):
             if not go_on():
                 break
@@ -118,8 +118,8 @@ class _Search:
             last, before = tried, excess_
             if holds:
                 left = left - 1 if best and max(tried / best, step) < 1 + _TOLERANCE else patience
-                best = max(best, tried)
-            elif tried < best * (1 + _TOLERANCE):
+                best, held = max(best, tried), True
+            elif held and tried < best * (1 + _TOLERANCE):
                 left -= 1
             if not left:
                 break
