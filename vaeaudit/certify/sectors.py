@@ -24,7 +24,7 @@ _START = 0.05  # of the first-order estimate
 _EVALUATIONS = 14
 _TOLERANCE, _PATIENCE = 0.02, 2  # of the radius; how often less than that is gained or missed before the search ends
 _STEEPEST = 12.0
-_UP, _DOWN = 1.1, 0.7  # that the logarithm of the radius grows, and shrinks, at once
+_FARTHEST = 0.7  # that the logarithm of the radius changes at once: multipliers that are led too far do not come back
 
 
 class Sectors:
@@ -114,7 +114,7 @@ class _Search:
                 secant = (excess_ - before) / math.log(tried / last)
                 steepness = (steepness + min(max(secant, 1.0), _STEEPEST)) / 2
             slope = max(steepness, 1 + excess_ - math.log(tried / estimate))
-            step = math.exp(min(max(-excess_ / slope, -_DOWN), _UP))
+            step = math.exp(min(max(-excess_ / slope, -_FARTHEST), _FARTHEST))
             last, before = tried, excess_
             if holds:
                 left = left - 1 if best and max(tried / best, step) < 1 + _TOLERANCE else patience
