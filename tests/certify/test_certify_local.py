@@ -614,6 +614,19 @@ def test_no_attack_within_ball_and_box_uses_up_the_gap_nor_does_the_box_cost_any
     assert max(spent) > 0.1
 
 
+def test_a_box_tells_from_the_first_ball_on_and_a_search_ends_once_it_gains_and_misses_little() -> None:
+    graph, x = traced(*NETWORKS["residual"]), random(4, 6, seed=8).clamp(min=0)[2:3]
+    box, balls = (torch.zeros((1, 6), dtype=FLOAT64), torch.full((1, 6), 5.0, dtype=FLOAT64)), []
+
+    def go_on() -> bool:
+        balls.append(1)
+        return True
+
+    p_low = torch.full((1,), 0.98, dtype=FLOAT64)
+    free, boxed = Sectors(graph, x).margins(x, p_low, 0.5, "frozen", box, go_on)
+    assert boxed.item() > 1.01 * free.item() and len(balls) <= 16
+
+
 def test_what_has_no_sectors_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vaeaudit.certify.stages._MOST", 10)
     with pytest.raises(UnsupportedError, match="no sector certificate: a map to the 12 inputs of 'relu' from 6 values"):

@@ -48,6 +48,7 @@ _FAINT = 1e-3  # of the largest influence: below it neurons are treated alike
 _LARGEST = 0.9
 _MOST = 0.97  # with the pairs of a box
 _BEGIN = (0.7, 0.7, 0.5, 0.4, 0.3)
+_DENSE = 0.1  # of the elements of a matrix: from there on what is sparse costs more
 _STEP, _FARTHEST = 0.25, 1.8  # towards the multiplier asked for, in logarithms; the most that it is changed by
 
 
@@ -148,7 +149,7 @@ class _Apart:
 class _OfApart:
     def __init__(self, matrix: sparse.csr_matrix, of: _Apart) -> None:
         self.of = of
-        self.J = _dense(matrix @ sparse.diags(of.slope.numpy()) @ of.matrix)
+        self.J = _product(matrix @ sparse.diags(of.slope.numpy()), of.matrix)
         self.X = torch.linalg.solve_triangular(of.L, self.J.T, upper=False)
         self.errors = matrix[:, of.bent.numpy()]
         self.noise = self.errors @ sparse.diags((1 / of.lam.sqrt()).numpy())
@@ -167,7 +168,8 @@ class _OfApart:
 
     def pull(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients in 1 / lambda and in a^2 of those that bend; in float32, as no bound rests on them."""
-        F = torch.linalg.solve_triangular(self.of.L.T, self.X[:, self.rows], upper=True).float()  # (inputs, rows)
+        L, X = self.of.L.float(), self.X[:, self.rows].float()
+        F = torch.linalg.solve_triangular(L.T, X, upper=True)  # (inputs, rows)
         errors, bending = self.errors[self.rows.numpy()].T.astype(np.float32), self.of.bending.astype(np.float32)
         middle = F @ gradient.float() @ F.T
         pairs = ((errors, gradient.float()), (bending, middle))
@@ -343,7 +345,14 @@ def _squares(matrix: sparse.csr_matrix) -> Tensor:
 
 
 def _gram(matrix: sparse.csr_matrix) -> Tensor:
-    return _dense(matrix.T @ matrix)
+    return _product(matrix.T.tocsr(), matrix)
+
+
+def _product(left: sparse.csr_matrix, right: sparse.csr_matrix) -> Tensor:
+    """Dense, and by way of dense matrices where both are all but that themselves, as of linear layers."""
+    if min(part.nnz / max(1, math.prod(part.shape)) for part in (left, right)) > _DENSE:
+        return _dense(left) @ _dense(right)
+    return _dense(left @ right)
 
 
 def _dense(matrix: sparse.csr_matrix) -> Tensor:

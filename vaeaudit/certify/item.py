@@ -17,6 +17,7 @@ from vaeaudit.certify.sector import sector
 from vaeaudit.certify.stages import Stages
 
 WIDEST = 4096  # rows of a block: more takes minutes
+_PAIRED = 0.5  # of the pairs' weights, which are best for a linear network: all of them leave errors too little room
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +73,8 @@ class Item:
         """From now on inputs are kept in a box."""
         self.room = room
         if len(room.inward) <= WIDEST:
-            self.pairs = room.pairs(self.first_order)
+            pairs = room.pairs(self.first_order)
+            self.pairs = None if pairs is None else _PAIRED * pairs
         self.keep()
 
 

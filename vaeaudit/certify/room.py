@@ -18,7 +18,7 @@ N with N_ij s_i s_j >= 0, symmetric, 0 where i or j lies at no bound, d' N d >= 
 in which ellipsoids (:mod:`.ellipsoids`) start from I - N in place of I, whenever what they require stays positive
 definite. That reaches the orthant's maximum for a single function: with a = p - q, p, q >= 0 and N = t (p q' + q p'),
 a (I - N)^-1 a is the larger of |p|^2 and |q|^2 at the best t. N is chosen once, as if the network were linear, by
-projected gradient; it affects how tight the bound is alone.
+projected gradient, and less of it is used (:mod:`.item`); it affects how tight the bound is alone.
 """
 
 import math

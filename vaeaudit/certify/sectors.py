@@ -22,9 +22,9 @@ from vaeaudit.certify.theorem import Sigma, excess
 
 _START = 0.05  # of the first-order estimate
 _EVALUATIONS = 14
-_TOLERANCE, _PATIENCE = 0.02, 2  # of the radius; how often less than that is gained before the search ends
+_TOLERANCE, _PATIENCE = 0.02, 2  # of the radius; how often less than that is gained or missed before the search ends
 _STEEPEST = 12.0
-_FARTHEST = 0.7  # that the logarithm of the radius changes at once
+_FARTHEST = 0.7  # that the logarithm of the radius changes at once: multipliers that are led too far do not come back
 
 
 class Sectors:
@@ -99,7 +99,7 @@ class _Search:
     def _grow(self, best: float, estimate: float, patience: int, go_on: Callable[[], bool]) -> float:
         """The largest radius verified, at least ``best``."""
         last, tried, left = 0.0, best or _START * estimate, patience
-        steepness, before = 1.0, 0.0
+        steepness, before, held = 1.0, 0.0, False
         for _ in range(_EVALUATIONS):
             if not go_on():
                 break
@@ -118,9 +118,11 @@ class _Search:
             last, before = tried, excess_
             if holds:
                 left = left - 1 if best and max(tried / best, step) < 1 + _TOLERANCE else patience
-                best = max(best, tried)
-                if not left:
-                    break
+                best, held = max(best, tried), True
+            elif held and tried < best * (1 + _TOLERANCE):
+                left -= 1
+            if not left:
+                break
             tried = max(tried * step, best * (1 + _TOLERANCE / 2))
         return best
 
