@@ -32,6 +32,7 @@ DRAWS = 64  # of z, for each item
 Side = tuple[str, dict[str, str]]  # the audit, and the settings of the model
 
 LATENT = [f"attack.latent.{name}" for name in ("delta.mean", "curve_area.median", "target_nll.median")]
+OUTPUT = [f"attack.output.{name}" for name in ("delta.mean", "curve_area.median", "target_nll.median")]
 PAIRS = [f"attack.latent.{name}" for name in ("kl_at_0.mean", "share.mean", "perfect_nll.median", "above_nll.median")]
 PAIRS += [f"attack.latent.{name}" for name in ("target_error.median", "perfect_error.median", "above_error.median")]
 RATES = [f"attack.latent.success.{name}" for name in ("target", "ignore_target", "classifier_accuracy")]
@@ -55,7 +56,16 @@ def chain(depth: str = "1", beta: str = "1", system: str = "Seatbelt-VAE", laten
     return mlp(system, "shapes", depth=depth, beta=beta, latents=latents)
 
 
+def joint(gamma: str = "1", weight_decay: str = "0") -> dict[str, str]:
+    """Those of a JointVAE on MNIST; gamma = 1 without capacities is the VAE, S's entangled model."""
+    return mlp("JointVAE", gamma=gamma, weight_decay=weight_decay, latents="10")
+
+
 VAE = mlp()
+OTHERS = {
+    "FactorVAE": mlp("FactorVAE", gamma="7"),
+    "beta-VAE of controlled capacity": mlp("controlled-capacity VAE", gamma="30"),
+}
 MNIST = {"beta-TCVAE": mlp("beta-TCVAE", beta="8"), "beta-VAE": mlp(beta="8"), "offset VAE": mlp(tau="1")}
 
 
@@ -67,6 +77,14 @@ def compared() -> Iterator[tuple[str, Sequence[str], dict[str, str], dict[str, s
         yield f"MNIST, VAE to {name}", ("rest",), vae, model, [*CAPPED, *NOISE, *UNITS, *WEIGHTS]
         yield f"MNIST, VAE to {name}", ("damage",), vae, model, CAPPED
         yield f"MNIST, VAE to {name}", ("margin",), vae, model, MARGINS
+    for name, model in {"beta-TCVAE": MNIST["beta-TCVAE"], "beta-VAE": MNIST["beta-VAE"]}.items():
+        yield f"MNIST, VAE to {name}", ("output",), vae, model, OUTPUT
+    for name, model in OTHERS.items():
+        yield f"MNIST, VAE to {name}", ("rest",), vae, model, [*CAPPED, *NOISE, *UNITS, *WEIGHTS]
+    yield "MNIST, beta-TCVAE to FactorVAE", ("rest",), MNIST["beta-TCVAE"], OTHERS["FactorVAE"], [*NOISE, *UNITS]
+    of_class = [*RATES, *LATENT, *PAIRS, *UNITS, *SCALE]
+    for name, model in {"disentangled": joint("30"), "decayed": joint(weight_decay="0.0001")}.items():
+        yield f"MNIST, JointVAE, entangled to {name}", ("classes",), joint(), model, of_class
     for first, second in (("both", "mean"), ("both", "std"), ("std", "mean")):
         yield f"MNIST, damage on {first} to {second}", (first, second), vae, vae, ["attack.damage.l2-10.damage.median"]
     for first, second in (("both", "mean"), ("none", "std")):
@@ -82,6 +100,15 @@ def compared() -> Iterator[tuple[str, Sequence[str], dict[str, str], dict[str, s
         yield f"shapes, beta {beta}, depth 1 to 2, beta-TCDLGM", ("hierarchy",), chain(beta=beta), tcdlgm, deep
     one, four = (chain("2", beta, "beta-TCDLGM") for beta in ("1", "4"))
     yield "shapes, depth 2, beta 1 to 4, beta-TCDLGM", ("hierarchy",), one, four, deep
+    for system in ("Seatbelt-VAE", "beta-TCDLGM"):
+        for beta in ("1", "4"):
+            three = chain("3", beta, system)
+            yield f"shapes, beta {beta}, depth 1 to 3, {system}", ("hierarchy",), chain(beta=beta), three, deep
+        one, four = (chain("3", beta, system) for beta in ("1", "4"))
+        yield f"shapes, depth 3, beta 1 to 4, {system}", ("hierarchy",), one, four, deep
+    plain, free = (chain("2", system=system) for system in ("DLGM", "beta-TCDLGM"))
+    yield "shapes, depth 1 to 2, DLGM", ("hierarchy",), chain(), plain, deep
+    yield "shapes, depth 2, DLGM to beta-TCDLGM of beta 1", ("hierarchy",), plain, free, deep
     yield "shapes, 6 to 24 latents", ("hierarchy", "factors"), chain(), chain(latents="24"), [*UNITS, "mig.chen"]
     one, eight = (mlp(data="fashion", beta=beta) for beta in ("1", "8"))
     yield "Fashion, beta 1 to 8", ("fashion",), one, eight, [*CAPPED, *NOISE, *UNITS, *WEIGHTS]
