@@ -30,7 +30,7 @@ from vaeaudit.stats.levels import of_items
 AUDIT = "audit"
 _ROUNDING = 1e-4  # of a figure against its items, as a share of the largest: it may have been taken in float32
 _LARGEST = 1e140  # of a number, as intervals take squares and their sums
-_FORMULA = re.compile(r"\s*[=+\-@]")
+_FORMULA = re.compile(r"\s*[=+\-@].")  # a dash alone is none
 _MEASURED = ("metric", "item", "value", "low", "high", "n", "q", "doubt", "version")
 
 
