@@ -56,11 +56,18 @@ def chain(depth: str = "1", beta: str = "1", system: str = "Seatbelt-VAE", laten
     return mlp(system, "shapes", depth=depth, beta=beta, latents=latents)
 
 
-def joint(gamma: str = "1", weight_decay: str = "0") -> dict[str, str]:
+def joint(system: str = "JointVAE", gamma: str = "1", weight_decay: str = "0") -> dict[str, str]:
     """Those of a JointVAE on MNIST; gamma = 1 without capacities is the VAE, S's entangled model."""
-    return mlp("JointVAE", gamma=gamma, weight_decay=weight_decay, latents="10")
+    return mlp(system, gamma=gamma, weight_decay=weight_decay, latents="10")
 
 
+LONGER = "JointVAE, 6 epochs"
+JOINT = {
+    "entangled JointVAE": joint(),
+    "decayed JointVAE": joint(weight_decay="0.0001"),
+    "entangled JointVAE, 6 epochs": joint(LONGER),
+    "disentangled JointVAE, 6 epochs": joint(LONGER, "30"),
+}
 VAE = mlp()
 OTHERS = {
     "FactorVAE": mlp("FactorVAE", gamma="7"),
@@ -82,9 +89,11 @@ def compared() -> Iterator[tuple[str, Sequence[str], dict[str, str], dict[str, s
     for name, model in OTHERS.items():
         yield f"MNIST, VAE to {name}", ("rest",), vae, model, [*CAPPED, *NOISE, *UNITS, *WEIGHTS]
     yield "MNIST, beta-TCVAE to FactorVAE", ("rest",), MNIST["beta-TCVAE"], OTHERS["FactorVAE"], [*NOISE, *UNITS]
-    of_class = [*RATES, *LATENT, *PAIRS, *UNITS, *SCALE]
-    for name, model in {"disentangled": joint("30"), "decayed": joint(weight_decay="0.0001")}.items():
-        yield f"MNIST, JointVAE, entangled to {name}", ("classes",), joint(), model, of_class
+    of_class = [*RATES, *LATENT, *PAIRS, *SCALE]
+    yield "MNIST, JointVAE, entangled to decayed", ("classes",), joint(), joint(weight_decay="0.0001"), of_class
+    longer = joint(LONGER)
+    yield "MNIST, JointVAE, 3 to 6 epochs", ("classes",), joint(), longer, of_class
+    yield "MNIST, JointVAE, entangled to disentangled", ("classes",), longer, joint(LONGER, "30"), of_class
     for first, second in (("both", "mean"), ("both", "std"), ("std", "mean")):
         yield f"MNIST, damage on {first} to {second}", (first, second), vae, vae, ["attack.damage.l2-10.damage.median"]
     for first, second in (("both", "mean"), ("none", "std")):
@@ -231,6 +240,19 @@ def _report(folder: Path, figure: Figure) -> Path:
     return folder / "-".join(parts) / s["audit"] / "report"
 
 
+def by_class(folder: Path, figures: Sequence[Figure]) -> Iterator[str]:
+    """Of the attacks on each class, over all trainings: how many reached the target's class and left the source's."""
+    counts: dict[str, list[Array]] = {}
+    for one in figures:
+        report = json.loads((_report(folder, one) / "report.json").read_text(encoding="utf-8"))
+        (classes,) = (attack["classes"] for attack in report["attacks"])
+        for name in ("reached", "left", "valid"):
+            counts.setdefault(name, []).append(np.array(classes[name]).sum(1))
+    reached, left, valid = (np.sum(counts[name], 0).tolist() for name in ("reached", "left", "valid"))
+    for number, told in enumerate(zip(reached, left, valid, strict=True)):
+        yield "class {} | reached {}, left {} of {}".format(number, *told)
+
+
 def correlated(x: Array, y: Array) -> str:
     """Spearman's correlation over the items of a model, its mean over models (models, items) and its interval.
 
@@ -278,7 +300,8 @@ def main() -> None:
     """Print them."""
     parser = argparse.ArgumentParser(description="Print the figures of docs/findings.md.")
     parser.add_argument("folder", type=Path, help="what study.py was given as --out")
-    found = Found(parser.parse_args().folder)
+    folder = parser.parse_args().folder
+    found = Found(folder)
     for title, audits, first, second, metrics in compared():
         for metric in metrics:
             points = found.change((audits[0], first), (audits[-1], second), metric)
@@ -293,6 +316,11 @@ def main() -> None:
     for metric in ("latents.elbo.mean", "noise.s0.5.degradation.mean", "noise.s1.degradation.mean", *WEIGHTS):
         if more := found.further(one, two, metric):
             print(f"shapes, beta 1 to 4, depth 2 beyond depth 1 | {metric} | {shown(more)}")
+    for name, model in JOINT.items():
+        settings = {**model, "audit": "classes"}
+        rates = [replace(one, settings=settings) for one in found.of(("classes", model), RATES[-1])]
+        for line in by_class(folder, rates) if rates else ():
+            print(f"{name} | {line}")
     for line in margins(found, {"VAE": VAE, **MNIST}, "rest"):
         print(line)
 
