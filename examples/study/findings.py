@@ -87,8 +87,9 @@ def compared() -> Iterator[tuple[str, Sequence[str], dict[str, str], dict[str, s
     for name, model in {"beta-TCVAE": MNIST["beta-TCVAE"], "beta-VAE": MNIST["beta-VAE"]}.items():
         yield f"MNIST, VAE to {name}", ("output",), vae, model, OUTPUT
     for name, model in OTHERS.items():
-        yield f"MNIST, VAE to {name}", ("rest",), vae, model, [*CAPPED, *NOISE, *UNITS, *WEIGHTS]
-    yield "MNIST, beta-TCVAE to FactorVAE", ("rest",), MNIST["beta-TCVAE"], OTHERS["FactorVAE"], [*NOISE, *UNITS]
+        yield f"MNIST, VAE to {name}", ("rest", "units"), vae, model, [*NOISE, *UNITS, *WEIGHTS]
+    tc, factor = MNIST["beta-TCVAE"], OTHERS["FactorVAE"]
+    yield "MNIST, beta-TCVAE to FactorVAE", ("rest", "units"), tc, factor, [*NOISE, *UNITS, *WEIGHTS]
     of_class = [*RATES, *LATENT, *PAIRS, *SCALE]
     yield "MNIST, JointVAE, entangled to decayed", ("classes",), joint(), joint(weight_decay="0.0001"), of_class
     longer = joint(LONGER)
@@ -109,15 +110,10 @@ def compared() -> Iterator[tuple[str, Sequence[str], dict[str, str], dict[str, s
         yield f"shapes, beta {beta}, depth 1 to 2, beta-TCDLGM", ("hierarchy",), chain(beta=beta), tcdlgm, deep
     one, four = (chain("2", beta, "beta-TCDLGM") for beta in ("1", "4"))
     yield "shapes, depth 2, beta 1 to 4, beta-TCDLGM", ("hierarchy",), one, four, deep
-    for system in ("Seatbelt-VAE", "beta-TCDLGM"):
-        for beta in ("1", "4"):
-            three = chain("3", beta, system)
-            yield f"shapes, beta {beta}, depth 1 to 3, {system}", ("hierarchy",), chain(beta=beta), three, deep
-        one, four = (chain("3", beta, system) for beta in ("1", "4"))
-        yield f"shapes, depth 3, beta 1 to 4, {system}", ("hierarchy",), one, four, deep
-    plain, free = (chain("2", system=system) for system in ("DLGM", "beta-TCDLGM"))
-    yield "shapes, depth 1 to 2, DLGM", ("hierarchy",), chain(), plain, deep
-    yield "shapes, depth 2, DLGM to beta-TCDLGM of beta 1", ("hierarchy",), plain, free, deep
+    plain, told = chain("2", system="DLGM"), [*NOISE, *UNITS, *LAYERS, *WEIGHTS]
+    yield "shapes, depth 1 to 2, DLGM", ("hierarchy", "layers"), chain(), plain, told
+    free = chain("2", system="beta-TCDLGM")
+    yield "shapes, DLGM to beta-TCDLGM of beta 1", ("layers", "hierarchy"), plain, free, told
     yield "shapes, 6 to 24 latents", ("hierarchy", "factors"), chain(), chain(latents="24"), [*UNITS, "mig.chen"]
     one, eight = (mlp(data="fashion", beta=beta) for beta in ("1", "8"))
     yield "Fashion, beta 1 to 8", ("fashion",), one, eight, [*CAPPED, *NOISE, *UNITS, *WEIGHTS]
