@@ -314,7 +314,8 @@ def main() -> None:
             print(f"shapes, beta 1 to 4, depth 2 beyond depth 1 | {metric} | {shown(more)}")
     for name, model in JOINT.items():
         settings = {**model, "audit": "classes"}
-        rates = [replace(one, settings=settings) for one in found.of(("classes", model), RATES[-1])]
+        figures = [one for one in found.of(("classes", model), RATES[0]) if not math.isnan(one.value)]
+        rates = [replace(one, settings=settings) for one in figures]  # of those that a classifier can judge
         for line in by_class(folder, rates) if rates else ():
             print(f"{name} | {line}")
     for line in margins(found, {"VAE": VAE, **MNIST}, "rest"):
