@@ -32,6 +32,7 @@ DRAWS = 64  # of z, for each item
 Side = tuple[str, dict[str, str]]  # the audit, and the settings of the model
 
 LATENT = [f"attack.latent.{name}" for name in ("delta.mean", "curve_area.median", "target_nll.median")]
+OUTPUT = [f"attack.output.{name}" for name in ("delta.mean", "curve_area.median", "target_nll.median")]
 PAIRS = [f"attack.latent.{name}" for name in ("kl_at_0.mean", "share.mean", "perfect_nll.median", "above_nll.median")]
 PAIRS += [f"attack.latent.{name}" for name in ("target_error.median", "perfect_error.median", "above_error.median")]
 RATES = [f"attack.latent.success.{name}" for name in ("target", "ignore_target", "classifier_accuracy")]
@@ -55,7 +56,23 @@ def chain(depth: str = "1", beta: str = "1", system: str = "Seatbelt-VAE", laten
     return mlp(system, "shapes", depth=depth, beta=beta, latents=latents)
 
 
+def joint(system: str = "JointVAE", gamma: str = "1", weight_decay: str = "0") -> dict[str, str]:
+    """Those of a JointVAE on MNIST; gamma = 1 without capacities is the VAE, S's entangled model."""
+    return mlp(system, gamma=gamma, weight_decay=weight_decay, latents="10")
+
+
+LONGER = "JointVAE, 6 epochs"
+JOINT = {
+    "entangled JointVAE": joint(),
+    "decayed JointVAE": joint(weight_decay="0.0001"),
+    "entangled JointVAE, 6 epochs": joint(LONGER),
+    "disentangled JointVAE, 6 epochs": joint(LONGER, "30"),
+}
 VAE = mlp()
+OTHERS = {
+    "FactorVAE": mlp("FactorVAE", gamma="7"),
+    "beta-VAE of controlled capacity": mlp("controlled-capacity VAE", gamma="30"),
+}
 MNIST = {"beta-TCVAE": mlp("beta-TCVAE", beta="8"), "beta-VAE": mlp(beta="8"), "offset VAE": mlp(tau="1")}
 
 
@@ -67,6 +84,17 @@ def compared() -> Iterator[tuple[str, Sequence[str], dict[str, str], dict[str, s
         yield f"MNIST, VAE to {name}", ("rest",), vae, model, [*CAPPED, *NOISE, *UNITS, *WEIGHTS]
         yield f"MNIST, VAE to {name}", ("damage",), vae, model, CAPPED
         yield f"MNIST, VAE to {name}", ("margin",), vae, model, MARGINS
+    for name, model in {"beta-TCVAE": MNIST["beta-TCVAE"], "beta-VAE": MNIST["beta-VAE"]}.items():
+        yield f"MNIST, VAE to {name}", ("output",), vae, model, OUTPUT
+    for name, model in OTHERS.items():
+        yield f"MNIST, VAE to {name}", ("rest", "units"), vae, model, [*NOISE, *UNITS, *WEIGHTS]
+    tc, factor = MNIST["beta-TCVAE"], OTHERS["FactorVAE"]
+    yield "MNIST, beta-TCVAE to FactorVAE", ("rest", "units"), tc, factor, [*NOISE, *UNITS, *WEIGHTS]
+    of_class = [*RATES, *LATENT, *PAIRS, *SCALE]
+    yield "MNIST, JointVAE, entangled to decayed", ("classes",), joint(), joint(weight_decay="0.0001"), of_class
+    longer = joint(LONGER)
+    yield "MNIST, JointVAE, 3 to 6 epochs", ("classes",), joint(), longer, of_class
+    yield "MNIST, JointVAE, entangled to disentangled", ("classes",), longer, joint(LONGER, "30"), of_class
     for first, second in (("both", "mean"), ("both", "std"), ("std", "mean")):
         yield f"MNIST, damage on {first} to {second}", (first, second), vae, vae, ["attack.damage.l2-10.damage.median"]
     for first, second in (("both", "mean"), ("none", "std")):
@@ -82,6 +110,10 @@ def compared() -> Iterator[tuple[str, Sequence[str], dict[str, str], dict[str, s
         yield f"shapes, beta {beta}, depth 1 to 2, beta-TCDLGM", ("hierarchy",), chain(beta=beta), tcdlgm, deep
     one, four = (chain("2", beta, "beta-TCDLGM") for beta in ("1", "4"))
     yield "shapes, depth 2, beta 1 to 4, beta-TCDLGM", ("hierarchy",), one, four, deep
+    plain, told = chain("2", system="DLGM"), [*NOISE, *UNITS, *LAYERS, *WEIGHTS]
+    yield "shapes, depth 1 to 2, DLGM", ("hierarchy", "layers"), chain(), plain, told
+    free = chain("2", system="beta-TCDLGM")
+    yield "shapes, DLGM to beta-TCDLGM of beta 1", ("layers", "hierarchy"), plain, free, told
     yield "shapes, 6 to 24 latents", ("hierarchy", "factors"), chain(), chain(latents="24"), [*UNITS, "mig.chen"]
     one, eight = (mlp(data="fashion", beta=beta) for beta in ("1", "8"))
     yield "Fashion, beta 1 to 8", ("fashion",), one, eight, [*CAPPED, *NOISE, *UNITS, *WEIGHTS]
@@ -204,6 +236,19 @@ def _report(folder: Path, figure: Figure) -> Path:
     return folder / "-".join(parts) / s["audit"] / "report"
 
 
+def by_class(folder: Path, figures: Sequence[Figure]) -> Iterator[str]:
+    """Of the attacks on each class, over all trainings: how many reached the target's class and left the source's."""
+    counts: dict[str, list[Array]] = {}
+    for one in figures:
+        report = json.loads((_report(folder, one) / "report.json").read_text(encoding="utf-8"))
+        (classes,) = (attack["classes"] for attack in report["attacks"])
+        for name in ("reached", "left", "valid"):
+            counts.setdefault(name, []).append(np.array(classes[name]).sum(1))
+    reached, left, valid = (np.sum(counts[name], 0).tolist() for name in ("reached", "left", "valid"))
+    for number, told in enumerate(zip(reached, left, valid, strict=True)):
+        yield "class {} | reached {}, left {} of {}".format(number, *told)
+
+
 def correlated(x: Array, y: Array) -> str:
     """Spearman's correlation over the items of a model, its mean over models (models, items) and its interval.
 
@@ -251,7 +296,8 @@ def main() -> None:
     """Print them."""
     parser = argparse.ArgumentParser(description="Print the figures of docs/findings.md.")
     parser.add_argument("folder", type=Path, help="what study.py was given as --out")
-    found = Found(parser.parse_args().folder)
+    folder = parser.parse_args().folder
+    found = Found(folder)
     for title, audits, first, second, metrics in compared():
         for metric in metrics:
             points = found.change((audits[0], first), (audits[-1], second), metric)
@@ -266,6 +312,12 @@ def main() -> None:
     for metric in ("latents.elbo.mean", "noise.s0.5.degradation.mean", "noise.s1.degradation.mean", *WEIGHTS):
         if more := found.further(one, two, metric):
             print(f"shapes, beta 1 to 4, depth 2 beyond depth 1 | {metric} | {shown(more)}")
+    for name, model in JOINT.items():
+        settings = {**model, "audit": "classes"}
+        figures = [one for one in found.of(("classes", model), RATES[0]) if not math.isnan(one.value)]
+        rates = [replace(one, settings=settings) for one in figures]  # of those that a classifier can judge
+        for line in by_class(folder, rates) if rates else ():
+            print(f"{name} | {line}")
     for line in margins(found, {"VAE": VAE, **MNIST}, "rest"):
         print(line)
 

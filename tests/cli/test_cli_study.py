@@ -105,6 +105,15 @@ def test_what_cannot_be_shown_is_told_in_a_sentence(command: Command) -> None:
     table("turned.csv", "A,1,0,kl,,2,3,1,3,,,1\n")
     table("of-nothing.csv", "A,1,0,kl,,2,,,3,,,\n")
     table("nan.csv", rows("A", "nan", 0, [1, 2, 3]))
+    table("no-value.csv", "A,1,0,kl,,nan,,,3,,,v\n")
+    table("no-end.csv", "A,1,0,kl,,2,1,NaN,3,,,v\n")
+    for number in ("-1", "1_0", "1.5", "\u0663"):
+        table(f"item{number}.csv", f"A,1,0,kl,{number},2,,,,,,v\n")
+    table("n.csv", "A,1,0,kl,,2,,,-3,,,v\n")
+    table("long.csv", f"{'A' * 200_000},1,0,kl,,2,,,3,,,v\n")
+    table("quotes.csv", '"A"b,1,0,kl,,2,,,3,,,v\n')
+    table("formula.csv", "=cmd|' /c calc'!A0,1,0,kl,,2,,,3,,,v\n")
+    table("at.csv", "A,1,0,@SUM(1+1),,2,,,3,,,v\n")
     table("endless.csv", rows("A", "-inf", 0, [1, 2, 3]))
     table("bell.csv", rows("A\a\x1b[2J", "1", 0, [1, 2, 3]))
     Path("two-betas.csv").write_text("beta,beta,metric,value,version\n1,2,kl,1,1\n", encoding="utf-8")
@@ -130,6 +139,17 @@ def test_what_cannot_be_shown_is_told_in_a_sentence(command: Command) -> None:
         (("of-nothing.csv",), "line 2 names no version of the tool"),
         (("nan.csv",), "line 2 holds beta = nan, where a finite number or a text was expected"),
         (("endless.csv",), "line 2 holds beta = -inf"),
+        (("no-value.csv",), "line 2 holds nan where a number was expected; leave it empty where there is none"),
+        (("no-end.csv",), "line 2 holds nan where a number was expected"),
+        (("item-1.csv",), "line 2 holds item = -1, where a whole number from 0 on was expected"),
+        (("item1_0.csv",), "line 2 holds item = 1_0"),
+        (("item1.5.csv",), "line 2 holds item = 1.5"),
+        (("item\u0663.csv",), "line 2 holds item = \u0663"),
+        (("n.csv",), "line 2 holds n = -3"),
+        (("long.csv",), "has a cell of more than 131,072 characters; shorten it, or mend its quotes"),
+        (("quotes.csv",), "is no table in CSV: "),
+        (("formula.csv",), """hold "=cmd|' /c calc'!A0", where a spreadsheet would see a formula and run it;"""),
+        (("at.csv",), "hold '@SUM(1+1)', where a spreadsheet would see a formula"),
         (("bell.csv",), r"hold a control character, in 'A\x07\x1b[2J'; take it out"),
         (("no-version.csv",), "has no column version"),
         (("two-betas.csv",), "has two columns of one name"),
@@ -140,6 +160,15 @@ def test_what_cannot_be_shown_is_told_in_a_sentence(command: Command) -> None:
         (("nowhere.csv",), "cannot be read (No such file or directory)"),
     ):
         assert command("study", *arguments).said(2, fault), fault
+
+
+def test_infinite_items_of_both_signs_have_no_mean_and_no_warning(command: Command) -> None:
+    items = [f"A,{beta},0,kl,{i},{v},,,,,,v\n" for beta in (1, 2) for i, v in enumerate(("-inf", "inf", "2"))]
+    text = "".join(f"A,{beta},{seed},lost,{i},inf,,,,,,v\n" for beta in (1, 2) for seed in (0, 1) for i in (0, 1))
+    done = command("study", table("a.csv", *items, text), "--out", "page")
+    assert (done.code, done.err) == (0, "")
+    for metric in ("kl", "lost"):
+        assert [row[2] for row in cells(Path("page/study.md"), metric)] == ["none", "none"]
 
 
 def test_a_metric_may_be_called_anything_and_a_figure_may_be_missing(command: Command) -> None:

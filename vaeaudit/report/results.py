@@ -12,6 +12,7 @@ values of items may be, as those of margins that nothing broke.
 import csv
 import io
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -29,6 +30,7 @@ from vaeaudit.stats.levels import of_items
 AUDIT = "audit"
 _ROUNDING = 1e-4  # of a figure against its items, as a share of the largest: it may have been taken in float32
 _LARGEST = 1e140  # of a number, as intervals take squares and their sums
+_FORMULA = re.compile(r"\s*[=+\-@].")  # a dash alone is none
 _MEASURED = ("metric", "item", "value", "low", "high", "n", "q", "doubt", "version")
 
 
@@ -106,6 +108,11 @@ def _refuse_unprintable(figures: Iterable[Figure]) -> None:
     for text in sorted(texts):
         if any(unicodedata.category(character) == "Cc" for character in text):
             raise ResultsError(f"the results hold a control character, in {clipped(text)!r}; take it out")
+        if _FORMULA.match(text) and not _number_of(text):
+            raise ResultsError(
+                f"the results hold {clipped(text)!r}, where a spreadsheet would see a formula and run it; let it begin "
+                "with a letter or a digit"
+            )
 
 
 def _refuse_too_large(figures: Iterable[Figure]) -> None:
@@ -187,8 +194,13 @@ def _read(file: Path) -> Iterator[Figure]:
                 yield from _figures(row, file, rows.line_num)
     except OSError as error:
         raise ResultsError(f"{file} cannot be read ({error.strerror or error}); check its name") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise ResultsError(f"{file} is no table in CSV, as UTF-8: {clipped(str(error))}; save it so") from error
+    except csv.Error as error:
+        if "field limit" in str(error):
+            most = f"{csv.field_size_limit():,} characters"
+            raise ResultsError(f"{file} has a cell of more than {most}; shorten it, or mend its quotes") from error
+        raise ResultsError(f"{file} is no table in CSV: {clipped(str(error))}; mend it there") from error
 
 
 def _figures(row: dict[str, str], file: Path, line: int) -> list[Figure]:
@@ -208,9 +220,19 @@ def _figures(row: dict[str, str], file: Path, line: int) -> list[Figure]:
         return figures_of(file.parent / report, row, seed)
     try:
         value, low, high, q = (_number(measured[name]) for name in ("value", "low", "high", "q"))
-        item, n = (int(measured[name]) if measured[name] else None for name in ("item", "n"))
     except ValueError:
         raise ResultsError(f"{file}, line {line} holds a text where a number was expected") from None
+    for name in ("item", "n"):
+        if not re.fullmatch(r"[0-9]{0,15}", measured[name]):
+            raise ResultsError(
+                f"{file}, line {line} holds {name} = {clipped(measured[name])}, where a whole number from 0 on was "
+                "expected; correct it, or leave it empty"
+            )
+    item, n = (int(measured[name]) if measured[name] else None for name in ("item", "n"))
+    if any(number is not None and math.isnan(number) for number in (value, low, high, q)):
+        raise ResultsError(
+            f"{file}, line {line} holds nan where a number was expected; leave it empty where there is none"
+        )
     known = math.nan if value is None else value
     if not measured["version"]:
         raise ResultsError(f"{file}, line {line} names no version of the tool; say by which it was measured")
@@ -236,6 +258,13 @@ def _unending(cell: str) -> bool:
     """Whether it is a number, but infinite or none: such have no place among the values of a setting."""
     try:
         return not math.isfinite(float(cell))
+    except ValueError:
+        return False
+
+
+def _number_of(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
     except ValueError:
         return False
 

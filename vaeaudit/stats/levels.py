@@ -57,7 +57,8 @@ def levelled(
         there = ~np.isnan(np.concatenate(values)).any(0)
         values, items = [group[:, there] for group in values], int(there.sum())
     each = [of_items(group, q) if group.ndim == 2 else group for group in values]  # (seeds,) each
-    value = float(sum(sign * one.mean() for sign, one in zip(signs, each, strict=True)))
+    with np.errstate(invalid="ignore"):  # infinite figures less others: there is none then
+        value = float(sum(sign * one.mean() for sign, one in zip(signs, each, strict=True)))
     if not math.isfinite(value):
         return Levelled(math.nan, None, seeds, items)
     if len(values) > 1 and seeds == 1:
@@ -89,7 +90,8 @@ def of_items(values: Array, q: float | None) -> Array:
     if values.shape[-1] == 0:
         return np.full(values.shape[:-1], math.nan)
     if q is None:
-        return np.asarray(values.mean(-1))
+        with np.errstate(invalid="ignore"):  # infinite ones of both signs have no mean
+            return np.asarray(values.mean(-1))
     return np.sort(values, -1)[..., math.ceil(round(q * values.shape[-1], 9)) - 1]
 
 
