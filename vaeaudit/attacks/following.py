@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 _FROM = (2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8)  # lambda from which fronts follow, as shares of the least for d = 0
 _SHARE = 0.8  # of the evaluations of all problems that fronts may take besides, one for each row of a Jacobian
+_LAMBDA = 41  # so many problems at least: a front goes as far for one lambda as for many
 _STEPS = 32  # most of a front for each halving of lambda
 _SETTLING = 6  # this part of them is made at the smallest lambda
+_ROUNDS = 20  # between two looks at what was gained
 _FEW = 60  # below so many steps of each, fewer fronts follow
 _SETTLED = 2.0**10  # times the damping by which kinks are left behind there
 _LEADS = 2.0**-3  # largest lambda from which smaller ones are led, likewise
@@ -47,7 +49,7 @@ def _fronts(search: "Search") -> tuple[int, int]:
     if float(search.top.max()) <= float(search.lambdas.min()):  # d = 0 is optimal for all
         return 0, 0
     residuals, _ = search.term.jacobian(search.x[:1], search.pair[:1])
-    evaluations = search.effort.stopping.max_evaluations * len(search.lambdas)
+    evaluations = search.effort.stopping.max_evaluations * max(_LAMBDA, len(search.lambdas))
     most = int(_SHARE * evaluations / residuals.shape[1])
     fronts = min(len(_FROM), most // _FEW)
     return fronts, most // max(1, fronts)
@@ -77,6 +79,7 @@ def _walk_down(search: "Search", fronts: int, most: int, begins_at: float, ends_
     steps = min(most, _FEW + int(_STEPS * float((begin / least).log2().max())))
     settling = steps // _SETTLING
     falling = steps - settling
+    before, below = search.evaluations, (search.lam < search.top[search.pair]).reshape(pairs, count)
     for step in range(steps):
         done = begins_at + (ends_at - begins_at) * step / steps
         if not search.asked(Progress("following to smaller lambda", steps - step, steps, done)):
@@ -84,9 +87,11 @@ def _walk_down(search: "Search", fronts: int, most: int, begins_at: float, ends_
         weight = begin * (least / begin) ** min(1.0, step / falling)
         front.advance(weight, LEAST * _SETTLED ** max(0.0, (step - falling) / settling))
         search.offer(*(each.reshape(pairs, fronts, *each.shape[1:]) for each in (front.points, front.data, front.norm)))
-        nearest = (search.lambdas.log() - weight.log()[:, None]).abs().argmin(1)
-        cost = torch.full_like(pair, front.residuals)
-        search.evaluations = search.evaluations.index_add(0, pair * count + nearest, cost)
+        # Each problem below the top is served by what all fronts of its pair cost.
+        rows = fronts * front.residuals * (step + 1)
+        search.evaluations = before + (below * (rows // below.sum(1, keepdim=True).clamp(min=1))).flatten()
+        if step % _ROUNDS == 0:
+            search.history.append((search.evaluations, search.objective))
     search.history.append((search.evaluations, search.objective))
 
 
