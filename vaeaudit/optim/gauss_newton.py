@@ -78,8 +78,9 @@ class GaussNewton:
         residuals, jacobian = self._squares(self.points, self._row)
         self.data = 0.5 * residuals.square().sum(1)
         self.norm = torch.linalg.vector_norm(self.d, dim=1)
-        finite = self.data.isfinite() & jacobian.isfinite().flatten(1).all(1)
-        jacobian = torch.where(finite[:, None, None], jacobian, 0.0)
+        finite = self.data.isfinite() & jacobian.sum((1, 2)).isfinite()
+        if not finite.all():
+            jacobian = torch.where(finite[:, None, None], jacobian, 0.0)
         if not self._average.numel():
             self._average, self._residuals = jacobian, torch.where(finite[:, None], residuals, 0.0)
             self._multipliers = torch.zeros_like(residuals)
@@ -107,17 +108,17 @@ class GaussNewton:
         base, damping = self._base, self._damping[:, None]
         length = torch.linalg.vector_norm(base, dim=1)
         pull = 2 * weight if self._squared else weight / torch.maximum(length, _TINY * self._unit)
-        aim = _times(self._average, base) - self._residuals
+        aim = _along(base, self._average.mT) - self._residuals
         multipliers, steps = self._multipliers, self._average.shape[1]
         eps = torch.finfo(base.dtype).eps
 
         def distortion(multipliers: Tensor) -> Tensor:
-            return (damping * base + _times(self._average.mT, multipliers)) / (1 + damping)
+            return (damping * base + _along(multipliers, self._average)) / (1 + damping)
 
         for _ in range(_TURNS):
             free = distortion(multipliers)
             d = free.clamp(self._lower, self._upper)
-            left = aim - _times(self._average, d) - pull[:, None] * multipliers
+            left = aim - _along(d, self._average.mT) - pull[:, None] * multipliers
             moving = self._average * (free == d)[:, None]
             gram = torch.bmm(moving, self._average.mT) / (1 + damping[:, :, None])
             # In float32 rounding alone would make it indefinite where residuals depend on each other.
@@ -133,7 +134,7 @@ class GaussNewton:
         return step
 
 
-def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
-    """(b, k, n) times (b, n), (b, k)."""
-    product: Tensor = torch.bmm(matrices, vectors[:, :, None]).squeeze(2)
+def _along(vectors: Tensor, matrices: Tensor) -> Tensor:
+    """Rows (b, k) times (b, k, n), (b, n): in this order ten times faster than with columns."""
+    product: Tensor = torch.bmm(vectors[:, None], matrices).squeeze(1)
     return product
