@@ -75,12 +75,8 @@ def capped(
     size = max(1, _MEMORY // of_item)
     parts = []
     for first in range(0, len(x), size):
-
-        def of_group(points: Tensor, item: Tensor, first: int = first) -> Tensor:
-            return data_term(points, item + first)
-
         group = slice(first, first + size)
-        term = Term(of_group, tuple(x.shape[1:]), rows)
+        term = Term(data_term, tuple(x.shape[1:]), rows, first)
         search = _Search(term, x[group].flatten(1), box, caps, norm, max_evaluations, go_on)
         parts.append(search.run(directions[:, group].flatten(2)))
     found = joined(parts)
