@@ -17,11 +17,13 @@ from vaeaudit.attacks.left import MOST as FURTHEST
 from vaeaudit.attacks.objectives import Objective
 from vaeaudit.attacks.rungs import rungs
 from vaeaudit.attacks.search import Effort, Search, together
+from vaeaudit.attacks.similarity import kl_residuals
 from vaeaudit.attacks.sweep import geometric_lambdas, sweep
-from vaeaudit.attacks.term import Term
+from vaeaudit.attacks.term import Squares, Term
 from vaeaudit.checks.attack.measure import attack
 from vaeaudit.errors import NonFiniteError
 from vaeaudit.model.batches import RowBatches
+from vaeaudit.model.vae import DiagonalGaussian
 from vaeaudit.optim.lbfgsb import Descent, Status, Stopping, minimise
 from vaeaudit.progress import Progress, always
 from vaeaudit.stats.draws import noise_set
@@ -645,3 +647,89 @@ def test_a_problem_at_its_evaluation_limit_cannot_be_moved_past_it() -> None:
     assert (descent.minima().status == int(Status.LIMIT)).all()
     descent.move(torch.tensor([0]), start[1:], torch.tensor([-1]))
     assert descent.running == 0
+
+
+# Following by Jacobians
+
+
+class _Small:
+    """An encoder of six inputs and two latents, from ``means`` of them."""
+
+    input_shape, range = (2, 3), UNIT
+
+    def __init__(self, means: Callable[[Tensor], Tensor]) -> None:
+        self.means = means
+        self.matrix = torch.randn(6, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def encode(self, x: Tensor) -> DiagonalGaussian:
+        """The posterior, of log-deviations about -1."""
+        means = torch.relu(self.means(x.flatten(1)) @ self.matrix[:, :2]) + 0.1 * x.flatten(1) @ self.matrix[:, :2]
+        return DiagonalGaussian(means, 0.1 * x.flatten(1) @ self.matrix[:, 2:] - 1)
+
+
+class _Once(torch.autograd.Function):
+    """The identity, which can be passed back through but once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """The input."""
+        ctx.once = [True]
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
+        """The slope."""
+        ctx.once.pop()
+        return slopes[0]
+
+
+def _rooted(x: Tensor) -> Tensor:
+    return x.sqrt()  # infinite slope at 0, where some of the sources lie
+
+
+@pytest.mark.parametrize(
+    "means", [lambda x: 1e12 * x, _rooted, _Once.apply, torch.Tensor.detach], ids=["steep", "root", "once", "detached"]
+)
+def test_odd_encoders_end_as_others_do(means: Callable[[Tensor], Tensor]) -> None:
+    x, x_t = pairs_of(3, torch.float32 if means is not _rooted else torch.float64)
+    vae = _Small(means)
+    vae.matrix = vae.matrix.to(x.dtype)
+    term = Objective().data_term(vae, x, x_t, x.new_zeros(1, 3, 2))  # type: ignore[arg-type]
+    found = run(term, x, x_t, 6, evaluations=SHORT)
+    assert found.objective.isfinite().all()
+    assert (found.objective <= found.zero_data_term[:, None]).all()
+    assert not found.interrupted
+
+
+def test_a_group_of_later_pairs_is_followed_as_it_is_alone(small_vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (x, x_t), vae = pairs_of(2), small_vae()
+    alone = run(term_of(vae, x[1:], x_t[1:]), x[1:], x_t[1:], FINE, evaluations=MOST)
+    monkeypatch.setattr(module, "_MEMORY", 1)  # one pair a group
+    both = run(term_of(vae, x, x_t), x, x_t, FINE, evaluations=MOST)
+    torch.testing.assert_close(both.objective[1:], alone.objective, rtol=1e-9, atol=1e-12)
+
+
+def test_following_goes_below_what_quasi_newton_steps_reach_on_a_network_of_kinks() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((40, 60), (60, 60), (60, 6))
+    wide = [torch.randn(shape, generator=generator, dtype=torch.float64) / shape[0] ** 0.5 for shape in shapes]
+    shift = 0.3 * torch.randn(60, generator=generator, dtype=torch.float64)
+
+    def encode(x: Tensor) -> DiagonalGaussian:
+        x = torch.relu(6 * (x - 0.5) @ wide[0] + shift)
+        out = 2 * torch.relu(1.5 * x @ wide[1] + shift) @ wide[2]
+        return DiagonalGaussian(3 * out[:, :3], 0.7 * out[:, 3:] - 1)
+
+    ends = torch.rand(2, 2, 40, generator=generator, dtype=torch.float64)
+    target = encode(ends[1])
+
+    def kl(points: Tensor, item: Tensor) -> Tensor:
+        return encode(points).kl(target.rows(item))
+
+    squares = Squares(kl, lambda points, item: kl_residuals(encode(points), target.rows(item)))
+    asked = tuple(2.0 ** (-20 + i) for i in range(30))
+    by_jacobians, by_gradients = (run(term, *ends, asked, evaluations=MOST) for term in (squares, kl))
+    low = by_jacobians.lambdas < 2.0**-8
+    gain = (by_jacobians.objective / by_gradients.objective)[:, low].log().mean().exp()
+    assert float(gain) <= 0.7
+    assert by_jacobians.evaluations.sum() <= 2 * by_gradients.evaluations.sum()

@@ -7,7 +7,9 @@ From a larger lambda the distortion stays short.
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
+from vaeaudit.attacks.rungs import LOOK
 from vaeaudit.attacks.term import Squares
 from vaeaudit.optim.gauss_newton import LEAST, GaussNewton
 from vaeaudit.optim.lbfgsb import Descent, Minima, Stopping
@@ -21,6 +23,7 @@ _SHARE = 0.8  # of the evaluations of all problems that fronts may take besides,
 _LAMBDA = 41  # so many problems at least: a front goes as far for one lambda as for many
 _STEPS = 32  # most of a front for each halving of lambda
 _SETTLING = 6  # this part of them is made at the smallest lambda
+_VECTORS = 4  # of Jacobians for each problem: with their copies they take half as much memory as the search itself
 _ROUNDS = 20  # between two looks at what was gained
 _FEW = 60  # below so many steps of each, fewer fronts follow
 _SETTLED = 2.0**10  # times the damping by which kinks are left behind there
@@ -44,15 +47,31 @@ def follow(search: "Search", begins_at: float, ends_at: float) -> None:
 
 def _fronts(search: "Search") -> tuple[int, int]:
     """How many fronts each pair has, and how many steps each may make; no front where that would be too few."""
-    if not isinstance(search.term.data_term, Squares):
+    most, count = search.effort.stopping.max_evaluations, len(search.lambdas)
+    if not isinstance(search.term.data_term, Squares) or most < LOOK or not len(_followed(search)):
         return 0, 0
-    if float(search.top.max()) <= float(search.lambdas.min()):  # d = 0 is optimal for all
+    residuals = search.term.residuals(search.x[:1], search.pair[:1]).shape[1]
+    steps = int(_SHARE * most * max(_LAMBDA, count) / residuals)
+    fronts = min(len(_FROM), steps // _FEW, _VECTORS * max(_LAMBDA, count) // residuals)
+    if not fronts:
         return 0, 0
-    residuals, _ = search.term.jacobian(search.x[:1], search.pair[:1])
-    evaluations = search.effort.stopping.max_evaluations * max(_LAMBDA, len(search.lambdas))
-    most = int(_SHARE * evaluations / residuals.shape[1])
-    fronts = min(len(_FROM), most // _FEW)
-    return fronts, most // max(1, fronts)
+    try:
+        search.term.jacobian(search.x[:1], search.pair[:1])
+    except Exception:  # some models can be passed back through but once; what else is wrong, others tell
+        return 0, 0
+    return fronts, steps // fronts
+
+
+def _tops(search: "Search") -> Tensor:
+    """Of each pair the least lambda for which d = 0 could be optimal, (P,); by the way to the target if need be."""
+    towards = (search.zero_data_term - search.target_data_term) / search.gap
+    return torch.where(search.top.isfinite(), search.top, towards)
+
+
+def _followed(search: "Search") -> Tensor:
+    """The pairs (A,) for which d = 0 is not optimal at all lambda, so far as slopes tell."""
+    tops = _tops(search)
+    return (tops.isfinite() & (tops > search.lambdas.min())).nonzero().squeeze(1)
 
 
 def _walk_down(search: "Search", fronts: int, most: int, begins_at: float, ends_at: float) -> None:
@@ -60,11 +79,12 @@ def _walk_down(search: "Search", fronts: int, most: int, begins_at: float, ends_
 
     A step is made for all at once, and what it meets serves all lambda of the pair.
     """
-    pairs, count, least = len(search.x), len(search.lambdas), search.lambdas.min()
-    pair = torch.arange(pairs, device=search.x.device).repeat_interleave(fronts)
+    followed, count, least = _followed(search), len(search.lambdas), search.lambdas.min()
+    pair = followed.repeat_interleave(fronts)  # (A F,)
     share = search.top.new_tensor(_FROM[:fronts])
-    begin = (search.top[:, None] * share).clamp(min=least).flatten()  # (P F,)
-    nearest = (search.lambdas.log() - begin.log()[:, None]).abs().argmin(1)
+    begin = (_tops(search)[followed, None] * share).clamp(min=least).flatten().log2()
+    end = least.log2()
+    nearest = (search.lambdas.log2() - begin[:, None]).abs().argmin(1)
     problem = pair * count + nearest
     start = torch.where((search.norm[problem] > 0)[:, None], search.best[problem], search.off_zero(pair))
     front = GaussNewton(
@@ -76,22 +96,26 @@ def _walk_down(search: "Search", fronts: int, most: int, begins_at: float, ends_
         search.gap[pair],
         squared=search.penalty == "l2sq",
     )
-    steps = min(most, _FEW + int(_STEPS * float((begin / least).log2().max())))
+    steps = min(most, _FEW + int(_STEPS * float((begin - end).max())))
     settling = steps // _SETTLING
     falling = steps - settling
-    before, below = search.evaluations, (search.lam < search.top[search.pair]).reshape(pairs, count)
+    before, below = search.evaluations, (search.lam < search.top[search.pair]).reshape(-1, count)
+    below = below & torch.isin(torch.arange(len(search.x), device=pair.device), followed)[:, None]
     for step in range(steps):
         done = begins_at + (ends_at - begins_at) * step / steps
         if not search.asked(Progress("following to smaller lambda", steps - step, steps, done)):
             break
-        weight = begin * (least / begin) ** min(1.0, step / falling)
+        weight = torch.exp2(torch.lerp(begin, end.expand_as(begin), min(1.0, step / falling)))
         front.advance(weight, LEAST * _SETTLED ** max(0.0, (step - falling) / settling))
-        search.offer(*(each.reshape(pairs, fronts, *each.shape[1:]) for each in (front.points, front.data, front.norm)))
+        data, norm = (each.reshape(-1, fronts) for each in (front.data, front.norm))
+        search.offer(front.points.reshape(len(followed), fronts, -1), data, norm, followed)
         # Each problem below the top is served by what all fronts of its pair cost.
         rows = fronts * front.residuals * (step + 1)
         search.evaluations = before + (below * (rows // below.sum(1, keepdim=True).clamp(min=1))).flatten()
         if step % _ROUNDS == 0:
             search.history.append((search.evaluations, search.objective))
+            if not front.alive:
+                break
     search.history.append((search.evaluations, search.objective))
 
 

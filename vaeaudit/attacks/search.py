@@ -315,14 +315,15 @@ class Search:
         self.stopped = self.stopped or not self.go_on(progress)
         return not self.stopped
 
-    def offer(self, points: Tensor, data: Tensor, norm: Tensor) -> None:
-        """Keep of each pair's points (P, F, n) what serves one of its problems best, by data term and ||d|| (P, F)."""
-        table = data[:, :, None] + self.lambdas * penalise(norm, self.penalty)[:, :, None]  # (P, F, L)
-        value, which = torch.where(table.isfinite(), table, torch.inf).min(1)  # (P, L)
-        pair, place = (value < self.objective.reshape(value.shape)).nonzero(as_tuple=True)
-        problem, front = pair * len(self.lambdas) + place, which[pair, place]
-        self.best[problem] = points[pair, front]
-        self.data_term[problem], self.norm[problem] = data[pair, front], norm[pair, front]
+    def offer(self, points: Tensor, data: Tensor, norm: Tensor, pair: Tensor) -> None:
+        """Keep what serves a problem best: points (A, F, n) of ``pair`` (A,), with data term and ||d||, (A, F)."""
+        table = data[:, :, None] + self.lambdas * penalise(norm, self.penalty)[:, :, None]  # (A, F, L)
+        value, which = torch.where(table.isfinite(), table, torch.inf).min(1)  # (A, L)
+        known = self.objective.reshape(len(self.x), -1)[pair]
+        row, place = (value < known).nonzero(as_tuple=True)
+        problem, front = pair[row] * len(self.lambdas) + place, which[row, place]
+        self.best[problem] = points[row, front]
+        self.data_term[problem], self.norm[problem] = data[row, front], norm[row, front]
 
     def harvest(self, found: Minima, problem: Tensor) -> None:
         """Keep what is better than the best known; ``problem`` (b,) names the problem of each row found."""

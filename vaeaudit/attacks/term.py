@@ -63,11 +63,16 @@ class Term:
         values, gradients = self.rows.map(gradient, points, item)
         return values, gradients
 
-    def jacobian(self, points: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
-        """Residuals (b, k) of which J is half the sum of squares, and their Jacobian (b, k, n).
+    @torch.no_grad()
+    def residuals(self, points: Tensor, item: Tensor) -> Tensor:
+        """Residuals (b, k) of which J is half the sum of squares, of as few points as one batch takes.
 
-        Only where the data term is one of :class:`Squares`. A row of it takes one pass back through the model.
+        Only where the data term is one of :class:`Squares`.
         """
+        return cast(Squares, self.data_term).residuals(points.reshape(-1, *self.shape), item + self.first)
+
+    def jacobian(self, points: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`residuals`, and their Jacobian (b, k, n). A row of it takes one pass back through the model."""
         residuals = cast(Squares, self.data_term).residuals
 
         @torch.enable_grad()

@@ -24,6 +24,8 @@ _KEPT = 0.9  # of the average, at each step
 _WORSE = 2.0  # times the objective, beyond which a step is taken back
 _GROWS, _SHRINKS = 2.0, 0.9  # the damping, after a step that was taken back or not
 LEAST = 0.3  # damping
+_MOST = 2.0**20  # likewise
+_STUCK = 30  # steps taken back one after another, after which a row is given up
 _TRUST = 0.5  # longest step, as a share of ||d||
 _SHORT = 0.05  # or of this share of the unit where d is shorter
 _TINY = 1e-4  # least ||d|| that the pull of `l2` is divided by, likewise
@@ -51,49 +53,53 @@ class GaussNewton:
         self._squares, self._origin, self._unit, self._squared = squares, origin, unit, squared
         self._row = torch.arange(len(start), device=start.device)
         self._bounds, self._lower, self._upper = (lower, upper), lower - origin, upper - origin
-        self.d = start - origin  # (B, n) distortion evaluated last
+        self.points = start  # (B, n) where the residuals were evaluated last
         self.data = start.new_full((len(start),), torch.inf)  # (B,) half the sum of squares there
-        self.norm = torch.linalg.vector_norm(self.d, dim=1)  # (B,) its length
-        self._next = self.d
-        self._base, self._base_data = self.d, self.data  # from where steps are made
+        self.norm = torch.linalg.vector_norm(start - origin, dim=1)  # (B,) its distance from the origin
+        self._next = self._base = start - origin  # (B, n) what is evaluated next; from where steps are made
+        self._base_data = self.data
         self._residuals = self._average = self._multipliers = start.new_zeros(0)
+        self._seen = torch.zeros_like(self._row, dtype=torch.bool)  # whether an average has begun
+        self._stayed = torch.zeros_like(self._row)  # steps taken back one after another
         self._damping = torch.full_like(self.data, LEAST)
-
-    @property
-    def points(self) -> Tensor:
-        """Where the residuals were evaluated last, (B, n)."""
-        return (self._origin + self.d).clamp(*self._bounds)
 
     @property
     def residuals(self) -> int:
         """How many there are, once the first were evaluated."""
         return self._average.shape[1]
 
+    @property
+    def alive(self) -> bool:
+        """Whether any row may still move: its Jacobian is not zero, and not all of its last steps were taken back."""
+        moves = self._average.square().sum((1, 2)) > 0
+        return bool((moves & (self._stayed < _STUCK)).any())
+
     def advance(self, weight: Tensor, least: float = LEAST) -> None:
         """Evaluate where the last step led to and make the next, for the penalty's ``weight`` (B,).
 
         ``least`` is the least damping.
         """
-        self.d = self._next
+        d = self._next
+        self.points = (self._origin + d).clamp(*self._bounds)
         residuals, jacobian = self._squares(self.points, self._row)
         self.data = 0.5 * residuals.square().sum(1)
-        self.norm = torch.linalg.vector_norm(self.d, dim=1)
+        self.norm = torch.linalg.vector_norm(self.points - self._origin, dim=1)
         finite = self.data.isfinite() & jacobian.sum((1, 2)).isfinite()
         if not finite.all():
             jacobian = torch.where(finite[:, None, None], jacobian, 0.0)
         if not self._average.numel():
-            self._average, self._residuals = jacobian, torch.where(finite[:, None], residuals, 0.0)
-            self._multipliers = torch.zeros_like(residuals)
-            self._base_data = self.data
-            stays = ~finite
-        else:
-            self._average.lerp_(jacobian, (finite * (1 - _KEPT)).to(jacobian.dtype)[:, None, None])
-            before = self._base_data + weight * self._penalty(torch.linalg.vector_norm(self._base, dim=1))
-            stays = ~(self.data + weight * self._penalty(self.norm) <= _WORSE * before) | ~finite
-            self._base = torch.where(stays[:, None], self._base, self.d)
-            self._base_data = torch.where(stays, self._base_data, self.data)
-            self._residuals = torch.where(stays[:, None], self._residuals, residuals)
-        self._damping = torch.where(stays, self._damping * _GROWS, self._damping * _SHRINKS).clamp_(min=least)
+            self._average = torch.zeros_like(jacobian)
+            self._residuals = self._multipliers = torch.zeros_like(residuals)
+        counts = torch.where(self._seen, 1 - _KEPT, 1.0).to(jacobian.dtype) * finite
+        self._average.lerp_(jacobian, counts[:, None, None])
+        self._seen = self._seen | finite
+        before = self._base_data + weight * self._penalty(torch.linalg.vector_norm(self._base, dim=1))
+        stays = ~(self.data + weight * self._penalty(self.norm) <= _WORSE * before) | ~finite
+        self._base = torch.where(stays[:, None], self._base, d)
+        self._base_data = torch.where(stays, self._base_data, self.data)
+        self._residuals = torch.where(stays[:, None], self._residuals, residuals)
+        self._stayed = torch.where(stays, self._stayed + 1, 0)
+        self._damping = torch.where(stays, self._damping * _GROWS, self._damping * _SHRINKS).clamp_(least, _MOST)
         self._next = self._step(weight)
 
     def _penalty(self, norm: Tensor) -> Tensor:
@@ -109,8 +115,7 @@ class GaussNewton:
         length = torch.linalg.vector_norm(base, dim=1)
         pull = 2 * weight if self._squared else weight / torch.maximum(length, _TINY * self._unit)
         aim = _along(base, self._average.mT) - self._residuals
-        multipliers, steps = self._multipliers, self._average.shape[1]
-        eps = torch.finfo(base.dtype).eps
+        multipliers, rounding = self._multipliers, self.residuals * torch.finfo(base.dtype).eps
 
         def distortion(multipliers: Tensor) -> Tensor:
             return (damping * base + _along(multipliers, self._average)) / (1 + damping)
@@ -122,7 +127,7 @@ class GaussNewton:
             moving = self._average * (free == d)[:, None]
             gram = torch.bmm(moving, self._average.mT) / (1 + damping[:, :, None])
             # In float32 rounding alone would make it indefinite where residuals depend on each other.
-            ridge = pull + steps * eps * gram.diagonal(dim1=1, dim2=2).amax(1)
+            ridge = pull + rounding * gram.diagonal(dim1=1, dim2=2).amax(1)
             gram.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
             change, _ = torch.linalg.solve_ex(gram, left)
             multipliers = multipliers + torch.where(change.isfinite().all(1, keepdim=True), change, 0.0)
@@ -130,8 +135,8 @@ class GaussNewton:
         way = distortion(multipliers).clamp(self._lower, self._upper) - base
         most = _TRUST * torch.maximum(length, _SHORT * self._unit)
         share = (most / torch.linalg.vector_norm(way, dim=1).clamp(min=torch.finfo(base.dtype).tiny)).clamp(max=1)
-        step: Tensor = base + share[:, None] * way
-        return step
+        step = base + share[:, None] * way
+        return torch.where(step.isfinite().all(1, keepdim=True), step, base)
 
 
 def _along(vectors: Tensor, matrices: Tensor) -> Tensor:
