@@ -110,6 +110,11 @@ def compared() -> Iterator[tuple[str, Sequence[str], dict[str, str], dict[str, s
         yield f"shapes, beta {beta}, depth 1 to 2, beta-TCDLGM", ("hierarchy",), chain(beta=beta), tcdlgm, deep
     one, four = (chain("2", beta, "beta-TCDLGM") for beta in ("1", "4"))
     yield "shapes, depth 2, beta 1 to 4, beta-TCDLGM", ("hierarchy",), one, four, deep
+    for beta in ("1", "4"):
+        for depth in ("1", "2"):
+            yield f"shapes, beta {beta}, depth {depth} to 3", ("hierarchy",), chain(depth, beta), chain("3", beta), deep
+    three = [*deep, "latents.layer3.kl.mean", "latents.layer3.active_units.kl"]
+    yield "shapes, depth 3, beta 1 to 4", ("hierarchy",), chain("3"), chain("3", "4"), three
     plain, told = chain("2", system="DLGM"), [*NOISE, *UNITS, *LAYERS, *WEIGHTS]
     yield "shapes, depth 1 to 2, DLGM", ("hierarchy", "layers"), chain(), plain, told
     free = chain("2", system="beta-TCDLGM")
