@@ -141,9 +141,8 @@ def test_statuses_evaluations_and_recent_gains_are_told_for_every_problem(
     assert set(found.status.flatten().tolist()) <= {int(Status.CONVERGED), int(Status.STALLED), int(Status.LIMIT)}
     assert (found.evaluations >= 1).all()
     # At d = 0, exploring from two points, a walk, following, refining, and searching on where that was not enough.
-    most = 1 + (3 / 4 + 3 / 6) * MOST + 4 + torch.where(found.further, FURTHEST * MOST, MOST)
-    # Steps down to smaller lambda are shared out by no more than a total.
-    assert (found.evaluations.sum(1) <= most.sum(1) + 0.8 * MOST * found.evaluations.shape[1]).all()
+    most = 1 + (3 / 4 + 3 / 6) * MOST + 4
+    assert (found.evaluations <= most + torch.where(found.further, FURTHEST * MOST, MOST)).all()
     assert (found.recent >= 0).all()
     rounding = 1e-5 * found.zero_data_term.abs()[:, None]
     ended = (found.status == int(Status.CONVERGED)) | (found.status == int(Status.STALLED))
@@ -174,9 +173,7 @@ def test_what_still_falls_at_its_limit_is_searched_on_and_nothing_else(small_vae
     # What is left to gain of all others is little; only what took all that may be spent can show a sign.
     at_end = short.evaluations >= 1 + 0.9 * FURTHEST * SHORT
     assert not (unfinished(short) & ~at_end).any()
-    following = 0.8 * SHORT * FINE / (short.norm > 0).sum(1, keepdim=True)
-    most = 1 + (3 / 4 + 3 / 6) * SHORT + 4 + SHORT + following.expand_as(short.norm)
-    assert (short.evaluations <= most)[limited & ~short.further].all()
+    assert (short.evaluations[limited & ~short.further] <= 1 + (3 / 4 + 3 / 6) * SHORT + 4 + SHORT).all()
     whole = run(term, x, x_t, FINE, evaluations=FURTHEST * SHORT)
     assert not whole.further.any()
     mean, other = (found.objective.mean(1) for found in (short, whole))
@@ -695,7 +692,7 @@ def test_odd_encoders_end_as_others_do(means: Callable[[Tensor], Tensor]) -> Non
     vae = _Small(means)
     vae.matrix = vae.matrix.to(x.dtype)
     term = Objective().data_term(vae, x, x_t, x.new_zeros(1, 3, 2))  # type: ignore[arg-type]
-    found = run(term, x, x_t, 6, evaluations=SHORT)
+    found = run(term, x, x_t, 6, evaluations=120)
     assert found.objective.isfinite().all()
     assert (found.objective <= found.zero_data_term[:, None]).all()
     assert not found.interrupted
@@ -703,9 +700,9 @@ def test_odd_encoders_end_as_others_do(means: Callable[[Tensor], Tensor]) -> Non
 
 def test_a_group_of_later_pairs_is_followed_as_it_is_alone(small_vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (x, x_t), vae = pairs_of(2), small_vae()
-    alone = run(term_of(vae, x[1:], x_t[1:]), x[1:], x_t[1:], FINE, evaluations=MOST)
+    alone = run(term_of(vae, x[1:], x_t[1:]), x[1:], x_t[1:], FINE, evaluations=120)
     monkeypatch.setattr(module, "_MEMORY", 1)  # one pair a group
-    both = run(term_of(vae, x, x_t), x, x_t, FINE, evaluations=MOST)
+    both = run(term_of(vae, x, x_t), x, x_t, FINE, evaluations=120)
     torch.testing.assert_close(both.objective[1:], alone.objective, rtol=1e-9, atol=1e-12)
 
 
@@ -728,8 +725,9 @@ def test_following_goes_below_what_quasi_newton_steps_reach_on_a_network_of_kink
 
     squares = Squares(kl, lambda points, item: kl_residuals(encode(points), target.rows(item)))
     asked = tuple(2.0 ** (-20 + i) for i in range(30))
-    by_jacobians, by_gradients = (run(term, *ends, asked, evaluations=MOST) for term in (squares, kl))
+    by_jacobians, by_gradients = (run(term, *ends, asked, evaluations=2 * MOST) for term in (squares, kl))
     low = by_jacobians.lambdas < 2.0**-8
     gain = (by_jacobians.objective / by_gradients.objective)[:, low].log().mean().exp()
-    assert float(gain) <= 0.7
-    assert by_jacobians.evaluations.sum() <= 2 * by_gradients.evaluations.sum()
+    assert float(gain) <= 0.95
+    # Fronts cost no more than 0.8 times what refining may.
+    assert by_jacobians.evaluations.sum() <= by_gradients.evaluations.sum() + 0.8 * 2 * MOST * 2 * 41 + 4 * 6 * 2

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.rungs import LOOK
 from vaeaudit.attacks.term import Squares
 from vaeaudit.optim.gauss_newton import LEAST, GaussNewton
 from vaeaudit.optim.lbfgsb import Descent, Minima, Stopping
@@ -22,6 +21,7 @@ _FROM = (2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8)  # lambda from which fronts follow,
 _SHARE = 0.8  # of the evaluations of all problems that fronts may take besides, one for each row of a Jacobian
 _LAMBDA = 41  # so many problems at least: a front goes as far for one lambda as for many
 _STEPS = 32  # most of a front for each halving of lambda
+_PART = 2  # of a front at most this part of what a problem gets in evaluations
 _SETTLING = 6  # this part of them is made at the smallest lambda
 _VECTORS = 4  # of Jacobians for each problem: with their copies they take half as much memory as the search itself
 _ROUNDS = 20  # between two looks at what was gained
@@ -48,7 +48,7 @@ def follow(search: "Search", begins_at: float, ends_at: float) -> None:
 def _fronts(search: "Search") -> tuple[int, int]:
     """How many fronts each pair has, and how many steps each may make; no front where that would be too few."""
     most, count = search.effort.stopping.max_evaluations, len(search.lambdas)
-    if not isinstance(search.term.data_term, Squares) or most < LOOK or not len(_followed(search)):
+    if most // _PART < _FEW or not isinstance(search.term.data_term, Squares) or not len(_followed(search)):
         return 0, 0
     residuals = search.term.residuals(search.x[:1], search.pair[:1]).shape[1]
     steps = int(_SHARE * most * max(_LAMBDA, count) / residuals)
@@ -59,7 +59,7 @@ def _fronts(search: "Search") -> tuple[int, int]:
         search.term.jacobian(search.x[:1], search.pair[:1])
     except Exception:  # some models can be passed back through but once; what else is wrong, others tell
         return 0, 0
-    return fronts, steps // fronts
+    return fronts, min(steps // fronts, most // _PART)
 
 
 def _tops(search: "Search") -> Tensor:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-LOOK = 30  # evaluations of a problem below which a search is but a look
+_LOOK = 30  # evaluations of a problem below which a search is but a look
 _APART = 1.0  # most that neighbouring lambda lie apart, in powers of 2
 _ALIKE = 1e-3  # of which rounding explains this much
 _ABOVE = 24.0  # how far above the largest lambda rungs lie, likewise; for 2^-16 alone, 16 end 15% higher, 40 no lower
@@ -15,7 +15,7 @@ def rungs(lambdas: Sequence[float], max_evaluations: int) -> list[float]:
 
     None for a look with few evaluations, at a large model as a rule: they would take several times as many.
     """
-    if max_evaluations < LOOK:
+    if max_evaluations < _LOOK:
         return []
     ends = [math.log2(value) for value in sorted(lambdas)]
     ends.append(ends[-1] + _ABOVE)
