@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaeaudit.optim.gauss_newton import LEAST, GaussNewton, Squares
+from vaeaudit.optim.gauss_newton import LEAST, GaussNewton, Linearised
 from vaeaudit.optim.lbfgsb import Stopping, minimise
 
 LOW, HIGH = torch.zeros(1, 6, dtype=torch.float64), torch.ones(1, 6, dtype=torch.float64)
@@ -21,9 +21,9 @@ def linear(points: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
     return (points - ORIGIN[row]) @ MATRIX.T - AIM[row], MATRIX.expand(len(points), 3, 6).clone()
 
 
-def ends(squares: Squares, weight: float, *, squared: bool, steps: int = 110) -> GaussNewton:
+def ends(linearised: Linearised, weight: float, *, squared: bool, steps: int = 110) -> GaussNewton:
     """Where steps of growing damping end, from halfway to a corner."""
-    front = GaussNewton(squares, ORIGIN, 0.9 * ORIGIN + 0.05, LOW, HIGH, UNIT, squared=squared)
+    front = GaussNewton(linearised, ORIGIN, 0.9 * ORIGIN + 0.05, LOW, HIGH, UNIT, squared=squared)
     for step in range(steps):
         front.advance(torch.full_like(UNIT, weight), LEAST * 2.0 ** max(0.0, (step - 70) / 4))
     return front
@@ -65,9 +65,9 @@ def creased(points: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
     return residuals + teeth, slope[:, :, None] * MATRIX
 
 
-def value_of(squares: Squares) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def value_of(linearised: Linearised) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     def objective(x: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-        residuals, jacobian = squares(x, row)
+        residuals, jacobian = linearised(x, row)
         return 0.5 * residuals.square().sum(1), torch.einsum("bk,bkn->bn", residuals, jacobian)
 
     return objective

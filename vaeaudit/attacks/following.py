@@ -17,18 +17,19 @@ from vaeaudit.progress import Progress
 if TYPE_CHECKING:
     from vaeaudit.attacks.search import Search
 
-_FROM = (2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8)  # lambda from which fronts follow, as shares of the least for d = 0
+# Lambda are shares of the top, the least for which d = 0 could be optimal.
+_FROM = (2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8)  # from which fronts follow
 _SHARE = 0.8  # of the evaluations of all problems that fronts may take besides, one for each row of a Jacobian
 _LAMBDA = 41  # so many problems at least: a front goes as far for one lambda as for many
-_STEPS = 32  # most of a front for each halving of lambda
-_PART = 2  # of a front at most this part of what a problem gets in evaluations
-_SETTLING = 6  # this part of them is made at the smallest lambda
-_VECTORS = 4  # of Jacobians for each problem: with their copies they take half as much memory as the search itself
-_ROUNDS = 20  # between two looks at what was gained
+_STEPS = 32  # most steps of a front for each halving of lambda
+_PART = 2  # and at most this part of what a problem gets in evaluations
 _FEW = 60  # below so many steps of each, fewer fronts follow
+_SETTLING = 6  # this part of the steps is made at the smallest lambda
 _SETTLED = 2.0**10  # times the damping by which kinks are left behind there
-_LEADS = 2.0**-3  # largest lambda from which smaller ones are led, likewise
-_FAR = 2.0**-9  # lambda at which a distortion shorter than half of the way shows that much can be won by it, likewise
+_ROUNDS = 20  # steps between two looks at what was gained
+ROWS = 4  # most rows of Jacobians that the fronts of a pair hold, for each of its problems
+_LEADS = 2.0**-3  # largest from which smaller ones are led
+_FAR = 2.0**-9  # at which a distortion shorter than half of the way shows that much can be won by it
 _LED, _LAST = 6, 3  # each gets this part of a problem's evaluations, and the smallest lambda so many times as much
 _EVERY = 2  # of so many neighbours one is led to
 
@@ -38,9 +39,12 @@ def follow(search: "Search", begins_at: float, ends_at: float) -> None:
 
     By averaged Gauss-Newton steps where the data term is a sum of few enough squares, else by quasi-Newton ones.
     """
-    fronts, steps = _fronts(search)
+    towards = (search.zero_data_term - search.target_data_term) / search.gap
+    tops = torch.where(search.top.isfinite(), search.top, towards)  # a slope at d = 0 may be infinite
+    pairs = (tops.isfinite() & (tops > search.lambdas.min())).nonzero().squeeze(1)
+    fronts, steps = _fronts(search) if len(pairs) else (0, 0)
     if fronts:
-        _walk_down(search, fronts, steps, begins_at, ends_at)
+        _walk_down(search, pairs, tops[pairs], fronts, steps, begins_at, ends_at)
     else:
         _lead(search, begins_at, ends_at)
 
@@ -48,11 +52,11 @@ def follow(search: "Search", begins_at: float, ends_at: float) -> None:
 def _fronts(search: "Search") -> tuple[int, int]:
     """How many fronts each pair has, and how many steps each may make; no front where that would be too few."""
     most, count = search.effort.stopping.max_evaluations, len(search.lambdas)
-    if most // _PART < _FEW or not isinstance(search.term.data_term, Squares) or not len(_followed(search)):
+    if most // _PART < _FEW or not isinstance(search.term.data_term, Squares):
         return 0, 0
     residuals = search.term.residuals(search.x[:1], search.pair[:1]).shape[1]
     steps = int(_SHARE * most * max(_LAMBDA, count) / residuals)
-    fronts = min(len(_FROM), steps // _FEW, _VECTORS * max(_LAMBDA, count) // residuals)
+    fronts = min(len(_FROM), steps // _FEW, ROWS * max(_LAMBDA, count) // residuals)
     if not fronts:
         return 0, 0
     try:
@@ -62,27 +66,16 @@ def _fronts(search: "Search") -> tuple[int, int]:
     return fronts, min(steps // fronts, most // _PART)
 
 
-def _tops(search: "Search") -> Tensor:
-    """Of each pair the least lambda for which d = 0 could be optimal, (P,); by the way to the target if need be."""
-    towards = (search.zero_data_term - search.target_data_term) / search.gap
-    return torch.where(search.top.isfinite(), search.top, towards)
-
-
-def _followed(search: "Search") -> Tensor:
-    """The pairs (A,) for which d = 0 is not optimal at all lambda, so far as slopes tell."""
-    tops = _tops(search)
-    return (tops.isfinite() & (tops > search.lambdas.min())).nonzero().squeeze(1)
-
-
-def _walk_down(search: "Search", fronts: int, most: int, begins_at: float, ends_at: float) -> None:
-    """Follow with several fronts a pair, each from the best that is known at the lambda where it begins.
+def _walk_down(
+    search: "Search", pairs: Tensor, tops: Tensor, fronts: int, most: int, begins_at: float, ends_at: float
+) -> None:
+    """Follow ``pairs`` (A,) with several fronts each, from the best that is known at the lambda where they begin.
 
     A step is made for all at once, and what it meets serves all lambda of the pair.
     """
-    followed, count, least = _followed(search), len(search.lambdas), search.lambdas.min()
-    pair = followed.repeat_interleave(fronts)  # (A F,)
-    share = search.top.new_tensor(_FROM[:fronts])
-    begin = (_tops(search)[followed, None] * share).clamp(min=least).flatten().log2()
+    count, least = len(search.lambdas), search.lambdas.min()
+    pair = pairs.repeat_interleave(fronts)  # (A F,)
+    begin = (tops[:, None] * tops.new_tensor(_FROM[:fronts])).clamp(min=least).flatten().log2()
     end = least.log2()
     nearest = (search.lambdas.log2() - begin[:, None]).abs().argmin(1)
     problem = pair * count + nearest
@@ -99,8 +92,9 @@ def _walk_down(search: "Search", fronts: int, most: int, begins_at: float, ends_
     steps = min(most, _FEW + int(_STEPS * float((begin - end).max())))
     settling = steps // _SETTLING
     falling = steps - settling
-    before, below = search.evaluations, (search.lam < search.top[search.pair]).reshape(-1, count)
-    below = below & torch.isin(torch.arange(len(search.x), device=pair.device), followed)[:, None]
+    below = search.lambdas < tops[:, None]  # (A, L)
+    place = (pairs[:, None] * count + torch.arange(count, device=pair.device)).flatten()
+    before = search.evaluations
     for step in range(steps):
         done = begins_at + (ends_at - begins_at) * step / steps
         if not search.asked(Progress("following to smaller lambda", steps - step, steps, done)):
@@ -108,10 +102,10 @@ def _walk_down(search: "Search", fronts: int, most: int, begins_at: float, ends_
         weight = torch.exp2(torch.lerp(begin, end.expand_as(begin), min(1.0, step / falling)))
         front.advance(weight, LEAST * _SETTLED ** max(0.0, (step - falling) / settling))
         data, norm = (each.reshape(-1, fronts) for each in (front.data, front.norm))
-        search.offer(front.points.reshape(len(followed), fronts, -1), data, norm, followed)
+        search.offer(front.points.reshape(len(pairs), fronts, -1), data, norm, pairs)
         # Each problem below the top is served by what all fronts of its pair cost.
         rows = fronts * front.residuals * (step + 1)
-        search.evaluations = before + (below * (rows // below.sum(1, keepdim=True).clamp(min=1))).flatten()
+        search.evaluations = before.index_add(0, place, (below * (rows // below.sum(1, keepdim=True))).flatten())
         if step % _ROUNDS == 0:
             search.history.append((search.evaluations, search.objective))
             if not front.alive:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from vaeaudit.attacks.attacked import Sweep, joined, penalise
 from vaeaudit.attacks.ball import settle
+from vaeaudit.attacks.following import ROWS
 from vaeaudit.attacks.left import FURTHER, unfinished
 from vaeaudit.attacks.search import Effort, Search, together
 from vaeaudit.attacks.term import DataTerm, Term
@@ -15,7 +16,8 @@ from vaeaudit.model.ranges import Range
 from vaeaudit.progress import GoOn, always, within
 
 _MEMORY = 2**33  # bytes that the state of the problems searched together may take
-_VECTORS = 40  # that state, in vectors of the size of an input for each problem
+# That state, in vectors of the size of an input for each problem: of its search, and of five copies of Jacobians.
+_VECTORS = 40 + 5 * ROWS
 
 
 def geometric_lambdas(count: int) -> tuple[float, ...]:

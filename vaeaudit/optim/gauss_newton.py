@@ -10,6 +10,8 @@ a step minimises
 in the box, where A is that average, mu the pull of the penalty and rho the damping (Levenberg 1944, Marquardt 1963),
 and is taken though the objective may rise a little: only where it more than doubles does the point stay, its Jacobian
 counted, with more damping. Towards the end the damping grows, steps shrink below the kinks, and the residuals vanish.
+Where they cannot vanish in the box and the weight is tiny, the multipliers of a step need not settle: it is then some
+step within reach, and no minimum of the model.
 """
 
 from collections.abc import Callable
@@ -17,17 +19,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# squares(points, row) -> the residuals (b, k) and their Jacobian (b, k, n) of points (b, n)
-Squares = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# linearised(points, row) -> the residuals (b, k) and their Jacobian (b, k, n) of points (b, n)
+Linearised = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _KEPT = 0.9  # of the average, at each step
 _WORSE = 2.0  # times the objective, beyond which a step is taken back
 _GROWS, _SHRINKS = 2.0, 0.9  # the damping, after a step that was taken back or not
-LEAST = 0.3  # damping
-_MOST = 2.0**20  # likewise
+LEAST, _MOST = 0.3, 2.0**20  # damping
 _STUCK = 30  # steps taken back one after another, after which a row is given up
 _TRUST = 0.5  # longest step, as a share of ||d||
-_SHORT = 0.05  # or of this share of the unit where d is shorter
+_SHORT = 0.05  # least ||d|| for that, as a share of the unit
 _TINY = 1e-4  # least ||d|| that the pull of `l2` is divided by, likewise
 _TURNS = 5  # Newton steps for the multipliers of one step, from those of the last
 
@@ -41,7 +42,7 @@ class GaussNewton:
 
     def __init__(
         self,
-        squares: Squares,
+        linearised: Linearised,
         origin: Tensor,
         start: Tensor,
         lower: Tensor,
@@ -50,7 +51,7 @@ class GaussNewton:
         *,
         squared: bool,
     ) -> None:
-        self._squares, self._origin, self._unit, self._squared = squares, origin, unit, squared
+        self._linearised, self._origin, self._unit, self._squared = linearised, origin, unit, squared
         self._row = torch.arange(len(start), device=start.device)
         self._bounds, self._lower, self._upper = (lower, upper), lower - origin, upper - origin
         self.points = start  # (B, n) where the residuals were evaluated last
@@ -81,7 +82,7 @@ class GaussNewton:
         """
         d = self._next
         self.points = (self._origin + d).clamp(*self._bounds)
-        residuals, jacobian = self._squares(self.points, self._row)
+        residuals, jacobian = self._linearised(self.points, self._row)
         self.data = 0.5 * residuals.square().sum(1)
         self.norm = torch.linalg.vector_norm(self.points - self._origin, dim=1)
         finite = self.data.isfinite() & jacobian.sum((1, 2)).isfinite()
