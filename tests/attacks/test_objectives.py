@@ -14,6 +14,7 @@ from vaeaudit.attacks.term import Squares, Term
 from vaeaudit.errors import ConfigError, UnsupportedError
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.vae import DiagonalGaussian, GaussianLikelihood
+from vaeaudit.optim.gauss_newton import whole
 from vaeaudit.stats.draws import noise_set
 
 ITEMS, DRAWS = 3, 4
@@ -385,17 +386,24 @@ def test_residuals_of_deviations_are_exact_from_a_match_to_far(dtype: torch.dtyp
     )
 
 
-def test_the_jacobian_of_a_term_is_that_of_its_residuals(small_vae: Any) -> None:
+def test_slopes_of_a_term_are_directions_times_the_jacobian_of_its_residuals(small_vae: Any) -> None:
     x, x_t, points = problem(Objective())
     data_term = latent(small_vae(), x, x_t, "kl", noise_for(2))
     assert isinstance(data_term, Squares)
-    term = Term(data_term, tuple(x.shape[1:]), RowBatches(2), first=1)
-    residuals, jacobian = term.jacobian(points[:2].flatten(1), torch.tensor([1, 0]))
+    term = Term(data_term, tuple(x.shape[1:]), RowBatches(1), first=1)
+    known = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+    at = (points[:2].flatten(1), torch.tensor([1, 0]))
+    residuals, directions, slopes = term.slopes(*at, lambda residuals, row: known[row] * residuals[:, None])
     torch.testing.assert_close(residuals, data_term.residuals(points[:2], torch.tensor([2, 1])))
+    torch.testing.assert_close(directions, known * residuals[:, None])
+    rows = term.slopes(*at, whole)[2]
     for row, item in enumerate((2, 1)):
         of = torch.tensor([item])
-        whole = torch.autograd.functional.jacobian(lambda at, of=of: data_term.residuals(at[None], of)[0], points[row])
-        torch.testing.assert_close(jacobian[row], whole.flatten(1))
+        jacobian = torch.autograd.functional.jacobian(
+            lambda at, of=of: data_term.residuals(at[None], of)[0], points[row]
+        ).flatten(1)
+        torch.testing.assert_close(rows[row], jacobian)
+        torch.testing.assert_close(slopes[row], directions[row] @ jacobian)
 
 
 def test_a_posterior_of_a_kl_of_its_own_is_no_sum_of_squares(small_vae: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.attacks.term import Squares
-from vaeaudit.optim.gauss_newton import LEAST, GaussNewton
+from vaeaudit.optim.gauss_newton import CORRECTED, LEAST, GaussNewton, whole
 from vaeaudit.optim.lbfgsb import Descent, Minima, Stopping
 from vaeaudit.progress import Progress
 
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 # Lambda are shares of the top, the least for which d = 0 could be optimal.
 _FROM = (2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8)  # from which fronts follow
-_SHARE = 0.8  # of the evaluations of all problems that fronts may take besides, one for each row of a Jacobian
+_SHARE = 0.55  # of the evaluations of all problems that fronts may take besides, one for each pass back
 _LAMBDA = 41  # so many problems at least: a front goes as far for one lambda as for many
-_STEPS = 32  # most steps of a front for each halving of lambda
-_PART = 2  # and at most this part of what a problem gets in evaluations
-_FEW = 60  # below so many steps of each, fewer fronts follow
+_STEPS = 72  # most steps of a front for each halving of lambda
+_EACH = 100  # and for each residual
+_SHORTEST = 120  # evaluations of a problem below which it is only looked at
+_FEW = 200  # below so many steps of each, fewer fronts follow
 _SETTLING = 6  # this part of the steps is made at the smallest lambda
 _SETTLED = 2.0**10  # times the damping by which kinks are left behind there
 _ROUNDS = 20  # steps between two looks at what was gained
@@ -51,19 +52,19 @@ def follow(search: "Search", begins_at: float, ends_at: float) -> None:
 
 def _fronts(search: "Search") -> tuple[int, int]:
     """How many fronts each pair has, and how many steps each may make; no front where that would be too few."""
-    most, count = search.effort.stopping.max_evaluations, len(search.lambdas)
-    if most // _PART < _FEW or not isinstance(search.term.data_term, Squares):
+    most, count = search.effort.stopping.max_evaluations, max(_LAMBDA, len(search.lambdas))
+    if most < _SHORTEST or not isinstance(search.term.data_term, Squares):
         return 0, 0
     residuals = search.term.residuals(search.x[:1], search.pair[:1]).shape[1]
-    steps = int(_SHARE * most * max(_LAMBDA, count) / residuals)
-    fronts = min(len(_FROM), steps // _FEW, ROWS * max(_LAMBDA, count) // residuals)
+    passes = int(_SHARE * most * count)  # back, of all fronts of a pair
+    fronts = min(len(_FROM), passes // (residuals + CORRECTED * _FEW), ROWS * count // residuals)
     if not fronts:
         return 0, 0
     try:
-        search.term.jacobian(search.x[:1], search.pair[:1])
+        search.term.slopes(search.x[:1], search.pair[:1], whole)
     except Exception:  # some models can be passed back through but once; what else is wrong, others tell
         return 0, 0
-    return fronts, min(steps // fronts, most // _PART)
+    return fronts, min((passes // fronts - residuals) // CORRECTED, _EACH * residuals)
 
 
 def _walk_down(
@@ -81,7 +82,7 @@ def _walk_down(
     problem = pair * count + nearest
     start = torch.where((search.norm[problem] > 0)[:, None], search.best[problem], search.off_zero(pair))
     front = GaussNewton(
-        lambda points, row: search.term.jacobian(points, pair[row]),
+        lambda points, row, along: search.term.slopes(points, pair[row], along),
         search.x[pair],
         start,
         search.low,
@@ -104,8 +105,8 @@ def _walk_down(
         data, norm = (each.reshape(-1, fronts) for each in (front.data, front.norm))
         search.offer(front.points.reshape(len(pairs), fronts, -1), data, norm, pairs)
         # Each problem below the top is served by what all fronts of its pair cost.
-        rows = fronts * front.residuals * (step + 1)
-        search.evaluations = before.index_add(0, place, (below * (rows // below.sum(1, keepdim=True))).flatten())
+        passes = fronts * (front.residuals + CORRECTED * step)
+        search.evaluations = before.index_add(0, place, (below * (passes // below.sum(1, keepdim=True))).flatten())
         if step % _ROUNDS == 0:
             search.history.append((search.evaluations, search.objective))
             if not front.alive:

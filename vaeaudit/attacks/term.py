@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.model.batches import RowBatches
+from vaeaudit.optim.gauss_newton import Along
 
 # data_term(points, item) -> J: points (b, *shape), item (b,) integers -> (b,), differentiable in points, minimised
 DataTerm = Callable[[Tensor, Tensor], Tensor]
@@ -71,20 +72,24 @@ class Term:
         """
         return cast(Squares, self.data_term).residuals(points.reshape(-1, *self.shape), item + self.first)
 
-    def jacobian(self, points: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`residuals`, and their Jacobian (b, k, n). A row of it takes one pass back through the model."""
+    def slopes(self, points: Tensor, item: Tensor, along: Along) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`residuals`, the directions ``along`` them (b, s, k), and their slopes, (b, s, n).
+
+        Slopes are directions times the residuals' Jacobian; each takes one pass back through the model. ``along`` is
+        given residuals and the places of their points.
+        """
         residuals = cast(Squares, self.data_term).residuals
 
         @torch.enable_grad()
-        def jacobian(part: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
+        def slopes(part: Tensor, of: Tensor, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             leaf = part.detach().requires_grad_(True)
             each = residuals(leaf.reshape(-1, *self.shape), of + self.first)
-            slopes = part.new_zeros((*each.shape, part.shape[1]))
-            for place in range(each.shape[1] if each.requires_grad else 0):
-                total = each[:, place].sum()
-                (slope,) = torch.autograd.grad(total, leaf, retain_graph=True, materialize_grads=True)
-                slopes[:, place] = slope
-            return each.detach(), slopes
+            directions = along(each.detach(), row)
+            found = part.new_zeros((len(part), directions.shape[1], part.shape[1]))
+            for place, direction in enumerate(directions.unbind(1) if each.requires_grad else ()):
+                (slope,) = torch.autograd.grad(each, leaf, direction, retain_graph=True, materialize_grads=True)
+                found[:, place] = slope
+            return each.detach(), directions, found
 
-        found, slopes = self.rows.map(jacobian, points, item)
-        return found, slopes
+        each, directions, found = self.rows.map(slopes, points, item, torch.arange(len(points), device=points.device))
+        return each, directions, found

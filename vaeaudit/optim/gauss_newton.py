@@ -1,4 +1,4 @@
-"""Gauss-Newton with averaged Jacobians: half a sum of squares with a length, followed along a falling weight.
+"""Gauss-Newton with an averaged Jacobian: half a sum of squares with a length, followed along a falling weight.
 
 The networks behind the residuals have kinks everywhere. A model of them built at a point, of gradients or of the
 Jacobian there, says nothing beyond the next kink, and a search that asks for a decrease at every step settles there.
@@ -8,10 +8,16 @@ a step minimises
     1/2 ||r + A (d' - d)||^2 + mu/2 ||d'||^2 + rho mu/2 ||d' - d||^2
 
 in the box, where A is that average, mu the pull of the penalty and rho the damping (Levenberg 1944, Marquardt 1963),
-and is taken though the objective may rise a little: only where it more than doubles does the point stay, its Jacobian
+and is taken though the objective may rise a little: only where it more than doubles does the point stay, what was seen
 counted, with more damping. Towards the end the damping grows, steps shrink below the kinks, and the residuals vanish.
 Where they cannot vanish in the box and the weight is tiny, the multipliers of a step need not settle: it is then some
 step within reach, and no minimum of the model.
+
+A whole Jacobian takes a pass back for each residual. After the first, A is corrected along two directions u of the
+residuals alone, a pass each, by (1 - kept) u (u^T J - u^T A): along the multipliers, since A^T times these is where d
+lies, and along what the last step's model missed. With none kept that is an adjoint Broyden update (Schlenkrich,
+Griewank and Walther 2010, "On the local convergence of adjoint Broyden methods"). Many such steps end lower than few
+with whole Jacobians.
 """
 
 from collections.abc import Callable
@@ -19,10 +25,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# linearised(points, row) -> the residuals (b, k) and their Jacobian (b, k, n) of points (b, n)
-Linearised = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# Directions (b, s, k) in which residuals (b, k) of some rows (b,) are looked at.
+Along = Callable[[Tensor, Tensor], Tensor]
+# linearised(points, row, along) -> the residuals (b, k) of points (b, n), the directions that ``along`` gives for them,
+# and these times the residuals' Jacobian, (b, s, n).
+Linearised = Callable[[Tensor, Tensor, Along], tuple[Tensor, Tensor, Tensor]]
 
-_KEPT = 0.9  # of the average, at each step
+CORRECTED = 2  # directions in which the average is corrected at each step
+_KEPT = (0.8, 0.7)  # of it at each step, along the multipliers and along what the model missed
 _WORSE = 2.0  # times the objective, beyond which a step is taken back
 _GROWS, _SHRINKS = 2.0, 0.9  # the damping, after a step that was taken back or not
 LEAST, _MOST = 0.3, 2.0**20  # damping
@@ -30,7 +40,7 @@ _STUCK = 30  # steps taken back one after another, after which a row is given up
 _TRUST = 0.5  # longest step, as a share of ||d||
 _SHORT = 0.05  # least ||d|| for that, as a share of the unit
 _TINY = 1e-4  # least ||d|| that the pull of `l2` is divided by, likewise
-_TURNS = 5  # Newton steps for the multipliers of one step, from those of the last
+_TURNS = 2  # Newton steps for the multipliers of one step, from those of the last
 
 
 class GaussNewton:
@@ -60,7 +70,6 @@ class GaussNewton:
         self._next = self._base = start - origin  # (B, n) what is evaluated next; from where steps are made
         self._base_data = self.data
         self._residuals = self._average = self._multipliers = start.new_zeros(0)
-        self._seen = torch.zeros_like(self._row, dtype=torch.bool)  # whether an average has begun
         self._stayed = torch.zeros_like(self._row)  # steps taken back one after another
         self._damping = torch.full_like(self.data, LEAST)
 
@@ -82,18 +91,20 @@ class GaussNewton:
         """
         d = self._next
         self.points = (self._origin + d).clamp(*self._bounds)
-        residuals, jacobian = self._linearised(self.points, self._row)
+        begun = self._average.numel() > 0
+        residuals, along, slopes = self._linearised(self.points, self._row, self._missed if begun else whole)
         self.data = 0.5 * residuals.square().sum(1)
         self.norm = torch.linalg.vector_norm(self.points - self._origin, dim=1)
-        finite = self.data.isfinite() & jacobian.sum((1, 2)).isfinite()
+        finite = self.data.isfinite() & slopes.sum((1, 2)).isfinite()
         if not finite.all():
-            jacobian = torch.where(finite[:, None, None], jacobian, 0.0)
-        if not self._average.numel():
-            self._average = torch.zeros_like(jacobian)
+            slopes = torch.where(finite[:, None, None], slopes, 0.0)
+        if begun:
+            counts = slopes.new_tensor([1 - kept for kept in _KEPT])[:, None] * finite[:, None, None]
+            change = counts * (slopes - torch.bmm(along, self._average))
+            self._average = torch.baddbmm(self._average, along.mT, change)
+        else:
+            self._average = slopes
             self._residuals = self._multipliers = torch.zeros_like(residuals)
-        counts = torch.where(self._seen, 1 - _KEPT, 1.0).to(jacobian.dtype) * finite
-        self._average.lerp_(jacobian, counts[:, None, None])
-        self._seen = self._seen | finite
         before = self._base_data + weight * self._penalty(torch.linalg.vector_norm(self._base, dim=1))
         stays = ~(self.data + weight * self._penalty(self.norm) <= _WORSE * before) | ~finite
         self._base = torch.where(stays[:, None], self._base, d)
@@ -102,6 +113,14 @@ class GaussNewton:
         self._stayed = torch.where(stays, self._stayed + 1, 0)
         self._damping = torch.where(stays, self._damping * _GROWS, self._damping * _SHRINKS).clamp_(least, _MOST)
         self._next = self._step(weight)
+
+    def _missed(self, residuals: Tensor, row: Tensor) -> Tensor:
+        """The direction of the multipliers, and what else the model missed in the residuals (b, k), (b, 2, k)."""
+        multipliers = _unit(self._multipliers[row])
+        way = (self._next - self._base)[row]
+        missed = residuals - self._residuals[row] - _along(way, self._average[row].mT)
+        missed = missed - (missed * multipliers).sum(1, keepdim=True) * multipliers
+        return torch.stack([multipliers, _unit(missed)], 1)
 
     def _penalty(self, norm: Tensor) -> Tensor:
         return norm.square() if self._squared else norm
@@ -144,3 +163,15 @@ def _along(vectors: Tensor, matrices: Tensor) -> Tensor:
     """Rows (b, k) times (b, k, n), (b, n): in this order ten times faster than with columns."""
     product: Tensor = torch.bmm(vectors[:, None], matrices).squeeze(1)
     return product
+
+
+def whole(residuals: Tensor, _row: Tensor) -> Tensor:
+    """Each residual of (b, k) by itself: in these directions the slopes are the whole Jacobian, (b, k, k)."""
+    count = residuals.shape[1]
+    return torch.eye(count, dtype=residuals.dtype, device=residuals.device).expand(len(residuals), count, count)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Rows of length 1, of zeros where one has no length or is not finite."""
+    length = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return torch.where((length > 0) & length.isfinite(), vectors / length, 0.0)
