@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.attacks.term import Squares
-from vaeaudit.optim.gauss_newton import CORRECTED, LEAST, GaussNewton, whole
+from vaeaudit.optim.gauss_newton import LEAST, GaussNewton, whole
 from vaeaudit.optim.lbfgsb import Descent, Minima, Stopping
 from vaeaudit.progress import Progress
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 # Lambda are shares of the top, the least for which d = 0 could be optimal.
 _FROM = (2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8)  # from which fronts follow
-_SHARE = 0.55  # of the evaluations of all problems that fronts may take besides, one for each pass back
+_SHARE = 0.45  # of the evaluations of all problems that fronts may take besides, one for each pass back
 _LAMBDA = 41  # so many problems at least: a front goes as far for one lambda as for many
-_STEPS = 72  # most steps of a front for each halving of lambda
-_EACH = 100  # and for each residual
+_STEPS = 0.2  # most steps of a front for each halving of lambda and evaluation that a problem gets
+_EACH = 4  # and one for each residual and so many evaluations
 _SHORTEST = 120  # evaluations of a problem below which it is only looked at
 _FEW = 200  # below so many steps of each, fewer fronts follow
 _SETTLING = 6  # this part of the steps is made at the smallest lambda
@@ -57,14 +57,14 @@ def _fronts(search: "Search") -> tuple[int, int]:
         return 0, 0
     residuals = search.term.residuals(search.x[:1], search.pair[:1]).shape[1]
     passes = int(_SHARE * most * count)  # back, of all fronts of a pair
-    fronts = min(len(_FROM), passes // (residuals + CORRECTED * _FEW), ROWS * count // residuals)
+    fronts = min(len(_FROM), passes // (residuals + _FEW), ROWS * count // residuals)
     if not fronts:
         return 0, 0
     try:
         search.term.slopes(search.x[:1], search.pair[:1], whole)
     except Exception:  # some models can be passed back through but once; what else is wrong, others tell
         return 0, 0
-    return fronts, min((passes // fronts - residuals) // CORRECTED, _EACH * residuals)
+    return fronts, min(passes // fronts - residuals, residuals * most // _EACH)
 
 
 def _walk_down(
@@ -90,7 +90,8 @@ def _walk_down(
         search.gap[pair],
         squared=search.penalty == "l2sq",
     )
-    steps = min(most, _FEW + int(_STEPS * float((begin - end).max())))
+    halvings = float((begin - end).max())
+    steps = min(most, _FEW + int(_STEPS * search.effort.stopping.max_evaluations * halvings))
     settling = steps // _SETTLING
     falling = steps - settling
     below = search.lambdas < tops[:, None]  # (A, L)
@@ -105,7 +106,7 @@ def _walk_down(
         data, norm = (each.reshape(-1, fronts) for each in (front.data, front.norm))
         search.offer(front.points.reshape(len(pairs), fronts, -1), data, norm, pairs)
         # Each problem below the top is served by what all fronts of its pair cost.
-        passes = fronts * (front.residuals + CORRECTED * step)
+        passes = fronts * (front.residuals + step)
         search.evaluations = before.index_add(0, place, (below * (passes // below.sum(1, keepdim=True))).flatten())
         if step % _ROUNDS == 0:
             search.history.append((search.evaluations, search.objective))

@@ -13,9 +13,9 @@ counted, with more damping. Towards the end the damping grows, steps shrink belo
 Where they cannot vanish in the box and the weight is tiny, the multipliers of a step need not settle: it is then some
 step within reach, and no minimum of the model.
 
-A whole Jacobian takes a pass back for each residual. After the first, A is corrected along two directions u of the
-residuals alone, a pass each, by (1 - kept) u (u^T J - u^T A): along the multipliers, since A^T times these is where d
-lies, and along what the last step's model missed. With none kept that is an adjoint Broyden update (Schlenkrich,
+A whole Jacobian takes a pass back for each residual. After the first, A is corrected along a single direction u of the
+residuals, a pass back, by (1 - kept) u (u^T J - u^T A): in turn along the multipliers, since d lies along A^T times
+these, and along what the last step's model missed. With nothing kept that is an adjoint Broyden update (Schlenkrich,
 Griewank and Walther 2010, "On the local convergence of adjoint Broyden methods"). Many such steps end lower than few
 with whole Jacobians.
 """
@@ -31,8 +31,7 @@ Along = Callable[[Tensor, Tensor], Tensor]
 # and these times the residuals' Jacobian, (b, s, n).
 Linearised = Callable[[Tensor, Tensor, Along], tuple[Tensor, Tensor, Tensor]]
 
-CORRECTED = 2  # directions in which the average is corrected at each step
-_KEPT = (0.8, 0.7)  # of it at each step, along the multipliers and along what the model missed
+_KEPT = 0.7  # of the average, along the direction of a step
 _WORSE = 2.0  # times the objective, beyond which a step is taken back
 _GROWS, _SHRINKS = 2.0, 0.9  # the damping, after a step that was taken back or not
 LEAST, _MOST = 0.3, 2.0**20  # damping
@@ -72,6 +71,7 @@ class GaussNewton:
         self._residuals = self._average = self._multipliers = start.new_zeros(0)
         self._stayed = torch.zeros_like(self._row)  # steps taken back one after another
         self._damping = torch.full_like(self.data, LEAST)
+        self._along_multipliers = False  # in which direction the average is corrected
 
     @property
     def residuals(self) -> int:
@@ -92,15 +92,15 @@ class GaussNewton:
         d = self._next
         self.points = (self._origin + d).clamp(*self._bounds)
         begun = self._average.numel() > 0
-        residuals, along, slopes = self._linearised(self.points, self._row, self._missed if begun else whole)
+        self._along_multipliers = not self._along_multipliers
+        residuals, along, slopes = self._linearised(self.points, self._row, self._direction if begun else whole)
         self.data = 0.5 * residuals.square().sum(1)
         self.norm = torch.linalg.vector_norm(self.points - self._origin, dim=1)
         finite = self.data.isfinite() & slopes.sum((1, 2)).isfinite()
         if not finite.all():
             slopes = torch.where(finite[:, None, None], slopes, 0.0)
         if begun:
-            counts = slopes.new_tensor([1 - kept for kept in _KEPT])[:, None] * finite[:, None, None]
-            change = counts * (slopes - torch.bmm(along, self._average))
+            change = (1 - _KEPT) * finite.to(slopes)[:, None, None] * (slopes - torch.bmm(along, self._average))
             self._average = torch.baddbmm(self._average, along.mT, change)
         else:
             self._average = slopes
@@ -114,13 +114,14 @@ class GaussNewton:
         self._damping = torch.where(stays, self._damping * _GROWS, self._damping * _SHRINKS).clamp_(least, _MOST)
         self._next = self._step(weight)
 
-    def _missed(self, residuals: Tensor, row: Tensor) -> Tensor:
-        """The direction of the multipliers, and what else the model missed in the residuals (b, k), (b, 2, k)."""
+    def _direction(self, residuals: Tensor, row: Tensor) -> Tensor:
+        """Of the multipliers at every other step, else of what the model missed in the residuals (b, k), (b, 1, k)."""
         multipliers = _unit(self._multipliers[row])
+        if self._along_multipliers:
+            return multipliers[:, None]
         way = (self._next - self._base)[row]
         missed = residuals - self._residuals[row] - _along(way, self._average[row].mT)
-        missed = missed - (missed * multipliers).sum(1, keepdim=True) * multipliers
-        return torch.stack([multipliers, _unit(missed)], 1)
+        return _unit(missed - (missed * multipliers).sum(1, keepdim=True) * multipliers)[:, None]
 
     def _penalty(self, norm: Tensor) -> Tensor:
         return norm.square() if self._squared else norm
