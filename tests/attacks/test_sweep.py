@@ -1,7 +1,7 @@
 """The sweep as a whole: what holds for every pair and lambda, whatever the search did."""
 
 from collections.abc import Callable
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 import vaeaudit.attacks.sweep as module
 from vaeaudit.attacks.attacked import PENALTIES, Sweep, penalise
+from vaeaudit.attacks.following import gained_by_as_many
 from vaeaudit.attacks.left import ENOUGH, unfinished
 from vaeaudit.attacks.left import MOST as FURTHEST
 from vaeaudit.attacks.objectives import Objective
@@ -696,6 +697,14 @@ def test_odd_encoders_end_as_others_do(means: Callable[[Tensor], Tensor]) -> Non
     assert found.objective.isfinite().all()
     assert (found.objective <= found.zero_data_term[:, None]).all()
     assert not found.interrupted
+
+
+def test_what_as_many_ways_again_may_gain_is_what_they_gained_over_half_as_many() -> None:
+    least = torch.rand(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for count in (2, 3, 4):
+        halves = [torch.stack(part).amin(0) for part in combinations(least[:, :count].unbind(1), count // 2)]
+        expected = torch.stack(halves).mean(0) - least[:, :count].amin(1)
+        torch.testing.assert_close(gained_by_as_many(least[:, :count]), expected)
 
 
 def test_a_group_of_later_pairs_is_followed_as_it_is_alone(small_vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:

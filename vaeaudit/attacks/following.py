@@ -4,6 +4,7 @@ From afar a search with small lambda first brings the data term near its floor, 
 From a larger lambda the distortion stays short.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 
 # Lambda are shares of the top, the least for which d = 0 could be optimal.
 _FROM = (2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8)  # from which fronts follow
-_SHARE = 0.45  # of the evaluations of all problems that fronts may take besides, one for each pass back
+_SHARE = 0.4  # of the evaluations of all problems that fronts may take besides, one for each pass back
 _LAMBDA = 41  # so many problems at least: a front goes as far for one lambda as for many
 _STEPS = 0.2  # most steps of a front for each halving of lambda and evaluation that a problem gets
-_EACH = 4  # and one for each residual and so many evaluations
+_EACH, _DEEP = 4, 64  # and one for each residual and so many evaluations, or for each input and so many
 _SHORTEST = 120  # evaluations of a problem below which it is only looked at
 _FEW = 200  # below so many steps of each, fewer fronts follow
 _SETTLING = 6  # this part of the steps is made at the smallest lambda
@@ -64,7 +65,8 @@ def _fronts(search: "Search") -> tuple[int, int]:
         search.term.slopes(search.x[:1], search.pair[:1], whole)
     except Exception:  # some models can be passed back through but once; what else is wrong, others tell
         return 0, 0
-    return fronts, min(passes // fronts - residuals, residuals * most // _EACH)
+    inputs = search.x.shape[1]
+    return fronts, min(passes // fronts - residuals, residuals * most // _EACH, inputs * most // _DEEP)
 
 
 def _walk_down(
@@ -97,6 +99,7 @@ def _walk_down(
     below = search.lambdas < tops[:, None]  # (A, L)
     place = (pairs[:, None] * count + torch.arange(count, device=pair.device)).flatten()
     before = search.evaluations
+    least = search.objective[place].reshape(len(pairs), 1, count).repeat(1, fronts, 1)  # with what each front met
     for step in range(steps):
         done = begins_at + (ends_at - begins_at) * step / steps
         if not search.asked(Progress("following to smaller lambda", steps - step, steps, done)):
@@ -104,7 +107,8 @@ def _walk_down(
         weight = torch.exp2(torch.lerp(begin, end.expand_as(begin), min(1.0, step / falling)))
         front.advance(weight, LEAST * _SETTLED ** max(0.0, (step - falling) / settling))
         data, norm = (each.reshape(-1, fronts) for each in (front.data, front.norm))
-        search.offer(front.points.reshape(len(pairs), fronts, -1), data, norm, pairs)
+        worth = search.offer(front.points.reshape(len(pairs), fronts, -1), data, norm, pairs)
+        least = torch.minimum(least, worth)
         # Each problem below the top is served by what all fronts of its pair cost.
         passes = fronts * (front.residuals + step)
         search.evaluations = before.index_add(0, place, (below * (passes // below.sum(1, keepdim=True))).flatten())
@@ -112,7 +116,25 @@ def _walk_down(
             search.history.append((search.evaluations, search.objective))
             if not front.alive:
                 break
-    search.history.append((search.evaluations, search.objective))
+    if fronts > 1:
+        search.scatter[place] = torch.where(below, gained_by_as_many(least), 0.0).flatten()
+        # How low they came when tells nothing: only at the end has a front come to small lambda.
+        search.history = [(torch.zeros_like(search.evaluations), search.objective)]
+    else:
+        search.history.append((search.evaluations, search.objective))
+
+
+def gained_by_as_many(least: Tensor) -> Tensor:
+    """How much lower the least of all values is than that of half as many, on average over halves, (A, F, L) -> (A, L).
+
+    As many again are taken to gain no more than that. F is at least 2.
+    """
+    count, half = least.shape[1], least.shape[1] // 2
+    # Of the sorted values the i-th is the least of so many of all halves.
+    shares = [math.comb(count - 1 - i, half - 1) / math.comb(count, half) for i in range(count)]
+    ordered = least.sort(1).values
+    mean: Tensor = torch.einsum("afl,f->al", ordered - ordered[:, :1], least.new_tensor(shares))
+    return mean
 
 
 def _lead(search: "Search", begins_at: float, ends_at: float) -> None:

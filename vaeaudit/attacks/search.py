@@ -111,6 +111,7 @@ class Search:
         self.status = torch.where(self.stationary, int(Status.CONVERGED), int(Status.STOPPED))
         self.evaluations = torch.ones_like(self.pair)
         self.further = torch.zeros_like(self.stationary)  # whether it was searched on
+        self.scatter = torch.zeros_like(self.data_term)  # (K,) what as many fronts again may gain
         self.history: list[tuple[Tensor, Tensor]] = []  # evaluations and objective after each exchange
 
     def run(self) -> None:
@@ -315,15 +316,20 @@ class Search:
         self.stopped = self.stopped or not self.go_on(progress)
         return not self.stopped
 
-    def offer(self, points: Tensor, data: Tensor, norm: Tensor, pair: Tensor) -> None:
-        """Keep what serves a problem best: points (A, F, n) of ``pair`` (A,), with data term and ||d||, (A, F)."""
-        table = data[:, :, None] + self.lambdas * penalise(norm, self.penalty)[:, :, None]  # (A, F, L)
-        value, which = torch.where(table.isfinite(), table, torch.inf).min(1)  # (A, L)
+    def offer(self, points: Tensor, data: Tensor, norm: Tensor, pair: Tensor) -> Tensor:
+        """Keep what serves a problem best: points (A, F, n) of ``pair`` (A,), with data term and ||d||, (A, F).
+
+        Returns the objective of each lambda there, (A, F, L).
+        """
+        table = data[:, :, None] + self.lambdas * penalise(norm, self.penalty)[:, :, None]
+        table = torch.where(table.isfinite(), table, torch.inf)
+        value, which = table.min(1)  # (A, L)
         known = self.objective.reshape(len(self.x), -1)[pair]
         row, place = (value < known).nonzero(as_tuple=True)
         problem, front = pair[row] * len(self.lambdas) + place, which[row, place]
         self.best[problem] = points[row, front]
         self.data_term[problem], self.norm[problem] = data[row, front], norm[row, front]
+        return table
 
     def harvest(self, found: Minima, problem: Tensor) -> None:
         """Keep what is better than the best known; ``problem`` (b,) names the problem of each row found."""
