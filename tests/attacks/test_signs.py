@@ -53,8 +53,7 @@ def look(term: Term, encode: Encode | None, x: Tensor, x_t: Tensor | None, found
 def as_sweep(found: Attacked, **of_sweep: Any) -> Sweep:
     nothing = torch.zeros_like(found.status)
     searched = {"distortion": found.adversarial, "evaluations": nothing, "further": nothing > 0, "interrupted": False}
-    of_sweep = {"scatter": torch.zeros_like(found.data_term)} | of_sweep
-    return Sweep(**vars(found), **searched, penalty="l2", **of_sweep)
+    return Sweep(**vars(found), **searched, penalty="l2", followed=found.zero_data_term.isnan(), **of_sweep)
 
 
 def handed_out(points: Tensor, data_term: Tensor, radius: Tensor, status: Tensor, zero: Tensor) -> Attacked:
@@ -347,9 +346,8 @@ def test_an_objective_falls_where_it_or_one_of_a_larger_lambda_was_cut_off_falli
     alone = falling(objective, [[ended, limit, ended, stuck]], [[0.8, 0.15, 9.0, 0.0]], **of)
     assert still_falling(replace(found, lambdas=lambdas.square())).tolist() == [[0.0] * 4]
     assert still_falling(alone).tolist() == [[0.0, 0.15 / 3, 0.0, 0.0]]
-    # Ways that ended apart tell of their own lambda alone, settled or not, and never less than what is left.
-    apart = replace(alone, scatter=torch.tensor([[0.0, 0.03, 0.0, 0.4]], dtype=objective.dtype))
-    assert still_falling(apart).tolist() == [[0.0, 0.15 / 3, 0.0, 0.4 / float(objective[0, 3])]]
+    # Fronts do not go on from what is found at larger lambda.
+    assert still_falling(replace(settled, followed=torch.tensor([True]))).tolist() == [[0.1, 0.0, 0.0, 0.0]]
 
 
 def test_figures_read_where_the_objective_still_fell_carry_a_sign(

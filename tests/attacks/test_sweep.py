@@ -1,7 +1,7 @@
 """The sweep as a whole: what holds for every pair and lambda, whatever the search did."""
 
 from collections.abc import Callable
-from itertools import combinations, product
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ from scipy import optimize
 from torch import Tensor
 
 import vaeaudit.attacks.sweep as module
+from vaeaudit.attacks import following
 from vaeaudit.attacks.attacked import PENALTIES, Sweep, penalise
-from vaeaudit.attacks.following import gained_by_as_many
 from vaeaudit.attacks.left import ENOUGH, unfinished
 from vaeaudit.attacks.left import MOST as FURTHEST
 from vaeaudit.attacks.objectives import Objective
@@ -685,6 +685,14 @@ def _rooted(x: Tensor) -> Tensor:
     return x.sqrt()  # infinite slope at 0, where some of the sources lie
 
 
+@pytest.fixture
+def _small_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many steps for few inputs and residuals as for many, which tests could not wait for."""
+    monkeypatch.setattr(following, "_EACH", 1)
+    monkeypatch.setattr(following, "_DEEP", 2)
+
+
+@pytest.mark.usefixtures("_small_is_followed")
 @pytest.mark.parametrize(
     "means", [lambda x: 1e12 * x, _rooted, _Once.apply, torch.Tensor.detach], ids=["steep", "root", "once", "detached"]
 )
@@ -699,14 +707,7 @@ def test_odd_encoders_end_as_others_do(means: Callable[[Tensor], Tensor]) -> Non
     assert not found.interrupted
 
 
-def test_what_as_many_ways_again_may_gain_is_what_they_gained_over_half_as_many() -> None:
-    least = torch.rand(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for count in (2, 3, 4):
-        halves = [torch.stack(part).amin(0) for part in combinations(least[:, :count].unbind(1), count // 2)]
-        expected = torch.stack(halves).mean(0) - least[:, :count].amin(1)
-        torch.testing.assert_close(gained_by_as_many(least[:, :count]), expected)
-
-
+@pytest.mark.usefixtures("_small_is_followed")
 def test_a_group_of_later_pairs_is_followed_as_it_is_alone(small_vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (x, x_t), vae = pairs_of(2), small_vae()
     alone = run(term_of(vae, x[1:], x_t[1:]), x[1:], x_t[1:], FINE, evaluations=120)
@@ -715,6 +716,7 @@ def test_a_group_of_later_pairs_is_followed_as_it_is_alone(small_vae: Any, monke
     torch.testing.assert_close(both.objective[1:], alone.objective, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.usefixtures("_small_is_followed")
 def test_following_goes_below_what_quasi_newton_steps_reach_on_a_network_of_kinks() -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = ((40, 60), (60, 60), (60, 6))
@@ -737,6 +739,6 @@ def test_following_goes_below_what_quasi_newton_steps_reach_on_a_network_of_kink
     by_jacobians, by_gradients = (run(term, *ends, asked, evaluations=2 * MOST) for term in (squares, kl))
     low = by_jacobians.lambdas < 2.0**-8
     gain = (by_jacobians.objective / by_gradients.objective)[:, low].log().mean().exp()
-    assert float(gain) <= 0.95
-    # Fronts cost no more than 0.8 times what refining may.
-    assert by_jacobians.evaluations.sum() <= by_gradients.evaluations.sum() + 0.8 * 2 * MOST * 2 * 41 + 4 * 6 * 2
+    assert float(gain) <= 0.6
+    # Fronts cost no more than 0.4 times what refining may.
+    assert by_jacobians.evaluations.sum() <= by_gradients.evaluations.sum() + 0.4 * 2 * MOST * 2 * 41 + 4 * 6 * 2

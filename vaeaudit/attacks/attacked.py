@@ -65,12 +65,12 @@ class Searched(Attacked):
 class Sweep(Searched):
     """Best distortion of each pair (P) and lambda (L); ``norm`` is ||d||_2.
 
-    ``penalty`` names pen(d); ``floor`` is a lower bound of the data term, None where there is none. ``scatter`` (P, L)
-    is how far ways down to smaller lambda ended apart: what as many ways again may gain of the objective, on average.
+    ``penalty`` names pen(d); ``floor`` is a lower bound of the data term, None where there is none. ``followed`` (P,)
+    tells which pairs fronts have followed to smaller lambda, which do not go on from what is found at larger ones.
     """
 
     lambdas: Tensor
-    scatter: Tensor
+    followed: Tensor
     penalty: str
     floor: float | None = None
 
@@ -108,7 +108,7 @@ _Kind = TypeVar("_Kind", bound=Searched)
 def joined(parts: list[_Kind]) -> _Kind:
     """What was found for groups of items as one."""
     of_items = [field.name for field in fields(Searched) if field.name != "interrupted"]
-    of_items += ["scatter"] if isinstance(parts[0], Sweep) else []
+    of_items += ["followed"] if isinstance(parts[0], Sweep) else []
     whole: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in of_items}
     return replace(parts[0], interrupted=any(part.interrupted for part in parts), **whole)
 

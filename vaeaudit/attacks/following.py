@@ -4,7 +4,6 @@ From afar a search with small lambda first brings the data term near its floor, 
 From a larger lambda the distortion stays short.
 """
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,7 +27,7 @@ _SHORTEST = 120  # evaluations of a problem below which it is only looked at
 _FEW = 200  # below so many steps of each, fewer fronts follow
 _SETTLING = 6  # this part of the steps is made at the smallest lambda
 _SETTLED = 2.0**10  # times the damping by which kinks are left behind there
-_ROUNDS = 20  # steps between two looks at what was gained
+_ROUNDS = 20  # steps between two looks at whether any front may still move
 ROWS = 4  # most rows of Jacobians that the fronts of a pair hold, for each of its problems
 _LEADS = 2.0**-3  # largest from which smaller ones are led
 _FAR = 2.0**-9  # at which a distortion shorter than half of the way shows that much can be won by it
@@ -61,12 +60,15 @@ def _fronts(search: "Search") -> tuple[int, int]:
     fronts = min(len(_FROM), passes // (residuals + _FEW), ROWS * count // residuals)
     if not fronts:
         return 0, 0
+    inputs = search.x.shape[1]
+    steps = min(passes // fronts - residuals, residuals * most // _EACH, inputs * most // _DEEP)
+    if steps < _FEW:
+        return 0, 0
     try:
         search.term.slopes(search.x[:1], search.pair[:1], whole)
     except Exception:  # some models can be passed back through but once; what else is wrong, others tell
         return 0, 0
-    inputs = search.x.shape[1]
-    return fronts, min(passes // fronts - residuals, residuals * most // _EACH, inputs * most // _DEEP)
+    return fronts, steps
 
 
 def _walk_down(
@@ -99,7 +101,6 @@ def _walk_down(
     below = search.lambdas < tops[:, None]  # (A, L)
     place = (pairs[:, None] * count + torch.arange(count, device=pair.device)).flatten()
     before = search.evaluations
-    least = search.objective[place].reshape(len(pairs), 1, count).repeat(1, fronts, 1)  # with what each front met
     for step in range(steps):
         done = begins_at + (ends_at - begins_at) * step / steps
         if not search.asked(Progress("following to smaller lambda", steps - step, steps, done)):
@@ -107,34 +108,14 @@ def _walk_down(
         weight = torch.exp2(torch.lerp(begin, end.expand_as(begin), min(1.0, step / falling)))
         front.advance(weight, LEAST * _SETTLED ** max(0.0, (step - falling) / settling))
         data, norm = (each.reshape(-1, fronts) for each in (front.data, front.norm))
-        worth = search.offer(front.points.reshape(len(pairs), fronts, -1), data, norm, pairs)
-        least = torch.minimum(least, worth)
+        search.offer(front.points.reshape(len(pairs), fronts, -1), data, norm, pairs)
         # Each problem below the top is served by what all fronts of its pair cost.
         passes = fronts * (front.residuals + step)
         search.evaluations = before.index_add(0, place, (below * (passes // below.sum(1, keepdim=True))).flatten())
-        if step % _ROUNDS == 0:
-            search.history.append((search.evaluations, search.objective))
-            if not front.alive:
-                break
-    if fronts > 1:
-        search.scatter[place] = torch.where(below, gained_by_as_many(least), 0.0).flatten()
-        # How low they came when tells nothing: only at the end has a front come to small lambda.
-        search.history = [(torch.zeros_like(search.evaluations), search.objective)]
-    else:
-        search.history.append((search.evaluations, search.objective))
-
-
-def gained_by_as_many(least: Tensor) -> Tensor:
-    """How much lower the least of all values is than that of half as many, on average over halves, (A, F, L) -> (A, L).
-
-    As many again are taken to gain no more than that. F is at least 2.
-    """
-    count, half = least.shape[1], least.shape[1] // 2
-    # Of the sorted values the i-th is the least of so many of all halves.
-    shares = [math.comb(count - 1 - i, half - 1) / math.comb(count, half) for i in range(count)]
-    ordered = least.sort(1).values
-    mean: Tensor = torch.einsum("afl,f->al", ordered - ordered[:, :1], least.new_tensor(shares))
-    return mean
+        if step % _ROUNDS == 0 and not front.alive:
+            break
+    search.followed[pairs] = True
+    search.begin_history()  # only at the end has a front come to small lambda
 
 
 def _lead(search: "Search", begins_at: float, ends_at: float) -> None:

@@ -8,7 +8,7 @@ from vaeaudit.attacks.probes import rounding
 from vaeaudit.optim.lbfgsb import Status
 
 ENOUGH = 0.02  # share of a figure that may be left to gain
-FALLS = 0.05  # share of an objective that is left: from here on a long search mostly ends 10% lower
+FALLS = 0.05  # share of an objective by which it still fell: from here on a long search mostly ends 10% lower
 FURTHER = (1, 2)  # how long is searched on where more is left, as multiples of the first evaluations
 MOST = 1 + sum(FURTHER)
 
@@ -40,23 +40,21 @@ def unfinished(found: Attacked) -> Tensor:
 
 
 def still_falling(found: Sweep) -> Tensor:
-    """How far a longer search could lower the objective of each lambda, as a share of it, (P, K).
+    """How far the objective of each lambda was still falling when its search was cut off, as a share of it, (P, K).
 
-    Where the search was cut off that is what is left to gain (see :func:`left_to_gain`) over the objective above its
-    floor, there or at any larger lambda of the pair: solutions with smaller lambda go on from those with larger ones,
-    and settle too soon where these are not done. Everywhere it is what as many ways again down from larger lambda may
-    gain, by how far apart those ended that were gone. 0 where the data term has no floor, and where lambda lie more
-    than a factor of 2 apart: what is left is then bounded too loosely by neighbours to tell.
+    That is what is left to gain (see :func:`left_to_gain`) over the objective above its floor, there or, in pairs that
+    no front has followed, at any larger lambda: solutions with smaller lambda go on from those with larger ones then,
+    and settle too soon where these are not done. 0 where the data term has no floor, and where lambda lie more than a
+    factor of 2 apart: what is left is then bounded too loosely by neighbours to tell.
     """
     apart = found.lambdas.log2().sort().values.diff()
     if found.floor is None or not len(apart) or float(apart.max()) > 1.01:
         return torch.zeros_like(found.data_term)
-    above = found.objective - found.floor
     left = torch.where(_ran(found), left_to_gain(found), 0.0)
-    share = torch.where(left > 0, left / above, 0.0)
+    share = torch.where(left > 0, left / (found.objective - found.floor), 0.0)
     order = found.lambdas.argsort(descending=True)
-    share = share[:, order].cummax(1).values[:, order.argsort()]
-    return torch.maximum(share, torch.where(found.scatter > 0, found.scatter / above, 0.0))
+    with_larger = share[:, order].cummax(1).values[:, order.argsort()]
+    return torch.where(found.followed[:, None], share, with_larger)
 
 
 def left_to_gain(found: Attacked) -> Tensor:

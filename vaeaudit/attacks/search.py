@@ -111,8 +111,9 @@ class Search:
         self.status = torch.where(self.stationary, int(Status.CONVERGED), int(Status.STOPPED))
         self.evaluations = torch.ones_like(self.pair)
         self.further = torch.zeros_like(self.stationary)  # whether it was searched on
-        self.scatter = torch.zeros_like(self.data_term)  # (K,) what as many fronts again may gain
+        self.followed = torch.zeros_like(every, dtype=torch.bool)  # (P,) whether fronts have followed the pair
         self.history: list[tuple[Tensor, Tensor]] = []  # evaluations and objective after each exchange
+        self.before_history = torch.zeros_like(self.evaluations)  # (K,) evaluations before it begins
 
     def run(self) -> None:
         """Explore, then refine."""
@@ -136,16 +137,24 @@ class Search:
 
     @property
     def recent(self) -> Tensor:
-        """What the objective has gained since half of a problem's evaluations, (K,); infinite if cut off after few."""
+        """What the objective has gained since half of a problem's evaluations, (K,); infinite if cut off after few.
+
+        Of those since :meth:`begin_history`, where that was called.
+        """
         final, before = self.objective, torch.full_like(self.data_term, torch.inf)
+        since = self.evaluations - self.before_history
         for evaluations, objective in self.history:
-            before = torch.where(2 * evaluations <= self.evaluations, objective, before)
+            before = torch.where(2 * (evaluations - self.before_history) <= since, objective, before)
         zero = self.zero_data_term[self.pair]
         gained = (torch.minimum(before, zero) - final).clamp(min=0)
         cut_off = (self.status == int(Status.LIMIT)) | (self.status == int(Status.STOPPED))
         gained = torch.where(cut_off & (self.evaluations < _TELLING), torch.inf, gained)
         # Stuck is where no step along the gradient, however short, lowers the value: more of them would not either.
         return torch.where(self.status == int(Status.STALLED), 0.0, gained)
+
+    def begin_history(self) -> None:
+        """Forget what was gained so far: how, tells nothing of what is to come."""
+        self.before_history, self.history = self.evaluations, [(self.evaluations, self.objective)]
 
     def candidates(self) -> tuple[Tensor, Tensor]:
         """Data term and ||d||_2 of each pair's candidates, (P, L + 2): its problems' best, d = 0, d = x_t - x."""
@@ -316,20 +325,15 @@ class Search:
         self.stopped = self.stopped or not self.go_on(progress)
         return not self.stopped
 
-    def offer(self, points: Tensor, data: Tensor, norm: Tensor, pair: Tensor) -> Tensor:
-        """Keep what serves a problem best: points (A, F, n) of ``pair`` (A,), with data term and ||d||, (A, F).
-
-        Returns the objective of each lambda there, (A, F, L).
-        """
-        table = data[:, :, None] + self.lambdas * penalise(norm, self.penalty)[:, :, None]
-        table = torch.where(table.isfinite(), table, torch.inf)
-        value, which = table.min(1)  # (A, L)
+    def offer(self, points: Tensor, data: Tensor, norm: Tensor, pair: Tensor) -> None:
+        """Keep what serves a problem best: points (A, F, n) of ``pair`` (A,), with data term and ||d||, (A, F)."""
+        table = data[:, :, None] + self.lambdas * penalise(norm, self.penalty)[:, :, None]  # (A, F, L)
+        value, which = torch.where(table.isfinite(), table, torch.inf).min(1)  # (A, L)
         known = self.objective.reshape(len(self.x), -1)[pair]
         row, place = (value < known).nonzero(as_tuple=True)
         problem, front = pair[row] * len(self.lambdas) + place, which[row, place]
         self.best[problem] = points[row, front]
         self.data_term[problem], self.norm[problem] = data[row, front], norm[row, front]
-        return table
 
     def harvest(self, found: Minima, problem: Tensor) -> None:
         """Keep what is better than the best known; ``problem`` (b,) names the problem of each row found."""

@@ -99,7 +99,7 @@ def _result(search: Search, asked: int, shape: tuple[int, ...], floor: float | N
         evaluations=taken[:, :asked].index_add(1, nearest, taken[:, asked:] - 1),
         further=search.further.reshape(pairs, count)[:, :asked],
         recent=search.recent.reshape(pairs, count)[:, :asked],
-        scatter=search.scatter.reshape(pairs, count)[:, :asked],
+        followed=search.followed,
         zero_data_term=data[:, -2],
         interrupted=search.stopped,
         floor=floor,

@@ -430,7 +430,7 @@ def result_of(norm: list[float], error: list[float], *, gap: float, source: floa
         evaluations=nothing.long(),
         further=nothing > 0,
         recent=nothing,
-        scatter=nothing,
+        followed=torch.zeros(1) > 0,
         zero_data_term=torch.zeros(1),
         interrupted=False,
     )
