@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vaeaudit.attacks.search import Search
 
 # Lambda are shares of the top, the least for which d = 0 could be optimal.
-_FROM = (2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8)  # from which fronts follow
+_FROM = (1.0, 2.0**-2, 2.0**-4, 2.0**-6)  # from which fronts follow
 _SHARE = 0.4  # of the evaluations of all problems that fronts may take besides, one for each pass back
 _LAMBDA = 41  # so many problems at least: a front goes as far for one lambda as for many
 _STEPS = 0.2  # most steps of a front for each halving of lambda and evaluation that a problem gets
