@@ -256,10 +256,7 @@ def few_table(problems: Problems) -> str:
 
 
 def floor(problems: Problems, evaluations: int) -> Found:
-    """Nothing but encoder, KL and gradient for as many rows as ours evaluated, in batches of the same size.
-
-    A row of a Jacobian counts as one, though it has its pass forward in common with others: some two thirds of a row.
-    """
+    """Nothing but encoder, KL and gradient for as many rows as ours evaluated, in batches of the same size."""
     size = min(problems.rows.size, evaluations)
     target, *_ = problems.begin(np.arange(size) % (len(problems.x) * len(problems.lambdas)))
     points = problems.x[torch.arange(size, device=problems.x.device) % len(problems.x)]
