@@ -39,7 +39,8 @@ def rows(value: Tensor, leaves: Sequence[Tensor], most: float) -> sparse.csr_mat
     shared = _by_place(back, most)
     if shared is not None or size * columns > most:
         return shared
-    return sparse.vstack(list(back.of(sparse.identity(size, format="csr"))), format="csr")
+    whole: sparse.csr_matrix = sparse.vstack(list(back.of(sparse.identity(size, format="csr"))), format="csr")
+    return whole
 
 
 def row_norms(value: Tensor, leaf: Tensor) -> Tensor:

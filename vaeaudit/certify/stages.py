@@ -105,8 +105,8 @@ def _rows(value: Tensor, leaves: Sequence[Tensor], what: str) -> sparse.csr_matr
     if found is None:
         raise UnsupportedError(
             f"there is no sector certificate: a map to the {value.numel()} inputs of '{what}' from "
-            f"{sum(leaf.numel() for leaf in leaves)} values is more than is read off; the other certificates, estimates "
-            "and the empirical margin need none"
+            f"{sum(leaf.numel() for leaf in leaves)} values is more than is read off; the other certificates, "
+            "estimates and the empirical margin need none"
         )
     return found
 
