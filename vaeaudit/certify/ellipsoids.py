@@ -48,6 +48,9 @@ _FAINT = 1e-3  # of the largest influence: below it neurons are treated alike
 _LARGEST = 0.9
 _MOST = 0.97  # with the pairs of a box
 _BEGIN = (0.7, 0.7, 0.5, 0.4, 0.3)
+# Where so many times the neurons bend that bent on the ball before, or inputs matter, as where a whole background wakes,
+# all is lost, and takes long to tell.
+_MORE, _MANY = 4, 800
 _DENSE = 0.1  # of the elements of a matrix: from there on what is sparse costs more
 _STEP, _FARTHEST = 0.25, 1.8  # towards the multiplier asked for, in logarithms; the most that it is changed by
 
@@ -66,10 +69,12 @@ class Ellipsoid:
         self._item, self.layers = item, list[_Layer]()
         state: _State = _Inputs()
         screen: Screen | None = None
+        bent = 0
         for place, stage in enumerate(item.stages.chain):
             matrix = stage.matrix if screen is None else stage.matrix[screen.rows.numpy()]
-            layer = _Layer(item, place, state.image(matrix), rho, screen)
+            layer = _Layer(item, place, state.image(matrix), rho, screen, bent)
             self.layers.append(layer)
+            bent = layer.bent_in_all
             state, screen = layer.state, layer.screen
         self._last = state.image(sparse.csr_matrix(item.outputs.numpy()))
         self.block = self._last.gram(torch.arange(len(item.outputs)))
@@ -77,6 +82,8 @@ class Ellipsoid:
     def improve(self, gradient: Tensor) -> None:
         """Moves the item's multipliers towards where f(``block``) is least, given its ``gradient`` (k, k)."""
         self._item.keep()
+        if self.layers:
+            self._item.bent, self._item.inputs = self.layers[-1].bent_in_all, self.layers[0].inputs
         back = self._last.pull(gradient)
         for layer in reversed(self.layers):
             back = layer.image.pull(cast(Tensor, layer.pull(back)))  # none but of the first
@@ -97,8 +104,8 @@ class _OfInputs:
         self.variance = squares(matrix) * (1 + gamma(matrix.shape[1]))
 
     def gram(self, rows: Tensor) -> Tensor:
-        T = _dense(self.matrix[rows.numpy()])
-        return _raised(T @ T.T, 2 * len(T) * gamma(T.shape[1]) * T.square().sum(1))
+        T = self.matrix[rows.numpy()]
+        return _raised(_product(T, T.T.tocsr()), 2 * len(rows) * gamma(T.shape[1]) * squares(T))
 
     def pull(self, gradient: Tensor) -> None:
         """The input is given."""
@@ -190,7 +197,7 @@ class _Layer:
     ``image`` is what its rows are given, and ``state`` what they give.
     """
 
-    def __init__(self, item: Item, place: int, image: _Image, rho: float, screen: Screen | None) -> None:
+    def __init__(self, item: Item, place: int, image: _Image, rho: float, screen: Screen | None, before: int) -> None:
         stage = item.stages.chain[place]
         self.item, self.place, self.image, self.passed = item, place, image, stage.passed
         self.rows = torch.arange(stage.matrix.shape[0]) if screen is None else screen.rows
@@ -210,6 +217,9 @@ class _Layer:
         if self.screen is not None:
             slope, share = (torch.where(self.screen.matters, part, 0.0) for part in (slope, share))
         bent = (share > 0).nonzero()[:, 0]
+        self.bent_in_all = before + len(bent)
+        if item.bent and self.bent_in_all > max(_MANY, _MORE * item.bent):
+            raise NotShownError
         # What lambda is for a single neuron that matters as much as to first order, at the end of its reach.
         influence = item.influence[place][bent - stage.passed]
         largest = float(influence.amax()) if len(bent) else 0.0
@@ -219,6 +229,7 @@ class _Layer:
         self.alive = ((slope != 0) | (share > 0)).nonzero()[:, 0]
         if isinstance(image, _OfInputs):
             inputs = torch.from_numpy(np.unique(image.matrix[self.alive.numpy()].indices)).long()
+            self.inputs = len(inputs)
             if item.pairs is not None or len(self.alive) > len(inputs):
                 self.state: _State = self._apart(image.matrix[:, inputs.numpy()], inputs, slope)
                 return
@@ -256,7 +267,7 @@ class _Layer:
         return below, above
 
     def _apart(self, matrix: sparse.csr_matrix, inputs: Tensor, slope: Tensor) -> _Apart:
-        if len(inputs) > WIDEST:
+        if len(inputs) > WIDEST or self.item.inputs and len(inputs) > max(_MANY, _MORE * self.item.inputs):
             raise NotShownError
         bending = matrix[self.bent.numpy()]
         self.lam, norm = self._multipliers(lambda a: _gram(sparse.diags(a.numpy()) @ bending))

@@ -65,6 +65,8 @@ class Item:
         self.room: Room | None = None
         self.pairs: Tensor | None = None
         self.paired = torch.zeros(0, dtype=torch.int64)
+        # How many neurons bent, and how many inputs mattered, where multipliers were last improved.
+        self.bent, self.inputs = 0, 0
         self.keep()
 
     def keep(self) -> None:

@@ -24,6 +24,7 @@ _START = 0.05  # of the first-order estimate
 _EVALUATIONS = 14
 _TOLERANCE, _PATIENCE = 0.02, 2  # of the radius; how often less than that is gained or missed before the search ends
 _STEEPEST = 12.0
+_LOST = 3.0  # excess of a ball beyond which one that was verified is gone back to
 _FARTHEST = 0.7  # that the logarithm of the radius changes at once: multipliers that are led too far do not come back
 
 
@@ -99,14 +100,17 @@ class _Search:
     def _grow(self, best: float, estimate: float, patience: int, go_on: Callable[[], bool]) -> float:
         """The largest radius verified, at least ``best``."""
         last, tried, left = 0.0, best or _START * estimate, patience
-        steepness, before, held = 1.0, 0.0, False
+        steepness, before, held, beyond = 1.0, 0.0, False, math.inf
         for _ in range(_EVALUATIONS):
             if not go_on():
                 break
             try:
-                excess_, holds = self._look(tried)
+                excess_, holds = self._look(tried, _LOST if best else math.inf)
             except NotShownError:
                 self.item.retreat()
+                beyond = min(beyond, tried) if best else beyond
+                if beyond < best * (1 + _TOLERANCE):
+                    break
                 tried = math.sqrt(tried * last) if last else tried / 2
                 continue
             # As if what exceeds first order grew like the radius.
@@ -121,13 +125,16 @@ class _Search:
                 best, held = max(best, tried), True
             elif held and tried < best * (1 + _TOLERANCE):
                 left -= 1
-            if not left:
+            if not left or beyond < best * (1 + _TOLERANCE):
                 break
-            tried = max(tried * step, best * (1 + _TOLERANCE / 2))
+            tried = min(max(tried * step, best * (1 + _TOLERANCE / 2)), math.sqrt(best * beyond) if best else math.inf)
         return best
 
-    def _look(self, rho: float) -> tuple[float, bool]:
-        """The excess of the ball of radius ``rho`` and whether the level is kept there; improves the multipliers."""
+    def _look(self, rho: float, lost: float = math.inf) -> tuple[float, bool]:
+        """The excess of the ball of radius ``rho`` and whether the level is kept there; improves the multipliers.
+
+        Raises :class:`NotShownError` where it is above ``lost``, too: multipliers are not led there.
+        """
         ellipsoid = Ellipsoid(self.item, rho)
         with torch.enable_grad():
             block = ellipsoid.block.requires_grad_()
@@ -135,5 +142,7 @@ class _Search:
             moves = rho * (1 + ROUNDING) * block.diagonal()[self.latents :].sqrt() if self.full else None
             found, holds = excess(self.p_low, self.m, omega, moves)
             (gradient,) = torch.autograd.grad(found, block)
+        if float(found.detach()) > lost:
+            raise NotShownError
         ellipsoid.improve(gradient.nan_to_num())
         return float(found.detach()), bool(holds)
