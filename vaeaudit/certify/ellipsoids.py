@@ -48,8 +48,8 @@ _FAINT = 1e-3  # of the largest influence: below it neurons are treated alike
 _LARGEST = 0.9
 _MOST = 0.97  # with the pairs of a box
 _BEGIN = (0.7, 0.7, 0.5, 0.4, 0.3)
-# Where so many times the neurons bend that bent on the ball before, or inputs matter, as where a whole background wakes,
-# all is lost, and takes long to tell.
+# Where so many times as many neurons bend as on the ball before, or inputs matter, as where a whole background wakes, all
+# is lost, and takes long to tell.
 _MORE, _MANY = 4, 800
 _DENSE = 0.1  # of the elements of a matrix: from there on what is sparse costs more
 _STEP, _FARTHEST = 0.25, 1.8  # towards the multiplier asked for, in logarithms; the most that it is changed by
@@ -267,7 +267,7 @@ class _Layer:
         return below, above
 
     def _apart(self, matrix: sparse.csr_matrix, inputs: Tensor, slope: Tensor) -> _Apart:
-        if len(inputs) > WIDEST or self.item.inputs and len(inputs) > max(_MANY, _MORE * self.item.inputs):
+        if len(inputs) > WIDEST or (self.item.inputs and len(inputs) > max(_MANY, _MORE * self.item.inputs)):
             raise NotShownError
         bending = matrix[self.bent.numpy()]
         self.lam, norm = self._multipliers(lambda a: _gram(sparse.diags(a.numpy()) @ bending))
