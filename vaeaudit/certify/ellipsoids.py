@@ -48,8 +48,8 @@ _FAINT = 1e-3  # of the largest influence: below it neurons are treated alike
 _LARGEST = 0.9
 _MOST = 0.97  # with the pairs of a box
 _BEGIN = (0.7, 0.7, 0.5, 0.4, 0.3)
-# Where so many times as many neurons bend as on the ball before, or inputs matter, as where a whole background wakes, all
-# is lost, and takes long to tell.
+# Where so many times as many neurons bend as on the ball before, or inputs matter, as where a whole background wakes,
+# all is lost, and takes long to tell.
 _MORE, _MANY = 4, 800
 _DENSE = 0.1  # of the elements of a matrix: from there on what is sparse costs more
 _STEP, _FARTHEST = 0.25, 1.8  # towards the multiplier asked for, in logarithms; the most that it is changed by
