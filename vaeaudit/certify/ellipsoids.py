@@ -37,7 +37,7 @@ from torch import Tensor
 
 from vaeaudit.certify.activations import ROUNDING
 from vaeaudit.certify.item import WIDEST, Item
-from vaeaudit.certify.rounding import gamma, squares
+from vaeaudit.certify.matrices import dense, gamma, product, squares
 from vaeaudit.certify.screen import Screen, linear, screened, sector_of
 
 _LEAST = 1e-3  # eigenvalue of B
@@ -51,12 +51,15 @@ _BEGIN = (0.7, 0.7, 0.5, 0.4, 0.3)
 # Where so many times as many neurons bend as on the ball before, or inputs matter, as where a whole background wakes,
 # all is lost, and takes long to tell.
 _MORE, _MANY = 4, 800
-_DENSE = 0.1  # of the elements of a matrix: from there on what is sparse costs more
 _STEP, _FARTHEST = 0.25, 1.8  # towards the multiplier asked for, in logarithms; the most that it is changed by
 
 
 class NotShownError(Exception):
     """The multipliers at hand bound nothing on this ball: not that there is no bound."""
+
+
+class TooFarError(NotShownError):
+    """So much more bends than on the ball before that none of that size is worth trying."""
 
 
 class Ellipsoid:
@@ -105,7 +108,7 @@ class _OfInputs:
 
     def gram(self, rows: Tensor) -> Tensor:
         T = self.matrix[rows.numpy()]
-        return _raised(_product(T, T.T.tocsr()), 2 * len(rows) * gamma(T.shape[1]) * squares(T))
+        return _raised(product(T, T.T.tocsr()), 2 * len(rows) * gamma(T.shape[1]) * squares(T))
 
     def pull(self, gradient: Tensor) -> None:
         """The input is given."""
@@ -118,7 +121,7 @@ class _Block:
         self.S, self.alive = S, alive
 
     def image(self, matrix: sparse.csr_matrix) -> "_OfBlock":
-        return _OfBlock(_dense(matrix[:, self.alive.numpy()]), self.S)
+        return _OfBlock(dense(matrix[:, self.alive.numpy()]), self.S)
 
 
 class _OfBlock:
@@ -159,7 +162,7 @@ class _Apart:
 class _OfApart:
     def __init__(self, matrix: sparse.csr_matrix, of: _Apart) -> None:
         self.of = of
-        self.J = _product(matrix @ sparse.diags(of.slope.numpy()), of.matrix)
+        self.J = product(matrix @ sparse.diags(of.slope.numpy()), of.matrix)
         self.X = torch.linalg.solve_triangular(of.L, self.J.T, upper=False)
         self.errors = matrix[:, of.bent.numpy()]
         self.noise = self.errors @ sparse.diags((1 / of.lam.sqrt()).numpy())
@@ -174,7 +177,7 @@ class _OfApart:
     def gram(self, rows: Tensor) -> Tensor:
         self.rows = rows
         X, noise = self.X[:, rows], self.noise[rows.numpy()]
-        return _raised(X.T @ X + _dense(noise @ noise.T), len(rows) * self.off[rows])
+        return _raised(X.T @ X + dense(noise @ noise.T), len(rows) * self.off[rows])
 
     def pull(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients in 1 / lambda and in a^2 of those that bend; in float32, as no bound rests on them."""
@@ -219,7 +222,7 @@ class _Layer:
         bent = (share > 0).nonzero()[:, 0]
         self.bent_in_all = before + len(bent)
         if item.bent and self.bent_in_all > max(_MANY, _MORE * item.bent):
-            raise NotShownError
+            raise TooFarError
         # What lambda is for a single neuron that matters as much as to first order, at the end of its reach.
         influence = item.influence[place][bent - stage.passed]
         largest = float(influence.amax()) if len(bent) else 0.0
@@ -268,7 +271,7 @@ class _Layer:
 
     def _apart(self, matrix: sparse.csr_matrix, inputs: Tensor, slope: Tensor) -> _Apart:
         if len(inputs) > WIDEST or (self.item.inputs and len(inputs) > max(_MANY, _MORE * self.item.inputs)):
-            raise NotShownError
+            raise TooFarError
         bending = matrix[self.bent.numpy()]
         self.lam, norm = self._multipliers(lambda a: _gram(sparse.diags(a.numpy()) @ bending))
         if self.item.pairs is not None:
@@ -375,18 +378,7 @@ def _raised(matrix: Tensor, by: Tensor) -> Tensor:
 
 
 def _gram(matrix: sparse.csr_matrix) -> Tensor:
-    return _product(matrix.T.tocsr(), matrix)
-
-
-def _product(left: sparse.csr_matrix, right: sparse.csr_matrix) -> Tensor:
-    """Dense, and by way of dense matrices where both are all but that themselves, as of linear layers."""
-    if min(part.nnz / max(1, math.prod(part.shape)) for part in (left, right)) > _DENSE:
-        return _dense(left) @ _dense(right)
-    return _dense(left @ right)
-
-
-def _dense(matrix: sparse.csr_matrix) -> Tensor:
-    return torch.from_numpy(matrix.toarray())
+    return product(matrix.T.tocsr(), matrix)
 
 
 def _norm(matrix: Tensor) -> float:

@@ -12,9 +12,9 @@ from torch import Tensor, fx
 from vaeaudit.certify.activations import Kinked, Smooth, options_of, shape_of
 from vaeaudit.certify.graph import Graph, Kind
 from vaeaudit.certify.lines import unsupported
+from vaeaudit.certify.matrices import squares
 from vaeaudit.certify.rewriting import name_of
 from vaeaudit.certify.room import Room
-from vaeaudit.certify.rounding import squares
 from vaeaudit.certify.sector import sector
 from vaeaudit.certify.stages import Stages
 

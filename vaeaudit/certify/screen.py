@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vaeaudit.certify.activations import ROUNDING
 from vaeaudit.certify.item import Item
-from vaeaudit.certify.rounding import gamma, squares
+from vaeaudit.certify.matrices import gamma, squares
 from vaeaudit.certify.sector import sector
 
 

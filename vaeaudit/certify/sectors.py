@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.certify.activations import ROUNDING
-from vaeaudit.certify.ellipsoids import Ellipsoid, NotShownError
+from vaeaudit.certify.ellipsoids import Ellipsoid, NotShownError, TooFarError
 from vaeaudit.certify.graph import Graph, require_rows
 from vaeaudit.certify.item import Item
 from vaeaudit.certify.maximum import without_maxima
@@ -106,9 +106,9 @@ class _Search:
                 break
             try:
                 excess_, holds = self._look(tried, _LOST if best else math.inf)
-            except NotShownError:
+            except NotShownError as error:
                 self.item.retreat()
-                beyond = min(beyond, tried) if best else beyond
+                beyond = min(beyond, tried) if best and isinstance(error, TooFarError) else beyond
                 if beyond < best * (1 + _TOLERANCE):
                     break
                 tried = math.sqrt(tried * last) if last else tried / 2
@@ -133,7 +133,7 @@ class _Search:
     def _look(self, rho: float, lost: float = math.inf) -> tuple[float, bool]:
         """The excess of the ball of radius ``rho`` and whether the level is kept there; improves the multipliers.
 
-        Raises :class:`NotShownError` where it is above ``lost``, too: multipliers are not led there.
+        Raises :class:`TooFarError` where it is above ``lost``, too: multipliers are not led there.
         """
         ellipsoid = Ellipsoid(self.item, rho)
         with torch.enable_grad():
@@ -143,6 +143,6 @@ class _Search:
             found, holds = excess(self.p_low, self.m, omega, moves)
             (gradient,) = torch.autograd.grad(found, block)
         if float(found.detach()) > lost:
-            raise NotShownError
+            raise TooFarError
         ellipsoid.improve(gradient.nan_to_num())
         return float(found.detach()), bool(holds)
