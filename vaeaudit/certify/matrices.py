@@ -29,4 +29,5 @@ def product(left: sparse.csr_matrix, right: sparse.csr_matrix) -> Tensor:
 
 
 def dense(matrix: sparse.csr_matrix) -> Tensor:
+    """The same matrix, dense."""
     return torch.from_numpy(matrix.toarray())
