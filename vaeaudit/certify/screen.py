@@ -56,7 +56,7 @@ def screened(item: Item, rho: float, slope: Tensor, share: Tensor, reach: Tensor
     deviation = torch.cat([away.new_zeros(first.passed), torch.where(away > 0, away * reach, 0.0)])
     acting = second.matrix[second.passed :]
     # J is off by less than this in norm: its elements are sums of products, of all of T and of the first map.
-    off = gamma(acting.shape[1]) * item.first_size * squares(acting).sqrt()
+    off = gamma(acting.shape[1] + 2) * item.first_size * squares(acting).sqrt()
     sides = linear(item, 1, item.second, rho, torch.from_numpy(abs(acting) @ deviation.numpy()) + rho * off)
     slope, share = sector_of(item, 1, sides)
     alive = torch.cat([torch.ones(second.passed, dtype=torch.bool), ~((slope == 0) & (share == 0))])
