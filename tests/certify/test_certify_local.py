@@ -22,6 +22,7 @@ from vaeaudit.certify.maps import pulled_back, row_norms, rows
 from vaeaudit.certify.maximum import without_maxima
 from vaeaudit.certify.propagation import Ball, first_norms, propagate
 from vaeaudit.certify.room import Room
+from vaeaudit.certify.screen import screened
 from vaeaudit.certify.sector import sector
 from vaeaudit.certify.sectors import Sectors
 from vaeaudit.certify.theorem import excess
@@ -595,6 +596,21 @@ def test_a_wide_first_layer_is_followed_only_where_it_matters(boxed: bool) -> No
     at = item.bends[0].at.flatten()
     moved = (F.relu(at + given) - F.relu(at)) @ torch.from_numpy(sectors.stages.chain[1].matrix.toarray()).T
     assert bool((moved.abs() <= second.reach).all())
+
+
+def test_to_follow_less_of_a_first_layer_bounds_the_rest_no_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Most pooled neurons are shown to move far less than ellipsoids alone tell.
+    def build() -> nn.Module:
+        convolutions = nn.Conv2d(1, 6, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 2, 3, 1, 1), nn.ReLU()
+        return nn.Sequential(nn.Unflatten(1, (1, 6, 6)), *convolutions, nn.Flatten(), nn.Linear(18, 6))
+
+    graph, found = traced(build, 36), []
+    sectors = Sectors(graph, random(1, 36))
+    for screen in (screened, lambda *_: None):
+        monkeypatch.setattr("vaeaudit.certify.ellipsoids.screened", screen)
+        items = (item_of(sectors, random(1, 36, seed=seed).clamp(0, 1)) for seed in range(3))
+        found.append(torch.tensor([bounds(item, 3, rho, 0)[0] for item in items for rho in (0.003, 0.02)]))
+    assert bool((found[0] <= 1.01 * found[1]).all())
 
 
 # Within a box.

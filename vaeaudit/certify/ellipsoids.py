@@ -227,7 +227,11 @@ class _Layer:
         influence = item.influence[place][bent - stage.passed]
         largest = float(influence.amax()) if len(bent) else 0.0
         influence = influence.clamp(min=_FAINT * largest) if largest > 0 else torch.ones_like(influence)
-        self.usual = influence / (share[bent] * self.reach[bent - stage.passed])
+        # Not at the end of what a screen shows to be far less than the image does: B would leave all others little.
+        far, at = self.reach, bent - stage.passed
+        if self.told is not None:
+            far, at = self.told.detach(), torch.searchsorted(self.rows, bent) - stage.passed
+        self.usual = influence / (share[bent] * far[at])
         self.bent, self.share = bent, share[bent]
         self.alive = ((slope != 0) | (share > 0)).nonzero()[:, 0]
         if isinstance(image, _OfInputs):

@@ -21,7 +21,8 @@ from vaeaudit.certify.stages import stages
 from vaeaudit.certify.theorem import Sigma, excess
 
 _START = 0.05  # of the first-order estimate
-_EVALUATIONS = 14
+_EVALUATIONS = 14  # balls at most; twice as many of a network of no more neurons than are _CHEAP
+_CHEAP = 2000
 _TOLERANCE, _PATIENCE = 0.02, 2  # of the radius; how often less than that is gained or missed before the search ends
 _STEEPEST = 12.0
 _LOST = 3.0  # excess of a ball beyond which one that was verified is gone back to
@@ -101,7 +102,8 @@ class _Search:
         """The largest radius verified, at least ``best``."""
         last, tried, left = 0.0, best or _START * estimate, patience
         steepness, before, held, beyond = 1.0, 0.0, False, math.inf
-        for _ in range(_EVALUATIONS):
+        cheap = sum(bend.at.numel() for bend in self.item.bends) <= _CHEAP
+        for _ in range(2 * _EVALUATIONS if cheap else _EVALUATIONS):
             if not go_on():
                 break
             try:
