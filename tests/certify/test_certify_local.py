@@ -18,9 +18,11 @@ from vaeaudit.certify.graph import Graph, trace, trace_encoder
 from vaeaudit.certify.item import Item
 from vaeaudit.certify.lipschitz import LipschitzBounds
 from vaeaudit.certify.local import displacement, local_margin
+from vaeaudit.certify.maps import pulled_back, row_norms, rows
 from vaeaudit.certify.maximum import without_maxima
 from vaeaudit.certify.propagation import Ball, first_norms, propagate
 from vaeaudit.certify.room import Room
+from vaeaudit.certify.screen import screened
 from vaeaudit.certify.sector import sector
 from vaeaudit.certify.sectors import Sectors
 from vaeaudit.certify.theorem import excess
@@ -548,6 +550,67 @@ def test_sectors_certify_more_of_a_network_that_bends_than_linear_bounds_do() ->
         beyond = local_margin(graph, x, p_low, sigma=sigma, verified=by_sectors).propagated
         assert bool(((beyond == 0) | (beyond > by_sectors)).all())
         assert bool((beyond[by_lines.propagated > 1.05 * by_sectors] > 0).all())
+
+
+# Wide first layers and large maps.
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_map_read_off_many_rows_at_once_is_that_read_off_one_by_one(groups: int) -> None:
+    conv = weighted(nn.Conv2d(2, 6, 2, stride=2, padding=1, dilation=2, groups=groups))
+    after = weighted(nn.Sequential(nn.BatchNorm2d(6), nn.AvgPool2d(2)))
+    leaf, more = (random(1, 2, 24, 16, seed=seed).requires_grad_() for seed in range(2))
+    value = after(conv(leaf) - 2 * conv(more.flip(-1)))
+    found, each = rows(value, (leaf, more), math.inf), torch.eye(value.numel(), dtype=FLOAT64)
+    parts = pulled_back(value, (leaf, more), each.view(-1, *value.shape))
+    expected = torch.cat([part.flatten(1) for part in parts], dim=1)
+    assert found is not None and rows(value, (leaf, more), value.numel() * expected.shape[1] // 2) is not None
+    torch.testing.assert_close(torch.from_numpy(found.toarray()), expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(row_norms(conv(leaf), leaf), expected_norms(conv(leaf), leaf))
+
+
+def expected_norms(value: Tensor, leaf: Tensor) -> Tensor:
+    each = torch.eye(value.numel(), dtype=FLOAT64).view(-1, *value.shape)
+    return pulled_back(value, (leaf,), each)[0].flatten(1).norm(dim=1)
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+def test_a_wide_first_layer_is_followed_only_where_it_matters(boxed: bool) -> None:
+    def build() -> nn.Module:
+        pixels = nn.Unflatten(1, (1, 8, 8))
+        convolutions = nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 2, 2, 2), nn.ReLU()
+        return nn.Sequential(pixels, *convolutions, nn.Flatten(), nn.Linear(8, 6))
+
+    graph, x = traced(build, 64), random(1, 64, seed=9).clamp(0, 1)
+    sectors, rho = Sectors(graph, x), 0.05
+    item = item_of(sectors, x)
+    box = (torch.zeros((1, 64), dtype=FLOAT64), torch.ones((1, 64), dtype=FLOAT64)) if boxed else None
+    if box is not None:
+        item.enter(Room.of(x, box))
+    first, second = Ellipsoid(item, rho).layers
+    assert first.screen is not None and not bool(first.screen.matters.all())
+    assert len(second.rows) < len(second.reach) and set(second.alive.tolist()) <= set(second.rows.tolist())
+    d = F.normalize(random(400, 64, seed=5)) * rho
+    d = d if box is None else (x + d).clamp(0, 1) - x
+    given = d @ torch.from_numpy(sectors.stages.chain[0].matrix.toarray()).T
+    at = item.bends[0].at.flatten()
+    moved = (F.relu(at + given) - F.relu(at)) @ torch.from_numpy(sectors.stages.chain[1].matrix.toarray()).T
+    assert bool((moved.abs() <= second.reach).all())
+
+
+def test_to_follow_less_of_a_first_layer_bounds_the_rest_no_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Most pooled neurons are shown to move far less than ellipsoids alone tell.
+    def build() -> nn.Module:
+        convolutions = nn.Conv2d(1, 6, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 2, 3, 1, 1), nn.ReLU()
+        return nn.Sequential(nn.Unflatten(1, (1, 6, 6)), *convolutions, nn.Flatten(), nn.Linear(18, 6))
+
+    graph, found = traced(build, 36), []
+    sectors = Sectors(graph, random(1, 36))
+    for screen in (screened, lambda *_: None):
+        monkeypatch.setattr("vaeaudit.certify.ellipsoids.screened", screen)
+        items = (item_of(sectors, random(1, 36, seed=seed).clamp(0, 1)) for seed in range(3))
+        found.append(torch.tensor([bounds(item, 3, rho, 0)[0] for item in items for rho in (0.003, 0.02)]))
+    assert bool((found[0] <= 1.01 * found[1]).all())
 
 
 # Within a box.

@@ -10,8 +10,8 @@ a = sqrt(lambda) share and B = I - a G_UU a, which Q is positive definite with,
 
 A neuron is moved by rho sqrt(G_ii) at most, which says what its sector is before it is used. (The S-procedure, layer by
 layer; the multipliers are free, and affect how tight it is alone. To eliminate the layers from the last to the first
-instead gives the same bound.) Where the first stage has more rows than there are inputs, its errors are kept apart from
-the inputs, whose block is (I - T_U' a^2 T_U)^-1.
+instead gives the same bound.) Where more rows of the first stage matter (:mod:`.screen`) than inputs, its errors are
+kept apart from the inputs, whose block is (I - T_U' a^2 T_U)^-1.
 
 The largest eigenvalue of an output's block, or its diagonal, is differentiated by hand back to the multipliers: each
 has the value at which the bound would not change if its own alone did, given all others.
@@ -37,9 +37,9 @@ from torch import Tensor
 
 from vaeaudit.certify.activations import ROUNDING
 from vaeaudit.certify.item import WIDEST, Item
-from vaeaudit.certify.sector import sector
+from vaeaudit.certify.matrices import dense, gamma, product, squares
+from vaeaudit.certify.screen import Screen, linear, screened, sector_of
 
-_UNIT = 2.0**-53
 _LEAST = 1e-3  # eigenvalue of B
 _INVERSE = 32.0  # > 1 / sqrt(_LEAST)
 _LOWERED = 1e-9
@@ -48,12 +48,18 @@ _FAINT = 1e-3  # of the largest influence: below it neurons are treated alike
 _LARGEST = 0.9
 _MOST = 0.97  # with the pairs of a box
 _BEGIN = (0.7, 0.7, 0.5, 0.4, 0.3)
-_DENSE = 0.1  # of the elements of a matrix: from there on what is sparse costs more
+# Where so many times as many neurons bend as on the ball before, or inputs matter, as where a whole background wakes,
+# all is lost, and takes long to tell.
+_MORE, _MANY = 4, 800
 _STEP, _FARTHEST = 0.25, 1.8  # towards the multiplier asked for, in logarithms; the most that it is changed by
 
 
 class NotShownError(Exception):
     """The multipliers at hand bound nothing on this ball: not that there is no bound."""
+
+
+class TooFarError(NotShownError):
+    """So much more bends than on the ball before that none of that size is worth trying."""
 
 
 class Ellipsoid:
@@ -65,16 +71,22 @@ class Ellipsoid:
     def __init__(self, item: Item, rho: float) -> None:
         self._item, self.layers = item, list[_Layer]()
         state: _State = _Inputs()
+        screen: Screen | None = None
+        bent = 0
         for place, stage in enumerate(item.stages.chain):
-            layer = _Layer(item, place, state.image(stage.matrix), rho)
+            matrix = stage.matrix if screen is None else stage.matrix[screen.rows.numpy()]
+            layer = _Layer(item, place, state.image(matrix), rho, screen, bent)
             self.layers.append(layer)
-            state = layer.state
+            bent = layer.bent_in_all
+            state, screen = layer.state, layer.screen
         self._last = state.image(sparse.csr_matrix(item.outputs.numpy()))
         self.block = self._last.gram(torch.arange(len(item.outputs)))
 
     def improve(self, gradient: Tensor) -> None:
         """Moves the item's multipliers towards where f(``block``) is least, given its ``gradient`` (k, k)."""
         self._item.keep()
+        if self.layers:
+            self._item.bent, self._item.inputs = self.layers[-1].bent_in_all, self.layers[0].inputs
         back = self._last.pull(gradient)
         for layer in reversed(self.layers):
             back = layer.image.pull(cast(Tensor, layer.pull(back)))  # none but of the first
@@ -92,11 +104,11 @@ class _OfInputs:
 
     def __init__(self, matrix: sparse.csr_matrix) -> None:
         self.matrix = matrix
-        self.variance = _squares(matrix) * (1 + _gamma(matrix.shape[1]))
+        self.variance = squares(matrix) * (1 + gamma(matrix.shape[1]))
 
     def gram(self, rows: Tensor) -> Tensor:
-        T = _dense(self.matrix[rows.numpy()])
-        return _raised(T @ T.T, 2 * len(T) * _gamma(T.shape[1]) * T.square().sum(1))
+        T = self.matrix[rows.numpy()]
+        return _raised(product(T, T.T.tocsr()), 2 * len(rows) * gamma(T.shape[1]) * squares(T))
 
     def pull(self, gradient: Tensor) -> None:
         """The input is given."""
@@ -109,7 +121,7 @@ class _Block:
         self.S, self.alive = S, alive
 
     def image(self, matrix: sparse.csr_matrix) -> "_OfBlock":
-        return _OfBlock(_dense(matrix[:, self.alive.numpy()]), self.S)
+        return _OfBlock(dense(matrix[:, self.alive.numpy()]), self.S)
 
 
 class _OfBlock:
@@ -117,7 +129,7 @@ class _OfBlock:
 
     def __init__(self, T: Tensor, S: Tensor) -> None:
         self.T, self.H = T, T @ S
-        self.off = 4 * _gamma(T.shape[1]) * torch.linalg.matrix_norm(S) * T.square().sum(1)
+        self.off = 4 * gamma(T.shape[1]) * torch.linalg.matrix_norm(S) * T.square().sum(1)
         self.variance = (self.H * T).sum(1).clamp(min=0) + self.off
 
     def gram(self, rows: Tensor) -> Tensor:
@@ -134,13 +146,14 @@ class _OfBlock:
 class _Apart:
     """slope T d + errors, of a first layer wider than the input, or of inputs whose pairs have weights.
 
-    ``L`` L' = I - N - T_U' a^2 T_U, whose inverse is the block of d; ``lam`` are the multipliers of the errors.
+    ``matrix`` is T in those inputs that matter; ``L`` L' = I - N - T_U' a^2 T_U, whose inverse is the block of these;
+    ``lam`` are the multipliers of the errors.
     """
 
     def __init__(self, matrix: sparse.csr_matrix, slope: Tensor, bent: Tensor, lam: Tensor, L: Tensor) -> None:
         self.matrix, self.slope, self.bent, self.lam, self.L = matrix, slope, bent, lam, L
         self.bending = matrix[bent.numpy()]
-        self.first = float(_squares(matrix).sum().sqrt() * slope.abs().max())
+        self.first = float(squares(matrix).sum().sqrt() * slope.abs().max())
 
     def image(self, matrix: sparse.csr_matrix) -> "_OfApart":
         return _OfApart(matrix, self)
@@ -149,22 +162,22 @@ class _Apart:
 class _OfApart:
     def __init__(self, matrix: sparse.csr_matrix, of: _Apart) -> None:
         self.of = of
-        self.J = _product(matrix @ sparse.diags(of.slope.numpy()), of.matrix)
+        self.J = product(matrix @ sparse.diags(of.slope.numpy()), of.matrix)
         self.X = torch.linalg.solve_triangular(of.L, self.J.T, upper=False)
         self.errors = matrix[:, of.bent.numpy()]
         self.noise = self.errors @ sparse.diags((1 / of.lam.sqrt()).numpy())
         # |x_i + e_i| |x_j + e_j| <= (1 + t) |x_i| |x_j| and so on, where e is what J and the solution are off by.
-        off = _INVERSE * _gamma(max(matrix.shape[1], len(of.L))) * of.first * _squares(matrix).sqrt()
+        off = _INVERSE * gamma(max(matrix.shape[1], len(of.L))) * of.first * squares(matrix).sqrt()
         inner = self.X.square().sum(0)
-        solved = _INVERSE * math.sqrt(len(of.L)) * _gamma(len(of.L))
+        solved = _INVERSE * math.sqrt(len(of.L)) * gamma(len(of.L))
         self.off = (2 * solved + ROUNDING / len(inner)) * inner + 2 * off.square() * len(inner) / ROUNDING
-        self.off += 2 * _gamma(len(of.L) + len(of.bent)) * (inner + _squares(self.noise))
-        self.variance = inner + _squares(self.noise) + self.off
+        self.off += 2 * gamma(len(of.L) + len(of.bent)) * (inner + squares(self.noise))
+        self.variance = inner + squares(self.noise) + self.off
 
     def gram(self, rows: Tensor) -> Tensor:
         self.rows = rows
         X, noise = self.X[:, rows], self.noise[rows.numpy()]
-        return _raised(X.T @ X + _dense(noise @ noise.T), len(rows) * self.off[rows])
+        return _raised(X.T @ X + dense(noise @ noise.T), len(rows) * self.off[rows])
 
     def pull(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients in 1 / lambda and in a^2 of those that bend; in float32, as no bound rests on them."""
@@ -187,54 +200,87 @@ class _Layer:
     ``image`` is what its rows are given, and ``state`` what they give.
     """
 
-    def __init__(self, item: Item, place: int, image: _Image, rho: float) -> None:
-        stage, bend = item.stages.chain[place], item.bends[place]
+    def __init__(self, item: Item, place: int, image: _Image, rho: float, screen: Screen | None, before: int) -> None:
+        stage = item.stages.chain[place]
         self.item, self.place, self.image, self.passed = item, place, image, stage.passed
-        self.reach = (rho * (1 + ROUNDING) * image.variance[stage.passed :].sqrt()).requires_grad_()
-        sides = self.reach, self.reach
-        if item.room is not None and isinstance(image, _OfInputs):
-            sides = item.room.farthest(image.matrix[stage.passed :], rho)
-            self.reach = torch.maximum(*sides).requires_grad_()
+        self.rows = torch.arange(stage.matrix.shape[0]) if screen is None else screen.rows
+        self.told: Tensor | None = None
         with torch.enable_grad():
-            far = (side.view(bend.at.shape).to(bend.at.device) for side in sides)
-            slope, share = (part.flatten().cpu() for part in sector(bend.activation, bend.shape, bend.at, *far))
-        self.sector = slope, share
-        kept = torch.ones(stage.passed, dtype=slope.dtype)
-        slope, share = torch.cat([kept, slope.detach()]), torch.cat([0 * kept, share.detach()])
+            sides = self._sides(rho, screen)
+            self.sector = sector_of(item, place, sides)
+        self.reach = torch.maximum(*sides).detach()
+        slope, share = self.sector
+        slope, share = slope.detach(), share.detach()
         if not bool((slope.isfinite() & share.isfinite()).all()):
             raise NotShownError
+        first = isinstance(image, _OfInputs)
+        self.screen = screened(item, rho, slope, share, self.reach) if first else None
+        kept = torch.ones(stage.passed, dtype=slope.dtype)
+        slope, share = torch.cat([kept, slope]), torch.cat([0 * kept, share])
+        if self.screen is not None:
+            slope, share = (torch.where(self.screen.matters, part, 0.0) for part in (slope, share))
         bent = (share > 0).nonzero()[:, 0]
+        self.bent_in_all = before + len(bent)
+        if item.bent and self.bent_in_all > max(_MANY, _MORE * item.bent):
+            raise TooFarError
         # What lambda is for a single neuron that matters as much as to first order, at the end of its reach.
         influence = item.influence[place][bent - stage.passed]
         largest = float(influence.amax()) if len(bent) else 0.0
         influence = influence.clamp(min=_FAINT * largest) if largest > 0 else torch.ones_like(influence)
-        self.usual = influence / (share[bent] * self.reach.detach()[bent - stage.passed])
+        # Not at the end of what a screen shows to be far less than the image does: B would leave all others little.
+        far, at = self.reach, bent - stage.passed
+        if self.told is not None:
+            far, at = self.told.detach(), torch.searchsorted(self.rows, bent) - stage.passed
+        self.usual = influence / (share[bent] * far[at])
         self.bent, self.share = bent, share[bent]
-        paired = item.pairs is not None
-        if isinstance(image, _OfInputs) and (paired or image.matrix.shape[0] > image.matrix.shape[1]):
-            bending = image.matrix[bent.numpy()]
-            self.lam, norm = self._multipliers(lambda a: _gram(sparse.diags(a.numpy()) @ bending))
-            L = _factor(self._paired(norm) if paired else norm, len(bent) + 1)
-            self.state: _State = _Apart(image.matrix, slope, bent, self.lam, L)
-            return
         self.alive = ((slope != 0) | (share > 0)).nonzero()[:, 0]
+        if isinstance(image, _OfInputs):
+            inputs = torch.from_numpy(np.unique(image.matrix[self.alive.numpy()].indices)).long()
+            self.inputs = len(inputs)
+            if item.pairs is not None or len(self.alive) > len(inputs):
+                self.state: _State = self._apart(image.matrix[:, inputs.numpy()], inputs, slope)
+                return
         if len(self.alive) > WIDEST:
             raise NotShownError
         self.slope, self.U = slope[self.alive], torch.searchsorted(self.alive, bent)
-        G = image.gram(self.alive)
+        G = image.gram(torch.searchsorted(self.rows, self.alive))
         self.variance = G.diagonal().clone()
         if len(bent):
             G_UU = G[self.U][:, self.U]
             self.lam, norm = self._multipliers(lambda a: a[:, None] * G_UU * a)
             a, L = self.lam.sqrt() * self.share, _factor(norm, len(bent))
             X = torch.linalg.solve_triangular(L, a[:, None] * G[self.U], upper=False)
-            solved = _INVERSE * math.sqrt(len(bent)) * _gamma(len(bent) + 2) + _gamma(len(bent))
-            G = _raised(G + X.T @ X, 2 * len(G) * (solved * X.square().sum(0) + _gamma(2) * G.diagonal()))
+            solved = _INVERSE * math.sqrt(len(bent)) * gamma(len(bent) + 2) + gamma(len(bent))
+            G = _raised(G + X.T @ X, 2 * len(G) * (solved * X.square().sum(0) + gamma(2) * G.diagonal()))
         self.G = G
         S = self.slope[:, None] * G * self.slope
         if len(bent):
             S[self.U, self.U] += 1 / self.lam
-        self.state = _Block(_raised(S, len(S) * _gamma(4) * S.diagonal()), self.alive)
+        self.state = _Block(_raised(S, len(S) * gamma(4) * S.diagonal()), self.alive)
+
+    def _sides(self, rho: float, screen: Screen | None) -> tuple[Tensor, Tensor]:
+        """How far activations' inputs can move below and above.
+
+        ``told`` is what the image says of those that it has; they are differentiated by that.
+        """
+        if isinstance(self.image, _OfInputs):
+            matrix = self.image.matrix[self.passed :]
+            return linear(self.item, self.place, matrix, rho, torch.zeros(matrix.shape[0], dtype=torch.float64))
+        self.told = (rho * (1 + ROUNDING) * self.image.variance[self.passed :].sqrt()).requires_grad_()
+        if screen is None:
+            return self.told, self.told
+        at = self.rows[self.passed :] - self.passed
+        below, above = (side.index_put((at,), torch.minimum(side[at], self.told)) for side in screen.sides)
+        return below, above
+
+    def _apart(self, matrix: sparse.csr_matrix, inputs: Tensor, slope: Tensor) -> _Apart:
+        if len(inputs) > WIDEST or (self.item.inputs and len(inputs) > max(_MANY, _MORE * self.item.inputs)):
+            raise TooFarError
+        bending = matrix[self.bent.numpy()]
+        self.lam, norm = self._multipliers(lambda a: _gram(sparse.diags(a.numpy()) @ bending))
+        if self.item.pairs is not None:
+            norm = self._paired(norm, self.item.pairs_of(inputs))
+        return _Apart(matrix, slope, self.bent, self.lam, _factor(norm, len(self.bent) + 1))
 
     def _multipliers(self, norm: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """lambda of the neurons that bend, and I - B = ``norm``(a), kept from growing to what shows nothing."""
@@ -255,9 +301,9 @@ class _Layer:
         known[self.bent - self.passed] = here
         return self.usual * here, found
 
-    def _paired(self, norm: Tensor) -> Tensor:
+    @staticmethod
+    def _paired(norm: Tensor, pairs: Tensor) -> Tensor:
         """I - B with the pairs of a box, as far as the errors leave them room."""
-        pairs = cast(Tensor, self.item.pairs)
         share = 1.0
         while share > _FAINT and _norm(norm + share * pairs) > _MOST:
             share *= 0.8
@@ -282,15 +328,16 @@ class _Layer:
             through[self.U] += m * Z
             through[:, self.U] += (m * Z).T
             through[self.U[:, None], self.U] += corner
-        if isinstance(self.image, _OfInputs):
+        if self.told is None:
             return through
+        told = self.told.detach()
         slope, share = self.sector  # of a smooth activation the slope is fixed
         with torch.enable_grad():
             whole = (slope * in_slope[self.passed :]).sum() + (share * in_share[self.passed :]).sum()
-        (in_reach,) = torch.autograd.grad(whole, self.reach)
+        (in_told,) = torch.autograd.grad(whole, self.told)
         acting = self.alive >= self.passed
-        at = self.alive[acting] - self.passed
-        in_variance = in_reach[at] * self.reach.detach()[at] / (2 * self.variance[acting].clamp(min=1e-300))
+        at = torch.searchsorted(self.rows, self.alive[acting]) - self.passed
+        in_variance = in_told[at] * told[at] / (2 * self.variance[acting].clamp(min=1e-300))
         through.diagonal()[acting] += in_variance
         return through
 
@@ -319,7 +366,7 @@ def _factor(norm: Tensor, terms: int) -> Tensor:
     diagonal = B.diagonal()
     diagonal += 1 - _LEAST
     _, failed = torch.linalg.cholesky_ex(B)
-    diagonal += _LEAST - max(_LOWERED, 4 * size * _gamma(size + terms))
+    diagonal += _LEAST - max(_LOWERED, 4 * size * gamma(size + terms))
     L: Tensor
     L, also = torch.linalg.cholesky_ex(B)
     if bool(failed) or bool(also):
@@ -334,29 +381,8 @@ def _raised(matrix: Tensor, by: Tensor) -> Tensor:
     return matrix
 
 
-def _gamma(terms: int) -> float:
-    """What a sum of so many products is off by, as a share of the sum of their sizes."""
-    return terms * _UNIT / (1 - terms * _UNIT)
-
-
-def _squares(matrix: sparse.csr_matrix) -> Tensor:
-    """The squared norms of the rows."""
-    return torch.from_numpy(np.asarray(matrix.multiply(matrix).sum(1)).ravel())
-
-
 def _gram(matrix: sparse.csr_matrix) -> Tensor:
-    return _product(matrix.T.tocsr(), matrix)
-
-
-def _product(left: sparse.csr_matrix, right: sparse.csr_matrix) -> Tensor:
-    """Dense, and by way of dense matrices where both are all but that themselves, as of linear layers."""
-    if min(part.nnz / max(1, math.prod(part.shape)) for part in (left, right)) > _DENSE:
-        return _dense(left) @ _dense(right)
-    return _dense(left @ right)
-
-
-def _dense(matrix: sparse.csr_matrix) -> Tensor:
-    return torch.from_numpy(matrix.toarray())
+    return product(matrix.T.tocsr(), matrix)
 
 
 def _norm(matrix: Tensor) -> float:

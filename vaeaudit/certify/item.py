@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
+from scipy import sparse
 from torch import Tensor, fx
 
 from vaeaudit.certify.activations import Kinked, Smooth, options_of, shape_of
 from vaeaudit.certify.graph import Graph, Kind
 from vaeaudit.certify.lines import unsupported
+from vaeaudit.certify.matrices import squares
 from vaeaudit.certify.rewriting import name_of
 from vaeaudit.certify.room import Room
 from vaeaudit.certify.sector import sector
@@ -44,21 +46,27 @@ class Item:
         self.bends = [run.bends[stage.node] for stage in chain.chain]
         self.outputs = outputs([value.cpu() for value in values])
         self.influence: list[Tensor] = []
+        self.slopes: list[Tensor] = []  # at the item
         rows = self.outputs
         for stage, bend in zip(reversed(chain.chain), reversed(self.bends), strict=True):
             acting = rows[:, stage.passed :]
             self.influence.append(torch.linalg.vector_norm(acting, dim=0))
             nowhere = torch.zeros_like(bend.at)
             slope, _ = sector(bend.activation, bend.shape, bend.at, nowhere, nowhere)
-            back = torch.cat([rows[:, : stage.passed], acting * slope.flatten().cpu()], dim=1)
+            self.slopes.append(slope.flatten().cpu())
+            back = torch.cat([rows[:, : stage.passed], acting * self.slopes[-1]], dim=1)
             rows = torch.from_numpy(stage.matrix.T @ back.T.numpy()).T
         self.influence.reverse()
+        self.slopes.reverse()
         self.first_order = rows  # (k, inputs): the Jacobian
         # Over the usual ones, stage by stage, NaN where a neuron has never bent; and those before they were moved.
         self.multipliers: list[Tensor | None] = [None] * len(self.bends)
-        # Where inputs are kept in a box: the room that it leaves, and N of the pairs at a bound, (inputs, inputs).
+        # Where inputs are kept in a box: the room that it leaves, N of pairs at a bound, and which inputs these are of.
         self.room: Room | None = None
         self.pairs: Tensor | None = None
+        self.paired = torch.zeros(0, dtype=torch.int64)
+        # How many neurons bent, and how many inputs mattered, where multipliers were last improved.
+        self.bent, self.inputs = 0, 0
         self.keep()
 
     def keep(self) -> None:
@@ -72,10 +80,34 @@ class Item:
     def enter(self, room: Room) -> None:
         """From now on inputs are kept in a box."""
         self.room = room
-        if len(room.inward) <= WIDEST:
-            pairs = room.pairs(self.first_order)
-            self.pairs = None if pairs is None else _PAIRED * pairs
+        moving = self.first_order.any(0).nonzero()[:, 0]
+        if len(moving) <= WIDEST:
+            pairs = room.of_inputs(moving).pairs(self.first_order[:, moving])
+            self.pairs, self.paired = None if pairs is None else _PAIRED * pairs, moving
         self.keep()
+
+    def pairs_of(self, inputs: Tensor) -> Tensor:
+        """N of some inputs, (inputs, inputs): those of a part are as good as all."""
+        assert self.pairs is not None
+        at = torch.full((self.stages.inputs,), -1)
+        at[self.paired] = torch.arange(len(self.paired))
+        known = (at[inputs] >= 0).nonzero()[:, 0]
+        N = torch.zeros((len(inputs), len(inputs)), dtype=self.pairs.dtype)
+        N[known[:, None], known] = self.pairs[at[inputs[known]][:, None], at[inputs[known]]]
+        return N
+
+    @cached_property
+    def second(self) -> sparse.csr_matrix:
+        """The Jacobian at the item of what the second stage's activations are given, (neurons, inputs)."""
+        first, second = self.stages.chain[:2]
+        slopes = torch.cat([self.slopes[0].new_ones(first.passed), self.slopes[0]])
+        return sparse.csr_matrix(second.matrix[second.passed :] @ sparse.diags(slopes.numpy()) @ first.matrix)
+
+    @cached_property
+    def first_size(self) -> float:
+        """No less than the Frobenius norm of the first map times its slopes at the item."""
+        steepest = max(1.0, float(self.slopes[0].abs().max()))
+        return steepest * float(squares(self.stages.chain[0].matrix).sum().sqrt())
 
 
 class _Values(fx.Interpreter):

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from vaeaudit.certify.activations import ROUNDING, Kinked, options_of, shape_of
 from vaeaudit.certify.graph import Graph, Kind
 from vaeaudit.certify.lines import bent, lines, nearest, unsupported
+from vaeaudit.certify.maps import pulled_back, row_norms
 from vaeaudit.certify.rewriting import name_of
 
 _ELEMENTS = 2**19  # of the widest layer in one backward pass: memory is bounded, and a CPU's caches are used
@@ -50,16 +51,6 @@ def norm(rows: Tensor) -> Tensor:
     """Euclidean norms over the last dimension, rounded up."""
     lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1)
     return lengths * (1 + ROUNDING)
-
-
-def pulled_back(value: Tensor, of: tuple[Tensor, ...], functions: Tensor) -> tuple[Tensor, ...]:
-    """The gradients of each of the ``functions`` (s, *value.shape), <functions, value>, with respect to ``of``."""
-
-    def gradient(function: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(value, of, function, retain_graph=True, allow_unused=True, materialize_grads=True)
-
-    # Not is_grads_batched, whose older vmap takes convolutions one by one.
-    return torch.vmap(gradient)(functions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,13 +133,7 @@ class _First(fx.Interpreter):
             self.later.add(n)
         elif self.kinds[n] is Kind.ACTIVATION:
             y = cast(Tensor, self.fetch_args_kwargs_from_env(n)[0][0])
-            rows = []
-            size = y.numel()
-            for chosen in torch.split(torch.arange(size, device=y.device), max(1, _ELEMENTS // (4 * size))):
-                one_hot = torch.nn.functional.one_hot(chosen, size).to(y.dtype).view(-1, *y.shape)
-                (slope,) = pulled_back(y, (cast(Tensor, self.x),), one_hot)
-                rows.append(norm(slope.flatten(1)))
-            self.norms[n.name] = torch.cat(rows)
+            self.norms[n.name] = row_norms(y, cast(Tensor, self.x)) * (1 + ROUNDING)
         result = super().run_node(n)
         if self.kinds[n] is Kind.INPUT:
             self.x = result

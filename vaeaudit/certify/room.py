@@ -56,6 +56,10 @@ class Room:
         down, up = (value - low).clamp(min=0), (high - value).clamp(min=0)
         return Room(down, up, torch.where(down == 0, 1.0, torch.where(up == 0, -1.0, 0.0)).double())
 
+    def of_inputs(self, chosen: Tensor) -> "Room":
+        """That of some inputs alone."""
+        return Room(self.down[chosen], self.up[chosen], self.inward[chosen])
+
     def farthest(self, matrix: sparse.csr_matrix, rho: float) -> tuple[Tensor, Tensor]:
         """How far each of the functions ``matrix`` d can move below 0 and above it within ``rho``, rounded up."""
         rows, a = matrix.tocsr(), np.abs(matrix.data)

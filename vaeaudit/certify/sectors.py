@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.certify.activations import ROUNDING
-from vaeaudit.certify.ellipsoids import Ellipsoid, NotShownError
+from vaeaudit.certify.ellipsoids import Ellipsoid, NotShownError, TooFarError
 from vaeaudit.certify.graph import Graph, require_rows
 from vaeaudit.certify.item import Item
 from vaeaudit.certify.maximum import without_maxima
@@ -21,9 +21,11 @@ from vaeaudit.certify.stages import stages
 from vaeaudit.certify.theorem import Sigma, excess
 
 _START = 0.05  # of the first-order estimate
-_EVALUATIONS = 14
+_EVALUATIONS = 14  # balls at most; twice as many of a network of no more neurons than are _CHEAP
+_CHEAP = 2000
 _TOLERANCE, _PATIENCE = 0.02, 2  # of the radius; how often less than that is gained or missed before the search ends
 _STEEPEST = 12.0
+_LOST = 3.0  # excess of a ball beyond which one that was verified is gone back to
 _FARTHEST = 0.7  # that the logarithm of the radius changes at once: multipliers that are led too far do not come back
 
 
@@ -99,14 +101,18 @@ class _Search:
     def _grow(self, best: float, estimate: float, patience: int, go_on: Callable[[], bool]) -> float:
         """The largest radius verified, at least ``best``."""
         last, tried, left = 0.0, best or _START * estimate, patience
-        steepness, before, held = 1.0, 0.0, False
-        for _ in range(_EVALUATIONS):
+        steepness, before, held, beyond = 1.0, 0.0, False, math.inf
+        cheap = sum(bend.at.numel() for bend in self.item.bends) <= _CHEAP
+        for _ in range(2 * _EVALUATIONS if cheap else _EVALUATIONS):
             if not go_on():
                 break
             try:
-                excess_, holds = self._look(tried)
-            except NotShownError:
+                excess_, holds = self._look(tried, _LOST if best else math.inf)
+            except NotShownError as error:
                 self.item.retreat()
+                beyond = min(beyond, tried) if best and isinstance(error, TooFarError) else beyond
+                if beyond < best * (1 + _TOLERANCE):
+                    break
                 tried = math.sqrt(tried * last) if last else tried / 2
                 continue
             # As if what exceeds first order grew like the radius.
@@ -121,13 +127,16 @@ class _Search:
                 best, held = max(best, tried), True
             elif held and tried < best * (1 + _TOLERANCE):
                 left -= 1
-            if not left:
+            if not left or beyond < best * (1 + _TOLERANCE):
                 break
-            tried = max(tried * step, best * (1 + _TOLERANCE / 2))
+            tried = min(max(tried * step, best * (1 + _TOLERANCE / 2)), math.sqrt(best * beyond) if best else math.inf)
         return best
 
-    def _look(self, rho: float) -> tuple[float, bool]:
-        """The excess of the ball of radius ``rho`` and whether the level is kept there; improves the multipliers."""
+    def _look(self, rho: float, lost: float = math.inf) -> tuple[float, bool]:
+        """The excess of the ball of radius ``rho`` and whether the level is kept there; improves the multipliers.
+
+        Raises :class:`TooFarError` where it is above ``lost``, too: multipliers are not led there.
+        """
         ellipsoid = Ellipsoid(self.item, rho)
         with torch.enable_grad():
             block = ellipsoid.block.requires_grad_()
@@ -135,5 +144,7 @@ class _Search:
             moves = rho * (1 + ROUNDING) * block.diagonal()[self.latents :].sqrt() if self.full else None
             found, holds = excess(self.p_low, self.m, omega, moves)
             (gradient,) = torch.autograd.grad(found, block)
+        if float(found.detach()) > lost:
+            raise TooFarError
         ellipsoid.improve(gradient.nan_to_num())
         return float(found.detach()), bool(holds)

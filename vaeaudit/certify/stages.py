@@ -15,12 +15,11 @@ from scipy import sparse
 from torch import Tensor, fx
 
 from vaeaudit.certify.graph import Graph, Kind
-from vaeaudit.certify.propagation import pulled_back
+from vaeaudit.certify.maps import rows
 from vaeaudit.certify.rewriting import name_of
 from vaeaudit.errors import UnsupportedError
 
-_TOGETHER = 2**21  # elements of the values that rows are followed back through at once
-_MOST = 2**26  # elements of a map: twice as many, as of 64x64 images in 32 channels, take a minute an item
+_MOST = 2**26  # elements of values that the rows of a map are followed back through
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,22 +100,15 @@ def _sources(value: Tensor, leaves: Sequence[Tensor]) -> set[int]:
 
 
 def _rows(value: Tensor, leaves: Sequence[Tensor], what: str) -> sparse.csr_matrix:
-    """The matrix of ``value`` in the ``leaves`` side by side, by following each of its elements back."""
-    size, columns = value.numel(), sum(leaf.numel() for leaf in leaves)
-    if size * columns > _MOST:
+    """The matrix of ``value`` in the ``leaves`` side by side."""
+    found = rows(value, leaves, _MOST)
+    if found is None:
         raise UnsupportedError(
-            f"there is no sector certificate: a map to the {size} inputs of '{what}' from {columns} values is more "
-            "than is read off; the other certificates, estimates and the empirical margin need none"
+            f"there is no sector certificate: a map to the {value.numel()} inputs of '{what}' from "
+            f"{sum(leaf.numel() for leaf in leaves)} values is more than is read off; the other certificates, "
+            "estimates and the empirical margin need none"
         )
-    if not value.requires_grad:
-        return sparse.csr_matrix((size, columns))
-    parts = []
-    for chosen in torch.split(torch.arange(size, device=value.device), max(1, _TOGETHER // max(size, columns))):
-        one_hot = torch.nn.functional.one_hot(chosen, size).to(value.dtype).view(-1, *value.shape)
-        gradients = pulled_back(value, tuple(leaves), one_hot)
-        parts.append(sparse.csr_matrix(torch.cat([part.flatten(1) for part in gradients], dim=1).cpu().numpy()))
-    whole: sparse.csr_matrix = sparse.vstack(parts, format="csr")
-    return whole
+    return found
 
 
 def _identity(leaf: int, state: Sequence[int], sizes: Sequence[int]) -> sparse.csr_matrix:

@@ -1,0 +1,74 @@
+"""Which neurons of a wide first layer matter on a ball, told from bounds that cost next to nothing.
+
+What the second layer is given changes by J d, J its Jacobian at the item, and by what the first layer's activations
+deviate from their slopes there, at most |T| deviations. Most second neurons are shown by that to be constant; they are
+given no ellipsoid, and no first neuron that feeds these alone has to be followed. In a convolution J is as sparse as
+its receptive fields are small.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from vaeaudit.certify.activations import ROUNDING
+from vaeaudit.certify.item import Item
+from vaeaudit.certify.matrices import gamma, squares
+from vaeaudit.certify.sector import sector
+
+
+@dataclass(frozen=True, eq=False)
+class Screen:
+    """How far the second layer's activations are moved below and above, and ``rows`` of its stage not surely constant.
+
+    ``matters`` (rows,) says which of the first stage's rows these depend on.
+    """
+
+    sides: tuple[Tensor, Tensor]
+    rows: Tensor
+    matters: Tensor
+
+
+def linear(item: Item, place: int, matrix: sparse.csr_matrix, rho: float, added: Tensor) -> tuple[Tensor, Tensor]:
+    """How far ``matrix`` d plus at most ``added`` (neurons,) moves activations below and above; rounded up.
+
+    ``matrix`` is what the activations of that stage are given of the input.
+    """
+    told = (rho * squares(matrix).sqrt() + added) * (1 + ROUNDING)
+    if item.room is None:
+        return told, told
+    # Where the ball alone bends nothing, the box has nothing to tell.
+    bent = (sector_of(item, place, (told, told))[1] != 0).nonzero()[:, 0]
+    sides = told.clone(), told.clone()
+    for side, found in zip(sides, item.room.farthest(matrix[bent.numpy()], rho), strict=True):
+        side[bent] = (found + added[bent]) * (1 + ROUNDING)
+    return sides
+
+
+def screened(item: Item, rho: float, slope: Tensor, share: Tensor, reach: Tensor) -> Screen | None:
+    """What the sectors of the first layer and the ``reach`` (neurons,) they are of show; None without a second."""
+    if len(item.bends) < 2:
+        return None
+    first, second = item.stages.chain[:2]
+    away = (slope - item.slopes[0]).abs() + share
+    deviation = torch.cat([away.new_zeros(first.passed), torch.where(away > 0, away * reach, 0.0)])
+    acting = second.matrix[second.passed :]
+    # J is off by less than this in norm: its elements are sums of products, of all of T and of the first map.
+    off = gamma(acting.shape[1] + 2) * item.first_size * squares(acting).sqrt()
+    sides = linear(item, 1, item.second, rho, torch.from_numpy(abs(acting) @ deviation.numpy()) + rho * off)
+    slope, share = sector_of(item, 1, sides)
+    alive = torch.cat([torch.ones(second.passed, dtype=torch.bool), ~((slope == 0) & (share == 0))])
+    rows = alive.nonzero()[:, 0]
+    used = np.zeros(second.matrix.shape[1], dtype=bool)
+    used[second.matrix[rows.numpy()].indices] = True
+    return Screen(sides, rows, torch.from_numpy(used))
+
+
+def sector_of(item: Item, place: int, sides: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Slope and share of each activation of a stage, (neurons,), where they are moved so far below and above."""
+    bend = item.bends[place]
+    below, above = (side.view(bend.at.shape).to(bend.at.device) for side in sides)
+    slope, share = sector(bend.activation, bend.shape, bend.at, below, above)
+    return slope.flatten().cpu(), share.flatten().cpu()
