@@ -713,7 +713,29 @@ def test_a_group_of_later_pairs_is_followed_as_it_is_alone(small_vae: Any, monke
     alone = run(term_of(vae, x[1:], x_t[1:]), x[1:], x_t[1:], FINE, evaluations=120)
     monkeypatch.setattr(module, "_MEMORY", 1)  # one pair a group
     both = run(term_of(vae, x, x_t), x, x_t, FINE, evaluations=120)
+    assert both.followed.all()
     torch.testing.assert_close(both.objective[1:], alone.objective, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("_small_is_followed")
+def test_following_that_is_interrupted_hands_out_what_it_has(small_vae: Any) -> None:
+    x, x_t = pairs_of(2)
+    steps = 0
+
+    def go_on(at: Progress) -> bool:
+        nonlocal steps
+        steps += at.stage.startswith("following")
+        return steps < 50
+
+    effort = Effort(Stopping(1e-12, 3, 120))
+    lambdas = x.new_tensor(geometric_lambdas(FINE))
+    term = term_of(small_vae(), x, x_t)
+    found = sweep(term, x, x_t, UNIT, lambdas, effort=effort, rows=RowBatches(64), go_on=go_on)
+    assert steps == 50
+    assert found.interrupted
+    assert not found.followed.any()
+    assert (found.objective <= found.zero_data_term[:, None]).all()
+    assert (found.norm[:, 0] > 0).all()
 
 
 @pytest.mark.usefixtures("_small_is_followed")
@@ -737,6 +759,8 @@ def test_following_goes_below_what_quasi_newton_steps_reach_on_a_network_of_kink
     squares = Squares(kl, lambda points, item: kl_residuals(encode(points), target.rows(item)))
     asked = tuple(2.0 ** (-20 + i) for i in range(30))
     by_jacobians, by_gradients = (run(term, *ends, asked, evaluations=2 * MOST) for term in (squares, kl))
+    assert by_jacobians.followed.all()
+    assert not by_gradients.followed.any()
     low = by_jacobians.lambdas < 2.0**-8
     gain = (by_jacobians.objective / by_gradients.objective)[:, low].log().mean().exp()
     assert float(gain) <= 0.6

@@ -70,6 +70,25 @@ def test_a_linear_problem_without_a_box_ends_at_its_closed_form() -> None:
     torch.testing.assert_close(front.points - ORIGIN, ridge.T, rtol=1e-9, atol=1e-9)
 
 
+def test_the_average_of_what_does_not_change_stays_as_it_is_and_both_directions_take_their_turn() -> None:
+    asked = []
+
+    def watched(points: Tensor, row: Tensor, along: Along) -> tuple[Tensor, Tensor, Tensor]:
+        found = seen(linear)(points, row, along)
+        asked.append(found[1])
+        return found
+
+    front = GaussNewton(watched, ORIGIN, 0.9 * ORIGIN + 0.05, LOW, HIGH, UNIT, squared=False)
+    for _ in range(7):
+        front.advance(torch.full_like(UNIT, 0.1))
+    torch.testing.assert_close(front._average, MATRIX.expand(2, 3, 6), rtol=1e-12, atol=1e-12)
+    assert [along.shape[1] for along in asked] == [3, 1, 1, 1, 1, 1, 1]
+    # A linear model misses nothing but rounding: what is left of its misses has length 1 or none.
+    lengths = torch.stack([torch.linalg.vector_norm(along, dim=2) for along in asked[1:]])
+    assert ((lengths - 1).abs().minimum(lengths) < 1e-12).all()
+    torch.testing.assert_close(lengths[1::2], torch.ones_like(lengths[1::2]))
+
+
 def creased(points: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
     """The linear residuals under a sawtooth: slopes of -9 to 11 times their own, with a kink each hundredth."""
     residuals, _ = linear(points, row)

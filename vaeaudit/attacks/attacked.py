@@ -19,8 +19,8 @@ class Attacked:
     """The best of each of P items in each of its K problems, as failure signs judge it.
 
     ``adversarial`` (P, K, *shape), inside the box. (P, K): ``data_term`` there; ``norm`` of the distortion; ``status``
-    (:class:`Status`); ``recent``, what the search has gained in the last half of its evaluations, infinite where
-    nothing tells. ``zero_data_term`` (P,) is the data term at d = 0.
+    (:class:`Status`); ``recent``, what the search has gained in the last half of its evaluations, of refining alone in
+    a sweep that fronts have followed, infinite where nothing tells. ``zero_data_term`` (P,) is the data term at d = 0.
     """
 
     adversarial: Tensor
@@ -66,7 +66,7 @@ class Sweep(Searched):
     """Best distortion of each pair (P) and lambda (L); ``norm`` is ||d||_2.
 
     ``penalty`` names pen(d); ``floor`` is a lower bound of the data term, None where there is none. ``followed`` (P,)
-    tells which pairs fronts have followed to smaller lambda, which do not go on from what is found at larger ones.
+    tells which pairs fronts have followed to smaller lambda; fronts do not go on from what is found at larger ones.
     """
 
     lambdas: Tensor

@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 _FROM = (1.0, 2.0**-2, 2.0**-4, 2.0**-6)  # from which fronts follow
 _SHARE = 0.4  # of the evaluations of all problems that fronts may take besides, one for each pass back
 _LAMBDA = 41  # so many problems at least: a front goes as far for one lambda as for many
-_STEPS = 0.2  # most steps of a front for each halving of lambda and evaluation that a problem gets
-_EACH, _DEEP = 4, 64  # and one for each residual and so many evaluations, or for each input and so many
+_EACH, _DEEP = 4, 64  # at most a step for each residual and so many evaluations, or for each input and so many
 _SHORTEST = 120  # evaluations of a problem below which it is only looked at
-_FEW = 200  # below so many steps of each, fewer fronts follow
+_FEW = 200  # below so many steps no front follows
 _SETTLING = 6  # this part of the steps is made at the smallest lambda
 _SETTLED = 2.0**10  # times the damping by which kinks are left behind there
 _ROUNDS = 20  # steps between two looks at whether any front may still move
@@ -51,18 +50,15 @@ def follow(search: "Search", begins_at: float, ends_at: float) -> None:
 
 
 def _fronts(search: "Search") -> tuple[int, int]:
-    """How many fronts each pair has, and how many steps each may make; no front where that would be too few."""
+    """How many fronts each pair has, and how many steps each makes; no front where these would be too few."""
     most, count = search.effort.stopping.max_evaluations, max(_LAMBDA, len(search.lambdas))
     if most < _SHORTEST or not isinstance(search.term.data_term, Squares):
         return 0, 0
     residuals = search.term.residuals(search.x[:1], search.pair[:1]).shape[1]
-    passes = int(_SHARE * most * count)  # back, of all fronts of a pair
-    fronts = min(len(_FROM), passes // (residuals + _FEW), ROWS * count // residuals)
-    if not fronts:
-        return 0, 0
-    inputs = search.x.shape[1]
-    steps = min(passes // fronts - residuals, residuals * most // _EACH, inputs * most // _DEEP)
-    if steps < _FEW:
+    fronts, inputs = min(len(_FROM), ROWS * count // residuals), search.x.shape[1]
+    passes = int(_SHARE * most * count)  # back, of as many fronts as there may be
+    steps = min(passes // len(_FROM) - residuals, residuals * most // _EACH, inputs * most // _DEEP)
+    if not fronts or steps < _FEW:
         return 0, 0
     try:
         search.term.slopes(search.x[:1], search.pair[:1], whole)
@@ -72,7 +68,7 @@ def _fronts(search: "Search") -> tuple[int, int]:
 
 
 def _walk_down(
-    search: "Search", pairs: Tensor, tops: Tensor, fronts: int, most: int, begins_at: float, ends_at: float
+    search: "Search", pairs: Tensor, tops: Tensor, fronts: int, steps: int, begins_at: float, ends_at: float
 ) -> None:
     """Follow ``pairs`` (A,) with several fronts each, from the best that is known at the lambda where they begin.
 
@@ -94,8 +90,6 @@ def _walk_down(
         search.gap[pair],
         squared=search.penalty == "l2sq",
     )
-    halvings = float((begin - end).max())
-    steps = min(most, _FEW + int(_STEPS * search.effort.stopping.max_evaluations * halvings))
     settling = steps // _SETTLING
     falling = steps - settling
     below = search.lambdas < tops[:, None]  # (A, L)
@@ -112,10 +106,11 @@ def _walk_down(
         # Each problem below the top is served by what all fronts of its pair cost.
         passes = fronts * (front.residuals + step)
         search.evaluations = before.index_add(0, place, (below * (passes // below.sum(1, keepdim=True))).flatten())
-        if step % _ROUNDS == 0 and not front.alive:
+        if step and step % _ROUNDS == 0 and not front.alive:
             break
-    search.followed[pairs] = True
-    search.begin_history()  # only at the end has a front come to small lambda
+    if not search.stopped:
+        search.followed[pairs] = front.moves.reshape(-1, fronts).any(1)
+        search.begin_history()  # only at the end has a front come to small lambda
 
 
 def _lead(search: "Search", begins_at: float, ends_at: float) -> None:

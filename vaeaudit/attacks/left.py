@@ -62,8 +62,8 @@ def left_to_gain(found: Attacked) -> Tensor:
 
     Zero where it has converged. The optimum over d of J + lambda pen is concave in lambda and does not fall: it lies
     above the chord of converged neighbours, of which the floor at lambda = 0 counts as one. A search that ran on, or
-    stuck, is moreover taken to gain from as many evaluations again no more than it gained from the last half of them:
-    true of any that nears its limit as fast as 1/evaluations.
+    stuck, is moreover taken to gain from as many evaluations again no more than it gained from the last half of them
+    (see :class:`Attacked`): true of any that nears its limit as fast as 1/evaluations.
     """
     objective = found.objective
     settled = found.status == int(Status.CONVERGED)

@@ -148,12 +148,12 @@ class Search:
         zero = self.zero_data_term[self.pair]
         gained = (torch.minimum(before, zero) - final).clamp(min=0)
         cut_off = (self.status == int(Status.LIMIT)) | (self.status == int(Status.STOPPED))
-        gained = torch.where(cut_off & (self.evaluations < _TELLING), torch.inf, gained)
+        gained = torch.where(cut_off & (since < _TELLING), torch.inf, gained)
         # Stuck is where no step along the gradient, however short, lowers the value: more of them would not either.
         return torch.where(self.status == int(Status.STALLED), 0.0, gained)
 
     def begin_history(self) -> None:
-        """Forget what was gained so far: how, tells nothing of what is to come."""
+        """Forget what was gained so far, which tells nothing of what refining will gain."""
         self.before_history, self.history = self.evaluations, [(self.evaluations, self.objective)]
 
     def candidates(self) -> tuple[Tensor, Tensor]:

@@ -86,8 +86,9 @@ class Term:
             each = residuals(leaf.reshape(-1, *self.shape), of + self.first)
             directions = along(each.detach(), row)
             found = part.new_zeros((len(part), directions.shape[1], part.shape[1]))
+            last = directions.shape[1] - 1
             for place, direction in enumerate(directions.unbind(1) if each.requires_grad else ()):
-                (slope,) = torch.autograd.grad(each, leaf, direction, retain_graph=True, materialize_grads=True)
+                (slope,) = torch.autograd.grad(each, leaf, direction, retain_graph=place < last, materialize_grads=True)
                 found[:, place] = slope
             return each.detach(), directions, found
 

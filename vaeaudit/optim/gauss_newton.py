@@ -17,7 +17,7 @@ A whole Jacobian takes a pass back for each residual. After the first, A is corr
 residuals, a pass back, by (1 - kept) u (u^T J - u^T A): in turn along the multipliers, since d lies along A^T times
 these, and along what the last step's model missed. With nothing kept that is an adjoint Broyden update (Schlenkrich,
 Griewank and Walther 2010, "On the local convergence of adjoint Broyden methods"). Many such steps end lower than few
-with whole Jacobians.
+with whole Jacobians. A row whose first is not finite begins with none, and gathers it direction by direction.
 """
 
 from collections.abc import Callable
@@ -79,10 +79,14 @@ class GaussNewton:
         return self._average.shape[1]
 
     @property
+    def moves(self) -> Tensor:
+        """Which rows have seen a Jacobian that is not zero, (B,)."""
+        return self._average.square().sum((1, 2)) > 0
+
+    @property
     def alive(self) -> bool:
-        """Whether any row may still move: its Jacobian is not zero, and not all of its last steps were taken back."""
-        moves = self._average.square().sum((1, 2)) > 0
-        return bool((moves & (self._stayed < _STUCK)).any())
+        """Whether any row may still move: not all of its last steps were taken back."""
+        return bool((self.moves & (self._stayed < _STUCK)).any())
 
     def advance(self, weight: Tensor, least: float = LEAST) -> None:
         """Evaluate where the last step led to and make the next, for the penalty's ``weight`` (B,).
@@ -100,8 +104,8 @@ class GaussNewton:
         if not finite.all():
             slopes = torch.where(finite[:, None, None], slopes, 0.0)
         if begun:
-            change = (1 - _KEPT) * finite.to(slopes)[:, None, None] * (slopes - torch.bmm(along, self._average))
-            self._average = torch.baddbmm(self._average, along.mT, change)
+            change = (1 - _KEPT) * (slopes - torch.bmm(along, self._average))
+            self._average.baddbmm_(along.mT, torch.where(finite[:, None, None], change, 0.0))
         else:
             self._average = slopes
             self._residuals = self._multipliers = torch.zeros_like(residuals)

@@ -58,7 +58,7 @@ def limit_warnings(result: AttackResult) -> list[str]:
         told.append(
             f"a longer search (--max-evaluations) would lower {int(falls.sum())} of {falls.numel()} {result.mode} "
             f"objectives by more than a tenth, at lambda {float(some.min()):.2g} to {float(some.max()):.2g}: they, or "
-            "those of a larger lambda, still fell when their search was cut off"
+            "those of a larger lambda from which they go on, still fell when their search was cut off"
         )
     return told
 
