@@ -124,7 +124,8 @@ class GaussNewton:
         if self._along_multipliers:
             return multipliers[:, None]
         way = (self._next - self._base)[row]
-        missed = residuals - self._residuals[row] - _along(way, self._average[row].mT)
+        average = self._average if len(row) == len(self._row) else self._average[row]  # no copy of all
+        missed = residuals - self._residuals[row] - _along(way, average.mT)
         return _unit(missed - (missed * multipliers).sum(1, keepdim=True) * multipliers)[:, None]
 
     def _penalty(self, norm: Tensor) -> Tensor:
