@@ -24,7 +24,6 @@ _LAMBDA = 41  # so many problems at least: a front goes as far for one lambda as
 _EACH, _DEEP = 4, 64  # at most a step for each residual and so many evaluations, or for each input and so many
 _SHORTEST = 120  # evaluations of a problem below which it is only looked at
 _FEW = 200  # below so many steps no front follows
-_LITTLE = 2  # this part of them where little can be won
 _SETTLING = 6  # this part of the steps is made at the smallest lambda
 _SETTLED = 2.0**10  # times the damping by which kinks are left behind there
 _ROUNDS = 20  # steps between two looks at whether any front may still move
@@ -44,27 +43,10 @@ def follow(search: "Search", begins_at: float, ends_at: float) -> None:
     tops = torch.where(search.top.isfinite(), search.top, towards)  # a slope at d = 0 may be infinite
     pairs = (tops.isfinite() & (tops > search.lambdas.min())).nonzero().squeeze(1)
     fronts, steps = _fronts(search) if len(pairs) else (0, 0)
-    if not fronts:
+    if fronts:
+        _walk_down(search, pairs, tops[pairs], fronts, steps, begins_at, ends_at)
+    else:
         _lead(search, begins_at, ends_at)
-        return
-    near = _near(search, tops)[pairs]
-    middle = begins_at + (ends_at - begins_at) * float(near.any()) * (0.7 if (~near).any() else 1.0)
-    if near.any():
-        _walk_down(search, pairs[near], tops[pairs[near]], fronts, steps, begins_at, middle)
-    if (~near).any():
-        _walk_down(search, pairs[~near], tops[pairs[~near]], fronts, max(_FEW, steps // _LITTLE), middle, ends_at)
-    if not search.stopped:
-        search.begin_history()  # only at the end has a front come to small lambda
-
-
-def _near(search: "Search", tops: Tensor) -> Tensor:
-    """Whether the distortion at a small lambda is shorter than half of the way to the target, (P,).
-
-    Only then can much be won by following: else it must be nearly as long as that way, which is soon found.
-    """
-    small = (search.lambdas.log() - (_FAR * tops).log()[:, None]).abs().argmin(1, keepdim=True)
-    near: Tensor = search.norm.reshape(len(search.x), -1).gather(1, small).squeeze(1) < 0.5 * search.gap
-    return near
 
 
 def _fronts(search: "Search") -> tuple[int, int]:
@@ -128,6 +110,7 @@ def _walk_down(
             break
     if not search.stopped:
         search.followed[pairs] = front.moves.reshape(-1, fronts).any(1)
+        search.begin_history()  # only at the end has a front come to small lambda
 
 
 def _lead(search: "Search", begins_at: float, ends_at: float) -> None:
@@ -139,7 +122,9 @@ def _lead(search: "Search", begins_at: float, ends_at: float) -> None:
     """
     order = search.lambdas.argsort()[::_EVERY].flip(0)  # the smallest comes last
     begins = (search.lambdas[order] > _LEADS * search.top[:, None]).sum(1)  # (P,) where in it a pair does
-    begins = torch.where(_near(search, search.top), begins, len(order))
+    far = (search.lambdas.log() - (_FAR * search.top).log()[:, None]).abs().argmin(1, keepdim=True)
+    norm = search.norm.reshape(len(search.x), -1).gather(1, far).squeeze(1)
+    begins = torch.where(norm < 0.5 * search.gap, begins, len(order))
     steps = range(int(begins.min()), len(order))
     if not steps:
         return
