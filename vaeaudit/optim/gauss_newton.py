@@ -101,13 +101,11 @@ class GaussNewton:
         self.data = 0.5 * residuals.square().sum(1)
         self.norm = torch.linalg.vector_norm(self.points - self._origin, dim=1)
         finite = self.data.isfinite() & slopes.sum((1, 2)).isfinite()
-        if not finite.all():
-            slopes = torch.where(finite[:, None, None], slopes, 0.0)
         if begun:
             change = (1 - _KEPT) * (slopes - torch.bmm(along, self._average))
             self._average.baddbmm_(along.mT, torch.where(finite[:, None, None], change, 0.0))
         else:
-            self._average = slopes
+            self._average = torch.where(finite[:, None, None], slopes, 0.0)
             self._residuals = self._multipliers = torch.zeros_like(residuals)
         before = self._base_data + weight * self._penalty(torch.linalg.vector_norm(self._base, dim=1))
         stays = ~(self.data + weight * self._penalty(self.norm) <= _WORSE * before) | ~finite
