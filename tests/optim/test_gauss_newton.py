@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vaeaudit.optim.gauss_newton import LEAST, Along, GaussNewton, Linearised
@@ -87,6 +88,27 @@ def test_the_average_of_what_does_not_change_stays_as_it_is_and_both_directions_
     lengths = torch.stack([torch.linalg.vector_norm(along, dim=2) for along in asked[1:]])
     assert ((lengths - 1).abs().minimum(lengths) < 1e-12).all()
     torch.testing.assert_close(lengths[1::2], torch.ones_like(lengths[1::2]))
+
+
+def test_the_second_direction_is_what_the_model_missed_beside_the_multipliers() -> None:
+    met = []
+
+    def squared(points: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        residuals, jacobian = linear(points, row)
+        return residuals + 0.3 * residuals.square(), (1 + 0.6 * residuals)[:, :, None] * jacobian
+
+    def watched(points: Tensor, row: Tensor, along: Along) -> tuple[Tensor, Tensor, Tensor]:
+        met.append((points, *seen(squared)(points, row, along)))
+        return met[-1][1:]
+
+    front = GaussNewton(watched, ORIGIN, 0.9 * ORIGIN + 0.05, LOW, HIGH, UNIT, squared=False)
+    front.advance(torch.full_like(UNIT, 0.1))
+    multipliers = F.normalize(front._multipliers)
+    front.advance(torch.full_like(UNIT, 0.1))
+    (before, start, _, jacobian), (after, end, direction, _) = met
+    missed = end - start - torch.einsum("bkn,bn->bk", jacobian, after - before)
+    missed -= (missed * multipliers).sum(1, keepdim=True) * multipliers
+    torch.testing.assert_close(direction[:, 0], F.normalize(missed))
 
 
 def creased(points: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
