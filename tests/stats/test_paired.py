@@ -177,6 +177,12 @@ def test_values_within_rounding_of_their_size_are_equal(values: list[float], q: 
     assert (same.value, same.ci, same.moved, same.p_higher, same.p_lower) == (0, (0, 0), 0, 1, 1)
 
 
+def test_a_change_by_rounding_moves_the_interval_of_few_items_by_rounding() -> None:
+    old, new = np.random.default_rng(3).exponential(0.05, (2, 5))  # one resample of 26 is the items in another order
+    for moved in (new * (1 + 1e-13 * np.arange(5)), new * 3 / 3, new * 0.1 / 0.1):
+        assert found(old, moved).ci == pytest.approx(found(old, new).ci, rel=1e-9)
+
+
 def test_what_exceeds_rounding_stays_whole_and_infinite_values_are_never_rounded() -> None:
     old = np.array([1.0, 2.0, 3.0, np.inf])
     new = np.array([1.0 + 1e-3, 2.0 + 1e-8, 3.0, 5.0])

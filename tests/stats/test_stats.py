@@ -141,6 +141,15 @@ def test_the_bootstrap_interval_of_a_mean_follows_the_skew_and_needs_two_values(
     assert estimates.bootstrap_mean([2.0, 2.0, math.inf], unit="nats", direction="none").ci == (2.0, 2.0)
 
 
+def test_a_change_by_rounding_moves_the_bootstrap_interval_of_few_values_by_rounding() -> None:
+    values = np.random.default_rng(3).exponential(0.05, 5)  # one resample of 26 is the sample in another order
+    found = estimates.bootstrap_mean(values.tolist(), unit="nats", direction="none").ci
+    assert found is not None
+    for moved in (values * (1 + 1e-13 * np.arange(5)), values * 3 / 3, values[::-1][::-1] + 1e-17, values * 0.1 / 0.1):
+        other = estimates.bootstrap_mean(moved.tolist(), unit="nats", direction="none").ci
+        assert other == pytest.approx(found, rel=1e-9)
+
+
 def test_the_rank_correlation_is_scipys_and_counts_infinity_as_the_largest() -> None:
     x = np.random.default_rng(2).normal(size=30)
     y = x + np.random.default_rng(3).normal(size=30)

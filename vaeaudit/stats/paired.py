@@ -152,8 +152,12 @@ def _bca(both: Array, q: float | None, value: float, level: float) -> tuple[floa
     if n < 2:
         return None
     found = _resampled(both, q)
-    below = (np.sum(found < value) + np.sum(found == value) / 2) / len(found)
-    if not np.isfinite(found).all() or not 0 < below < 1:
+    if not np.isfinite(found).all():
+        return None
+    # Of few items many resamples are these in another order, whose mean rounds to either side of theirs.
+    apart = np.where(np.abs(found - value) <= 1e-12 * np.abs(both[np.isfinite(both)]).max(), 0.0, found - value)
+    below = (np.sum(apart < 0) + np.sum(apart == 0) / 2) / len(found)
+    if not 0 < below < 1:
         return None
     z0 = stats.norm.ppf(below)
     tails = z0 + stats.norm.ppf([0.5 - level / 2, 0.5 + level / 2])
