@@ -43,6 +43,7 @@ _ROUNDS = 50  # rounds between two exchanges
 _TELLING = 100  # evaluations from which on a search's last gains tell of those to come
 # Shares of the time at which walks begin, and following, and at whose end problems are explored, and refined.
 _WALKS_AT, _LEADS_AT, _EXPLORES, _REFINES = 0.08, 0.1, 0.4, 0.95
+_SLOW = 1e-3  # relative gain between two exchanges below which a problem that was followed is refined no further
 _WORTHWHILE = 1e-3  # relative gain for which a problem moves to another's distortion
 
 
@@ -227,7 +228,8 @@ class Search:
         left = most * len(begin)
         begun = torch.zeros_like(self.stationary)
         begun[begin] = True
-        while not self.stopped:
+        for _ in range(-(-most // _ROUNDS)):
+            before = self.objective
             for _ in range(_ROUNDS):
                 running = search.left
                 left = min(left, running)
@@ -238,6 +240,9 @@ class Search:
                     break
                 search.advance(1)
             self.harvest(search.minima(), problem)
+            if not self.further.any():
+                slow = before - self.objective <= _SLOW * self._excess(self.objective)
+                search.end(slow & self.followed[self.pair])
             found = search.minima()
             self.evaluations = used + found.evaluations
             self.history.append((self.evaluations, self.objective))
