@@ -24,8 +24,8 @@ _LAMBDA = 41  # so many problems at least: a front goes as far for one lambda as
 _EACH, _DEEP = 4, 64  # at most a step for each residual and so many evaluations, or for each input and so many
 _SHORTEST = 120  # evaluations of a problem below which it is only looked at
 _FEW = 200  # below so many steps no front follows
-# Pairs are followed by these parts of the steps first, and by all only where the last of these lowered the objective
-# by more than this share of itself. Where four times the steps of a look gain nothing, eight times as many again do not.
+# Pairs are followed by these parts of the steps first, and by all only where the second of these lowered the objective
+# by more than this share of itself: where four times the steps gain nothing, eight times as many again do not either.
 _LOOKS, _WORTHWHILE = (2.0**-5, 2.0**-3), 0.01
 _SETTLING = 6  # this part of the steps is made at the smallest lambda
 _SETTLED = 2.0**10  # times the damping by which kinks are left behind there
