@@ -220,7 +220,7 @@ def test_a_look_with_few_evaluations_spends_none_between_the_lambda_asked_for(
     assert int(found.evaluations) <= 1 + 2 * 4 + 5 + 4 * 20
 
 
-@pytest.mark.parametrize(("starts", "most"), [(1, 50 + 23), (16, 16 * 6)])
+@pytest.mark.parametrize(("starts", "most"), [(1, 50 + 23), (16, 50 + 23), (40, 32 * 6)])
 def test_no_more_problems_of_a_pair_are_searched_at_once_than_memory_is_kept_for(
     starts: int, most: int, bundled_model: Any, bundled_images: Tensor
 ) -> None:
@@ -650,15 +650,16 @@ def test_a_problem_at_its_evaluation_limit_cannot_be_moved_past_it() -> None:
 # Exploring
 
 
+@pytest.mark.parametrize("floor", [0.0, None])
 @pytest.mark.parametrize(
     ("kinks", "asked"),
     [(0.0, ["exploring from 8 points"]), (1.0, ["exploring from 8 points", "exploring from 4 points"])],
 )
 def test_more_points_are_explored_from_only_where_the_best_two_of_eight_lie_apart(
-    kinks: float, asked: list[str]
+    kinks: float, asked: list[str], floor: float | None
 ) -> None:
     def bowl(points: Tensor, item: Tensor) -> Tensor:
-        away = (points - x_t[item]).flatten(1)
+        away = (points - torch.lerp(x[item], x_t[item], 0.6)).flatten(1)  # lower than at either end
         return away.square().sum(1) + kinks * (20 * away).sin().square().sum(1)
 
     stages: list[str] = []
@@ -668,8 +669,21 @@ def test_more_points_are_explored_from_only_where_the_best_two_of_eight_lie_apar
         return at.stage.startswith("exploring")
 
     x, x_t = pairs_of(1)
-    run(bowl, x, x_t, FINE, starts=12, go_on=go_on)
+    run(bowl, x, x_t, FINE, starts=12, floor=floor, go_on=go_on)
     assert [stage for stage in dict.fromkeys(stages) if stage.startswith("exploring")] == asked
+
+
+def test_what_is_ended_runs_no_further_and_can_be_moved() -> None:
+    objective, _, start = bowls(3)
+    descent = Descent(objective, start, -NONE, NONE, Stopping(ftol=1e-14))
+    descent.advance(2)
+    descent.end(torch.tensor([True, False, False]), Status.SLOWED)
+    assert descent.running == 2
+    descent.advance(3)
+    assert descent.minima().status.tolist() == [Status.SLOWED, Status.STOPPED, Status.STOPPED]
+    assert descent.minima().evaluations.tolist() == [3, 6, 6]
+    descent.move(torch.tensor([0]), start[1:2], torch.tensor([-1]))
+    assert descent.running == 3
 
 
 # Following by Jacobians
@@ -809,5 +823,8 @@ def test_following_goes_below_what_quasi_newton_steps_reach_on_a_network_of_kink
     low = by_jacobians.lambdas < 2.0**-8
     gain = (by_jacobians.objective / by_gradients.objective)[:, low].log().mean().exp()
     assert float(gain) <= 0.6
+    # What was followed ends once it gains little; what was not runs on until it settles.
+    assert (by_jacobians.status == int(Status.SLOWED)).any()
+    assert not (by_gradients.status == int(Status.SLOWED)).any()
     # Fronts cost no more than 0.4 times what refining may.
     assert by_jacobians.evaluations.sum() <= by_gradients.evaluations.sum() + 0.4 * 2 * MOST * 2 * 41 + 4 * 6 * 2

@@ -183,6 +183,14 @@ def test_a_change_by_rounding_moves_the_interval_of_few_items_by_rounding() -> N
         assert found(old, moved).ci == pytest.approx(found(old, new).ci, rel=1e-9)
 
 
+def test_one_large_value_that_both_have_moves_the_interval_of_no_quantile() -> None:
+    old, new = np.random.default_rng(5).exponential(1, (2, 30))
+    old[0] = new[0] = 1e3
+    before = found(old, new, 0.9).ci
+    old[0] = new[0] = 1e12
+    assert found(old, new, 0.9).ci == before
+
+
 def test_what_exceeds_rounding_stays_whole_and_infinite_values_are_never_rounded() -> None:
     old = np.array([1.0, 2.0, 3.0, np.inf])
     new = np.array([1.0 + 1e-3, 2.0 + 1e-8, 3.0, 5.0])

@@ -150,6 +150,21 @@ def test_a_change_by_rounding_moves_the_bootstrap_interval_of_few_values_by_roun
         assert other == pytest.approx(found, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    "values", [[1, 1 + 1e-15, 1], [3, 3 + 1e-14, 3 - 1e-14, 3], [(0.1 * x) / x for x in range(1, 21)]]
+)
+def test_values_that_differ_by_rounding_have_their_range_as_the_interval_of_their_mean(values: list[float]) -> None:
+    found = estimates.bootstrap_mean(values, unit="nats", direction="none")
+    assert found.ci == (min(values), max(values))
+
+
+@pytest.mark.parametrize("spread", [1e-13, 1e-9, 1.0])
+def test_the_bootstrap_interval_of_few_values_is_finite_and_as_wide_as_they_are(spread: float) -> None:
+    found = estimates.bootstrap_mean([1, 1 + spread, 1, 1 - spread], unit="nats", direction="none")
+    assert found.ci is not None
+    assert 0.5 * spread <= found.ci[1] - found.ci[0] <= 2 * spread
+
+
 def test_the_rank_correlation_is_scipys_and_counts_infinity_as_the_largest() -> None:
     x = np.random.default_rng(2).normal(size=30)
     y = x + np.random.default_rng(3).normal(size=30)

@@ -47,7 +47,7 @@ def explore(search: "Search", walks_at: float, ends_at: float) -> None:
     few = min(_FIRST, starts)
     at = walks_at * few / starts
     found = _explore_from(search, problem, range(few), 0.0, at)
-    if starts > few:
+    if starts > few and not search.stopped:
         rest = problem[_unlike(search, problem, found)[search.pair[problem]]]
         if len(rest):
             _explore_from(search, rest, range(few, starts), at, walks_at)
@@ -57,14 +57,16 @@ def explore(search: "Search", walks_at: float, ends_at: float) -> None:
 def explored_at_most(lambdas: NDArray[np.float64], starts: int) -> int:
     """How many searches explore one pair at once, whatever its top lambda, of rising ``lambdas``."""
     within = np.searchsorted(lambdas, lambdas / _EXPLORED, side="right") - np.arange(len(lambdas))
-    return starts * math.ceil(int(within.max()) / _THINNED)
+    return max(min(_FIRST, starts), starts - _FIRST) * math.ceil(int(within.max()) / _THINNED)
 
 
 def _unlike(search: "Search", problem: Tensor, found: Tensor) -> Tensor:
     """The pairs (P,) of which the best two of what was ``found`` (starts, b) lie apart."""
     best, second = found.topk(2, dim=0, largest=False).values
     pair = search.pair[problem]
-    apart = (second - best) / (best - search.floor[pair])
+    # Without a true floor the lowest data term of all that was found is one.
+    floor = search.candidates()[0].amin(1) if search.rising else search.floor
+    apart = (second - best) / (best - floor[pair])
     apart = torch.where(apart.isnan(), torch.inf, apart)  # none of them, or both at the floor
     sums = [torch.zeros_like(search.gap).index_add(0, pair, each) for each in (apart, torch.ones_like(apart))]
     return sums[0] > _ALIKE * sums[1]
@@ -78,7 +80,7 @@ def _explore_from(search: "Search", problem: Tensor, starts: range, begins_at: f
     several = problem.repeat(len(points))
     descent = search.descent_of(several, torch.cat(points), most, None)
     before, turn = search.evaluations, 0
-    stage = f"exploring from {len(points)} points"
+    stage = f"exploring from {len(points)} point{'s' if len(points) > 1 else ''}"
     for rounds in (most // 2, most):  # halfway is remembered, for what is gained later
         for _ in range(rounds):
             done = begins_at + (ends_at - begins_at) * turn / most

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vaeaudit.attacks.attacked import penalise
 from vaeaudit.attacks.term import Squares
 from vaeaudit.optim.gauss_newton import LEAST, GaussNewton, whole
 from vaeaudit.optim.lbfgsb import Descent, Minima, Stopping
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 # Lambda are shares of the top, the least for which d = 0 could be optimal.
 _FROM = (1.0, 2.0**-2, 2.0**-4, 2.0**-6)  # from which fronts follow
-_SHARE = 0.4  # of the evaluations of all problems that fronts may take besides, one for each pass back
+_SHARE = 0.4  # of the evaluations of all problems that fronts may take besides, one for each pass back, but for looks
 _LAMBDA = 41  # so many problems at least: a front goes as far for one lambda as for many
 _EACH, _DEEP = 4, 64  # at most a step for each residual and so many evaluations, or for each input and so many
 _SHORTEST = 120  # evaluations of a problem below which it is only looked at
@@ -42,7 +43,7 @@ def follow(search: "Search", begins_at: float, ends_at: float) -> None:
 
     By averaged Gauss-Newton steps where the data term is a sum of few enough squares, else by quasi-Newton ones.
     """
-    towards = (search.zero_data_term - search.target_data_term) / search.gap
+    towards = (search.zero_data_term - search.target_data_term) / penalise(search.gap, search.penalty)
     tops = torch.where(search.top.isfinite(), search.top, towards)  # a slope at d = 0 may be infinite
     pairs = (tops.isfinite() & (tops > search.lambdas.min())).nonzero().squeeze(1)
     fronts, steps = _fronts(search) if len(pairs) else (0, 0)
@@ -59,7 +60,9 @@ def follow(search: "Search", begins_at: float, ends_at: float) -> None:
         if share > _LOOKS[0]:
             gained = _gained(search, before, tops)
         at = until
-    if not search.stopped:
+    if search.stopped:
+        search.followed.fill_(False)  # not to the end
+    else:
         search.begin_history()  # only at the end has a front come to small lambda
 
 

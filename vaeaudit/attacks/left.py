@@ -78,7 +78,8 @@ def left_to_gain(found: Attacked) -> Tensor:
 
 
 def _ran(found: Attacked) -> Tensor:
-    return (found.status == int(Status.LIMIT)) | (found.status == int(Status.STALLED))
+    """Which problems ended before they had settled, (P, K)."""
+    return torch.isin(found.status, found.status.new_tensor([Status.LIMIT, Status.STALLED, Status.SLOWED]))
 
 
 def _chords(objective: Tensor, settled: Tensor, lambdas: Tensor, lowest: float) -> Tensor:

@@ -190,9 +190,9 @@ class Search:
             rounds += _ROUNDS
             slow = before - self.objective <= _SLOW * self._excess(self.objective)
             if not self.stopped:
-                search.end(brief & slow, Status.CONVERGED)
-            if rounds >= most:
-                search.end(brief, Status.LIMIT)
+                search.end(brief & slow, Status.SLOWED)
+                if rounds >= most:
+                    search.end(brief, Status.LIMIT)
             found = search.minima()
             self.evaluations = used + found.evaluations
             self.history.append((self.evaluations, self.objective))
@@ -215,7 +215,7 @@ class Search:
             bound.isfinite()
             & (self.norm > 0)
             & (saved <= _WORTHWHILE * self._excess(bound))
-            & (self.status == int(Status.CONVERGED))
+            & torch.isin(self.status, self.status.new_tensor([Status.CONVERGED, Status.SLOWED]))
         )
         self.status[stuck] = int(Status.STALLED)
 

@@ -38,6 +38,7 @@ class Status(IntEnum):
     LIMIT = 2
     STOPPED = 3
     NONFINITE = 4
+    SLOWED = 5  # by who searches, who may end what gains little: see :meth:`Descent.end`
 
     @property
     def message(self) -> str:
@@ -47,6 +48,7 @@ class Status(IntEnum):
             Status.STALLED: "stuck (no decrease found)",
             Status.LIMIT: "evaluation limit reached",
             Status.STOPPED: "interrupted",
+            Status.SLOWED: "ended (little gained of late)",
             Status.NONFINITE: "objective not finite at the start",
         }[self]
 

@@ -189,17 +189,18 @@ def bootstrap_mean(values: Sequence[float], *, unit: str, direction: str, level:
 
     9,999 resamples, the same for the same number of values, so that the interval repeats to the bit. Means that differ
     from the sample's by rounding are equal to it: of few values a good share of resamples are the sample in another
-    order, and the bias correction counts on which side they lie.
+    order, and the bias correction counts on which side they lie. Values that differ by no more than that have their
+    range as interval.
     """
     plain = mean(values, unit=unit, direction=direction, level=level)
     array = np.asarray(values, dtype=np.float64)
     kept = array[np.isfinite(array)]
     interval: tuple[float, float] | None = None
     if kept.size >= 2:
-        interval = (float(kept[0]), float(kept[0]))
-        if np.ptp(kept) > 0:
+        interval = (float(kept.min()), float(kept.max()))
+        value, rounding = kept.mean(), 16 * np.finfo(kept.dtype).eps * np.abs(kept).max()
+        if np.ptp(kept) > 2 * kept.size * rounding:  # without one of them the mean differs by more than rounding
             generator = np.random.Generator(np.random.Philox(key=0))
-            value, rounding = kept.mean(), 1e-12 * np.abs(kept).max()
 
             def resampled(sample: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
                 found: NDArray[np.float64] = sample.mean(axis)

@@ -155,7 +155,8 @@ def _bca(both: Array, q: float | None, value: float, level: float) -> tuple[floa
     if not np.isfinite(found).all():
         return None
     # Of few items many resamples are these in another order, whose mean rounds to either side of theirs.
-    apart = np.where(np.abs(found - value) <= 1e-12 * np.abs(both[np.isfinite(both)]).max(), 0.0, found - value)
+    rounding = 16 * np.finfo(found.dtype).eps * np.abs(_each(both)).max() if q is None else 0.0
+    apart = np.where(np.abs(found - value) <= rounding, 0.0, found - value)
     below = (np.sum(apart < 0) + np.sum(apart == 0) / 2) / len(found)
     if not 0 < below < 1:
         return None
