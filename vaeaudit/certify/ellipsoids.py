@@ -69,8 +69,8 @@ class Ellipsoid:
     """
 
     def __init__(self, item: Item, rho: float) -> None:
-        self._item, self.layers = item, list[_Layer]()
-        state: _State = _Inputs()
+        self._item, self.rho, self.layers = item, rho, list[_Layer]()
+        state: _State = _Inputs(item)
         screen: Screen | None = None
         bent = 0
         for place, stage in enumerate(item.stages.chain):
@@ -80,14 +80,14 @@ class Ellipsoid:
             bent = layer.bent_in_all
             state, screen = layer.state, layer.screen
         self._last = state.image(sparse.csr_matrix(item.outputs.numpy()))
-        self.block = self._last.gram(torch.arange(len(item.outputs)))
+        self.block = self._last.gram(torch.arange(len(item.outputs))).double()
 
     def improve(self, gradient: Tensor) -> None:
         """Moves the item's multipliers towards where f(``block``) is least, given its ``gradient`` (k, k)."""
         self._item.keep()
         if self.layers:
             self._item.bent, self._item.inputs = self.layers[-1].bent_in_all, self.layers[0].inputs
-        back = self._last.pull(gradient)
+        back = self._last.pull(gradient.to(self._item.dtype))
         for layer in reversed(self.layers):
             back = layer.image.pull(cast(Tensor, layer.pull(back)))  # none but of the first
 
@@ -95,20 +95,23 @@ class Ellipsoid:
 class _Inputs:
     """The input itself, on which Q is the identity."""
 
+    def __init__(self, item: Item) -> None:
+        self.item = item
+
     def image(self, matrix: sparse.csr_matrix) -> "_OfInputs":
-        return _OfInputs(matrix)
+        return _OfInputs(matrix, self.item)
 
 
 class _OfInputs:
     """T d."""
 
-    def __init__(self, matrix: sparse.csr_matrix) -> None:
-        self.matrix = matrix
-        self.variance = squares(matrix) * (1 + gamma(matrix.shape[1]))
+    def __init__(self, matrix: sparse.csr_matrix, item: Item) -> None:
+        self.matrix, self.item = matrix, item
 
     def gram(self, rows: Tensor) -> Tensor:
         T = self.matrix[rows.numpy()]
-        return _raised(product(T, T.T.tocsr()), 2 * len(rows) * gamma(T.shape[1]) * squares(T))
+        G = _raised(product(T, T.T.tocsr()), 2 * len(rows) * gamma(T.shape[1]) * squares(T))
+        return G.to(self.item.dtype)
 
     def pull(self, gradient: Tensor) -> None:
         """The input is given."""
@@ -121,7 +124,7 @@ class _Block:
         self.S, self.alive = S, alive
 
     def image(self, matrix: sparse.csr_matrix) -> "_OfBlock":
-        return _OfBlock(dense(matrix[:, self.alive.numpy()]), self.S)
+        return _OfBlock(dense(matrix[:, self.alive.numpy()]).to(self.S.dtype), self.S)
 
 
 class _OfBlock:
@@ -162,7 +165,7 @@ class _Apart:
 class _OfApart:
     def __init__(self, matrix: sparse.csr_matrix, of: _Apart) -> None:
         self.of = of
-        self.J = product(matrix @ sparse.diags(of.slope.numpy()), of.matrix)
+        self.J = product(matrix @ sparse.diags(of.slope.numpy()), of.matrix).to(of.L.dtype)
         self.X = torch.linalg.solve_triangular(of.L, self.J.T, upper=False)
         self.errors = matrix[:, of.bent.numpy()]
         self.noise = self.errors @ sparse.diags((1 / of.lam.sqrt()).numpy())
@@ -177,7 +180,7 @@ class _OfApart:
     def gram(self, rows: Tensor) -> Tensor:
         self.rows = rows
         X, noise = self.X[:, rows], self.noise[rows.numpy()]
-        return _raised(X.T @ X + dense(noise @ noise.T), len(rows) * self.off[rows])
+        return _raised(X.T @ X + dense(noise @ noise.T).to(X.dtype), len(rows) * self.off[rows])
 
     def pull(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients in 1 / lambda and in a^2 of those that bend; in float32, as no bound rests on them."""
@@ -242,20 +245,20 @@ class _Layer:
                 return
         if len(self.alive) > WIDEST:
             raise NotShownError
-        self.slope, self.U = slope[self.alive], torch.searchsorted(self.alive, bent)
+        self.slope, self.U = slope[self.alive].to(item.dtype), torch.searchsorted(self.alive, bent)
         G = image.gram(torch.searchsorted(self.rows, self.alive))
         self.variance = G.diagonal().clone()
         if len(bent):
             G_UU = G[self.U][:, self.U]
-            self.lam, norm = self._multipliers(lambda a: a[:, None] * G_UU * a)
-            a, L = self.lam.sqrt() * self.share, _factor(norm, len(bent))
+            self.lam, norm = self._multipliers(lambda a: a[:, None].to(G) * G_UU * a.to(G))
+            a, L = (self.lam.sqrt() * self.share).to(G.dtype), _factor(norm, len(bent))
             X = torch.linalg.solve_triangular(L, a[:, None] * G[self.U], upper=False)
             solved = _INVERSE * math.sqrt(len(bent)) * gamma(len(bent) + 2) + gamma(len(bent))
             G = _raised(G + X.T @ X, 2 * len(G) * (solved * X.square().sum(0) + gamma(2) * G.diagonal()))
         self.G = G
         S = self.slope[:, None] * G * self.slope
         if len(bent):
-            S[self.U, self.U] += 1 / self.lam
+            S[self.U, self.U] += (1 / self.lam).to(S.dtype)
         self.state = _Block(_raised(S, len(S) * gamma(4) * S.diagonal()), self.alive)
 
     def _sides(self, rho: float, screen: Screen | None) -> tuple[Tensor, Tensor]:
@@ -266,7 +269,7 @@ class _Layer:
         if isinstance(self.image, _OfInputs):
             matrix = self.image.matrix[self.passed :]
             return linear(self.item, self.place, matrix, rho, torch.zeros(matrix.shape[0], dtype=torch.float64))
-        self.told = (rho * (1 + ROUNDING) * self.image.variance[self.passed :].sqrt()).requires_grad_()
+        self.told = (rho * (1 + ROUNDING) * self.image.variance[self.passed :].double().sqrt()).requires_grad_()
         if screen is None:
             return self.told, self.told
         at = self.rows[self.passed :] - self.passed
@@ -277,9 +280,10 @@ class _Layer:
         if len(inputs) > WIDEST or (self.item.inputs and len(inputs) > max(_MANY, _MORE * self.item.inputs)):
             raise TooFarError
         bending = matrix[self.bent.numpy()]
-        self.lam, norm = self._multipliers(lambda a: _gram(sparse.diags(a.numpy()) @ bending))
+        dtype = self.item.dtype
+        self.lam, norm = self._multipliers(lambda a: _gram(sparse.diags(a.numpy()) @ bending).to(dtype))
         if self.item.pairs is not None:
-            norm = self._paired(norm, self.item.pairs_of(inputs))
+            norm = self._paired(norm, self.item.pairs_of(inputs).to(dtype))
         return _Apart(matrix, slope, self.bent, self.lam, _factor(norm, len(self.bent) + 1))
 
     def _multipliers(self, norm: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -316,14 +320,14 @@ class _Layer:
             return None
         through: Tensor = self.slope[:, None] * gradient * self.slope
         in_slope, in_share = torch.zeros((2, self.passed + len(self.reach)), dtype=torch.float64)
-        in_slope[self.alive] = 2 * (gradient * self.G) @ self.slope
+        in_slope[self.alive] = (2 * (gradient * self.G) @ self.slope).double()
         if len(self.bent):
             toward = self.G[self.U]
             Z = toward @ through
-            in_a = (Z * toward).sum(1)
-            self._move(gradient[self.U, self.U], in_a)
+            in_a = (Z * toward).sum(1).double()
+            self._move(gradient[self.U, self.U].double(), in_a)
             in_share[self.bent] = 2 * self.share * self.lam * in_a
-            m = (self.lam * self.share.square())[:, None]
+            m = (self.lam * self.share.square())[:, None].to(Z.dtype)
             corner = m * (Z @ toward.T) * m.T
             through[self.U] += m * Z
             through[:, self.U] += (m * Z).T
@@ -337,8 +341,8 @@ class _Layer:
         (in_told,) = torch.autograd.grad(whole, self.told)
         acting = self.alive >= self.passed
         at = torch.searchsorted(self.rows, self.alive[acting]) - self.passed
-        in_variance = in_told[at] * told[at] / (2 * self.variance[acting].clamp(min=1e-300))
-        through.diagonal()[acting] += in_variance
+        in_variance = in_told[at] * told[at] / (2 * self.variance[acting].double().clamp(min=1e-300))
+        through.diagonal()[acting] += in_variance.to(through.dtype)
         return through
 
     def _move(self, in_noise: Tensor, in_a: Tensor) -> None:
@@ -388,6 +392,7 @@ def _gram(matrix: sparse.csr_matrix) -> Tensor:
 def _norm(matrix: Tensor) -> float:
     """About the norm of a symmetric matrix: a start needs no more."""
     v = matrix[torch.linalg.vector_norm(matrix, dim=1).argmax()]
+    least = torch.finfo(matrix.dtype).tiny
     for _ in range(15):
-        v = matrix @ (v / torch.linalg.vector_norm(v).clamp(min=1e-300))
-    return max(float(torch.linalg.vector_norm(v)), 1e-300)
+        v = matrix @ (v / torch.linalg.vector_norm(v).clamp(min=least))
+    return max(float(torch.linalg.vector_norm(v)), least)

@@ -65,17 +65,18 @@ class Item:
         self.room: Room | None = None
         self.pairs: Tensor | None = None
         self.paired = torch.zeros(0, dtype=torch.int64)
+        self.dtype = torch.float64  # of matrices; no bound rests on what is found in another
         # How many neurons bent, and how many inputs mattered, where multipliers were last improved.
         self.bent, self.inputs = 0, 0
         self.keep()
 
     def keep(self) -> None:
         """Remembers the multipliers as those that last bounded something."""
-        self._before = [None if found is None else found.clone() for found in self.multipliers]
+        self.shown = [None if found is None else found.clone() for found in self.multipliers]
 
     def retreat(self) -> None:
         """Takes the multipliers back to those that last bounded something."""
-        self.multipliers = [None if found is None else found.clone() for found in self._before]
+        self.multipliers = [None if found is None else found.clone() for found in self.shown]
 
     def enter(self, room: Room) -> None:
         """From now on inputs are kept in a box."""

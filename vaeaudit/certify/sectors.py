@@ -23,6 +23,7 @@ from vaeaudit.certify.theorem import Sigma, excess
 _START = 0.05  # of the first-order estimate
 _EVALUATIONS = 14  # balls at most; twice as many of a network of no more neurons than are _CHEAP
 _CHEAP = 2000
+_CORRECTIONS = 4
 _TOLERANCE, _PATIENCE = 0.02, 2  # of the radius; how often less than that is gained or missed before the search ends
 _STEEPEST = 12.0
 _LOST = 3.0  # excess of a ball beyond which one that was verified is gone back to
@@ -81,6 +82,8 @@ class _Search:
             return torch.cat([whitened, log_stddev]) if self.full else whitened
 
         self.item = Item(of.graph, of.stages, x, outputs)
+        self.wide = sum(bend.at.numel() for bend in self.item.bends) > _CHEAP
+        self.shown = self.item.multipliers
 
     def run(self, box: Box | None, go_on: Callable[[], bool]) -> tuple[float, float]:
         """The radius, 0 where none was verified; and that of distortions within the box, where there is one."""
@@ -92,18 +95,44 @@ class _Search:
         estimate = gap / steepest if steepest > 0 else math.inf
         if not (0 < estimate < math.inf):
             return 0.0, 0.0
-        free = self._grow(0.0, estimate, _PATIENCE, go_on)
+        free = self._reach(0.0, estimate, go_on)
         if box is None:
             return free, free
         self.item.enter(Room.of(self.x, box))
-        return free, self._grow(free, estimate, _PATIENCE, go_on)
+        return free, self._reach(free, estimate, go_on)
+
+    def _reach(self, best: float, estimate: float, go_on: Callable[[], bool]) -> float:
+        """The largest radius verified, at least ``best``."""
+        if self.wide:
+            self.item.dtype = torch.float32
+            found = self._grow(best, estimate, _PATIENCE, go_on)
+            self.item.dtype = torch.float64
+            found = self._verified(found, best)
+            if found > 0:
+                return found
+        return self._grow(best, estimate, _PATIENCE, go_on)
+
+    def _verified(self, found: float, best: float) -> float:
+        """What of a radius ``found`` in float32 holds in float64."""
+        self.item.multipliers = self.shown
+        for _ in range(_CORRECTIONS):
+            if found <= best:
+                break
+            try:
+                excess_, holds = self._measured(Ellipsoid(self.item, found))[1:]
+            except NotShownError:
+                found *= 1 - _TOLERANCE / 10
+                continue
+            if holds:
+                return found
+            found *= math.exp(-excess_-1e-4)
+        return best
 
     def _grow(self, best: float, estimate: float, patience: int, go_on: Callable[[], bool]) -> float:
         """The largest radius verified, at least ``best``."""
         last, tried, left = 0.0, best or _START * estimate, patience
         steepness, before, held, beyond = 1.0, 0.0, False, math.inf
-        cheap = sum(bend.at.numel() for bend in self.item.bends) <= _CHEAP
-        for _ in range(2 * _EVALUATIONS if cheap else _EVALUATIONS):
+        for _ in range(_EVALUATIONS if self.wide else 2 * _EVALUATIONS):
             if not go_on():
                 break
             try:
@@ -124,7 +153,9 @@ class _Search:
             last, before = tried, excess_
             if holds:
                 left = left - 1 if best and max(tried / best, step) < 1 + _TOLERANCE else patience
-                best, held = max(best, tried), True
+                if tried > best:
+                    best, self.shown = tried, self.item.shown
+                held = True
             elif held and tried < best * (1 + _TOLERANCE):
                 left -= 1
             if not left or beyond < best * (1 + _TOLERANCE):
@@ -139,12 +170,16 @@ class _Search:
         """
         ellipsoid = Ellipsoid(self.item, rho)
         with torch.enable_grad():
-            block = ellipsoid.block.requires_grad_()
-            omega = rho * (1 + ROUNDING) * torch.linalg.eigvalsh(block[: self.latents, : self.latents])[-1].sqrt()
-            moves = rho * (1 + ROUNDING) * block.diagonal()[self.latents :].sqrt() if self.full else None
-            found, holds = excess(self.p_low, self.m, omega, moves)
+            block, found, holds = self._measured(ellipsoid)
             (gradient,) = torch.autograd.grad(found, block)
         if float(found.detach()) > lost:
             raise TooFarError
         ellipsoid.improve(gradient.nan_to_num())
         return float(found.detach()), bool(holds)
+
+    def _measured(self, ellipsoid: Ellipsoid) -> tuple[Tensor, Tensor, Tensor]:
+        """The block of the outputs, the excess of the ball, differentiated by it, and whether the level is kept."""
+        rho, block = ellipsoid.rho, ellipsoid.block.requires_grad_()
+        omega = rho * (1 + ROUNDING) * torch.linalg.eigvalsh(block[: self.latents, : self.latents])[-1].sqrt()
+        moves = rho * (1 + ROUNDING) * block.diagonal()[self.latents :].sqrt() if self.full else None
+        return block, *excess(self.p_low, self.m, omega, moves)
