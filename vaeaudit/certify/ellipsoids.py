@@ -82,14 +82,18 @@ class Ellipsoid:
         self._last = state.image(sparse.csr_matrix(item.outputs.numpy()))
         self.block = self._last.gram(torch.arange(len(item.outputs))).double()
 
-    def improve(self, gradient: Tensor) -> None:
-        """Moves the item's multipliers towards where f(``block``) is least, given its ``gradient`` (k, k)."""
+    def improve(self, gradient: Tensor) -> float:
+        """Moves the item's multipliers towards where f(``block``) is least, given its ``gradient`` (k, k).
+
+        Returns by how much f falls to first order.
+        """
         self._item.keep()
         if self.layers:
             self._item.bent, self._item.inputs = self.layers[-1].bent_in_all, self.layers[0].inputs
         back = self._last.pull(gradient.to(self._item.dtype))
         for layer in reversed(self.layers):
             back = layer.image.pull(cast(Tensor, layer.pull(back)))  # none but of the first
+        return sum(layer.gain for layer in self.layers)
 
 
 class _Inputs:
@@ -208,6 +212,7 @@ class _Layer:
         self.item, self.place, self.image, self.passed = item, place, image, stage.passed
         self.rows = torch.arange(stage.matrix.shape[0]) if screen is None else screen.rows
         self.told: Tensor | None = None
+        self.gain = 0.0  # first-order fall of the bound where its multipliers were last moved
         with torch.enable_grad():
             sides = self._sides(rho, screen)
             self.sector = sector_of(item, place, sides)
@@ -358,6 +363,7 @@ class _Layer:
         change = (up / down).pow(_STEP / 2).clamp(1 / _FARTHEST, _FARTHEST)
         here = known[self.bent - self.passed]
         known[self.bent - self.passed] = torch.where(change > 0, here * change, here)  # NaN: nothing depends on it
+        self.gain = float(((saved - cost) * change.log()).nansum())
 
 
 def _factor(norm: Tensor, terms: int) -> Tensor:

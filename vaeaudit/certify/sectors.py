@@ -24,7 +24,9 @@ _START = 0.05  # of the first-order estimate
 _EVALUATIONS = 14  # balls at most; twice as many of a network of no more neurons than are _CHEAP
 _CHEAP = 2000
 _CORRECTIONS = 4
-_TOLERANCE, _PATIENCE = 0.02, 2  # of the radius; how often less than that is gained or missed before the search ends
+_NEAR = 15.0  # how sharply the largest eigenvalue stands out among those that are lowered
+_HOPE, _MOST_HOPED, _SPARE = 1.5, 0.25, 0.002
+_TOLERANCE, _PATIENCE = 0.02, 3  # of the radius; how often less than that is gained or missed before the search ends
 _STEEPEST = 12.0
 _LOST = 3.0  # excess of a ball beyond which one that was verified is gone back to
 _FARTHEST = 0.7  # that the logarithm of the radius changes at once: multipliers that are led too far do not come back
@@ -105,12 +107,12 @@ class _Search:
         """The largest radius verified, at least ``best``."""
         if self.wide:
             self.item.dtype = torch.float32
-            found = self._grow(best, estimate, _PATIENCE, go_on)
+            found = self._grow(best, estimate, go_on)
             self.item.dtype = torch.float64
             found = self._verified(found, best)
             if found > 0:
                 return found
-        return self._grow(best, estimate, _PATIENCE, go_on)
+        return self._grow(best, estimate, go_on)
 
     def _verified(self, found: float, best: float) -> float:
         """What of a radius ``found`` in float32 holds in float64."""
@@ -128,42 +130,46 @@ class _Search:
             found *= math.exp(-excess_-1e-4)
         return best
 
-    def _grow(self, best: float, estimate: float, patience: int, go_on: Callable[[], bool]) -> float:
-        """The largest radius verified, at least ``best``."""
-        last, tried, left = 0.0, best or _START * estimate, patience
-        steepness, before, held, beyond = 1.0, 0.0, False, math.inf
+    def _grow(self, best: float, estimate: float, go_on: Callable[[], bool]) -> float:
+        """The largest radius found to keep the level, at least ``best``.
+
+        The next radius is where the level is just kept once multipliers have moved, as far as can be foretold.
+        """
+        last, tried, expected, beyond = 0.0, best or _START * estimate, 0.0, math.inf
+        steepness, left, hope = 1.0, _PATIENCE, _HOPE
         for _ in range(_EVALUATIONS if self.wide else 2 * _EVALUATIONS):
             if not go_on():
                 break
             try:
-                excess_, holds = self._look(tried, _LOST if best else math.inf)
+                excess_, holds, gain = self._look(tried, _LOST if best else math.inf)
             except NotShownError as error:
                 self.item.retreat()
+                left, hope = left - 1 if best else left, hope / 2
                 beyond = min(beyond, tried) if best and isinstance(error, TooFarError) else beyond
-                if beyond < best * (1 + _TOLERANCE):
+                if best and (left <= 0 or beyond < best * (1 + _TOLERANCE)):
                     break
-                tried = math.sqrt(tried * last) if last else tried / 2
+                tried = math.sqrt(tried * (best or last)) if last else tried / 2
                 continue
-            # As if what exceeds first order grew like the radius.
-            if last and last != tried:
-                secant = (excess_ - before) / math.log(tried / last)
+            if last and abs(math.log(tried / last)) > _TOLERANCE:
+                secant = (excess_ - expected) / math.log(tried / last)
                 steepness = (steepness + min(max(secant, 1.0), _STEEPEST)) / 2
-            slope = max(steepness, 1 + excess_ - math.log(tried / estimate))
-            step = math.exp(min(max(-excess_ / slope, -_FARTHEST), _FARTHEST))
-            last, before = tried, excess_
             if holds:
-                left = left - 1 if best and max(tried / best, step) < 1 + _TOLERANCE else patience
+                left, hope = _PATIENCE, _HOPE
                 if tried > best:
                     best, self.shown = tried, self.item.shown
-                held = True
-            elif held and tried < best * (1 + _TOLERANCE):
-                left -= 1
-            if not left or beyond < best * (1 + _TOLERANCE):
+            elif best:
+                left, hope = left - 1, hope / 2
+            # As if what exceeds first order grew like the square of the radius.
+            slope = max(steepness, 1 + 2 * (excess_ - math.log(tried / estimate)))
+            last, expected = tried, excess_ - min(hope * gain, _MOST_HOPED)
+            step = -expected / slope - _SPARE
+            if best and (left <= 0 or beyond < best * (1 + _TOLERANCE) or (holds and step < _TOLERANCE / 4)):
                 break
-            tried = min(max(tried * step, best * (1 + _TOLERANCE / 2)), math.sqrt(best * beyond) if best else math.inf)
+            tried = tried * math.exp(min(max(step, -_FARTHEST), _FARTHEST))
+            tried = min(max(tried, best * (1 + _TOLERANCE / 4)), math.sqrt(best * beyond) if best else math.inf)
         return best
 
-    def _look(self, rho: float, lost: float = math.inf) -> tuple[float, bool]:
+    def _look(self, rho: float, lost: float = math.inf) -> tuple[float, bool, float]:
         """The excess of the ball of radius ``rho`` and whether the level is kept there; improves the multipliers.
 
         Raises :class:`TooFarError` where it is above ``lost``, too: multipliers are not led there.
@@ -174,12 +180,15 @@ class _Search:
             (gradient,) = torch.autograd.grad(found, block)
         if float(found.detach()) > lost:
             raise TooFarError
-        ellipsoid.improve(gradient.nan_to_num())
-        return float(found.detach()), bool(holds)
+        gain = ellipsoid.improve(gradient.nan_to_num())
+        return float(found.detach()), bool(holds), gain
 
     def _measured(self, ellipsoid: Ellipsoid) -> tuple[Tensor, Tensor, Tensor]:
         """The block of the outputs, the excess of the ball, differentiated by it, and whether the level is kept."""
         rho, block = ellipsoid.rho, ellipsoid.block.requires_grad_()
-        omega = rho * (1 + ROUNDING) * torch.linalg.eigvalsh(block[: self.latents, : self.latents])[-1].sqrt()
+        values = torch.linalg.eigvalsh(block[: self.latents, : self.latents])
+        # Differentiated as all near the largest, since what lowers one alone raises the next.
+        near = values @ torch.softmax(_NEAR * values.detach() / values[-1].detach().clamp(min=1e-300), 0)
+        omega = rho * (1 + ROUNDING) * (values[-1].detach() + (near - near.detach())).sqrt()
         moves = rho * (1 + ROUNDING) * block.diagonal()[self.latents :].sqrt() if self.full else None
         return block, *excess(self.p_low, self.m, omega, moves)
