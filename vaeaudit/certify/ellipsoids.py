@@ -36,13 +36,11 @@ from scipy import sparse
 from torch import Tensor
 
 from vaeaudit.certify.activations import ROUNDING
-from vaeaudit.certify.item import WIDEST, Item
-from vaeaudit.certify.matrices import dense, gamma, product, squares
+from vaeaudit.certify.item import Item
+from vaeaudit.certify.matrices import INVERSE, NotShownError, dense, factor, gamma, gram_of, product, raised, squares
 from vaeaudit.certify.screen import Screen, linear, screened, sector_of
+from vaeaudit.certify.stages import WIDEST
 
-_LEAST = 1e-3  # eigenvalue of B
-_INVERSE = 32.0  # > 1 / sqrt(_LEAST)
-_LOWERED = 1e-9
 _FAINT = 1e-3  # of the largest influence: below it neurons are treated alike
 # Norms of 1 - B, layer by layer, at which multipliers begin, and to which they are kept.
 _LARGEST = 0.9
@@ -52,10 +50,6 @@ _BEGIN = (0.7, 0.7, 0.5, 0.4, 0.3)
 # all is lost, and takes long to tell.
 _MORE, _MANY = 4, 800
 _STEP, _FARTHEST = 0.25, 1.8  # towards the multiplier asked for, in logarithms; the most that it is changed by
-
-
-class NotShownError(Exception):
-    """The multipliers at hand bound nothing on this ball: not that there is no bound."""
 
 
 class TooFarError(NotShownError):
@@ -113,9 +107,10 @@ class _OfInputs:
         self.matrix, self.item = matrix, item
 
     def gram(self, rows: Tensor) -> Tensor:
-        T = self.matrix[rows.numpy()]
-        G = _raised(product(T, T.T.tocsr()), 2 * len(rows) * gamma(T.shape[1]) * squares(T))
-        return G.to(self.item.dtype)
+        known = self.item.gram
+        if known is not None:
+            return known[rows[:, None], rows].to(self.item.dtype)
+        return gram_of(self.matrix[rows.numpy()]).to(self.item.dtype)
 
     def pull(self, gradient: Tensor) -> None:
         """The input is given."""
@@ -142,7 +137,7 @@ class _OfBlock:
     def gram(self, rows: Tensor) -> Tensor:
         G = self.H[rows] @ self.T[rows].T
         self.rows = rows
-        return _raised((G + G.T) / 2, len(rows) * self.off[rows])
+        return raised((G + G.T) / 2, len(rows) * self.off[rows])
 
     def pull(self, gradient: Tensor) -> Tensor:
         """The gradient in S, from that in the Gram matrix of the rows asked for."""
@@ -174,9 +169,9 @@ class _OfApart:
         self.errors = matrix[:, of.bent.numpy()]
         self.noise = self.errors @ sparse.diags((1 / of.lam.sqrt()).numpy())
         # |x_i + e_i| |x_j + e_j| <= (1 + t) |x_i| |x_j| and so on, where e is what J and the solution are off by.
-        off = _INVERSE * gamma(max(matrix.shape[1], len(of.L))) * of.first * squares(matrix).sqrt()
+        off = INVERSE * gamma(max(matrix.shape[1], len(of.L))) * of.first * squares(matrix).sqrt()
         inner = self.X.square().sum(0)
-        solved = _INVERSE * math.sqrt(len(of.L)) * gamma(len(of.L))
+        solved = INVERSE * math.sqrt(len(of.L)) * gamma(len(of.L))
         self.off = (2 * solved + ROUNDING / len(inner)) * inner + 2 * off.square() * len(inner) / ROUNDING
         self.off += 2 * gamma(len(of.L) + len(of.bent)) * (inner + squares(self.noise))
         self.variance = inner + squares(self.noise) + self.off
@@ -184,7 +179,7 @@ class _OfApart:
     def gram(self, rows: Tensor) -> Tensor:
         self.rows = rows
         X, noise = self.X[:, rows], self.noise[rows.numpy()]
-        return _raised(X.T @ X + dense(noise @ noise.T).to(X.dtype), len(rows) * self.off[rows])
+        return raised(X.T @ X + dense(noise @ noise.T).to(X.dtype), len(rows) * self.off[rows])
 
     def pull(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients in 1 / lambda and in a^2 of those that bend; in float32, as no bound rests on them."""
@@ -245,7 +240,7 @@ class _Layer:
         if isinstance(image, _OfInputs):
             inputs = torch.from_numpy(np.unique(image.matrix[self.alive.numpy()].indices)).long()
             self.inputs = len(inputs)
-            if item.pairs is not None or len(self.alive) > len(inputs):
+            if item.gram is None and (item.pairs is not None or len(self.alive) > len(inputs)):
                 self.state: _State = self._apart(image.matrix[:, inputs.numpy()], inputs, slope)
                 return
         if len(self.alive) > WIDEST:
@@ -256,15 +251,15 @@ class _Layer:
         if len(bent):
             G_UU = G[self.U][:, self.U]
             self.lam, norm = self._multipliers(lambda a: a[:, None].to(G) * G_UU * a.to(G))
-            a, L = (self.lam.sqrt() * self.share).to(G.dtype), _factor(norm, len(bent))
+            a, L = (self.lam.sqrt() * self.share).to(G.dtype), factor(norm, len(bent))
             X = torch.linalg.solve_triangular(L, a[:, None] * G[self.U], upper=False)
-            solved = _INVERSE * math.sqrt(len(bent)) * gamma(len(bent) + 2) + gamma(len(bent))
-            G = _raised(G + X.T @ X, 2 * len(G) * (solved * X.square().sum(0) + gamma(2) * G.diagonal()))
+            solved = INVERSE * math.sqrt(len(bent)) * gamma(len(bent) + 2) + gamma(len(bent))
+            G = raised(G + X.T @ X, 2 * len(G) * (solved * X.square().sum(0) + gamma(2) * G.diagonal()))
         self.G = G
         S = self.slope[:, None] * G * self.slope
         if len(bent):
             S[self.U, self.U] += (1 / self.lam).to(S.dtype)
-        self.state = _Block(_raised(S, len(S) * gamma(4) * S.diagonal()), self.alive)
+        self.state = _Block(raised(S, len(S) * gamma(4) * S.diagonal()), self.alive)
 
     def _sides(self, rho: float, screen: Screen | None) -> tuple[Tensor, Tensor]:
         """How far activations' inputs can move below and above.
@@ -289,7 +284,7 @@ class _Layer:
         self.lam, norm = self._multipliers(lambda a: _gram(sparse.diags(a.numpy()) @ bending).to(dtype))
         if self.item.pairs is not None:
             norm = self._paired(norm, self.item.pairs_of(inputs).to(dtype))
-        return _Apart(matrix, slope, self.bent, self.lam, _factor(norm, len(self.bent) + 1))
+        return _Apart(matrix, slope, self.bent, self.lam, factor(norm, len(self.bent) + 1))
 
     def _multipliers(self, norm: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """lambda of the neurons that bend, and I - B = ``norm``(a), kept from growing to what shows nothing."""
@@ -364,31 +359,6 @@ class _Layer:
         here = known[self.bent - self.passed]
         known[self.bent - self.passed] = torch.where(change > 0, here * change, here)  # NaN: nothing depends on it
         self.gain = float(((saved - cost) * change.log()).nansum())
-
-
-def _factor(norm: Tensor, terms: int) -> Tensor:
-    """L of B = I - ``norm``, a sum of so many ``terms``, lowered by what rounding may add.
-
-    Raises :class:`NotShownError` where B is not known to be positive definite.
-    """
-    size = len(norm)
-    B = -norm
-    diagonal = B.diagonal()
-    diagonal += 1 - _LEAST
-    _, failed = torch.linalg.cholesky_ex(B)
-    diagonal += _LEAST - max(_LOWERED, 4 * size * gamma(size + terms))
-    L: Tensor
-    L, also = torch.linalg.cholesky_ex(B)
-    if bool(failed) or bool(also):
-        raise NotShownError
-    return L
-
-
-def _raised(matrix: Tensor, by: Tensor) -> Tensor:
-    """The matrix with ``by`` added to its diagonal, in place."""
-    diagonal = matrix.diagonal()
-    diagonal += by
-    return matrix
 
 
 def _gram(matrix: sparse.csr_matrix) -> Tensor:

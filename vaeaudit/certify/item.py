@@ -1,10 +1,12 @@
 """One input of a network in stages: what its activations do there, which of them matter, and the multipliers so far."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor, fx
@@ -12,13 +14,12 @@ from torch import Tensor, fx
 from vaeaudit.certify.activations import Kinked, Smooth, options_of, shape_of
 from vaeaudit.certify.graph import Graph, Kind
 from vaeaudit.certify.lines import unsupported
-from vaeaudit.certify.matrices import squares
+from vaeaudit.certify.matrices import INVERSE, dense, factor, gamma, gram_of, raised, squares
 from vaeaudit.certify.rewriting import name_of
 from vaeaudit.certify.room import Room
 from vaeaudit.certify.sector import sector
-from vaeaudit.certify.stages import Stages
+from vaeaudit.certify.stages import WIDEST, Stages
 
-WIDEST = 4096  # rows of a block: more takes minutes
 _PAIRED = 0.5  # of the pairs' weights, which are best for a linear network: all of them leave errors too little room
 
 
@@ -61,6 +62,8 @@ class Item:
         self.first_order = rows  # (k, inputs): the Jacobian
         # Over the usual ones, stage by stage, NaN where a neuron has never bent; and those before they were moved.
         self.multipliers: list[Tensor | None] = [None] * len(self.bends)
+        # T T' of the first stage where it is narrow, with the weights of pairs in between where they have any.
+        self.gram = chain.gram
         # Where inputs are kept in a box: the room that it leaves, N of pairs at a bound, and which inputs these are of.
         self.room: Room | None = None
         self.pairs: Tensor | None = None
@@ -85,11 +88,24 @@ class Item:
         if len(moving) <= WIDEST:
             pairs = room.of_inputs(moving).pairs(self.first_order[:, moving])
             self.pairs, self.paired = None if pairs is None else _PAIRED * pairs, moving
+        if self.pairs is not None and self.gram is not None:
+            self.gram = self._gram_with(self.pairs)
         self.keep()
+
+    def _gram_with(self, pairs: Tensor) -> Tensor:
+        """T (I - N)^-1 T' of the first stage, at least."""
+        matrix = self.stages.chain[0].matrix
+        T, others = dense(matrix[:, self.paired.numpy()]), np.setdiff1d(np.arange(matrix.shape[1]), self.paired)
+        X = torch.linalg.solve_triangular(factor(pairs, 1), T.T, upper=False)
+        G = X.T @ X + gram_of(matrix[:, others])
+        solved = INVERSE * math.sqrt(len(X)) * gamma(len(X)) + gamma(len(X))
+        return raised(G, 2 * len(G) * (solved * X.square().sum(0) + gamma(2) * G.diagonal()))
 
     def pairs_of(self, inputs: Tensor) -> Tensor:
         """N of some inputs, (inputs, inputs): those of a part are as good as all."""
         assert self.pairs is not None
+        if torch.equal(inputs, self.paired):
+            return self.pairs
         at = torch.full((self.stages.inputs,), -1)
         at[self.paired] = torch.arange(len(self.paired))
         known = (at[inputs] >= 0).nonzero()[:, 0]

@@ -71,7 +71,8 @@ class Room:
 
     def pairs(self, jacobian: Tensor) -> Tensor | None:
         """N (n, n) by which ||``jacobian`` d|| is bounded best, about; None where too few inputs lie at a bound."""
-        signs = self.inward[:, None] * self.inward
+        inward, jacobian = self.inward.float(), jacobian.float()  # no bound rests on more than the signs of N
+        signs = inward[:, None] * inward
         signs.fill_diagonal_(0)
         if not bool(signs.any()):
             return None
@@ -89,7 +90,7 @@ class Room:
                 N, bound, gradient, step = tried, lower, there, 1.5 * step
             else:
                 step /= 2
-        return N
+        return N.double()
 
 
 def _bound(jacobian: Tensor, N: Tensor) -> tuple[float, Tensor]:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from vaeaudit.certify.activations import ROUNDING
-from vaeaudit.certify.ellipsoids import Ellipsoid, NotShownError, TooFarError
+from vaeaudit.certify.ellipsoids import Ellipsoid, TooFarError
 from vaeaudit.certify.graph import Graph, require_rows
 from vaeaudit.certify.item import Item
+from vaeaudit.certify.matrices import NotShownError
 from vaeaudit.certify.maximum import without_maxima
 from vaeaudit.certify.room import Box, Room
 from vaeaudit.certify.stages import stages
@@ -25,8 +26,8 @@ _EVALUATIONS = 14  # balls at most; twice as many of a network of no more neuron
 _CHEAP = 2000
 _CORRECTIONS = 4
 _NEAR = 15.0  # how sharply the largest eigenvalue stands out among those that are lowered
-_HOPE, _MOST_HOPED, _SPARE = 1.5, 0.25, 0.002
-_TOLERANCE, _PATIENCE = 0.02, 3  # of the radius; how often less than that is gained or missed before the search ends
+_HOPE, _MOST_HOPED, _SPARE, _LEAST = 1.5, 0.25, 0.001, 0.002
+_TOLERANCE, _PATIENCE = 0.01, 3  # of the radius; how often less than that is gained or missed before the search ends
 _STEEPEST = 12.0
 _LOST = 3.0  # excess of a ball beyond which one that was verified is gone back to
 _FARTHEST = 0.7  # that the logarithm of the radius changes at once: multipliers that are led too far do not come back
@@ -144,9 +145,11 @@ class _Search:
                 excess_, holds, gain = self._look(tried, _LOST if best else math.inf)
             except NotShownError as error:
                 self.item.retreat()
-                left, hope = left - 1 if best else left, hope / 2
-                beyond = min(beyond, tried) if best and isinstance(error, TooFarError) else beyond
-                if best and (left <= 0 or beyond < best * (1 + _TOLERANCE)):
+                if best and isinstance(error, TooFarError):
+                    beyond = min(beyond, tried)
+                elif best:
+                    left, hope = left - 1, hope / 2
+                if best and (left <= 0 or beyond < best * (1 + _TOLERANCE / 2)):
                     break
                 tried = math.sqrt(tried * (best or last)) if last else tried / 2
                 continue
@@ -163,10 +166,10 @@ class _Search:
             slope = max(steepness, 1 + 2 * (excess_ - math.log(tried / estimate)))
             last, expected = tried, excess_ - min(hope * gain, _MOST_HOPED)
             step = -expected / slope - _SPARE
-            if best and (left <= 0 or beyond < best * (1 + _TOLERANCE) or (holds and step < _TOLERANCE / 4)):
+            if best and (left <= 0 or beyond < best * (1 + _TOLERANCE / 2) or (holds and step < _LEAST)):
                 break
             tried = tried * math.exp(min(max(step, -_FARTHEST), _FARTHEST))
-            tried = min(max(tried, best * (1 + _TOLERANCE / 4)), math.sqrt(best * beyond) if best else math.inf)
+            tried = min(max(tried, best * (1 + _LEAST)), math.sqrt(best * beyond) if best else math.inf)
         return best
 
     def _look(self, rho: float, lost: float = math.inf) -> tuple[float, bool, float]:
