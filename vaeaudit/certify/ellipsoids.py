@@ -48,7 +48,7 @@ _MOST = 0.97  # with the pairs of a box
 _BEGIN = (0.7, 0.7, 0.5, 0.4, 0.3)
 # Where so many times as many neurons bend as on the ball before, or inputs matter, as where a whole background wakes,
 # all is lost, and takes long to tell.
-_MORE, _MANY = 4, 800
+_MORE, _WIDER, _MANY = 4, 2.5, 800
 _STEP, _FARTHEST = 0.25, 1.8  # towards the multiplier asked for, in logarithms; the most that it is changed by
 
 
@@ -277,7 +277,7 @@ class _Layer:
         return below, above
 
     def _apart(self, matrix: sparse.csr_matrix, inputs: Tensor, slope: Tensor) -> _Apart:
-        if len(inputs) > WIDEST or (self.item.inputs and len(inputs) > max(_MANY, _MORE * self.item.inputs)):
+        if len(inputs) > WIDEST or (self.item.inputs and len(inputs) > max(_MANY, _WIDER * self.item.inputs)):
             raise TooFarError
         bending = matrix[self.bent.numpy()]
         dtype = self.item.dtype

@@ -55,16 +55,18 @@ def raised(matrix: Tensor, by: Tensor) -> Tensor:
 def factor(norm: Tensor, terms: int) -> Tensor:
     """L of B = I - ``norm``, a sum of so many ``terms``, lowered by what rounding may add.
 
-    Raises :class:`NotShownError` where B is not known to be positive definite.
+    Raises :class:`NotShownError` where B is not known to be positive definite, with no eigenvalue near 0. The latter is
+    not asked in float32, in which nothing is shown.
     """
     size = len(norm)
     B = -norm
     diagonal = B.diagonal()
-    diagonal += 1 - _LEAST
-    _, failed = torch.linalg.cholesky_ex(B)
-    diagonal += _LEAST - max(_LOWERED, 4 * size * gamma(size + terms))
+    diagonal += 1 - max(_LOWERED, 4 * size * gamma(size + terms))
     L: Tensor
-    L, also = torch.linalg.cholesky_ex(B)
-    if bool(failed) or bool(also):
+    L, failed = torch.linalg.cholesky_ex(B)
+    if B.dtype == torch.float64 and not bool(failed):
+        diagonal -= _LEAST
+        _, failed = torch.linalg.cholesky_ex(B)
+    if bool(failed):
         raise NotShownError
     return L

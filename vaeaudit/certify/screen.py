@@ -18,7 +18,6 @@ from vaeaudit.certify.item import Item
 from vaeaudit.certify.matrices import gamma, squares
 from vaeaudit.certify.sector import sector
 
-
 @dataclass(frozen=True, eq=False)
 class Screen:
     """How far the second layer's activations are moved below and above, and ``rows`` of its stage not surely constant.

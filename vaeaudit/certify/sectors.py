@@ -21,12 +21,12 @@ from vaeaudit.certify.room import Box, Room
 from vaeaudit.certify.stages import stages
 from vaeaudit.certify.theorem import Sigma, excess
 
-_START = 0.05  # of the first-order estimate
+_START, _BOXED = 0.05, 1.1  # of the first-order estimate, and of the radius without a box: where searches begin
 _EVALUATIONS = 14  # balls at most; twice as many of a network of no more neurons than are _CHEAP
 _CHEAP = 2000
 _CORRECTIONS = 4
 _NEAR = 15.0  # how sharply the largest eigenvalue stands out among those that are lowered
-_HOPE, _MOST_HOPED, _SPARE, _LEAST = 1.5, 0.25, 0.001, 0.002
+_HOPE, _MOST_HOPED, _SPARE, _LEAST = 1.5, 0.25, 0.001, 0.005
 _TOLERANCE, _PATIENCE = 0.01, 3  # of the radius; how often less than that is gained or missed before the search ends
 _STEEPEST = 12.0
 _LOST = 3.0  # excess of a ball beyond which one that was verified is gone back to
@@ -106,14 +106,15 @@ class _Search:
 
     def _reach(self, best: float, estimate: float, go_on: Callable[[], bool]) -> float:
         """The largest radius verified, at least ``best``."""
+        first = _BOXED * best or _START * estimate
         if self.wide:
             self.item.dtype = torch.float32
-            found = self._grow(best, estimate, go_on)
+            found = self._grow(best, first, estimate, go_on)
             self.item.dtype = torch.float64
             found = self._verified(found, best)
             if found > 0:
                 return found
-        return self._grow(best, estimate, go_on)
+        return self._grow(best, first, estimate, go_on)
 
     def _verified(self, found: float, best: float) -> float:
         """What of a radius ``found`` in float32 holds in float64."""
@@ -131,12 +132,12 @@ class _Search:
             found *= math.exp(-excess_-1e-4)
         return best
 
-    def _grow(self, best: float, estimate: float, go_on: Callable[[], bool]) -> float:
+    def _grow(self, best: float, first: float, estimate: float, go_on: Callable[[], bool]) -> float:
         """The largest radius found to keep the level, at least ``best``.
 
         The next radius is where the level is just kept once multipliers have moved, as far as can be foretold.
         """
-        last, tried, expected, beyond = 0.0, best or _START * estimate, 0.0, math.inf
+        last, tried, expected, beyond = 0.0, first, 0.0, math.inf
         steepness, left, hope = 1.0, _PATIENCE, _HOPE
         for _ in range(_EVALUATIONS if self.wide else 2 * _EVALUATIONS):
             if not go_on():
@@ -166,10 +167,10 @@ class _Search:
             slope = max(steepness, 1 + 2 * (excess_ - math.log(tried / estimate)))
             last, expected = tried, excess_ - min(hope * gain, _MOST_HOPED)
             step = -expected / slope - _SPARE
-            if best and (left <= 0 or beyond < best * (1 + _TOLERANCE / 2) or (holds and step < _LEAST)):
+            if best and (left <= 0 or beyond < best * (1 + _TOLERANCE / 2) or (holds and step < (_LEAST if self.wide else _LEAST / 4))):
                 break
             tried = tried * math.exp(min(max(step, -_FARTHEST), _FARTHEST))
-            tried = min(max(tried, best * (1 + _LEAST)), math.sqrt(best * beyond) if best else math.inf)
+            tried = min(max(tried, best * (1 + _LEAST / 4)), math.sqrt(best * beyond) if best else math.inf)
         return best
 
     def _look(self, rho: float, lost: float = math.inf) -> tuple[float, bool, float]:
