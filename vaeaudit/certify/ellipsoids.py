@@ -75,6 +75,8 @@ class Ellipsoid:
             state, screen = layer.state, layer.screen
         self._last = state.image(sparse.csr_matrix(item.outputs.numpy()))
         self.block = self._last.gram(torch.arange(len(item.outputs))).double()
+        if not bool(self.block.isfinite().all()):
+            raise NotShownError
 
     def improve(self, gradient: Tensor) -> float:
         """Moves the item's multipliers towards where f(``block``) is least, given its ``gradient`` (k, k).
@@ -186,10 +188,9 @@ class _OfApart:
         L, X = self.of.L.float(), self.X[:, self.rows].float()
         F = torch.linalg.solve_triangular(L.T, X, upper=True)  # (inputs, rows)
         errors, bending = self.errors[self.rows.numpy()].T.astype(np.float32), self.of.bending.astype(np.float32)
-        middle = F @ gradient.float() @ F.T
-        pairs = ((errors, gradient.float()), (bending, middle))
-        in_noise, in_a = (torch.from_numpy(np.asarray(A.multiply(A @ G.numpy()).sum(1)).ravel()) for A, G in pairs)
-        return in_noise.double(), in_a.double()
+        moved = torch.from_numpy(bending @ F.numpy())  # (bent, rows)
+        in_noise = torch.from_numpy(np.asarray(errors.multiply(errors @ gradient.float().numpy()).sum(1)).ravel())
+        return in_noise.double(), (moved @ gradient.float() * moved).sum(1).double()
 
 
 _State = _Inputs | _Block | _Apart

@@ -23,6 +23,9 @@ from vaeaudit.certify.stages import WIDEST, Stages
 _PAIRED = 0.5  # of the pairs' weights, which are best for a linear network: all of them leave errors too little room
 
 
+Multipliers = list[Tensor | None]
+
+
 @dataclass(frozen=True, eq=False)
 class Bend:
     """An activation at an item: what it computes, how it bends, and its input ``at`` (1, *shape)."""
@@ -60,8 +63,6 @@ class Item:
         self.influence.reverse()
         self.slopes.reverse()
         self.first_order = rows  # (k, inputs): the Jacobian
-        # Over the usual ones, stage by stage, NaN where a neuron has never bent; and those before they were moved.
-        self.multipliers: list[Tensor | None] = [None] * len(self.bends)
         # T T' of the first stage where it is narrow, with the weights of pairs in between where they have any.
         self.gram = chain.gram
         # Where inputs are kept in a box: the room that it leaves, N of pairs at a bound, and which inputs these are of.
@@ -69,6 +70,12 @@ class Item:
         self.pairs: Tensor | None = None
         self.paired = torch.zeros(0, dtype=torch.int64)
         self.dtype = torch.float64  # of matrices; no bound rests on what is found in another
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins without multipliers."""
+        # Over the usual ones, stage by stage, NaN where a neuron has never bent; and those before they were moved.
+        self.multipliers: Multipliers = [None] * len(self.bends)
         # How many neurons bent, and how many inputs mattered, where multipliers were last improved.
         self.bent, self.inputs = 0, 0
         self.keep()

@@ -14,7 +14,7 @@ from torch import Tensor
 from vaeaudit.certify.activations import ROUNDING
 from vaeaudit.certify.ellipsoids import Ellipsoid, TooFarError
 from vaeaudit.certify.graph import Graph, require_rows
-from vaeaudit.certify.item import Item
+from vaeaudit.certify.item import Item, Multipliers
 from vaeaudit.certify.matrices import NotShownError
 from vaeaudit.certify.maximum import without_maxima
 from vaeaudit.certify.room import Box, Room
@@ -24,9 +24,8 @@ from vaeaudit.certify.theorem import Sigma, excess
 _START, _BOXED = 0.05, 1.1  # of the first-order estimate, and of the radius without a box: where searches begin
 _EVALUATIONS = 14  # balls at most; twice as many of a network of no more neurons than are _CHEAP
 _CHEAP = 2000
-_CORRECTIONS = 4
 _NEAR = 15.0  # how sharply the largest eigenvalue stands out among those that are lowered
-_HOPE, _MOST_HOPED, _SPARE, _LEAST = 1.5, 0.25, 0.001, 0.005
+_HOPE, _MOST_HOPED, _SPARE, _LEAST, _SMALL = 1.5, 0.25, 0.001, 0.00125, 0.01
 _TOLERANCE, _PATIENCE = 0.01, 3  # of the radius; how often less than that is gained or missed before the search ends
 _STEEPEST = 12.0
 _LOST = 3.0  # excess of a ball beyond which one that was verified is gone back to
@@ -86,7 +85,7 @@ class _Search:
 
         self.item = Item(of.graph, of.stages, x, outputs)
         self.wide = sum(bend.at.numel() for bend in self.item.bends) > _CHEAP
-        self.shown = self.item.multipliers
+        self.found: list[tuple[float, Multipliers]] = []  # radii at which the level seemed to be kept, and by which
 
     def run(self, box: Box | None, go_on: Callable[[], bool]) -> tuple[float, float]:
         """The radius, 0 where none was verified; and that of distortions within the box, where there is one."""
@@ -108,29 +107,21 @@ class _Search:
         """The largest radius verified, at least ``best``."""
         first = _BOXED * best or _START * estimate
         if self.wide:
-            self.item.dtype = torch.float32
-            found = self._grow(best, first, estimate, go_on)
+            self.item.dtype, self.found = torch.float32, []
+            self._grow(best, first, estimate, go_on)
             self.item.dtype = torch.float64
-            found = self._verified(found, best)
-            if found > 0:
-                return found
+            verified = next((radius for radius, found in reversed(self.found) if self._holds(radius, found)), best)
+            if verified > 0:
+                return verified
+            self.item.forget()
         return self._grow(best, first, estimate, go_on)
 
-    def _verified(self, found: float, best: float) -> float:
-        """What of a radius ``found`` in float32 holds in float64."""
-        self.item.multipliers = self.shown
-        for _ in range(_CORRECTIONS):
-            if found <= best:
-                break
-            try:
-                excess_, holds = self._measured(Ellipsoid(self.item, found))[1:]
-            except NotShownError:
-                found *= 1 - _TOLERANCE / 10
-                continue
-            if holds:
-                return found
-            found *= math.exp(-excess_-1e-4)
-        return best
+    def _holds(self, radius: float, multipliers: Multipliers) -> bool:
+        self.item.multipliers = multipliers
+        try:
+            return bool(self._measured(Ellipsoid(self.item, radius))[2])
+        except NotShownError:
+            return False
 
     def _grow(self, best: float, first: float, estimate: float, go_on: Callable[[], bool]) -> float:
         """The largest radius found to keep the level, at least ``best``.
@@ -160,17 +151,21 @@ class _Search:
             if holds:
                 left, hope = _PATIENCE, _HOPE
                 if tried > best:
-                    best, self.shown = tried, self.item.shown
+                    best = tried
+                    self.found.append((best, self.item.shown))
             elif best:
                 left, hope = left - 1, hope / 2
             # As if what exceeds first order grew like the square of the radius.
             slope = max(steepness, 1 + 2 * (excess_ - math.log(tried / estimate)))
             last, expected = tried, excess_ - min(hope * gain, _MOST_HOPED)
             step = -expected / slope - _SPARE
-            if best and (left <= 0 or beyond < best * (1 + _TOLERANCE / 2) or (holds and step < (_LEAST if self.wide else _LEAST / 4))):
+            if best and (left <= 0 or beyond < best * (1 + _TOLERANCE / 2)):
                 break
-            tried = tried * math.exp(min(max(step, -_FARTHEST), _FARTHEST))
-            tried = min(max(tried, best * (1 + _LEAST / 4)), math.sqrt(best * beyond) if best else math.inf)
+            next_ = tried * math.exp(min(max(step, -_FARTHEST), _FARTHEST))
+            tried = min(max(next_, best * (1 + _LEAST)), math.sqrt(best * beyond) if best else math.inf)
+            if holds and step < (_SMALL if self.wide else _LEAST):
+                self.found.append((next_, self.item.multipliers))  # where it would have gone
+                break
         return best
 
     def _look(self, rho: float, lost: float = math.inf) -> tuple[float, bool, float]:

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from vaeaudit.certify.graph import Graph, Kind
 from vaeaudit.certify.maps import rows
-from vaeaudit.certify.matrices import gram_of
+from vaeaudit.certify.matrices import gram_of, squares
 from vaeaudit.certify.rewriting import name_of
 from vaeaudit.errors import UnsupportedError
 
@@ -50,6 +50,12 @@ class Stages:
         """T T' of the first stage, at least; None where it has more rows than there are inputs."""
         narrow = self.chain and self.chain[0].matrix.shape[0] <= min(self.inputs, WIDEST)
         return gram_of(self.chain[0].matrix) if narrow else None
+
+    @cached_property
+    def second(self) -> tuple[sparse.csr_matrix, Tensor]:
+        """|T| of what the second stage's activations are given, and the norms of its rows."""
+        acting = self.chain[1].matrix[self.chain[1].passed :]
+        return abs(acting), squares(acting).sqrt()
 
 
 @torch.enable_grad()
