@@ -25,7 +25,7 @@ _START, _BOXED = 0.05, 1.1  # of the first-order estimate, and of the radius wit
 _EVALUATIONS = 14  # balls at most; twice as many of a network of no more neurons than are _CHEAP
 _CHEAP = 2000
 _NEAR = 15.0  # how sharply the largest eigenvalue stands out among those that are lowered
-_HOPE, _MOST_HOPED, _SPARE, _LEAST, _SMALL = 1.5, 0.25, 0.001, 0.00125, 0.01
+_HOPE, _MOST_HOPED, _SPARE, _LEAST, _SMALL, _SURE = 1.5, 0.25, 0.001, 0.00125, 0.02, 0.7
 _TOLERANCE, _PATIENCE = 0.01, 3  # of the radius; how often less than that is gained or missed before the search ends
 _STEEPEST = 12.0
 _LOST = 3.0  # excess of a ball beyond which one that was verified is gone back to
@@ -161,10 +161,11 @@ class _Search:
             step = -expected / slope - _SPARE
             if best and (left <= 0 or beyond < best * (1 + _TOLERANCE / 2)):
                 break
-            next_ = tried * math.exp(min(max(step, -_FARTHEST), _FARTHEST))
-            tried = min(max(next_, best * (1 + _LEAST)), math.sqrt(best * beyond) if best else math.inf)
-            if holds and step < (_SMALL if self.wide else _LEAST):
-                self.found.append((next_, self.item.multipliers))  # where it would have gone
+            ends = holds and step < (_SMALL if self.wide else _LEAST)
+            tried = tried * math.exp(min(max(_SURE * step if ends else step, -_FARTHEST), _FARTHEST))
+            tried = min(max(tried, best * (1 + _LEAST)), math.sqrt(best * beyond) if best else math.inf)
+            if ends:
+                self.found.append((tried, self.item.multipliers))  # where it would have gone, and a little less
                 break
         return best
 
