@@ -26,8 +26,9 @@ _EVALUATIONS = 14  # balls at most; twice as many of a network of no more neuron
 _CHEAP = 2000
 _NEAR = 15.0  # how sharply the largest eigenvalue stands out among those that are lowered
 _HOPE, _MOST_HOPED, _SPARE, _LEAST, _SMALL, _SURE = 1.5, 0.25, 0.001, 0.00125, 0.02, 0.7
-_TOLERANCE, _PATIENCE = 0.01, 3  # of the radius; how often less than that is gained or missed before the search ends
+_TOLERANCE, _PATIENCE = 0.01, 4  # of the radius; how often less than that is gained or missed before the search ends
 _STEEPEST = 12.0
+_AGAIN = 0.05  # of the radius: misses farther out say nothing of whether there is more to gain
 _LOST = 3.0  # excess of a ball beyond which one that was verified is gone back to
 _FARTHEST = 0.7  # that the logarithm of the radius changes at once: multipliers that are led too far do not come back
 
@@ -139,8 +140,8 @@ class _Search:
                 self.item.retreat()
                 if best and isinstance(error, TooFarError):
                     beyond = min(beyond, tried)
-                elif best:
-                    left, hope = left - 1, hope / 2
+                else:
+                    left, hope = left - int(best > 0), hope / 2
                 if best and (left <= 0 or beyond < best * (1 + _TOLERANCE / 2)):
                     break
                 tried = math.sqrt(tried * (best or last)) if last else tried / 2
@@ -153,10 +154,11 @@ class _Search:
                 if tried > best:
                     best = tried
                     self.found.append((best, self.item.shown))
-            elif best:
-                left, hope = left - 1, hope / 2
-            # As if what exceeds first order grew like the square of the radius.
-            slope = max(steepness, 1 + 2 * (excess_ - math.log(tried / estimate)))
+            else:
+                left, hope = left - int(best < tried < best * (1 + _AGAIN)), hope / 2
+            # As if what exceeds first order grew like the radius, or on the way up, before it is much, like its square.
+            beyond_first = excess_ - math.log(tried / estimate)
+            slope = max(steepness, 1 + beyond_first + (min(beyond_first, 1.0) if holds else 0.0))
             last, expected = tried, excess_ - min(hope * gain, _MOST_HOPED)
             step = -expected / slope - _SPARE
             if best and (left <= 0 or beyond < best * (1 + _TOLERANCE / 2)):
