@@ -11,7 +11,8 @@ a = sqrt(lambda) share and B = I - a G_UU a, which Q is positive definite with,
 A neuron is moved by rho sqrt(G_ii) at most, which says what its sector is before it is used. (The S-procedure, layer by
 layer; the multipliers are free, and affect how tight it is alone. To eliminate the layers from the last to the first
 instead gives the same bound.) Where more rows of the first stage matter (:mod:`.screen`) than inputs, its errors are
-kept apart from the inputs, whose block is (I - T_U' a^2 T_U)^-1.
+kept apart from the inputs, whose block is (I - T_U' a^2 T_U)^-1. Of a first stage with fewer rows than there are inputs
+T T', or T (I - N)^-1 T' with the weights of pairs (:mod:`.room`), is computed once.
 
 The largest eigenvalue of an output's block, or its diagonal, is differentiated by hand back to the multipliers: each
 has the value at which the bound would not change if its own alone did, given all others.

@@ -3,6 +3,11 @@
 Where linear propagation adds the errors of all bent neurons in absolute value, though no input reaches them together,
 ellipsoids (:mod:`.ellipsoids`) maximise them jointly. What they show rests on the same event p_low <= p0 as linear
 propagation, so that the better of both is a certificate.
+
+Of a wide network radii and multipliers are looked for in float32, in which nothing is shown; the radius found is then
+verified from scratch, in float64 and with the rounding of :mod:`.ellipsoids`, by the multipliers found, which may be
+any. Nothing of float32 but these and the weights of pairs (:mod:`.room`), of which the signs alone count, enters a
+claim.
 """
 
 import math
@@ -23,9 +28,12 @@ from vaeaudit.certify.theorem import Sigma, excess
 
 _START, _BOXED = 0.05, 1.1  # of the first-order estimate, and of the radius without a box: where searches begin
 _EVALUATIONS = 14  # balls at most; twice as many of a network of no more neurons than are _CHEAP
-_CHEAP = 2000
+_CHEAP = 2000  # of more, radii are looked for in float32
 _NEAR = 15.0  # how sharply the largest eigenvalue stands out among those that are lowered
-_HOPE, _MOST_HOPED, _SPARE, _LEAST, _SMALL, _SURE = 1.5, 0.25, 0.001, 0.00125, 0.02, 0.7
+_HOPE, _MOST_HOPED = 1.5, 0.25  # first-order gains that a move of multipliers is expected to bring; the most expected
+_SPARE = 0.001  # of the radius, by which the next one falls short of where the level would be lost
+_LEAST, _SMALL = 0.00125, 0.02  # of the radius: growth with which a search ends, of small and of wide networks
+_SURE = 0.7  # of a last step that is verified without having been looked at
 _TOLERANCE, _PATIENCE = 0.01, 4  # of the radius; how often less than that is gained or missed before the search ends
 _STEEPEST = 12.0
 _AGAIN = 0.05  # of the radius: misses farther out say nothing of whether there is more to gain
@@ -118,6 +126,7 @@ class _Search:
         return self._grow(best, first, estimate, go_on)
 
     def _holds(self, radius: float, multipliers: Multipliers) -> bool:
+        """Whether the level is verified to be kept within a radius, by these multipliers."""
         self.item.multipliers = multipliers
         try:
             return bool(self._measured(Ellipsoid(self.item, radius))[2])
@@ -186,7 +195,7 @@ class _Search:
         return float(found.detach()), bool(holds), gain
 
     def _measured(self, ellipsoid: Ellipsoid) -> tuple[Tensor, Tensor, Tensor]:
-        """The block of the outputs, the excess of the ball, differentiated by it, and whether the level is kept."""
+        """The block of the outputs, the excess of the ball differentiated by it, and whether that holds."""
         rho, block = ellipsoid.rho, ellipsoid.block.requires_grad_()
         values = torch.linalg.eigvalsh(block[: self.latents, : self.latents])
         # Differentiated as all near the largest, since what lowers one alone raises the next.
