@@ -32,7 +32,7 @@ _CHEAP = 2000  # of more, radii are looked for in float32
 _NEAR = 15.0  # how sharply the largest eigenvalue stands out among those that are lowered
 _HOPE, _MOST_HOPED = 1.5, 0.25  # first-order gains that a move of multipliers is expected to bring; the most expected
 _SPARE = 0.001  # of the radius, by which the next one falls short of where the level would be lost
-_LEAST, _SMALL = 0.00125, 0.02  # of the radius: growth with which a search ends, of small and of wide networks
+_LEAST, _SMALL = 0.003, 0.02  # of the radius: growth with which a search ends, of small and of wide networks
 _SURE = 0.7  # of a last step that is verified without having been looked at
 _TOLERANCE, _PATIENCE = 0.01, 4  # of the radius; how often less than that is gained or missed before the search ends
 _STEEPEST = 12.0
@@ -164,10 +164,13 @@ class _Search:
                     best = tried
                     self.found.append((best, self.item.shown))
             else:
-                left, hope = left - int(best < tried < best * (1 + _AGAIN)), hope / 2
+                left, hope = left - int(best < tried < best * (1 + _AGAIN)), hope / (2 if self.wide else 8)
             # As if what exceeds first order grew like the radius, or on the way up, before it is much, like its square.
             beyond_first = excess_ - math.log(tried / estimate)
-            slope = max(steepness, 1 + beyond_first + (min(beyond_first, 1.0) if holds else 0.0))
+            slope = 1 + beyond_first + (min(beyond_first, 1.0) if holds else 0.0)
+            if holds and not self.wide:  # whose balls cost little, so that a miss does
+                slope = min(slope, steepness)
+            slope = max(steepness, slope)
             last, expected = tried, excess_ - min(hope * gain, _MOST_HOPED)
             step = -expected / slope - _SPARE
             if best and (left <= 0 or beyond < best * (1 + _TOLERANCE / 2)):
