@@ -738,6 +738,26 @@ def test_following_that_is_interrupted_hands_out_what_it_has(small_vae: Any) -> 
     assert (found.norm[:, 0] > 0).all()
 
 
+def test_pairs_are_followed_at_length_only_where_a_look_shows_that_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_EACH": 2, "_DEEP": 2, "_FEW": 20}.items():
+        monkeypatch.setattr(following, name, value)
+    steps: list[int] = []
+
+    def go_on(at: Progress) -> bool:
+        if at.stage.startswith("following") and at.running == at.problems:
+            steps.append(at.problems)
+        return not at.stage.startswith("refining")
+
+    x, x_t = pairs_of(1)
+    vae: Any = _Small(lambda x: x)
+    term = Objective().data_term(vae, x, x_t, x.new_zeros(1, 1, 2))
+    for worthwhile, asked in ((0.5, [7, 30]), (0.0, [7, 30, 240])):
+        monkeypatch.setattr(following, "_WORTHWHILE", worthwhile)
+        steps.clear()
+        assert run(term, x, x_t, FINE, evaluations=120, starts=1, go_on=go_on).followed.all()
+        assert steps == asked
+
+
 @pytest.mark.usefixtures("_small_is_followed")
 def test_following_goes_below_what_quasi_newton_steps_reach_on_a_network_of_kinks() -> None:
     generator = torch.Generator().manual_seed(0)

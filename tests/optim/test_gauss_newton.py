@@ -129,14 +129,18 @@ def value_of(function: Whole) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor
 
 
 def test_kinks_at_which_a_search_settles_are_crossed() -> None:
-    start = 0.9 * ORIGIN[:1] + 0.05
-    searched = minimise(value_of(creased), start, LOW, HIGH, Stopping(ftol=1e-10, max_evaluations=300))
-    front = GaussNewton(seen(creased), ORIGIN[:1], start, LOW, HIGH, UNIT[:1], squared=False)
-    least = torch.inf
+    def of_first(points: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        return creased(points, torch.zeros_like(row))
+
+    # Where a single front ends turns on rounding.
+    start = (0.9 * ORIGIN[:1] + 0.05) + 0.02 * torch.rand(20, 6, generator=torch.Generator().manual_seed(0)).double()
+    searched = minimise(value_of(of_first), start, LOW, HIGH, Stopping(ftol=1e-10, max_evaluations=300))
+    front = GaussNewton(seen(of_first), ORIGIN[:1].expand(20, -1), start, LOW, HIGH, UNIT[:1].expand(20), squared=False)
+    least = torch.full((20,), torch.inf, dtype=start.dtype)
     for _ in range(200):
-        front.advance(torch.full_like(UNIT[:1], 1e-3))
-        least = min(least, float(front.data))
-    assert least <= 0.25 * float(searched.value)
+        front.advance(start.new_full((20,), 1e-3))
+        least = torch.minimum(least, front.data)
+    assert float((least / searched.value).median()) <= 0.05
 
 
 def test_a_point_that_is_not_finite_is_left_and_moves_no_other() -> None:

@@ -24,6 +24,9 @@ _LAMBDA = 41  # so many problems at least: a front goes as far for one lambda as
 _EACH, _DEEP = 4, 64  # at most a step for each residual and so many evaluations, or for each input and so many
 _SHORTEST = 120  # evaluations of a problem below which it is only looked at
 _FEW = 200  # below so many steps no front follows
+# Pairs are followed by these parts of the steps first, and by all only where the second of these lowered the objective
+# by more than this share of itself: where four times the steps gain nothing, eight times as many again do not either.
+_LOOKS, _WORTHWHILE = (2.0**-5, 2.0**-3), 0.01
 _SETTLING = 6  # this part of the steps is made at the smallest lambda
 _SETTLED = 2.0**10  # times the damping by which kinks are left behind there
 _ROUNDS = 20  # steps between two looks at whether any front may still move
@@ -43,10 +46,29 @@ def follow(search: "Search", begins_at: float, ends_at: float) -> None:
     tops = torch.where(search.top.isfinite(), search.top, towards)  # a slope at d = 0 may be infinite
     pairs = (tops.isfinite() & (tops > search.lambdas.min())).nonzero().squeeze(1)
     fronts, steps = _fronts(search) if len(pairs) else (0, 0)
-    if fronts:
-        _walk_down(search, pairs, tops[pairs], fronts, steps, begins_at, ends_at)
-    else:
+    if not fronts:
         _lead(search, begins_at, ends_at)
+        return
+    at, gained = begins_at, torch.full_like(search.gap, torch.inf)
+    for share in (*(_LOOKS if steps * _LOOKS[-1] >= _FEW else ()), 1.0):
+        pairs = pairs[gained[pairs] > _WORTHWHILE]
+        if search.stopped or not len(pairs):
+            break
+        before, until = search.objective, at + (ends_at - at) * share
+        _walk_down(search, pairs, tops[pairs], fronts, int(steps * share), at, until)
+        if share > _LOOKS[0]:
+            gained = _gained(search, before, tops)
+        at = until
+    if not search.stopped:
+        search.begin_history()  # only at the end has a front come to small lambda
+
+
+def _gained(search: "Search", before: Tensor, tops: Tensor) -> Tensor:
+    """By how much of itself the objective of each pair fell since ``before`` (K,), in the mean below its top, (P,)."""
+    fell = torch.where(before > search.objective, 1 - search.objective / before, 0.0)
+    below = search.lam < tops[search.pair]
+    sums = [torch.where(below, each, 0.0).reshape(len(tops), -1).sum(1) for each in (fell, below.to(fell))]
+    return sums[0] / sums[1]
 
 
 def _fronts(search: "Search") -> tuple[int, int]:
@@ -110,7 +132,6 @@ def _walk_down(
             break
     if not search.stopped:
         search.followed[pairs] = front.moves.reshape(-1, fronts).any(1)
-        search.begin_history()  # only at the end has a front come to small lambda
 
 
 def _lead(search: "Search", begins_at: float, ends_at: float) -> None:

@@ -43,6 +43,7 @@ _ROUNDS = 50  # rounds between two exchanges
 _TELLING = 100  # evaluations from which on a search's last gains tell of those to come
 # Shares of the time at which walks begin, and following, and at whose end problems are explored, and refined.
 _WALKS_AT, _LEADS_AT, _EXPLORES, _REFINES = 0.08, 0.1, 0.4, 0.95
+_SLOW = 1e-3  # relative gain from one exchange to the next below which a problem ends, where that is asked
 _WORTHWHILE = 1e-3  # relative gain for which a problem moves to another's distortion
 
 
@@ -123,12 +124,13 @@ class Search:
         self._adopt()
         begin = (self.norm > 0) | ~self.stationary
         rounds = self.effort.stopping.max_evaluations
-        self._refine(begin.nonzero().squeeze(1), rounds, "refining", _EXPLORES, _REFINES)
+        brief = self.followed[self.pair]  # what fronts have met lies near
+        self._refine(begin.nonzero().squeeze(1), rounds, "refining", _EXPLORES, _REFINES, brief)
 
     def run_on(self, problem: Tensor, most: int) -> None:
         """Search the problems (b,) on from the best that is known, with ``most`` further evaluations of each."""
         self.further[problem] = True
-        self._refine(problem, most, "searching on", _REFINES, 1.0)
+        self._refine(problem, most, "searching on", _REFINES, 1.0, torch.zeros_like(self.further))
 
     @property
     def objective(self) -> Tensor:
@@ -214,9 +216,11 @@ class Search:
         self.evaluations = self.evaluations.index_add(0, problem, found.evaluations)
         self.history.append((self.evaluations, self.objective))
 
-    def _refine(self, begin: Tensor, most: int, stage: str, begun_at: float, ends_at: float) -> None:
+    def _refine(self, begin: Tensor, most: int, stage: str, begun_at: float, ends_at: float, brief: Tensor) -> None:
         """Search the problems ``begin`` (b,) from the best known; any moves to better ones as they are found.
 
+        Those that are ``brief`` (K,) end where they gain little from one exchange to the next, and all of them after
+        ``most`` rounds: the last few would take as many rounds again, at a thousandth of the objective.
         What is left is told in evaluations of those that run, and never rises, though a problem that has settled runs
         again where another's distortion serves it.
         """
@@ -227,7 +231,9 @@ class Search:
         left = most * len(begin)
         begun = torch.zeros_like(self.stationary)
         begun[begin] = True
+        rounds = 0
         while not self.stopped:
+            before = self.objective
             for _ in range(_ROUNDS):
                 running = search.left
                 left = min(left, running)
@@ -238,11 +244,17 @@ class Search:
                     break
                 search.advance(1)
             self.harvest(search.minima(), problem)
+            rounds += _ROUNDS
+            slow = before - self.objective <= _SLOW * self._excess(self.objective)
+            if not self.stopped:
+                search.end(brief & slow, Status.CONVERGED)
+            if rounds >= most:
+                search.end(brief, Status.LIMIT)
             found = search.minima()
             self.evaluations = used + found.evaluations
             self.history.append((self.evaluations, self.objective))
             worthwhile, source = self._adopt()
-            over = found.evaluations >= most
+            over = (found.evaluations >= most) | (brief & (rounds >= most))
             moving = worthwhile & ~over & (self.norm > 0)
             begun |= moving
             self.status = torch.where(begun, found.status, self.status)

@@ -25,6 +25,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vaeaudit.optim.gram import Gram
+
 # Directions (b, s, k) in which residuals (b, k) of some rows (b,) are looked at.
 Along = Callable[[Tensor, Tensor], Tensor]
 # linearised(points, row, along) -> the residuals (b, k) of points (b, n), the directions that ``along`` gives for them,
@@ -68,10 +70,16 @@ class GaussNewton:
         self.norm = torch.linalg.vector_norm(start - origin, dim=1)  # (B,) its distance from the origin
         self._next = self._base = start - origin  # (B, n) what is evaluated next; from where steps are made
         self._base_data = self.data
-        self._residuals = self._average = self._multipliers = start.new_zeros(0)
+        self._residuals = self._multipliers = start.new_zeros(0)
+        self._gram = Gram(start.new_zeros(len(start), 0, start.shape[1]))  # holds the average
         self._stayed = torch.zeros_like(self._row)  # steps taken back one after another
         self._damping = torch.full_like(self.data, LEAST)
         self._along_multipliers = False  # in which direction the average is corrected
+
+    @property
+    def _average(self) -> Tensor:
+        """The averaged Jacobian, (B, k, n)."""
+        return self._gram.matrix
 
     @property
     def residuals(self) -> int:
@@ -103,9 +111,9 @@ class GaussNewton:
         finite = self.data.isfinite() & slopes.sum((1, 2)).isfinite()
         if begun:
             change = (1 - _KEPT) * (slopes - torch.bmm(along, self._average))
-            self._average.baddbmm_(along.mT, torch.where(finite[:, None, None], change, 0.0))
+            self._gram.correct(along, torch.where(finite[:, None, None], change, 0.0))
         else:
-            self._average = torch.where(finite[:, None, None], slopes, 0.0)
+            self._gram = Gram(torch.where(finite[:, None, None], slopes, 0.0))
             self._residuals = self._multipliers = torch.zeros_like(residuals)
         before = self._base_data + weight * self._penalty(torch.linalg.vector_norm(self._base, dim=1))
         stays = ~(self.data + weight * self._penalty(self.norm) <= _WORSE * before) | ~finite
@@ -148,8 +156,7 @@ class GaussNewton:
             free = distortion(multipliers)
             d = free.clamp(self._lower, self._upper)
             left = aim - _along(d, self._average.mT) - pull[:, None] * multipliers
-            moving = self._average * (free == d)[:, None]
-            gram = torch.bmm(moving, self._average.mT) / (1 + damping[:, :, None])
+            gram = self._gram.over(free == d) / (1 + damping[:, :, None])
             # In float32 rounding alone would make it indefinite where residuals depend on each other.
             ridge = pull + rounding * gram.diagonal(dim1=1, dim2=2).amax(1)
             gram.diagonal(dim1=1, dim2=2).add_(ridge[:, None])

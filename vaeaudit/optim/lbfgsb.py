@@ -231,6 +231,11 @@ class Descent:
         self._aim(fresh, (at >= 0) & (fresh.status < 0))
         self._run, self._seen = self._run.rows(~torch.isin(self._run.problem, problem)).beside(fresh), None
 
+    def end(self, chosen: Tensor, status: Status) -> None:
+        """Let those of the ``chosen`` problems (B,) that run do so no further, and end with ``status``."""
+        self._run.status.masked_fill_(chosen[self._run.problem] & (self._run.status < 0), int(status))
+        self._seen = None
+
     def minima(self) -> Minima:
         """What each problem has reached until now, not a copy; a problem still running or waiting is STOPPED."""
         self._record()
