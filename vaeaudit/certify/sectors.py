@@ -26,7 +26,7 @@ from vaeaudit.certify.room import Box, Room
 from vaeaudit.certify.stages import stages
 from vaeaudit.certify.theorem import Sigma, excess
 
-_START, _BOXED = 0.05, 1.1  # of the first-order estimate, and of the radius without a box: where searches begin
+_START, _BOXED = 0.05, 1.05  # of the first-order estimate, and of the radius without a box: where searches begin
 _EVALUATIONS = 14  # balls at most; twice as many of a network of no more neurons than are _CHEAP
 _CHEAP = 2000  # of more, radii are looked for in float32
 _NEAR = 15.0  # how sharply the largest eigenvalue stands out among those that are lowered
@@ -115,13 +115,15 @@ class _Search:
     def _reach(self, best: float, estimate: float, go_on: Callable[[], bool]) -> float:
         """The largest radius verified, at least ``best``."""
         first = _BOXED * best or _START * estimate
+        self._retreat()
         if self.wide:
-            self.item.dtype, self.found = torch.float32, []
+            self.item.dtype = torch.float32
             self._grow(best, first, estimate, go_on)
             self.item.dtype = torch.float64
-            verified = next((radius for radius, found in reversed(self.found) if self._holds(radius, found)), best)
-            if verified > 0:
-                return verified
+            while self.found and self.found[-1][0] > best and not self._holds(*self.found[-1]):
+                self.found.pop()
+            if self.found:
+                return self.found[-1][0]
             self.item.forget()
         return self._grow(best, first, estimate, go_on)
 
@@ -138,7 +140,7 @@ class _Search:
 
         The next radius is where the level is just kept once multipliers have moved, as far as can be foretold.
         """
-        last, tried, expected, beyond = 0.0, first, 0.0, math.inf
+        last, tried, found, expected, beyond = 0.0, first, 0.0, 0.0, math.inf
         steepness, left, hope = 1.0, _PATIENCE, _HOPE
         for _ in range(_EVALUATIONS if self.wide else 2 * _EVALUATIONS):
             if not go_on():
@@ -146,7 +148,7 @@ class _Search:
             try:
                 excess_, holds, gain = self._look(tried, _LOST if best else math.inf)
             except NotShownError as error:
-                self.item.retreat()
+                self._retreat()
                 if best and isinstance(error, TooFarError):
                     beyond = min(beyond, tried)
                 else:
@@ -171,17 +173,29 @@ class _Search:
             if holds and not self.wide:  # whose balls cost little, so that a miss does
                 slope = min(slope, steepness)
             slope = max(steepness, slope)
-            last, expected = tried, excess_ - min(hope * gain, _MOST_HOPED)
+            worse = best and not holds and tried <= last and excess_ > found
+            last, found, expected = tried, excess_, excess_ - min(hope * gain, _MOST_HOPED)
             step = -expected / slope - _SPARE
             if best and (left <= 0 or beyond < best * (1 + _TOLERANCE / 2)):
                 break
+            if worse:  # multipliers have been led astray
+                self._retreat()
             ends = holds and step < (_SMALL if self.wide else _LEAST)
             tried = tried * math.exp(min(max(_SURE * step if ends else step, -_FARTHEST), _FARTHEST))
-            tried = min(max(tried, best * (1 + _LEAST)), math.sqrt(best * beyond) if best else math.inf)
+            if best and (worse or tried < best * (1 + _LEAST)):
+                tried = best * (1 + _LEAST) if holds else math.sqrt(best * last)
+            tried = min(tried, math.sqrt(best * beyond) if best else math.inf)
             if ends:
-                self.found.append((tried, self.item.multipliers))  # where it would have gone, and a little less
+                if self.wide:
+                    self.found.append((tried, self.item.multipliers))  # where it would have gone, and a little less
                 break
         return best
+
+    def _retreat(self) -> None:
+        """Takes multipliers back to those of the best radius, or where none holds yet, that last bounded something."""
+        if self.found:
+            self.item.shown = self.found[-1][1]
+        self.item.retreat()
 
     def _look(self, rho: float, lost: float = math.inf) -> tuple[float, bool, float]:
         """The excess of the ball of radius ``rho`` and whether the level is kept there; improves the multipliers.
