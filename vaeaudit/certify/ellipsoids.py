@@ -357,7 +357,7 @@ class _Layer:
         assert known is not None
         saved, cost = in_noise / self.lam, in_a * self.share.square() * self.lam
         up, down = (a.clamp(min=0) + (-b).clamp(min=0) for a, b in ((saved, cost), (cost, saved)))
-        change = (up / down).pow(_STEP / 2).clamp(1 / _FARTHEST, _FARTHEST)
+        change = (up / down).pow(self.item.pace * _STEP / 2).clamp(1 / _FARTHEST, _FARTHEST)
         here = known[self.bent - self.passed]
         known[self.bent - self.passed] = torch.where(change > 0, here * change, here)  # NaN: nothing depends on it
         self.gain = float(((saved - cost) * change.log()).nansum())

@@ -78,6 +78,7 @@ class Item:
         self.multipliers: Multipliers = [None] * len(self.bends)
         # How many neurons bent, and how many inputs mattered, where multipliers were last improved.
         self.bent, self.inputs = 0, 0
+        self.pace = 1.0  # of the steps of multipliers
         self.keep()
 
     def keep(self) -> None:

@@ -178,8 +178,11 @@ class _Search:
             step = -expected / slope - _SPARE
             if best and (left <= 0 or beyond < best * (1 + _TOLERANCE / 2)):
                 break
-            if worse:  # multipliers have been led astray
+            if worse:  # multipliers have been led astray, by steps too long
                 self._retreat()
+                self.item.pace /= 2
+            elif holds:
+                self.item.pace = min(1.0, 1.2 * self.item.pace)
             ends = holds and step < (_SMALL if self.wide else _LEAST)
             tried = tried * math.exp(min(max(_SURE * step if ends else step, -_FARTHEST), _FARTHEST))
             if best and (worse or tried < best * (1 + _LEAST)):
