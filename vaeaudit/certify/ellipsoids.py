@@ -369,7 +369,9 @@ def _gram(matrix: sparse.csr_matrix) -> Tensor:
 
 def _norm(matrix: Tensor) -> float:
     """About the norm of a symmetric matrix: a start needs no more."""
-    v = matrix[torch.linalg.vector_norm(matrix, dim=1).argmax()]
+    sizes = torch.linalg.vector_norm(matrix, dim=1)
+    # Not of the longest row alone, which says nothing of parts that it is apart from.
+    v = matrix[sizes.argmax()] + sizes * torch.arange(len(sizes), dtype=matrix.dtype).cos()
     least = torch.finfo(matrix.dtype).tiny
     for _ in range(15):
         v = matrix @ (v / torch.linalg.vector_norm(v).clamp(min=least))

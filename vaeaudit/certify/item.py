@@ -98,6 +98,7 @@ class Item:
             self.pairs, self.paired = None if pairs is None else _PAIRED * pairs, moving
         if self.pairs is not None and self.gram is not None:
             self.gram = self._gram_with(self.pairs)
+        self.pace = 1.0
         self.keep()
 
     def _gram_with(self, pairs: Tensor) -> Tensor:

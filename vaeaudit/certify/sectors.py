@@ -27,15 +27,16 @@ from vaeaudit.certify.stages import stages
 from vaeaudit.certify.theorem import Sigma, excess
 
 _START, _BOXED = 0.05, 1.05  # of the first-order estimate, and of the radius without a box: where searches begin
-_EVALUATIONS = 14  # balls at most; twice as many of a network of no more neurons than are _CHEAP
+_EVALUATIONS = 14  # balls at most; three times as many of a network of no more neurons than are _CHEAP
 _CHEAP = 2000  # of more, radii are looked for in float32
 _NEAR = 15.0  # how sharply the largest eigenvalue stands out among those that are lowered
 _HOPE, _MOST_HOPED = 1.5, 0.25  # first-order gains that a move of multipliers is expected to bring; the most expected
 _SPARE = 0.001  # of the radius, by which the next one falls short of where the level would be lost
-_LEAST, _SMALL = 0.003, 0.02  # of the radius: growth with which a search ends, of small and of wide networks
+_LEAST, _SMALL = 0.002, 0.02  # of the radius: growth with which a search ends, of small and of wide networks
 _SURE = 0.7  # of a last step that is verified without having been looked at
 _TOLERANCE, _PATIENCE = 0.01, 4  # of the radius; how often less than that is gained or missed before the search ends
 _STEEPEST = 12.0
+_BETTER, _SLOWER = 0.85, 0.8  # excess of a miss after another that counts as none; steps after one that counts
 _AGAIN = 0.05  # of the radius: misses farther out say nothing of whether there is more to gain
 _LOST = 3.0  # excess of a ball beyond which one that was verified is gone back to
 _FARTHEST = 0.7  # that the logarithm of the radius changes at once: multipliers that are led too far do not come back
@@ -142,7 +143,7 @@ class _Search:
         """
         last, tried, found, expected, beyond = 0.0, first, 0.0, 0.0, math.inf
         steepness, left, hope = 1.0, _PATIENCE, _HOPE
-        for _ in range(_EVALUATIONS if self.wide else 2 * _EVALUATIONS):
+        for _ in range(_EVALUATIONS if self.wide else 3 * _EVALUATIONS):
             if not go_on():
                 break
             try:
@@ -155,7 +156,7 @@ class _Search:
                     left, hope = left - int(best > 0), hope / 2
                 if best and (left <= 0 or beyond < best * (1 + _TOLERANCE / 2)):
                     break
-                tried = math.sqrt(tried * (best or last)) if last else tried / 2
+                tried = math.sqrt(tried * (best or last)) if best or last else tried / 2
                 continue
             if last and abs(math.log(tried / last)) > _TOLERANCE:
                 secant = (excess_ - expected) / math.log(tried / last)
@@ -166,7 +167,9 @@ class _Search:
                     best = tried
                     self.found.append((best, self.item.shown))
             else:
-                left, hope = left - int(best < tried < best * (1 + _AGAIN)), hope / (2 if self.wide else 8)
+                if best < tried < best * (1 + _AGAIN) and not 0 < excess_ < _BETTER * found:
+                    left, self.item.pace = left - 1, _SLOWER * self.item.pace
+                hope /= 2 if self.wide else 8
             # As if what exceeds first order grew like the radius, or on the way up, before it is much, like its square.
             beyond_first = excess_ - math.log(tried / estimate)
             slope = 1 + beyond_first + (min(beyond_first, 1.0) if holds else 0.0)
