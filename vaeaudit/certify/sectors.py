@@ -176,7 +176,7 @@ class _Search:
             if holds and not self.wide:  # whose balls cost little, so that a miss does
                 slope = min(slope, steepness)
             slope = max(steepness, slope)
-            worse = best and not holds and tried <= last and excess_ > found
+            worse = best > 0 and not holds and tried <= last and excess_ > found
             last, found, expected = tried, excess_, excess_ - min(hope * gain, _MOST_HOPED)
             step = -expected / slope - _SPARE
             if best and (left <= 0 or beyond < best * (1 + _TOLERANCE / 2)):
