@@ -36,7 +36,8 @@ _LEAST, _SMALL = 0.002, 0.02  # of the radius: growth with which a search ends, 
 _SURE = 0.7  # of a last step that is verified without having been looked at
 _TOLERANCE, _PATIENCE = 0.01, 4  # of the radius; how often less than that is gained or missed before the search ends
 _STEEPEST = 12.0
-_BETTER, _SLOWER = 0.85, 0.8  # excess of a miss after another that counts as none; steps after one that counts
+# Of the excess of the miss before: below it a miss counts as none; by how much one that counts shortens the steps.
+_BETTER, _SLOWER = 0.85, 0.8
 _AGAIN = 0.05  # of the radius: misses farther out say nothing of whether there is more to gain
 _LOST = 3.0  # excess of a ball beyond which one that was verified is gone back to
 _FARTHEST = 0.7  # that the logarithm of the radius changes at once: multipliers that are led too far do not come back
