@@ -647,6 +647,31 @@ def test_a_problem_at_its_evaluation_limit_cannot_be_moved_past_it() -> None:
     assert descent.running == 0
 
 
+# Exploring
+
+
+@pytest.mark.parametrize(
+    ("kinks", "asked"),
+    [(0.0, ["exploring from 8 points"]), (1.0, ["exploring from 8 points", "exploring from 4 points"])],
+)
+def test_more_points_are_explored_from_only_where_the_best_two_of_eight_lie_apart(
+    kinks: float, asked: list[str]
+) -> None:
+    def bowl(points: Tensor, item: Tensor) -> Tensor:
+        away = (points - x_t[item]).flatten(1)
+        return away.square().sum(1) + kinks * (20 * away).sin().square().sum(1)
+
+    stages: list[str] = []
+
+    def go_on(at: Progress) -> bool:
+        stages.append(at.stage)
+        return at.stage.startswith("exploring")
+
+    x, x_t = pairs_of(1)
+    run(bowl, x, x_t, FINE, starts=12, go_on=go_on)
+    assert [stage for stage in dict.fromkeys(stages) if stage.startswith("exploring")] == asked
+
+
 # Following by Jacobians
 
 

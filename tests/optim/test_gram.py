@@ -13,11 +13,11 @@ def test_the_product_is_that_of_the_matrix_over_the_columns_asked_for(share: flo
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
-    kept = normal(3, 6, 64)
+    kept = normal(3, 40, 64)
     gram, columns = Gram(kept.clone()), normal(3, 64) > 0
     for _ in range(300):
         # The matrix shrinks to a thousandth, so that what rounding left of the large one would show.
-        along, change = torch.nn.functional.normalize(normal(3, 1, 6), dim=2), 1e-3 * normal(3, 1, 64)
+        along, change = torch.nn.functional.normalize(normal(3, 1, 40), dim=2), 1e-3 * normal(3, 1, 64)
         change = change - 0.3 * torch.bmm(along, gram.matrix)
         kept = kept + along.mT * change
         gram.correct(along, change)

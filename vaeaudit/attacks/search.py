@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.attacks.attacked import penalise
+from vaeaudit.attacks.exploring import explore, explored_at_most
 from vaeaudit.attacks.following import follow
 from vaeaudit.attacks.rungs import rungs
 from vaeaudit.attacks.term import Term
@@ -28,17 +29,10 @@ from vaeaudit.errors import NonFiniteError
 from vaeaudit.model.box import flat_bounds
 from vaeaudit.model.ranges import Range
 from vaeaudit.optim.lbfgsb import Descent, Minima, Objective, Status, Stopping
-from vaeaudit.optim.walk import walk
 from vaeaudit.progress import GoOn, Progress
 
 _OFF_ZERO = 1e-2  # length of the first step off d = 0, as a share of ||x_t - x||
 _STEP = 0.1  # length of an ordinary step of a search, likewise
-_EXPLORED = 2.0**-13  # least lambda that is explored, as a share of the least for which d = 0 could be optimal
-_WALKED = 2.0**-6  # least that is walked to, likewise
-_STRIDE = 0.2  # of a walk at first, as a share of ||x_t - x|| spread over all elements
-_EXPLORING = 6  # exploring takes this part of a problem's evaluations, from each start
-_THINNED = 3  # of so many neighbours one is explored
-_WALKING = 4  # a walk takes this part
 _ROUNDS = 50  # rounds between two exchanges
 _TELLING = 100  # evaluations from which on a search's last gains tell of those to come
 # Shares of the time at which walks begin, and following, and at whose end problems are explored, and refined.
@@ -118,7 +112,7 @@ class Search:
 
     def run(self) -> None:
         """Explore, then refine."""
-        self._explore()
+        explore(self, _WALKS_AT, _LEADS_AT)
         self._adopt()
         follow(self, _LEADS_AT, _EXPLORES)
         self._adopt()
@@ -165,57 +159,6 @@ class Search:
         norm = torch.stack([torch.zeros_like(self.gap), self.gap], 1)
         return torch.cat([self.data_term.reshape(shape), data], 1), torch.cat([self.norm.reshape(shape), norm], 1)
 
-    def _explore(self) -> None:
-        """Search from a small step off d = 0, and halfway to the target and further points; then walk from the target.
-
-        With large lambda the solution is short and lies on kinks, where a search settles at the first that it meets:
-        mostly a walk ends lower, on single problems a search does.
-        """
-        below = self.lam < self.top[self.pair]
-        explored = (below & (self.lam >= _EXPLORED * self.top[self.pair])).reshape(len(self.x), -1)
-        explored &= self.lambdas.argsort().argsort() % _THINNED == 0
-        # Where the lambda asked for leave that range out, the largest below it.
-        nearest = torch.where(below, self.lam, -torch.inf).reshape(explored.shape)
-        largest = (nearest == nearest.max(1, keepdim=True).values) & nearest.isfinite()
-        problem = torch.where(explored.any(1, keepdim=True), explored, largest).flatten().nonzero().squeeze(1)
-        if not problem.numel():
-            return
-        most = -(-self.effort.stopping.max_evaluations // _EXPLORING)
-        several, pair = problem.repeat(self.effort.starts), self.pair[problem]
-        points = [self.off_zero(pair)]
-        points += [torch.lerp(self.x[pair], self.x_t[pair], _between(start)) for start in range(1, self.effort.starts)]
-        search = self._descent(several, torch.cat(points), most, None)
-        before, turn = self.evaluations, 0
-        stage = f"exploring from {len(points)} points"
-        for rounds in (most // 2, most):  # halfway is remembered, for what is gained later
-            for _ in range(rounds):
-                done = _WALKS_AT * turn / most
-                if not search.running or not self.asked(Progress(stage, search.running, len(several), done)):
-                    break
-                search.advance(1)
-                turn += 1
-            self.harvest(search.minima(), several)
-            self.evaluations = before.index_add(0, several, search.minima().evaluations)
-            self.history.append((self.evaluations, self.objective))
-        walked = -(-self.effort.stopping.max_evaluations // _WALKING)
-        self._walk(problem[self.lam[problem] >= _WALKED * self.top[pair]], walked)
-
-    def _walk(self, problem: Tensor, most: int) -> None:
-        """Walk from the target with the problems (b,), by ``most`` evaluations of each."""
-        if not len(problem):
-            return
-        pair = self.pair[problem]
-
-        def go_on(taken: int) -> bool:
-            done = _WALKS_AT + (_LEADS_AT - _WALKS_AT) * taken / most
-            return self.asked(Progress("walking from the target", len(problem), len(problem), done))
-
-        step = _STRIDE * self.gap[pair] / self.x.shape[1] ** 0.5
-        found = walk(self.objective_of(problem), self.x_t[pair], self.low, self.high, step, most, go_on)
-        self.harvest(found, problem)
-        self.evaluations = self.evaluations.index_add(0, problem, found.evaluations)
-        self.history.append((self.evaluations, self.objective))
-
     def _refine(self, begin: Tensor, most: int, stage: str, begun_at: float, ends_at: float, brief: Tensor) -> None:
         """Search the problems ``begin`` (b,) from the best known; any moves to better ones as they are found.
 
@@ -226,7 +169,7 @@ class Search:
         """
         problem = torch.arange(len(self.lam), device=self.lam.device)
         start = torch.where((self.norm > 0)[:, None], self.best, self.off_zero(self.pair))
-        search = self._descent(problem, start, most, begin)
+        search = self.descent_of(problem, start, most, begin)
         used = self.evaluations
         left = most * len(begin)
         begun = torch.zeros_like(self.stationary)
@@ -325,7 +268,7 @@ class Search:
 
         return objective
 
-    def _descent(self, problem: Tensor, start: Tensor, most: int, begin: Tensor | None) -> Descent:
+    def descent_of(self, problem: Tensor, start: Tensor, most: int, begin: Tensor | None) -> Descent:
         """A minimisation of the named problems, with at most ``most`` evaluations of each."""
         asked = self.effort.stopping
         stopping = Stopping(asked.ftol, asked.patience, most)
@@ -365,8 +308,7 @@ class Search:
 def together(lambdas: Sequence[float], effort: Effort) -> int:
     """Most problems of one pair that are searched at once, whatever its top lambda."""
     every = np.sort([*lambdas, *rungs(lambdas, effort.stopping.max_evaluations)])
-    explored = np.searchsorted(every, every / _EXPLORED, side="right") - np.arange(len(every))
-    return max(len(every), effort.starts * math.ceil(int(explored.max()) / _THINNED))
+    return max(len(every), explored_at_most(every, effort.starts))
 
 
 def _check_finite(data: Tensor) -> None:
@@ -377,8 +319,3 @@ def _check_finite(data: Tensor) -> None:
             f"the data term of {len(wrong)} of {len(data)} pairs is not finite ({float(wrong[0])}) before any "
             "distortion; doctor tells whether the model's outputs are finite on these data"
         )
-
-
-def _between(number: int) -> float:
-    """The ``number``-th point of the van der Corput sequence: 1/2, 1/4, 3/4, 1/8, ..."""
-    return sum(2.0**~place for place, bit in enumerate(f"{number:b}"[::-1]) if bit == "1")

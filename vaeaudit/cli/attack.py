@@ -85,7 +85,9 @@ def command(
     restarts: Annotated[
         int | None,
         Setting(
-            "attack.restarts", "N", "Points between source and target to search from besides the source. [default: 15]"
+            "attack.restarts",
+            "N",
+            "Most points between source and target to search from besides the source. [default: 15]",
         ),
     ] = None,
     max_evaluations: Annotated[

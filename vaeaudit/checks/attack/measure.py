@@ -146,7 +146,7 @@ def attack(
         on: what of the posterior the perturbation reaches: "mean", "std" or "both"; the rest stays that of x.
         layers: of a chain of stochastic layers, counted from 1, that the latent attack compares; all where None.
         penalty: "l2", ||d||_2, or "l2sq", ||d||_2^2.
-        restarts: points between source and target from which is searched besides the source, at least 0.
+        restarts: most points between source and target from which is searched besides the source, at least 0.
         data_range: box for x + d; the model's own range where None, no box where it has none either.
         seed: of every random draw.
         max_evaluations: of the objective, for refining one problem; exploring takes up to a sixth of them a start,
