@@ -646,6 +646,9 @@ def test_pairs_bound_a_linear_map_on_the_orthant_as_well_as_can_be() -> None:
     exact = max(J.clamp(min=0).norm().item(), J.clamp(max=0).norm().item())
     assert exact <= bound <= 1.01 * exact < 0.9 * J.norm().item()
     assert Room.of(torch.full((1, 40), 0.5), (torch.zeros(1, 40), torch.ones(1, 40))).pairs(J) is None
+    tiny = room.pairs(1e-30 * J)
+    assert tiny is not None
+    torch.testing.assert_close(tiny, N, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -688,6 +691,25 @@ def test_a_box_tells_from_the_first_ball_on_and_a_search_ends_once_it_gains_and_
     p_low = torch.full((1,), 0.98, dtype=FLOAT64)
     free, boxed = Sectors(graph, x).margins(x, p_low, 0.5, "frozen", box, go_on)
     assert boxed.item() > 1.01 * free.item() and len(balls) <= 16
+
+
+def test_radii_looked_for_in_float32_are_verified_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    balls = set()
+
+    class Seen(Ellipsoid):
+        def __init__(self, item: Item, rho: float) -> None:
+            super().__init__(item, rho)
+            balls.add((rho, self.block.dtype, item.dtype))
+
+    graph, x = traced(*NETWORKS["residual"]), random(4, 6, seed=8).clamp(min=0)[2:3]
+    box = torch.zeros((1, 6), dtype=FLOAT64), torch.full((1, 6), 5.0, dtype=FLOAT64)
+    usual = Sectors(graph, x).margins(x, torch.full((1,), 0.98, dtype=FLOAT64), 0.5, "frozen", box)
+    monkeypatch.setattr("vaeaudit.certify.sectors._CHEAP", 0)
+    monkeypatch.setattr("vaeaudit.certify.sectors.Ellipsoid", Seen)
+    found = Sectors(graph, x).margins(x, torch.full((1,), 0.98, dtype=FLOAT64), 0.5, "frozen", box)
+    assert {(radius.item(), FLOAT64, FLOAT64) for radius in found} <= balls
+    assert any(dtype is torch.float32 for *_, dtype in balls)
+    assert all(0.95 * before < radius for radius, before in zip(found, usual, strict=True))
 
 
 def test_what_has_no_sectors_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

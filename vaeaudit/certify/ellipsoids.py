@@ -11,7 +11,8 @@ a = sqrt(lambda) share and B = I - a G_UU a, which Q is positive definite with,
 A neuron is moved by rho sqrt(G_ii) at most, which says what its sector is before it is used. (The S-procedure, layer by
 layer; the multipliers are free, and affect how tight it is alone. To eliminate the layers from the last to the first
 instead gives the same bound.) Where more rows of the first stage matter (:mod:`.screen`) than inputs, its errors are
-kept apart from the inputs, whose block is (I - T_U' a^2 T_U)^-1.
+kept apart from the inputs, whose block is (I - T_U' a^2 T_U)^-1. Of a first stage with fewer rows than there are inputs
+T T', or T (I - N)^-1 T' with the weights of pairs (:mod:`.room`), is computed once.
 
 The largest eigenvalue of an output's block, or its diagonal, is differentiated by hand back to the multipliers: each
 has the value at which the bound would not change if its own alone did, given all others.
@@ -36,13 +37,11 @@ from scipy import sparse
 from torch import Tensor
 
 from vaeaudit.certify.activations import ROUNDING
-from vaeaudit.certify.item import WIDEST, Item
-from vaeaudit.certify.matrices import dense, gamma, product, squares
+from vaeaudit.certify.item import Item
+from vaeaudit.certify.matrices import INVERSE, NotShownError, dense, factor, gamma, gram_of, product, raised, squares
 from vaeaudit.certify.screen import Screen, linear, screened, sector_of
+from vaeaudit.certify.stages import WIDEST
 
-_LEAST = 1e-3  # eigenvalue of B
-_INVERSE = 32.0  # > 1 / sqrt(_LEAST)
-_LOWERED = 1e-9
 _FAINT = 1e-3  # of the largest influence: below it neurons are treated alike
 # Norms of 1 - B, layer by layer, at which multipliers begin, and to which they are kept.
 _LARGEST = 0.9
@@ -50,12 +49,8 @@ _MOST = 0.97  # with the pairs of a box
 _BEGIN = (0.7, 0.7, 0.5, 0.4, 0.3)
 # Where so many times as many neurons bend as on the ball before, or inputs matter, as where a whole background wakes,
 # all is lost, and takes long to tell.
-_MORE, _MANY = 4, 800
+_MORE, _WIDER, _MANY = 4, 2.5, 800
 _STEP, _FARTHEST = 0.25, 1.8  # towards the multiplier asked for, in logarithms; the most that it is changed by
-
-
-class NotShownError(Exception):
-    """The multipliers at hand bound nothing on this ball: not that there is no bound."""
 
 
 class TooFarError(NotShownError):
@@ -69,8 +64,8 @@ class Ellipsoid:
     """
 
     def __init__(self, item: Item, rho: float) -> None:
-        self._item, self.layers = item, list[_Layer]()
-        state: _State = _Inputs()
+        self._item, self.rho, self.layers = item, rho, list[_Layer]()
+        state: _State = _Inputs(item)
         screen: Screen | None = None
         bent = 0
         for place, stage in enumerate(item.stages.chain):
@@ -80,35 +75,45 @@ class Ellipsoid:
             bent = layer.bent_in_all
             state, screen = layer.state, layer.screen
         self._last = state.image(sparse.csr_matrix(item.outputs.numpy()))
-        self.block = self._last.gram(torch.arange(len(item.outputs)))
+        self.block = self._last.gram(torch.arange(len(item.outputs))).double()
+        if not bool(self.block.isfinite().all()):
+            raise NotShownError
 
-    def improve(self, gradient: Tensor) -> None:
-        """Moves the item's multipliers towards where f(``block``) is least, given its ``gradient`` (k, k)."""
+    def improve(self, gradient: Tensor) -> float:
+        """Moves the item's multipliers towards where f(``block``) is least, given its ``gradient`` (k, k).
+
+        Returns by how much f falls to first order.
+        """
         self._item.keep()
         if self.layers:
             self._item.bent, self._item.inputs = self.layers[-1].bent_in_all, self.layers[0].inputs
-        back = self._last.pull(gradient)
+        back = self._last.pull(gradient.to(self._item.dtype))
         for layer in reversed(self.layers):
             back = layer.image.pull(cast(Tensor, layer.pull(back)))  # none but of the first
+        return sum(layer.gain for layer in self.layers)
 
 
 class _Inputs:
     """The input itself, on which Q is the identity."""
 
+    def __init__(self, item: Item) -> None:
+        self.item = item
+
     def image(self, matrix: sparse.csr_matrix) -> "_OfInputs":
-        return _OfInputs(matrix)
+        return _OfInputs(matrix, self.item)
 
 
 class _OfInputs:
     """T d."""
 
-    def __init__(self, matrix: sparse.csr_matrix) -> None:
-        self.matrix = matrix
-        self.variance = squares(matrix) * (1 + gamma(matrix.shape[1]))
+    def __init__(self, matrix: sparse.csr_matrix, item: Item) -> None:
+        self.matrix, self.item = matrix, item
 
     def gram(self, rows: Tensor) -> Tensor:
-        T = self.matrix[rows.numpy()]
-        return _raised(product(T, T.T.tocsr()), 2 * len(rows) * gamma(T.shape[1]) * squares(T))
+        known = self.item.gram
+        if known is not None:
+            return known[rows[:, None], rows].to(self.item.dtype)
+        return gram_of(self.matrix[rows.numpy()]).to(self.item.dtype)
 
     def pull(self, gradient: Tensor) -> None:
         """The input is given."""
@@ -121,7 +126,7 @@ class _Block:
         self.S, self.alive = S, alive
 
     def image(self, matrix: sparse.csr_matrix) -> "_OfBlock":
-        return _OfBlock(dense(matrix[:, self.alive.numpy()]), self.S)
+        return _OfBlock(dense(matrix[:, self.alive.numpy()]).to(self.S.dtype), self.S)
 
 
 class _OfBlock:
@@ -135,7 +140,7 @@ class _OfBlock:
     def gram(self, rows: Tensor) -> Tensor:
         G = self.H[rows] @ self.T[rows].T
         self.rows = rows
-        return _raised((G + G.T) / 2, len(rows) * self.off[rows])
+        return raised((G + G.T) / 2, len(rows) * self.off[rows])
 
     def pull(self, gradient: Tensor) -> Tensor:
         """The gradient in S, from that in the Gram matrix of the rows asked for."""
@@ -162,14 +167,14 @@ class _Apart:
 class _OfApart:
     def __init__(self, matrix: sparse.csr_matrix, of: _Apart) -> None:
         self.of = of
-        self.J = product(matrix @ sparse.diags(of.slope.numpy()), of.matrix)
+        self.J = product(matrix @ sparse.diags(of.slope.numpy()), of.matrix).to(of.L.dtype)
         self.X = torch.linalg.solve_triangular(of.L, self.J.T, upper=False)
         self.errors = matrix[:, of.bent.numpy()]
         self.noise = self.errors @ sparse.diags((1 / of.lam.sqrt()).numpy())
         # |x_i + e_i| |x_j + e_j| <= (1 + t) |x_i| |x_j| and so on, where e is what J and the solution are off by.
-        off = _INVERSE * gamma(max(matrix.shape[1], len(of.L))) * of.first * squares(matrix).sqrt()
+        off = INVERSE * gamma(max(matrix.shape[1], len(of.L))) * of.first * squares(matrix).sqrt()
         inner = self.X.square().sum(0)
-        solved = _INVERSE * math.sqrt(len(of.L)) * gamma(len(of.L))
+        solved = INVERSE * math.sqrt(len(of.L)) * gamma(len(of.L))
         self.off = (2 * solved + ROUNDING / len(inner)) * inner + 2 * off.square() * len(inner) / ROUNDING
         self.off += 2 * gamma(len(of.L) + len(of.bent)) * (inner + squares(self.noise))
         self.variance = inner + squares(self.noise) + self.off
@@ -177,17 +182,16 @@ class _OfApart:
     def gram(self, rows: Tensor) -> Tensor:
         self.rows = rows
         X, noise = self.X[:, rows], self.noise[rows.numpy()]
-        return _raised(X.T @ X + dense(noise @ noise.T), len(rows) * self.off[rows])
+        return raised(X.T @ X + dense(noise @ noise.T).to(X.dtype), len(rows) * self.off[rows])
 
     def pull(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients in 1 / lambda and in a^2 of those that bend; in float32, as no bound rests on them."""
         L, X = self.of.L.float(), self.X[:, self.rows].float()
         F = torch.linalg.solve_triangular(L.T, X, upper=True)  # (inputs, rows)
         errors, bending = self.errors[self.rows.numpy()].T.astype(np.float32), self.of.bending.astype(np.float32)
-        middle = F @ gradient.float() @ F.T
-        pairs = ((errors, gradient.float()), (bending, middle))
-        in_noise, in_a = (torch.from_numpy(np.asarray(A.multiply(A @ G.numpy()).sum(1)).ravel()) for A, G in pairs)
-        return in_noise.double(), in_a.double()
+        moved = torch.from_numpy(bending @ F.numpy())  # (bent, rows)
+        in_noise = torch.from_numpy(np.asarray(errors.multiply(errors @ gradient.float().numpy()).sum(1)).ravel())
+        return in_noise.double(), (moved @ gradient.float() * moved).sum(1).double()
 
 
 _State = _Inputs | _Block | _Apart
@@ -205,6 +209,7 @@ class _Layer:
         self.item, self.place, self.image, self.passed = item, place, image, stage.passed
         self.rows = torch.arange(stage.matrix.shape[0]) if screen is None else screen.rows
         self.told: Tensor | None = None
+        self.gain = 0.0  # first-order fall of the bound where its multipliers were last moved
         with torch.enable_grad():
             sides = self._sides(rho, screen)
             self.sector = sector_of(item, place, sides)
@@ -237,26 +242,26 @@ class _Layer:
         if isinstance(image, _OfInputs):
             inputs = torch.from_numpy(np.unique(image.matrix[self.alive.numpy()].indices)).long()
             self.inputs = len(inputs)
-            if item.pairs is not None or len(self.alive) > len(inputs):
+            if item.gram is None and (item.pairs is not None or len(self.alive) > len(inputs)):
                 self.state: _State = self._apart(image.matrix[:, inputs.numpy()], inputs, slope)
                 return
         if len(self.alive) > WIDEST:
             raise NotShownError
-        self.slope, self.U = slope[self.alive], torch.searchsorted(self.alive, bent)
+        self.slope, self.U = slope[self.alive].to(item.dtype), torch.searchsorted(self.alive, bent)
         G = image.gram(torch.searchsorted(self.rows, self.alive))
         self.variance = G.diagonal().clone()
         if len(bent):
             G_UU = G[self.U][:, self.U]
-            self.lam, norm = self._multipliers(lambda a: a[:, None] * G_UU * a)
-            a, L = self.lam.sqrt() * self.share, _factor(norm, len(bent))
+            self.lam, norm = self._multipliers(lambda a: a[:, None].to(G) * G_UU * a.to(G))
+            a, L = (self.lam.sqrt() * self.share).to(G.dtype), factor(norm, len(bent))
             X = torch.linalg.solve_triangular(L, a[:, None] * G[self.U], upper=False)
-            solved = _INVERSE * math.sqrt(len(bent)) * gamma(len(bent) + 2) + gamma(len(bent))
-            G = _raised(G + X.T @ X, 2 * len(G) * (solved * X.square().sum(0) + gamma(2) * G.diagonal()))
+            solved = INVERSE * math.sqrt(len(bent)) * gamma(len(bent) + 2) + gamma(len(bent))
+            G = raised(G + X.T @ X, 2 * len(G) * (solved * X.square().sum(0) + gamma(2) * G.diagonal()))
         self.G = G
         S = self.slope[:, None] * G * self.slope
         if len(bent):
-            S[self.U, self.U] += 1 / self.lam
-        self.state = _Block(_raised(S, len(S) * gamma(4) * S.diagonal()), self.alive)
+            S[self.U, self.U] += (1 / self.lam).to(S.dtype)
+        self.state = _Block(raised(S, len(S) * gamma(4) * S.diagonal()), self.alive)
 
     def _sides(self, rho: float, screen: Screen | None) -> tuple[Tensor, Tensor]:
         """How far activations' inputs can move below and above.
@@ -266,7 +271,7 @@ class _Layer:
         if isinstance(self.image, _OfInputs):
             matrix = self.image.matrix[self.passed :]
             return linear(self.item, self.place, matrix, rho, torch.zeros(matrix.shape[0], dtype=torch.float64))
-        self.told = (rho * (1 + ROUNDING) * self.image.variance[self.passed :].sqrt()).requires_grad_()
+        self.told = (rho * (1 + ROUNDING) * self.image.variance[self.passed :].double().sqrt()).requires_grad_()
         if screen is None:
             return self.told, self.told
         at = self.rows[self.passed :] - self.passed
@@ -274,13 +279,14 @@ class _Layer:
         return below, above
 
     def _apart(self, matrix: sparse.csr_matrix, inputs: Tensor, slope: Tensor) -> _Apart:
-        if len(inputs) > WIDEST or (self.item.inputs and len(inputs) > max(_MANY, _MORE * self.item.inputs)):
+        if len(inputs) > WIDEST or (self.item.inputs and len(inputs) > max(_MANY, _WIDER * self.item.inputs)):
             raise TooFarError
         bending = matrix[self.bent.numpy()]
-        self.lam, norm = self._multipliers(lambda a: _gram(sparse.diags(a.numpy()) @ bending))
+        dtype = self.item.dtype
+        self.lam, norm = self._multipliers(lambda a: _gram(sparse.diags(a.numpy()) @ bending).to(dtype))
         if self.item.pairs is not None:
-            norm = self._paired(norm, self.item.pairs_of(inputs))
-        return _Apart(matrix, slope, self.bent, self.lam, _factor(norm, len(self.bent) + 1))
+            norm = self._paired(norm, self.item.pairs_of(inputs).to(dtype))
+        return _Apart(matrix, slope, self.bent, self.lam, factor(norm, len(self.bent) + 1))
 
     def _multipliers(self, norm: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """lambda of the neurons that bend, and I - B = ``norm``(a), kept from growing to what shows nothing."""
@@ -316,14 +322,14 @@ class _Layer:
             return None
         through: Tensor = self.slope[:, None] * gradient * self.slope
         in_slope, in_share = torch.zeros((2, self.passed + len(self.reach)), dtype=torch.float64)
-        in_slope[self.alive] = 2 * (gradient * self.G) @ self.slope
+        in_slope[self.alive] = (2 * (gradient * self.G) @ self.slope).double()
         if len(self.bent):
             toward = self.G[self.U]
             Z = toward @ through
-            in_a = (Z * toward).sum(1)
-            self._move(gradient[self.U, self.U], in_a)
+            in_a = (Z * toward).sum(1).double()
+            self._move(gradient[self.U, self.U].double(), in_a)
             in_share[self.bent] = 2 * self.share * self.lam * in_a
-            m = (self.lam * self.share.square())[:, None]
+            m = (self.lam * self.share.square())[:, None].to(Z.dtype)
             corner = m * (Z @ toward.T) * m.T
             through[self.U] += m * Z
             through[:, self.U] += (m * Z).T
@@ -337,8 +343,8 @@ class _Layer:
         (in_told,) = torch.autograd.grad(whole, self.told)
         acting = self.alive >= self.passed
         at = torch.searchsorted(self.rows, self.alive[acting]) - self.passed
-        in_variance = in_told[at] * told[at] / (2 * self.variance[acting].clamp(min=1e-300))
-        through.diagonal()[acting] += in_variance
+        in_variance = in_told[at] * told[at] / (2 * self.variance[acting].double().clamp(min=1e-300))
+        through.diagonal()[acting] += in_variance.to(through.dtype)
         return through
 
     def _move(self, in_noise: Tensor, in_a: Tensor) -> None:
@@ -351,34 +357,10 @@ class _Layer:
         assert known is not None
         saved, cost = in_noise / self.lam, in_a * self.share.square() * self.lam
         up, down = (a.clamp(min=0) + (-b).clamp(min=0) for a, b in ((saved, cost), (cost, saved)))
-        change = (up / down).pow(_STEP / 2).clamp(1 / _FARTHEST, _FARTHEST)
+        change = (up / down).pow(self.item.pace * _STEP / 2).clamp(1 / _FARTHEST, _FARTHEST)
         here = known[self.bent - self.passed]
         known[self.bent - self.passed] = torch.where(change > 0, here * change, here)  # NaN: nothing depends on it
-
-
-def _factor(norm: Tensor, terms: int) -> Tensor:
-    """L of B = I - ``norm``, a sum of so many ``terms``, lowered by what rounding may add.
-
-    Raises :class:`NotShownError` where B is not known to be positive definite.
-    """
-    size = len(norm)
-    B = -norm
-    diagonal = B.diagonal()
-    diagonal += 1 - _LEAST
-    _, failed = torch.linalg.cholesky_ex(B)
-    diagonal += _LEAST - max(_LOWERED, 4 * size * gamma(size + terms))
-    L: Tensor
-    L, also = torch.linalg.cholesky_ex(B)
-    if bool(failed) or bool(also):
-        raise NotShownError
-    return L
-
-
-def _raised(matrix: Tensor, by: Tensor) -> Tensor:
-    """The matrix with ``by`` added to its diagonal, in place."""
-    diagonal = matrix.diagonal()
-    diagonal += by
-    return matrix
+        self.gain = float(((saved - cost) * change.log()).nansum())
 
 
 def _gram(matrix: sparse.csr_matrix) -> Tensor:
@@ -387,7 +369,10 @@ def _gram(matrix: sparse.csr_matrix) -> Tensor:
 
 def _norm(matrix: Tensor) -> float:
     """About the norm of a symmetric matrix: a start needs no more."""
-    v = matrix[torch.linalg.vector_norm(matrix, dim=1).argmax()]
+    sizes = torch.linalg.vector_norm(matrix, dim=1)
+    # Not of the longest row alone, which says nothing of parts that it is apart from.
+    v = matrix[sizes.argmax()] + sizes * torch.arange(len(sizes), dtype=matrix.dtype).cos()
+    least = torch.finfo(matrix.dtype).tiny
     for _ in range(15):
-        v = matrix @ (v / torch.linalg.vector_norm(v).clamp(min=1e-300))
-    return max(float(torch.linalg.vector_norm(v)), 1e-300)
+        v = matrix @ (v / torch.linalg.vector_norm(v).clamp(min=least))
+    return max(float(torch.linalg.vector_norm(v)), least)

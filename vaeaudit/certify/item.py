@@ -1,10 +1,12 @@
 """One input of a network in stages: what its activations do there, which of them matter, and the multipliers so far."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor, fx
@@ -12,14 +14,16 @@ from torch import Tensor, fx
 from vaeaudit.certify.activations import Kinked, Smooth, options_of, shape_of
 from vaeaudit.certify.graph import Graph, Kind
 from vaeaudit.certify.lines import unsupported
-from vaeaudit.certify.matrices import squares
+from vaeaudit.certify.matrices import INVERSE, dense, factor, gamma, gram_of, raised, squares
 from vaeaudit.certify.rewriting import name_of
 from vaeaudit.certify.room import Room
 from vaeaudit.certify.sector import sector
-from vaeaudit.certify.stages import Stages
+from vaeaudit.certify.stages import WIDEST, Stages
 
-WIDEST = 4096  # rows of a block: more takes minutes
 _PAIRED = 0.5  # of the pairs' weights, which are best for a linear network: all of them leave errors too little room
+
+
+Multipliers = list[Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,23 +63,31 @@ class Item:
         self.influence.reverse()
         self.slopes.reverse()
         self.first_order = rows  # (k, inputs): the Jacobian
-        # Over the usual ones, stage by stage, NaN where a neuron has never bent; and those before they were moved.
-        self.multipliers: list[Tensor | None] = [None] * len(self.bends)
+        # T T' of the first stage where it is narrow, with the weights of pairs in between where they have any.
+        self.gram = chain.gram
         # Where inputs are kept in a box: the room that it leaves, N of pairs at a bound, and which inputs these are of.
         self.room: Room | None = None
         self.pairs: Tensor | None = None
         self.paired = torch.zeros(0, dtype=torch.int64)
+        self.dtype = torch.float64  # of matrices; no bound rests on what is found in another
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins without multipliers."""
+        # Over the usual ones, stage by stage, NaN where a neuron has never bent; and those before they were moved.
+        self.multipliers: Multipliers = [None] * len(self.bends)
         # How many neurons bent, and how many inputs mattered, where multipliers were last improved.
         self.bent, self.inputs = 0, 0
+        self.pace = 1.0  # of the steps of multipliers
         self.keep()
 
     def keep(self) -> None:
         """Remembers the multipliers as those that last bounded something."""
-        self._before = [None if found is None else found.clone() for found in self.multipliers]
+        self.shown = [None if found is None else found.clone() for found in self.multipliers]
 
     def retreat(self) -> None:
         """Takes the multipliers back to those that last bounded something."""
-        self.multipliers = [None if found is None else found.clone() for found in self._before]
+        self.multipliers = [None if found is None else found.clone() for found in self.shown]
 
     def enter(self, room: Room) -> None:
         """From now on inputs are kept in a box."""
@@ -84,11 +96,25 @@ class Item:
         if len(moving) <= WIDEST:
             pairs = room.of_inputs(moving).pairs(self.first_order[:, moving])
             self.pairs, self.paired = None if pairs is None else _PAIRED * pairs, moving
+        if self.pairs is not None and self.gram is not None:
+            self.gram = self._gram_with(self.pairs)
+        self.pace = 1.0
         self.keep()
+
+    def _gram_with(self, pairs: Tensor) -> Tensor:
+        """T (I - N)^-1 T' of the first stage, at least."""
+        matrix = self.stages.chain[0].matrix
+        T, others = dense(matrix[:, self.paired.numpy()]), np.setdiff1d(np.arange(matrix.shape[1]), self.paired)
+        X = torch.linalg.solve_triangular(factor(pairs, 1), T.T, upper=False)
+        G = X.T @ X + gram_of(matrix[:, others])
+        solved = INVERSE * math.sqrt(len(X)) * gamma(len(X)) + gamma(len(X))
+        return raised(G, 2 * len(G) * (solved * X.square().sum(0) + gamma(2) * G.diagonal()))
 
     def pairs_of(self, inputs: Tensor) -> Tensor:
         """N of some inputs, (inputs, inputs): those of a part are as good as all."""
         assert self.pairs is not None
+        if torch.equal(inputs, self.paired):
+            return self.pairs
         at = torch.full((self.stages.inputs,), -1)
         at[self.paired] = torch.arange(len(self.paired))
         known = (at[inputs] >= 0).nonzero()[:, 0]

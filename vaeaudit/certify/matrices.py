@@ -1,4 +1,4 @@
-"""Products of sparse matrices in float64, and what sums and products are off by."""
+"""Products of sparse matrices in float64, factorisations, and what these are off by."""
 
 import math
 
@@ -7,8 +7,15 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+INVERSE = 32.0  # > the norm of the inverse of what is factored here: 1 / sqrt(_LEAST)
+_LEAST = 1e-3  # eigenvalue of B
+_LOWERED = 1e-9
 _UNIT = 2.0**-53
 _DENSE = 0.1  # of the elements of a matrix: from there on what is sparse costs more
+
+
+class NotShownError(Exception):
+    """The multipliers at hand bound nothing on this ball: not that there is no bound."""
 
 
 def gamma(terms: int) -> float:
@@ -31,3 +38,35 @@ def product(left: sparse.csr_matrix, right: sparse.csr_matrix) -> Tensor:
 def dense(matrix: sparse.csr_matrix) -> Tensor:
     """The same matrix, dense."""
     return torch.from_numpy(matrix.toarray())
+
+
+def gram_of(T: sparse.csr_matrix) -> Tensor:
+    """T T', and above it in the order of positive semidefinite matrices by what it may be rounded by."""
+    return raised(product(T, T.T.tocsr()), 2 * T.shape[0] * gamma(T.shape[1]) * squares(T))
+
+
+def raised(matrix: Tensor, by: Tensor) -> Tensor:
+    """The matrix with ``by`` added to its diagonal, in place."""
+    diagonal = matrix.diagonal()
+    diagonal += by
+    return matrix
+
+
+def factor(norm: Tensor, terms: int) -> Tensor:
+    """L of B = I - ``norm``, a sum of so many ``terms``, lowered by what rounding may add.
+
+    Raises :class:`NotShownError` where B is not known to be positive definite, with no eigenvalue near 0. The latter is
+    not asked in float32, in which nothing is shown.
+    """
+    size = len(norm)
+    B = -norm
+    diagonal = B.diagonal()
+    diagonal += 1 - max(_LOWERED, 4 * size * gamma(size + terms))
+    L: Tensor
+    L, failed = torch.linalg.cholesky_ex(B)
+    if B.dtype == torch.float64 and not bool(failed):
+        diagonal -= _LEAST
+        _, failed = torch.linalg.cholesky_ex(B)
+    if bool(failed):
+        raise NotShownError
+    return L

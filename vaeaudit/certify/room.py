@@ -71,7 +71,10 @@ class Room:
 
     def pairs(self, jacobian: Tensor) -> Tensor | None:
         """N (n, n) by which ||``jacobian`` d|| is bounded best, about; None where too few inputs lie at a bound."""
-        signs = self.inward[:, None] * self.inward
+        # In float32, as no bound rests on more than the signs of N, which do not depend on how large the Jacobian is.
+        size = torch.linalg.matrix_norm(jacobian).clamp(min=torch.finfo(jacobian.dtype).tiny)
+        inward, jacobian = self.inward.float(), (jacobian / size).float()
+        signs = inward[:, None] * inward
         signs.fill_diagonal_(0)
         if not bool(signs.any()):
             return None
@@ -82,14 +85,14 @@ class Room:
             if not step:
                 toward = (-inside).clamp(min=0)
                 ones = toward.sum(0)
-                step = _BEGIN * float(ones.norm() / (toward @ ones).norm().clamp(min=1e-300))
+                step = _BEGIN * float(ones.norm() / (toward @ ones).norm().clamp(min=torch.finfo(ones.dtype).tiny))
             tried = (signs * N - step * inside).clamp(min=0) * signs
             lower, there = _bound(jacobian, tried)
             if lower < bound:
                 N, bound, gradient, step = tried, lower, there, 1.5 * step
             else:
                 step /= 2
-        return N
+        return N.double()
 
 
 def _bound(jacobian: Tensor, N: Tensor) -> tuple[float, Tensor]:
@@ -102,7 +105,7 @@ def _bound(jacobian: Tensor, N: Tensor) -> tuple[float, Tensor]:
         return math.inf, N
     X = torch.linalg.solve_triangular(L, jacobian.T, upper=False)
     values, vectors = torch.linalg.eigh(X.T @ X)
-    weights = torch.softmax(_NEAR * values / values[-1].clamp(min=1e-300), 0)
+    weights = torch.softmax(_NEAR * values / values[-1].clamp(min=torch.finfo(values.dtype).tiny), 0)
     F = torch.linalg.solve_triangular(L.T, X, upper=True) @ vectors
     return float(values[-1]), (F * weights) @ F.T
 

@@ -54,10 +54,10 @@ def screened(item: Item, rho: float, slope: Tensor, share: Tensor, reach: Tensor
     first, second = item.stages.chain[:2]
     away = (slope - item.slopes[0]).abs() + share
     deviation = torch.cat([away.new_zeros(first.passed), torch.where(away > 0, away * reach, 0.0)])
-    acting = second.matrix[second.passed :]
+    acting, lengths = item.stages.second
     # J is off by less than this in norm: its elements are sums of products, of all of T and of the first map.
-    off = gamma(acting.shape[1] + 2) * item.first_size * squares(acting).sqrt()
-    sides = linear(item, 1, item.second, rho, torch.from_numpy(abs(acting) @ deviation.numpy()) + rho * off)
+    off = gamma(acting.shape[1] + 2) * item.first_size * lengths
+    sides = linear(item, 1, item.second, rho, torch.from_numpy(acting @ deviation.numpy()) + rho * off)
     slope, share = sector_of(item, 1, sides)
     alive = torch.cat([torch.ones(second.passed, dtype=torch.bool), ~((slope == 0) & (share == 0))])
     rows = alive.nonzero()[:, 0]

@@ -3,6 +3,11 @@
 Where linear propagation adds the errors of all bent neurons in absolute value, though no input reaches them together,
 ellipsoids (:mod:`.ellipsoids`) maximise them jointly. What they show rests on the same event p_low <= p0 as linear
 propagation, so that the better of both is a certificate.
+
+Of a wide network radii and multipliers are looked for in float32, in which nothing is shown; the radius found is then
+verified from scratch, in float64 and with the rounding of :mod:`.ellipsoids`, by the multipliers found, which may be
+any. Nothing of float32 but these and the weights of pairs (:mod:`.room`), of which the signs alone count, enters a
+claim.
 """
 
 import math
@@ -12,19 +17,28 @@ import torch
 from torch import Tensor
 
 from vaeaudit.certify.activations import ROUNDING
-from vaeaudit.certify.ellipsoids import Ellipsoid, NotShownError, TooFarError
+from vaeaudit.certify.ellipsoids import Ellipsoid, TooFarError
 from vaeaudit.certify.graph import Graph, require_rows
-from vaeaudit.certify.item import Item
+from vaeaudit.certify.item import Item, Multipliers
+from vaeaudit.certify.matrices import NotShownError
 from vaeaudit.certify.maximum import without_maxima
 from vaeaudit.certify.room import Box, Room
 from vaeaudit.certify.stages import stages
 from vaeaudit.certify.theorem import Sigma, excess
 
-_START = 0.05  # of the first-order estimate
-_EVALUATIONS = 14  # balls at most; twice as many of a network of no more neurons than are _CHEAP
-_CHEAP = 2000
-_TOLERANCE, _PATIENCE = 0.02, 2  # of the radius; how often less than that is gained or missed before the search ends
+_START, _BOXED = 0.05, 1.05  # of the first-order estimate, and of the radius without a box: where searches begin
+_EVALUATIONS = 14  # balls at most; three times as many of a network of no more neurons than are _CHEAP
+_CHEAP = 2000  # of more, radii are looked for in float32
+_NEAR = 15.0  # how sharply the largest eigenvalue stands out among those that are lowered
+_HOPE, _MOST_HOPED = 1.5, 0.25  # first-order gains that a move of multipliers is expected to bring; the most expected
+_SPARE = 0.001  # of the radius, by which the next one falls short of where the level would be lost
+_LEAST, _SMALL = 0.002, 0.02  # of the radius: growth with which a search ends, of small and of wide networks
+_SURE = 0.7  # of a last step that is verified without having been looked at
+_TOLERANCE, _PATIENCE = 0.01, 4  # of the radius; how often less than that is gained or missed before the search ends
 _STEEPEST = 12.0
+# Of the excess of the miss before: below it a miss counts as none; by how much one that counts shortens the steps.
+_BETTER, _SLOWER = 0.85, 0.8
+_AGAIN = 0.05  # of the radius: misses farther out say nothing of whether there is more to gain
 _LOST = 3.0  # excess of a ball beyond which one that was verified is gone back to
 _FARTHEST = 0.7  # that the logarithm of the radius changes at once: multipliers that are led too far do not come back
 
@@ -81,6 +95,8 @@ class _Search:
             return torch.cat([whitened, log_stddev]) if self.full else whitened
 
         self.item = Item(of.graph, of.stages, x, outputs)
+        self.wide = sum(bend.at.numel() for bend in self.item.bends) > _CHEAP
+        self.found: list[tuple[float, Multipliers]] = []  # radii at which the level seemed to be kept, and by which
 
     def run(self, box: Box | None, go_on: Callable[[], bool]) -> tuple[float, float]:
         """The radius, 0 where none was verified; and that of distortions within the box, where there is one."""
@@ -92,59 +108,122 @@ class _Search:
         estimate = gap / steepest if steepest > 0 else math.inf
         if not (0 < estimate < math.inf):
             return 0.0, 0.0
-        free = self._grow(0.0, estimate, _PATIENCE, go_on)
+        free = self._reach(0.0, estimate, go_on)
         if box is None:
             return free, free
         self.item.enter(Room.of(self.x, box))
-        return free, self._grow(free, estimate, _PATIENCE, go_on)
+        return free, self._reach(free, estimate, go_on)
 
-    def _grow(self, best: float, estimate: float, patience: int, go_on: Callable[[], bool]) -> float:
+    def _reach(self, best: float, estimate: float, go_on: Callable[[], bool]) -> float:
         """The largest radius verified, at least ``best``."""
-        last, tried, left = 0.0, best or _START * estimate, patience
-        steepness, before, held, beyond = 1.0, 0.0, False, math.inf
-        cheap = sum(bend.at.numel() for bend in self.item.bends) <= _CHEAP
-        for _ in range(2 * _EVALUATIONS if cheap else _EVALUATIONS):
+        first = _BOXED * best or _START * estimate
+        self._retreat()
+        if self.wide:
+            self.item.dtype = torch.float32
+            self._grow(best, first, estimate, go_on)
+            self.item.dtype = torch.float64
+            while self.found and self.found[-1][0] > best and not self._holds(*self.found[-1]):
+                self.found.pop()
+            if self.found:
+                return self.found[-1][0]
+            self.item.forget()
+        return self._grow(best, first, estimate, go_on)
+
+    def _holds(self, radius: float, multipliers: Multipliers) -> bool:
+        """Whether the level is verified to be kept within a radius, by these multipliers."""
+        self.item.multipliers = multipliers
+        try:
+            return bool(self._measured(Ellipsoid(self.item, radius))[2])
+        except NotShownError:
+            return False
+
+    def _grow(self, best: float, first: float, estimate: float, go_on: Callable[[], bool]) -> float:
+        """The largest radius found to keep the level, at least ``best``.
+
+        The next radius is where the level is just kept once multipliers have moved, as far as can be foretold.
+        """
+        last, tried, found, expected, beyond = 0.0, first, 0.0, 0.0, math.inf
+        steepness, left, hope = 1.0, _PATIENCE, _HOPE
+        for _ in range(_EVALUATIONS if self.wide else 3 * _EVALUATIONS):
             if not go_on():
                 break
             try:
-                excess_, holds = self._look(tried, _LOST if best else math.inf)
+                excess_, holds, gain = self._look(tried, _LOST if best else math.inf)
             except NotShownError as error:
-                self.item.retreat()
-                beyond = min(beyond, tried) if best and isinstance(error, TooFarError) else beyond
-                if beyond < best * (1 + _TOLERANCE):
+                self._retreat()
+                if best and isinstance(error, TooFarError):
+                    beyond = min(beyond, tried)
+                else:
+                    left, hope = left - int(best > 0), hope / 2
+                if best and (left <= 0 or beyond < best * (1 + _TOLERANCE / 2)):
                     break
-                tried = math.sqrt(tried * last) if last else tried / 2
+                tried = math.sqrt(tried * (best or last)) if best or last else tried / 2
                 continue
-            # As if what exceeds first order grew like the radius.
-            if last and last != tried:
-                secant = (excess_ - before) / math.log(tried / last)
+            if last and abs(math.log(tried / last)) > _TOLERANCE:
+                secant = (excess_ - expected) / math.log(tried / last)
                 steepness = (steepness + min(max(secant, 1.0), _STEEPEST)) / 2
-            slope = max(steepness, 1 + excess_ - math.log(tried / estimate))
-            step = math.exp(min(max(-excess_ / slope, -_FARTHEST), _FARTHEST))
-            last, before = tried, excess_
             if holds:
-                left = left - 1 if best and max(tried / best, step) < 1 + _TOLERANCE else patience
-                best, held = max(best, tried), True
-            elif held and tried < best * (1 + _TOLERANCE):
-                left -= 1
-            if not left or beyond < best * (1 + _TOLERANCE):
+                left, hope = _PATIENCE, _HOPE
+                if tried > best:
+                    best = tried
+                    self.found.append((best, self.item.shown))
+            else:
+                if best < tried < best * (1 + _AGAIN) and not 0 < excess_ < _BETTER * found:
+                    left, self.item.pace = left - 1, _SLOWER * self.item.pace
+                hope /= 2 if self.wide else 8
+            # As if what exceeds first order grew like the radius, or on the way up, before it is much, like its square.
+            beyond_first = excess_ - math.log(tried / estimate)
+            slope = 1 + beyond_first + (min(beyond_first, 1.0) if holds else 0.0)
+            if holds and not self.wide:  # whose balls cost little, so that a miss does
+                slope = min(slope, steepness)
+            slope = max(steepness, slope)
+            worse = best > 0 and not holds and tried <= last and excess_ > found
+            last, found, expected = tried, excess_, excess_ - min(hope * gain, _MOST_HOPED)
+            step = -expected / slope - _SPARE
+            if best and (left <= 0 or beyond < best * (1 + _TOLERANCE / 2)):
                 break
-            tried = min(max(tried * step, best * (1 + _TOLERANCE / 2)), math.sqrt(best * beyond) if best else math.inf)
+            if worse:  # multipliers have been led astray, by steps too long
+                self._retreat()
+                self.item.pace /= 2
+            elif holds:
+                self.item.pace = min(1.0, 1.2 * self.item.pace)
+            ends = holds and step < (_SMALL if self.wide else _LEAST)
+            tried = tried * math.exp(min(max(_SURE * step if ends else step, -_FARTHEST), _FARTHEST))
+            if best and (worse or tried < best * (1 + _LEAST)):
+                tried = best * (1 + _LEAST) if holds else math.sqrt(best * last)
+            tried = min(tried, math.sqrt(best * beyond) if best else math.inf)
+            if ends:
+                if self.wide:
+                    self.found.append((tried, self.item.multipliers))  # where it would have gone, and a little less
+                break
         return best
 
-    def _look(self, rho: float, lost: float = math.inf) -> tuple[float, bool]:
+    def _retreat(self) -> None:
+        """Takes multipliers back to those of the best radius, or where none holds yet, that last bounded something."""
+        if self.found:
+            self.item.shown = self.found[-1][1]
+        self.item.retreat()
+
+    def _look(self, rho: float, lost: float = math.inf) -> tuple[float, bool, float]:
         """The excess of the ball of radius ``rho`` and whether the level is kept there; improves the multipliers.
 
         Raises :class:`TooFarError` where it is above ``lost``, too: multipliers are not led there.
         """
         ellipsoid = Ellipsoid(self.item, rho)
         with torch.enable_grad():
-            block = ellipsoid.block.requires_grad_()
-            omega = rho * (1 + ROUNDING) * torch.linalg.eigvalsh(block[: self.latents, : self.latents])[-1].sqrt()
-            moves = rho * (1 + ROUNDING) * block.diagonal()[self.latents :].sqrt() if self.full else None
-            found, holds = excess(self.p_low, self.m, omega, moves)
+            block, found, holds = self._measured(ellipsoid)
             (gradient,) = torch.autograd.grad(found, block)
         if float(found.detach()) > lost:
             raise TooFarError
-        ellipsoid.improve(gradient.nan_to_num())
-        return float(found.detach()), bool(holds)
+        gain = ellipsoid.improve(gradient.nan_to_num())
+        return float(found.detach()), bool(holds), gain
+
+    def _measured(self, ellipsoid: Ellipsoid) -> tuple[Tensor, Tensor, Tensor]:
+        """The block of the outputs, the excess of the ball differentiated by it, and whether that holds."""
+        rho, block = ellipsoid.rho, ellipsoid.block.requires_grad_()
+        values = torch.linalg.eigvalsh(block[: self.latents, : self.latents])
+        # Differentiated as all near the largest, since what lowers one alone raises the next.
+        near = values @ torch.softmax(_NEAR * values.detach() / values[-1].detach().clamp(min=1e-300), 0)
+        omega = rho * (1 + ROUNDING) * (values[-1].detach() + (near - near.detach())).sqrt()
+        moves = rho * (1 + ROUNDING) * block.diagonal()[self.latents :].sqrt() if self.full else None
+        return block, *excess(self.p_low, self.m, omega, moves)

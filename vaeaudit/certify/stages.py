@@ -7,6 +7,7 @@ it alone. The maps do not depend on the input: they are read off the graph once,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -16,9 +17,11 @@ from torch import Tensor, fx
 
 from vaeaudit.certify.graph import Graph, Kind
 from vaeaudit.certify.maps import rows
+from vaeaudit.certify.matrices import gram_of, squares
 from vaeaudit.certify.rewriting import name_of
 from vaeaudit.errors import UnsupportedError
 
+WIDEST = 4096  # rows of a block: more takes minutes
 _MOST = 2**26  # elements of values that the rows of a map are followed back through
 
 
@@ -41,6 +44,18 @@ class Stages:
     chain: tuple[Stage, ...]
     outputs: tuple[Tensor, ...]
     inputs: int
+
+    @cached_property
+    def gram(self) -> Tensor | None:
+        """T T' of the first stage, at least; None where it has more rows than there are inputs."""
+        narrow = self.chain and self.chain[0].matrix.shape[0] <= min(self.inputs, WIDEST)
+        return gram_of(self.chain[0].matrix) if narrow else None
+
+    @cached_property
+    def second(self) -> tuple[sparse.csr_matrix, Tensor]:
+        """|T| of what the second stage's activations are given, and the norms of its rows."""
+        acting = self.chain[1].matrix[self.chain[1].passed :]
+        return abs(acting), squares(acting).sqrt()
 
 
 @torch.enable_grad()

@@ -172,7 +172,7 @@ class MarginSettings(BaseSettings):
     effort: Literal["fast", "thorough", "boxed"] = Field(
         "thorough",
         description="Of certificates: fast are linear bounds alone; thorough certifies more, in seconds an item; "
-        "boxed certifies within the data's range besides, in three times that or more.",
+        "boxed certifies within the data's range besides, in about twice that.",
     )
 
 
