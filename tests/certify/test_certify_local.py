@@ -712,6 +712,22 @@ def test_radii_looked_for_in_float32_are_verified_in_float64(monkeypatch: pytest
     assert all(0.95 * before < radius for radius, before in zip(found, usual, strict=True))
 
 
+def test_what_a_search_in_float32_promises_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lying(Ellipsoid):
+        def __init__(self, item: Item, rho: float) -> None:
+            super().__init__(item, rho)
+            if item.dtype == torch.float32:
+                self.block *= 0.25
+
+    graph, x = traced(*NETWORKS["residual"]), random(4, 6, seed=8).clamp(min=0)[2:3]
+    box = torch.zeros((1, 6), dtype=FLOAT64), torch.full((1, 6), 5.0, dtype=FLOAT64)
+    usual = Sectors(graph, x).margins(x, torch.full((1,), 0.98, dtype=FLOAT64), 0.5, "frozen", box)
+    monkeypatch.setattr("vaeaudit.certify.sectors._CHEAP", 0)
+    monkeypatch.setattr("vaeaudit.certify.sectors.Ellipsoid", Lying)
+    found = Sectors(graph, x).margins(x, torch.full((1,), 0.98, dtype=FLOAT64), 0.5, "frozen", box)
+    assert all(0 < radius < 1.05 * right for radius, right in zip(found, usual, strict=True))
+
+
 def test_what_has_no_sectors_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vaeaudit.certify.stages._MOST", 10)
     with pytest.raises(UnsupportedError, match="no sector certificate: a map to the 12 inputs of 'relu' from 6 values"):

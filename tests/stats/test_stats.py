@@ -165,6 +165,13 @@ def test_the_bootstrap_interval_of_few_values_is_finite_and_as_wide_as_they_are(
     assert 0.5 * spread <= found.ci[1] - found.ci[0] <= 2 * spread
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-110, 1e110, 1e150])
+def test_the_bootstrap_interval_of_a_mean_has_the_units_of_the_values(scale: float) -> None:
+    one, other = (estimates.bootstrap_mean([s, 2 * s, 4 * s], unit="nats", direction="none").ci for s in (1.0, scale))
+    assert one is not None
+    assert other == pytest.approx((one[0] * scale, one[1] * scale))
+
+
 def test_the_rank_correlation_is_scipys_and_counts_infinity_as_the_largest() -> None:
     x = np.random.default_rng(2).normal(size=30)
     y = x + np.random.default_rng(3).normal(size=30)

@@ -17,14 +17,15 @@ T T', or T (I - N)^-1 T' with the weights of pairs (:mod:`.room`), is computed o
 The largest eigenvalue of an output's block, or its diagonal, is differentiated by hand back to the multipliers: each
 has the value at which the bound would not change if its own alone did, given all others.
 
-Rounding. All is in float64. Let S~ >= S in the order of positive semidefinite matrices. T S~ T', and G' and S as
-functions of G, keep that order, so that it is enough that every matrix computed here is at least what it would be
-without rounding. A product of matrices is off by gamma_n |A| |B| in each element, gamma_n = n 2^-53 / (1 - n 2^-53),
-and a matrix whose elements are at most r_i r_j is at most N diag(r_i^2) in that order: that much is added to the
-diagonal. B is lowered by more than it and its factorisation L L' are off by, and that B - 0.001 I has a factorisation,
-too, shows ||L^-1|| <= 32: so a column x of L^-1 (a G_U:) is off by 32 gamma_U sqrt(U) |x| at most. A factorisation that
-ends says that the matrix is positive definite. Reaches and norms of outputs are widened by 1e-9 besides, and so are the
-shares. What is not covered is that the maps themselves and the values at x0 are those which torch computes in float64.
+Rounding. All that shows anything is in float64. Let S~ >= S in the order of positive semidefinite matrices. T S~ T',
+and G' and S as functions of G, keep that order, so that it is enough that every matrix computed here is at least what
+it would be without rounding. A product of matrices is off by gamma_n |A| |B| in each element, gamma_n = n 2^-53 / (1 -
+n 2^-53), and a matrix whose elements are at most r_i r_j is at most N diag(r_i^2) in that order: that much is added to
+the diagonal. B is lowered by more than it and its factorisation L L' are off by, and that B - 0.001 I has a
+factorisation, too, shows ||L^-1|| <= 32: so a column x of L^-1 (a G_U:) is off by 32 gamma_U sqrt(U) |x| at most. A
+factorisation that ends says that the matrix is positive definite. Reaches and norms of outputs are widened by 1e-9
+besides, and so are the shares. What is not covered is that the maps themselves and the values at x0 are those which
+torch computes in float64, and squares that underflow, as of weights below 1e-150.
 """
 
 import math

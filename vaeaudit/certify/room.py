@@ -92,7 +92,8 @@ class Room:
                 N, bound, gradient, step = tried, lower, there, 1.5 * step
             else:
                 step /= 2
-        return N.double()
+        N = N.double()
+        return (N + N.T) / 2  # as products of single precision are not
 
 
 def _bound(jacobian: Tensor, N: Tensor) -> tuple[float, Tensor]:

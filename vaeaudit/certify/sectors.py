@@ -193,7 +193,7 @@ class _Search:
                 tried = best * (1 + _LEAST) if holds else math.sqrt(best * last)
             tried = min(tried, math.sqrt(best * beyond) if best else math.inf)
             if ends:
-                if self.wide:
+                if self.item.dtype == torch.float32:
                     self.found.append((tried, self.item.multipliers))  # where it would have gone, and a little less
                 break
         return best

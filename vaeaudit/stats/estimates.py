@@ -198,16 +198,18 @@ def bootstrap_mean(values: Sequence[float], *, unit: str, direction: str, level:
     interval: tuple[float, float] | None = None
     if kept.size >= 2:
         interval = (float(kept.min()), float(kept.max()))
-        value, rounding = kept.mean(), 16 * np.finfo(kept.dtype).eps * np.abs(kept).max()
-        if np.ptp(kept) > 2 * kept.size * rounding:  # without one of them the mean differs by more than rounding
+        scale = np.abs(kept).max() or 1.0
+        scaled = kept / scale  # whose squares and cubes neither vanish nor overflow
+        value, rounding = scaled.mean(), 16 * np.finfo(scaled.dtype).eps
+        if np.ptp(scaled) > 2 * scaled.size * rounding:  # without one of them the mean differs by more than rounding
             generator = np.random.Generator(np.random.Philox(key=0))
 
             def resampled(sample: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
                 found: NDArray[np.float64] = sample.mean(axis)
                 return np.where(np.abs(found - value) <= rounding, value, found)
 
-            found = stats.bootstrap((kept,), resampled, confidence_level=level, random_state=generator)
-            interval = (float(found.confidence_interval.low), float(found.confidence_interval.high))
+            found = stats.bootstrap((scaled,), resampled, confidence_level=level, random_state=generator)
+            interval = (float(scale * found.confidence_interval.low), float(scale * found.confidence_interval.high))
     return replace(plain, ci=interval, estimator="mean, BCa bootstrap interval over items")
 
 
