@@ -712,6 +712,25 @@ def test_radii_looked_for_in_float32_are_verified_in_float64(monkeypatch: pytest
     assert all(0.95 * before < radius for radius, before in zip(found, usual, strict=True))
 
 
+def test_products_of_a_narrow_first_layer_under_weights_of_pairs_are_at_least_those_of_dense_matrices() -> None:
+    network = weighted(nn.Sequential(nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 6)))
+    with torch.no_grad():
+        network[0].weight[1:, 10:] = 0  # two inputs of the first neuron alone
+        network[0].bias[0] = -100  # which is off
+    x = random(1, 12).clamp(min=0)  # some at a bound
+    sectors = Sectors(heads(network, 12), x)
+    item = item_of(sectors, x)
+    item.enter(Room.of(x, (torch.zeros_like(x), torch.full_like(x, 5))))
+    assert item.pairs is not None and item.pairs.any() and item.gram is not None
+    assert item.paired.tolist() == list(range(10))
+    N = torch.zeros(12, 12, dtype=FLOAT64)
+    N[:10, :10] = item.pairs
+    T = torch.from_numpy(sectors.stages.chain[0].matrix.toarray())
+    above = torch.linalg.eigvalsh(item.gram - T @ torch.linalg.inv(torch.eye(12, dtype=FLOAT64) - N) @ T.T)
+    assert above.min() >= 0
+    assert above.max() <= 1e-8 * torch.linalg.matrix_norm(item.gram, 2)
+
+
 def test_what_a_search_in_float32_promises_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Lying(Ellipsoid):
         def __init__(self, item: Item, rho: float) -> None:
