@@ -50,7 +50,8 @@ class Sign(StrEnum):
 _SAYS: dict[Sign, tuple[float, str, str]] = {
     Sign.NOT_CONVERGED: (
         ENOUGH,
-        f"searched on to {MOST} times its evaluations, it could still lower its figures by {{:.2g}} of their scale",
+        f"when its search ended, of up to {MOST} times its evaluations, a longer one could still lower its figures by "
+        "{:.2g} of their scale",
         "{effort}",
     ),
     Sign.FALLING: (
