@@ -43,7 +43,8 @@ def follow(search: "Search", begins_at: float, ends_at: float) -> None:
 
     By averaged Gauss-Newton steps where the data term is a sum of few enough squares, else by quasi-Newton ones.
     """
-    tops = _tops(search)
+    towards = (search.zero_data_term - search.target_data_term) / penalise(search.gap, search.penalty)
+    tops = torch.where(search.top.isfinite(), search.top, towards)  # a slope at d = 0 may be infinite
     pairs = (tops.isfinite() & (tops > search.lambdas.min())).nonzero().squeeze(1)
     fronts, steps = _fronts(search) if len(pairs) else (0, 0)
     if not fronts:
@@ -51,9 +52,7 @@ def follow(search: "Search", begins_at: float, ends_at: float) -> None:
         return
     at, gained = begins_at, torch.full_like(search.gap, torch.inf)
     for share in (*(_LOOKS if steps * _LOOKS[-1] >= _FEW else ()), 1.0):
-        served = gained[pairs] > _WORTHWHILE
-        search.spared[pairs[~served]] = True
-        pairs = pairs[served]
+        pairs = pairs[gained[pairs] > _WORTHWHILE]
         if search.stopped or not len(pairs):
             break
         before, until = search.objective, at + (ends_at - at) * share
@@ -64,23 +63,7 @@ def follow(search: "Search", begins_at: float, ends_at: float) -> None:
     if search.stopped:
         search.followed.fill_(False)  # not to the end
     else:
-        search.begin_history(
-            torch.arange(len(tops), device=tops.device)
-        )  # only at the end has a front come to small lambda
-
-
-def follow_on(search: "Search", pairs: Tensor, at: float) -> None:
-    """Follow ``pairs`` (A,), which were spared after looks, by all steps; ``at`` is the share of the time told."""
-    _walk_down(search, pairs, _tops(search)[pairs], *_fronts(search), at, at)
-    search.spared[pairs] = False
-    if not search.stopped:
-        search.begin_history(pairs)
-
-
-def _tops(search: "Search") -> Tensor:
-    """The lambda (P,) above which d = 0 is optimal; a slope there may be infinite."""
-    towards = (search.zero_data_term - search.target_data_term) / penalise(search.gap, search.penalty)
-    return torch.where(search.top.isfinite(), search.top, towards)
+        search.begin_history()  # only at the end has a front come to small lambda
 
 
 def _gained(search: "Search", before: Tensor, tops: Tensor) -> Tensor:

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from vaeaudit.attacks.attacked import penalise
 from vaeaudit.attacks.exploring import explore, explored_at_most
-from vaeaudit.attacks.following import follow, follow_on
-from vaeaudit.attacks.left import FALLS
+from vaeaudit.attacks.following import follow
 from vaeaudit.attacks.rungs import rungs
 from vaeaudit.attacks.term import Term
 from vaeaudit.errors import NonFiniteError
@@ -108,7 +107,6 @@ class Search:
         self.evaluations = torch.ones_like(self.pair)
         self.further = torch.zeros_like(self.stationary)  # whether it was searched on
         self.followed = torch.zeros_like(every, dtype=torch.bool)  # (P,) whether fronts have followed the pair
-        self.spared = torch.zeros_like(self.followed)  # (P,) whether by looks alone
         self.history: list[tuple[Tensor, Tensor]] = []  # evaluations and objective after each exchange
         self.before_history = torch.zeros_like(self.evaluations)  # (K,) evaluations before it begins
 
@@ -122,14 +120,6 @@ class Search:
         rounds = self.effort.stopping.max_evaluations
         brief = self.followed[self.pair]  # what fronts have met lies near
         self._refine(begin.nonzero().squeeze(1), rounds, "refining", _EXPLORES, _REFINES, brief)
-        # What falls where looks gained nothing has not come near its minimum.
-        falls = (self.status != int(Status.CONVERGED)) & (self.recent > FALLS * self._excess(self.objective))
-        again = (self.spared & falls.reshape(len(self.x), -1).any(1)).nonzero().squeeze(1)
-        if len(again) and not self.stopped:
-            follow_on(self, again, _REFINES)
-            self._adopt()
-            begin = ((self.norm > 0) | ~self.stationary) & torch.isin(self.pair, again)
-            self._refine(begin.nonzero().squeeze(1), rounds, "refining", _REFINES, _REFINES, brief)
 
     def run_on(self, problem: Tensor, most: int) -> None:
         """Search the problems (b,) on from the best that is known, with ``most`` further evaluations of each."""
@@ -158,11 +148,9 @@ class Search:
         # Stuck is where no step along the gradient, however short, lowers the value: more of them would not either.
         return torch.where(self.status == int(Status.STALLED), 0.0, gained)
 
-    def begin_history(self, pairs: Tensor) -> None:
-        """Forget what ``pairs`` (A,) have gained so far, which tells nothing of what refining will gain."""
-        of = torch.isin(self.pair, pairs)
-        self.before_history = torch.where(of, self.evaluations, self.before_history)
-        self.history.append((self.evaluations, self.objective))
+    def begin_history(self) -> None:
+        """Forget what was gained so far, which tells nothing of what refining will gain."""
+        self.before_history, self.history = self.evaluations, [(self.evaluations, self.objective)]
 
     def candidates(self) -> tuple[Tensor, Tensor]:
         """Data term and ||d||_2 of each pair's candidates, (P, L + 2): its problems' best, d = 0, d = x_t - x."""
