@@ -680,16 +680,21 @@ def test_no_attack_within_ball_and_box_uses_up_the_gap_nor_does_the_box_cost_any
     assert max(spent) > 0.1
 
 
-def test_a_box_tells_from_the_first_ball_on_and_a_search_ends_once_it_gains_and_misses_little() -> None:
+def free_and_boxed(go_on: Callable[[], bool] = lambda: True) -> tuple[Tensor, Tensor]:
+    """The radii of an item of a residual network, (1,) each, of which the second is kept in a box."""
     graph, x = traced(*NETWORKS["residual"]), random(4, 6, seed=8).clamp(min=0)[2:3]
-    box, balls = (torch.zeros((1, 6), dtype=FLOAT64), torch.full((1, 6), 5.0, dtype=FLOAT64)), []
+    box = torch.zeros((1, 6), dtype=FLOAT64), torch.full((1, 6), 5.0, dtype=FLOAT64)
+    return Sectors(graph, x).margins(x, torch.full((1,), 0.98, dtype=FLOAT64), 0.5, "frozen", box, go_on)
+
+
+def test_a_box_tells_from_the_first_ball_on_and_a_search_ends_once_it_gains_and_misses_little() -> None:
+    balls = []
 
     def go_on() -> bool:
         balls.append(1)
         return True
 
-    p_low = torch.full((1,), 0.98, dtype=FLOAT64)
-    free, boxed = Sectors(graph, x).margins(x, p_low, 0.5, "frozen", box, go_on)
+    free, boxed = free_and_boxed(go_on)
     assert boxed.item() > 1.01 * free.item() and len(balls) <= 16
 
 
@@ -701,12 +706,10 @@ def test_radii_looked_for_in_float32_are_verified_in_float64(monkeypatch: pytest
             super().__init__(item, rho)
             balls.add((rho, self.block.dtype, item.dtype))
 
-    graph, x = traced(*NETWORKS["residual"]), random(4, 6, seed=8).clamp(min=0)[2:3]
-    box = torch.zeros((1, 6), dtype=FLOAT64), torch.full((1, 6), 5.0, dtype=FLOAT64)
-    usual = Sectors(graph, x).margins(x, torch.full((1,), 0.98, dtype=FLOAT64), 0.5, "frozen", box)
+    usual = free_and_boxed()
     monkeypatch.setattr("vaeaudit.certify.sectors._CHEAP", 0)
     monkeypatch.setattr("vaeaudit.certify.sectors.Ellipsoid", Seen)
-    found = Sectors(graph, x).margins(x, torch.full((1,), 0.98, dtype=FLOAT64), 0.5, "frozen", box)
+    found = free_and_boxed()
     assert {(radius.item(), FLOAT64, FLOAT64) for radius in found} <= balls
     assert any(dtype is torch.float32 for *_, dtype in balls)
     assert all(0.95 * before < radius for radius, before in zip(found, usual, strict=True))
@@ -738,12 +741,10 @@ def test_what_a_search_in_float32_promises_is_not_believed(monkeypatch: pytest.M
             if item.dtype == torch.float32:
                 self.block *= 0.25
 
-    graph, x = traced(*NETWORKS["residual"]), random(4, 6, seed=8).clamp(min=0)[2:3]
-    box = torch.zeros((1, 6), dtype=FLOAT64), torch.full((1, 6), 5.0, dtype=FLOAT64)
-    usual = Sectors(graph, x).margins(x, torch.full((1,), 0.98, dtype=FLOAT64), 0.5, "frozen", box)
+    usual = free_and_boxed()
     monkeypatch.setattr("vaeaudit.certify.sectors._CHEAP", 0)
     monkeypatch.setattr("vaeaudit.certify.sectors.Ellipsoid", Lying)
-    found = Sectors(graph, x).margins(x, torch.full((1,), 0.98, dtype=FLOAT64), 0.5, "frozen", box)
+    found = free_and_boxed()
     assert all(0 < radius < 1.05 * right for radius, right in zip(found, usual, strict=True))
 
 
