@@ -21,9 +21,9 @@ from vaeaudit.certify.local import displacement, local_margin
 from vaeaudit.certify.maps import pulled_back, row_norms, rows
 from vaeaudit.certify.maximum import without_maxima
 from vaeaudit.certify.propagation import Ball, first_norms, propagate
-from vaeaudit.certify.room import Room
+from vaeaudit.certify.room import Functions, Room
 from vaeaudit.certify.screen import screened
-from vaeaudit.certify.sector import sector
+from vaeaudit.certify.sector import derivative_of, sector
 from vaeaudit.certify.sectors import Sectors
 from vaeaudit.certify.theorem import excess
 from vaeaudit.errors import UnsupportedError
@@ -409,7 +409,7 @@ def test_an_activation_stays_in_its_sector(name: str) -> None:
         for below, above in ((0.1, 0.1), (1.3, 0.4), (5.0, 5.0)):
             reach = torch.full_like(z, below), torch.full_like(z, above)
             slope, share = (
-                side.repeat(60, *(1,) * (z.dim() - 1)) for side in sector(bend.activation, bend.shape, z, *reach)
+                side.repeat(60, *(1,) * (z.dim() - 1)) for side in sector(bend.shape, z, derivative_of(bend.activation, z), *reach)
             )
             at = z.repeat(60, *(1,) * (z.dim() - 1))
             part = torch.linspace(0, 1, 60, dtype=FLOAT64).repeat_interleave(len(z)).view(-1, *(1,) * (z.dim() - 1))
@@ -422,7 +422,7 @@ def test_the_sector_of_relu_is_what_it_can_bend_within_its_reach() -> None:
     graph = encoder_of(torch.relu, lambda x: 0 * x, 1)
     (bend,) = item_of(Sectors(graph, torch.zeros(1, 1)), torch.zeros(1, 1)).bends
     z, far = torch.tensor([-0.5, 0.5, -0.5], dtype=FLOAT64), torch.tensor([1.0, 1.0, 0.4], dtype=FLOAT64)
-    slope, share = sector(bend.activation, bend.shape, z, far, far)
+    slope, share = sector(bend.shape, z, derivative_of(bend.activation, z), far, far)
     torch.testing.assert_close(slope, torch.tensor([0.25, 0.75, 0.0], dtype=FLOAT64))
     torch.testing.assert_close(share, torch.tensor([0.25, 0.25, 0.0], dtype=FLOAT64))
 
@@ -432,7 +432,8 @@ def test_a_sector_holds_exactly_where_its_reach_is_less_than_the_digits_of_the_i
     (bend,) = item_of(Sectors(graph, torch.zeros(1, 1)), torch.zeros(1, 1)).bends
     z = torch.full((40,), 6 - 2.0**-44, dtype=FLOAT64)
     far = (1.01 + 0.1 * torch.arange(40, dtype=FLOAT64)) * 2.0**-44
-    for at, reach, slope, share in zip(z, far, *sector(bend.activation, bend.shape, z, far, far), strict=True):
+    derivative = derivative_of(bend.activation, z)
+    for at, reach, slope, share in zip(z, far, *sector(bend.shape, z, derivative, far, far), strict=True):
         at, u, slope, share = (Fraction(float(value)) for value in (at, reach, slope, share))
         for way in (u, -u, 6 - at):
             assert abs(min(at + way, 6) - at - slope * way) <= share * abs(way)
@@ -622,7 +623,7 @@ def test_how_far_a_function_moves_within_ball_and_box_is_the_maximum_that_water_
     a[0], a[1, :11], a[2] = 0, 0, -1
     room = Room.of(x, (torch.zeros(1, 12), torch.ones(1, 12)))
     for rho in (1e-3, 0.4, 2.0, 50.0):
-        for side, found in zip((-1, 1), room.farthest(sparse.csr_matrix(a.numpy()), rho), strict=True):
+        for side, found in zip((-1, 1), room.farthest(Functions(sparse.csr_matrix(a.numpy())), rho), strict=True):
             signed = side * a
             cap = torch.where(signed > 0, room.up, room.down)
             low, high = torch.full((30, 1), 1e-9, dtype=FLOAT64), torch.full((30, 1), 1e9, dtype=FLOAT64)
@@ -634,7 +635,7 @@ def test_how_far_a_function_moves_within_ball_and_box_is_the_maximum_that_water_
             assert bool((found >= exact * (1 - 1e-12)).all())
             assert bool((found <= 1.05 * exact + 1e-9).all())
     inward = (random(1, 5, seed=3).clamp(min=0), torch.zeros(1, 7, dtype=FLOAT64))
-    only = room.farthest(sparse.csr_matrix(torch.cat(inward, dim=1).numpy()), 0.01)
+    only = room.farthest(Functions(sparse.csr_matrix(torch.cat(inward, dim=1).numpy())), 0.01)
     assert only[0].item() == 0 and only[1].item() == pytest.approx(0.01 * inward[0].norm().item())
 
 

@@ -22,7 +22,7 @@ and G' and S as functions of G, keep that order, so that it is enough that every
 it would be without rounding. A product of matrices is off by gamma_n |A| |B| in each element, gamma_n = n 2^-53 / (1 -
 n 2^-53), and a matrix whose elements are at most r_i r_j is at most N diag(r_i^2) in that order: that much is added to
 the diagonal. B is lowered by more than it and its factorisation L L' are off by, and that B - 0.001 I has a
-factorisation, too, shows ||L^-1|| <= 32: so a column x of L^-1 (a G_U:) is off by 32 gamma_U sqrt(U) |x| at most. A
+factorisation, too, shows ||L^-1|| <= 32: so a row x of (G_:U a) L'^-1 is off by 32 gamma_U sqrt(U) |x| at most. A
 factorisation that ends says that the matrix is positive definite. Reaches and norms of outputs are widened by 1e-9
 besides, and so are the shares. What is not covered is that the maps themselves and the values at x0 are those which
 torch computes in float64, and squares that underflow, as of weights below 1e-150.
@@ -39,9 +39,9 @@ from torch import Tensor
 
 from vaeaudit.certify.activations import ROUNDING
 from vaeaudit.certify.item import Item
-from vaeaudit.certify.matrices import INVERSE, NotShownError, dense, factor, gamma, gram_of, product, raised, squares
+from vaeaudit.certify.matrices import INVERSE, NotShownError, dense, factor, from_right, gamma, gram_of, product, raised, squares
 from vaeaudit.certify.screen import Screen, linear, screened, sector_of
-from vaeaudit.certify.stages import WIDEST
+from vaeaudit.certify.stages import WIDEST, Map
 
 _FAINT = 1e-3  # of the largest influence: below it neurons are treated alike
 # Norms of 1 - B, layer by layer, at which multipliers begin, and to which they are kept.
@@ -70,12 +70,12 @@ class Ellipsoid:
         screen: Screen | None = None
         bent = 0
         for place, stage in enumerate(item.stages.chain):
-            matrix = stage.matrix if screen is None else stage.matrix[screen.rows.numpy()]
-            layer = _Layer(item, place, state.image(matrix), rho, screen, bent)
+            image = state.image(stage, None if screen is None else screen.rows)
+            layer = _Layer(item, place, image, rho, screen, bent)
             self.layers.append(layer)
             bent = layer.bent_in_all
             state, screen = layer.state, layer.screen
-        self._last = state.image(sparse.csr_matrix(item.outputs.numpy()))
+        self._last = state.image(item.last, None)
         self.block = self._last.gram(torch.arange(len(item.outputs))).double()
         if not bool(self.block.isfinite().all()):
             raise NotShownError
@@ -100,8 +100,8 @@ class _Inputs:
     def __init__(self, item: Item) -> None:
         self.item = item
 
-    def image(self, matrix: sparse.csr_matrix) -> "_OfInputs":
-        return _OfInputs(matrix, self.item)
+    def image(self, by: Map, rows: Tensor | None) -> "_OfInputs":
+        return _OfInputs(by.rows(rows), self.item)
 
 
 class _OfInputs:
@@ -126,8 +126,8 @@ class _Block:
     def __init__(self, S: Tensor, alive: Tensor) -> None:
         self.S, self.alive = S, alive
 
-    def image(self, matrix: sparse.csr_matrix) -> "_OfBlock":
-        return _OfBlock(dense(matrix[:, self.alive.numpy()]).to(self.S.dtype), self.S)
+    def image(self, by: Map, rows: Tensor | None) -> "_OfBlock":
+        return _OfBlock(by.part(rows, self.alive).to(self.S.dtype), self.S)
 
 
 class _OfBlock:
@@ -161,20 +161,20 @@ class _Apart:
         self.bending = matrix[bent.numpy()]
         self.first = float(squares(matrix).sum().sqrt() * slope.abs().max())
 
-    def image(self, matrix: sparse.csr_matrix) -> "_OfApart":
-        return _OfApart(matrix, self)
+    def image(self, by: Map, rows: Tensor | None) -> "_OfApart":
+        return _OfApart(by.rows(rows), self)
 
 
 class _OfApart:
     def __init__(self, matrix: sparse.csr_matrix, of: _Apart) -> None:
         self.of = of
         self.J = product(matrix @ sparse.diags(of.slope.numpy()), of.matrix).to(of.L.dtype)
-        self.X = torch.linalg.solve_triangular(of.L, self.J.T, upper=False)
+        self.X = from_right(of.L, self.J)
         self.errors = matrix[:, of.bent.numpy()]
         self.noise = self.errors @ sparse.diags((1 / of.lam.sqrt()).numpy())
         # |x_i + e_i| |x_j + e_j| <= (1 + t) |x_i| |x_j| and so on, where e is what J and the solution are off by.
         off = INVERSE * gamma(max(matrix.shape[1], len(of.L))) * of.first * squares(matrix).sqrt()
-        inner = self.X.square().sum(0)
+        inner = self.X.square().sum(1)
         solved = INVERSE * math.sqrt(len(of.L)) * gamma(len(of.L))
         self.off = (2 * solved + ROUNDING / len(inner)) * inner + 2 * off.square() * len(inner) / ROUNDING
         self.off += 2 * gamma(len(of.L) + len(of.bent)) * (inner + squares(self.noise))
@@ -182,13 +182,13 @@ class _OfApart:
 
     def gram(self, rows: Tensor) -> Tensor:
         self.rows = rows
-        X, noise = self.X[:, rows], self.noise[rows.numpy()]
-        return raised(X.T @ X + dense(noise @ noise.T).to(X.dtype), len(rows) * self.off[rows])
+        X, noise = self.X[rows], self.noise[rows.numpy()]
+        return raised(X @ X.T + dense(noise @ noise.T).to(X.dtype), len(rows) * self.off[rows])
 
     def pull(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients in 1 / lambda and in a^2 of those that bend; in float32, as no bound rests on them."""
-        L, X = self.of.L.float(), self.X[:, self.rows].float()
-        F = torch.linalg.solve_triangular(L.T, X, upper=True)  # (inputs, rows)
+        L, X = self.of.L.float(), self.X[self.rows].float()
+        F = torch.linalg.solve_triangular(L, X, upper=False, left=False).T  # (inputs, rows)
         errors, bending = self.errors[self.rows.numpy()].T.astype(np.float32), self.of.bending.astype(np.float32)
         moved = torch.from_numpy(bending @ F.numpy())  # (bent, rows)
         in_noise = torch.from_numpy(np.asarray(errors.multiply(errors @ gradient.float().numpy()).sum(1)).ravel())
@@ -241,7 +241,7 @@ class _Layer:
         self.bent, self.share = bent, share[bent]
         self.alive = ((slope != 0) | (share > 0)).nonzero()[:, 0]
         if isinstance(image, _OfInputs):
-            inputs = torch.from_numpy(np.unique(image.matrix[self.alive.numpy()].indices)).long()
+            inputs = stage.used((slope != 0) | (share > 0)).nonzero()[:, 0]
             self.inputs = len(inputs)
             if item.gram is None and (item.pairs is not None or len(self.alive) > len(inputs)):
                 self.state: _State = self._apart(image.matrix[:, inputs.numpy()], inputs, slope)
@@ -255,9 +255,9 @@ class _Layer:
             G_UU = G[self.U][:, self.U]
             self.lam, norm = self._multipliers(lambda a: a[:, None].to(G) * G_UU * a.to(G))
             a, L = (self.lam.sqrt() * self.share).to(G.dtype), factor(norm, len(bent))
-            X = torch.linalg.solve_triangular(L, a[:, None] * G[self.U], upper=False)
+            X = from_right(L, G[:, self.U] * a)
             solved = INVERSE * math.sqrt(len(bent)) * gamma(len(bent) + 2) + gamma(len(bent))
-            G = raised(G + X.T @ X, 2 * len(G) * (solved * X.square().sum(0) + gamma(2) * G.diagonal()))
+            G = raised(G + X @ X.T, 2 * len(G) * (solved * X.square().sum(1) + gamma(2) * G.diagonal()))
         self.G = G
         S = self.slope[:, None] * G * self.slope
         if len(bent):
@@ -270,8 +270,7 @@ class _Layer:
         ``told`` is what the image says of those that it has; they are differentiated by that.
         """
         if isinstance(self.image, _OfInputs):
-            matrix = self.image.matrix[self.passed :]
-            return linear(self.item, self.place, matrix, rho, torch.zeros(matrix.shape[0], dtype=torch.float64))
+            return linear(self.item, self.item.stages.first, rho)
         self.told = (rho * (1 + ROUNDING) * self.image.variance[self.passed :].double().sqrt()).requires_grad_()
         if screen is None:
             return self.told, self.told

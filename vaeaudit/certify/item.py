@@ -14,11 +14,11 @@ from torch import Tensor, fx
 from vaeaudit.certify.activations import Kinked, Smooth, options_of, shape_of
 from vaeaudit.certify.graph import Graph, Kind
 from vaeaudit.certify.lines import unsupported
-from vaeaudit.certify.matrices import INVERSE, dense, factor, gamma, gram_of, raised, squares
+from vaeaudit.certify.matrices import INVERSE, composed, dense, factor, from_right, gamma, gram_of, raised, squares
 from vaeaudit.certify.rewriting import name_of
-from vaeaudit.certify.room import Room
-from vaeaudit.certify.sector import sector
-from vaeaudit.certify.stages import WIDEST, Stages
+from vaeaudit.certify.room import Functions, Room
+from vaeaudit.certify.sector import derivative_of, sector
+from vaeaudit.certify.stages import WIDEST, Map, Stages
 
 _PAIRED = 0.5  # of the pairs' weights, which are best for a linear network: all of them leave errors too little room
 
@@ -33,6 +33,11 @@ class Bend:
     activation: Callable[[Tensor], Tensor]
     shape: Kinked | Smooth
     at: Tensor
+
+    @cached_property
+    def derivative(self) -> Tensor:
+        """Its slope there, like ``at``."""
+        return derivative_of(self.activation, self.at)
 
 
 class Item:
@@ -49,6 +54,7 @@ class Item:
         self.stages = chain
         self.bends = [run.bends[stage.node] for stage in chain.chain]
         self.outputs = outputs([value.cpu() for value in values])
+        self.last = Map(sparse.csr_matrix(self.outputs.numpy()))
         self.influence: list[Tensor] = []
         self.slopes: list[Tensor] = []  # at the item
         rows = self.outputs
@@ -56,7 +62,7 @@ class Item:
             acting = rows[:, stage.passed :]
             self.influence.append(torch.linalg.vector_norm(acting, dim=0))
             nowhere = torch.zeros_like(bend.at)
-            slope, _ = sector(bend.activation, bend.shape, bend.at, nowhere, nowhere)
+            slope, _ = sector(bend.shape, bend.at, bend.derivative, nowhere, nowhere)
             self.slopes.append(slope.flatten().cpu())
             back = torch.cat([rows[:, : stage.passed], acting * self.slopes[-1]], dim=1)
             rows = torch.from_numpy(stage.matrix.T @ back.T.numpy()).T
@@ -92,9 +98,10 @@ class Item:
     def enter(self, room: Room) -> None:
         """From now on inputs are kept in a box."""
         self.room = room
-        moving = self.first_order.any(0).nonzero()[:, 0]
+        one_way = self.first_order.any(0) & (room.inward != 0)
+        moving, rest = one_way.nonzero()[:, 0], self.first_order[:, ~one_way]
         if len(moving) <= WIDEST:
-            pairs = room.of_inputs(moving).pairs(self.first_order[:, moving])
+            pairs = room.of_inputs(moving).pairs(self.first_order[:, moving], rest)
             self.pairs, self.paired = None if pairs is None else _PAIRED * pairs, moving
         if self.pairs is not None and self.gram is not None:
             self.gram = self._gram_with(self.pairs)
@@ -105,10 +112,10 @@ class Item:
         """T (I - N)^-1 T' of the first stage, at least."""
         matrix = self.stages.chain[0].matrix
         T, others = dense(matrix[:, self.paired.numpy()]), np.setdiff1d(np.arange(matrix.shape[1]), self.paired)
-        X = torch.linalg.solve_triangular(factor(pairs, 1), T.T, upper=False)
-        G = X.T @ X + gram_of(matrix[:, others])
-        solved = INVERSE * math.sqrt(len(X)) * gamma(len(X)) + gamma(len(X))
-        return raised(G, 2 * len(G) * (solved * X.square().sum(0) + gamma(2) * G.diagonal()))
+        X, terms = from_right(factor(pairs, 1), T), len(pairs)
+        G = X @ X.T + gram_of(matrix[:, others])
+        solved = INVERSE * math.sqrt(terms) * gamma(terms) + gamma(terms)
+        return raised(G, 2 * len(G) * (solved * X.square().sum(1) + gamma(2) * G.diagonal()))
 
     def pairs_of(self, inputs: Tensor) -> Tensor:
         """N of some inputs, (inputs, inputs): those of a part are as good as all."""
@@ -123,11 +130,13 @@ class Item:
         return N
 
     @cached_property
-    def second(self) -> sparse.csr_matrix:
-        """The Jacobian at the item of what the second stage's activations are given, (neurons, inputs)."""
+    def second(self) -> Functions:
+        """The Jacobian at the item of what the second stage's activations are given."""
         first, second = self.stages.chain[:2]
         slopes = torch.cat([self.slopes[0].new_ones(first.passed), self.slopes[0]])
-        return sparse.csr_matrix(second.matrix[second.passed :] @ sparse.diags(slopes.numpy()) @ first.matrix)
+        return Functions(
+            composed(second.matrix[second.passed :], sparse.csr_matrix(sparse.diags(slopes.numpy()) @ first.matrix))
+        )
 
     @cached_property
     def first_size(self) -> float:

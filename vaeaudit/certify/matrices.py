@@ -30,9 +30,21 @@ def squares(matrix: sparse.csr_matrix) -> Tensor:
 
 def product(left: sparse.csr_matrix, right: sparse.csr_matrix) -> Tensor:
     """Dense, and by way of dense matrices where both are all but that themselves, as of linear layers."""
-    if min(part.nnz / max(1, math.prod(part.shape)) for part in (left, right)) > _DENSE:
+    if is_dense(left) and is_dense(right):
         return dense(left) @ dense(right)
     return dense(left @ right)
+
+
+def composed(left: sparse.csr_matrix, right: sparse.csr_matrix) -> sparse.csr_matrix:
+    """The same, sparse."""
+    if is_dense(left) and is_dense(right):
+        return sparse.csr_matrix(product(left, right).numpy())
+    return sparse.csr_matrix(left @ right)
+
+
+def is_dense(matrix: sparse.csr_matrix) -> bool:
+    """Whether what a matrix has of zeros does not pay to be left out."""
+    return bool(matrix.nnz > _DENSE * math.prod(matrix.shape))
 
 
 def dense(matrix: sparse.csr_matrix) -> Tensor:
@@ -50,6 +62,12 @@ def raised(matrix: Tensor, by: Tensor) -> Tensor:
     diagonal = matrix.diagonal()
     diagonal += by
     return matrix
+
+
+def from_right(L: Tensor, rows: Tensor) -> Tensor:
+    """``rows`` L'^-1, which is faster than the same from the left."""
+    found: Tensor = torch.linalg.solve_triangular(L.T, rows, upper=True, left=False)
+    return found
 
 
 def factor(norm: Tensor, terms: int) -> Tensor:

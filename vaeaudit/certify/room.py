@@ -23,6 +23,7 @@ projected gradient, and less of it is used (:mod:`.item`); it affects how tight 
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -30,12 +31,34 @@ from scipy import sparse
 from torch import Tensor
 
 from vaeaudit.certify.activations import ROUNDING
+from vaeaudit.certify.matrices import squares
 
 Box = tuple[Tensor, Tensor]  # least and greatest values of an input, (1, inputs) each, infinite where there is none
 
 _STEPS = 3  # towards the best t
 _ROUNDS, _BEGIN = 6, 0.3  # of projected gradient; about the norm of the first N
 _NEAR = 40.0  # how sharply the largest eigenvalue stands out among those that a gradient is of
+
+
+class Functions:
+    """Functions a d of an input, the rows a of a ``matrix`` (functions, inputs), with what every ball asks of them.
+
+    ``sizes`` are the norms of the rows.
+    """
+
+    def __init__(self, matrix: sparse.csr_matrix) -> None:
+        self.matrix, self.sizes = matrix, squares(matrix).sqrt()
+
+    @cached_property
+    def columns(self) -> sparse.csc_matrix:
+        """The same matrix, whose columns are read fast."""
+        return self.matrix.tocsc()
+
+    @cached_property
+    def signed(self) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+        """The squares of its elements above 0, and of those below."""
+        up, down = self.matrix.maximum(0), self.matrix.minimum(0)
+        return up.multiply(up).tocsr(), down.multiply(down).tocsr()
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,26 +83,40 @@ class Room:
         """That of some inputs alone."""
         return Room(self.down[chosen], self.up[chosen], self.inward[chosen])
 
-    def farthest(self, matrix: sparse.csr_matrix, rho: float) -> tuple[Tensor, Tensor]:
-        """How far each of the functions ``matrix`` d can move below 0 and above it within ``rho``, rounded up."""
-        rows, a = matrix.tocsr(), np.abs(matrix.data)
-        down, up = (side.numpy()[rows.indices] for side in (self.down, self.up))
-        caps = np.where(rows.data > 0, down, up), np.where(rows.data > 0, up, down)
-        return tuple(  # type: ignore[return-value]
-            torch.from_numpy(_most(rows, a, cap, rho)) * (1 + ROUNDING) for cap in caps
-        )
+    def farthest(self, functions: Functions, rho: float) -> tuple[Tensor, Tensor]:
+        """How far each of the functions can move below 0 and above it within ``rho``, rounded up."""
+        down, up = self.down.numpy(), self.up.numpy()
+        # What has as much room as the ball is never filled in: of that the squares alone are asked for.
+        near = ((np.minimum(down, up) < rho) & (np.maximum(down, up) > 0)).nonzero()[0]
+        few = functions.columns[:, near]
+        of, inputs = few.indices, np.repeat(near, np.diff(few.indptr))
+        rising, falling = functions.signed
+        sides = []
+        for ahead, behind in ((down, up), (up, down)):  # of elements above 0, and of those below
+            far = rising @ (ahead >= rho).astype(float) + falling @ (behind >= rho).astype(float)
+            caps = np.where(few.data > 0, ahead[inputs], behind[inputs])
+            held = (caps > 0) & (caps < rho)
+            most = _most(of[held], np.abs(few.data[held]), caps[held], far, rho)
+            sides.append(torch.from_numpy(most) * (1 + ROUNDING))
+        return sides[0], sides[1]
 
-    def pairs(self, jacobian: Tensor) -> Tensor | None:
-        """N (n, n) by which ||``jacobian`` d|| is bounded best, about; None where too few inputs lie at a bound."""
+    def pairs(self, jacobian: Tensor, rest: Tensor | None = None) -> Tensor | None:
+        """N (n, n) by which ||``jacobian`` d|| is bounded best, about; None where too few inputs lie at a bound.
+
+        ``rest`` has the columns of all other inputs, which have no pairs.
+        """
         # In float32, as no bound rests on more than the signs of N, which do not depend on how large the Jacobian is.
-        size = torch.linalg.matrix_norm(jacobian).clamp(min=torch.finfo(jacobian.dtype).tiny)
-        inward, jacobian = self.inward.float(), (jacobian / size).float()
+        rest = jacobian[:, :0] if rest is None else rest
+        size = torch.linalg.matrix_norm(torch.cat([jacobian, rest], dim=1))
+        size = size.clamp(min=torch.finfo(jacobian.dtype).tiny)
+        inward, jacobian, rest = self.inward.float(), (jacobian / size).float(), (rest / size).float()
+        apart = rest @ rest.T
         signs = inward[:, None] * inward
         signs.fill_diagonal_(0)
         if not bool(signs.any()):
             return None
         N, step = torch.zeros_like(signs), 0.0
-        bound, gradient = _bound(jacobian, N)
+        bound, gradient = _bound(jacobian, N, apart)
         for _ in range(_ROUNDS):
             inside = signs * gradient  # in the weights, which are >= 0
             if not step:
@@ -87,7 +124,7 @@ class Room:
                 ones = toward.sum(0)
                 step = _BEGIN * float(ones.norm() / (toward @ ones).norm().clamp(min=torch.finfo(ones.dtype).tiny))
             tried = (signs * N - step * inside).clamp(min=0) * signs
-            lower, there = _bound(jacobian, tried)
+            lower, there = _bound(jacobian, tried, apart)
             if lower < bound:
                 N, bound, gradient, step = tried, lower, there, 1.5 * step
             else:
@@ -96,8 +133,8 @@ class Room:
         return (N + N.T) / 2  # as products of single precision are not
 
 
-def _bound(jacobian: Tensor, N: Tensor) -> tuple[float, Tensor]:
-    """The largest eigenvalue of J (I - N)^-1 J', infinite where there is none, and a gradient in N.
+def _bound(jacobian: Tensor, N: Tensor, apart: Tensor) -> tuple[float, Tensor]:
+    """The largest eigenvalue of J (I - N)^-1 J' + ``apart``, infinite where there is none, and a gradient in N.
 
     The gradient is of all eigenvalues near the largest, since what lowers one alone raises the next.
     """
@@ -105,29 +142,30 @@ def _bound(jacobian: Tensor, N: Tensor) -> tuple[float, Tensor]:
     if bool(failed):
         return math.inf, N
     X = torch.linalg.solve_triangular(L, jacobian.T, upper=False)
-    values, vectors = torch.linalg.eigh(X.T @ X)
+    values, vectors = torch.linalg.eigh(X.T @ X + apart)
     weights = torch.softmax(_NEAR * values / values[-1].clamp(min=torch.finfo(values.dtype).tiny), 0)
     F = torch.linalg.solve_triangular(L.T, X, upper=True) @ vectors
     return float(values[-1]), (F * weights) @ F.T
 
 
-def _most(rows: sparse.csr_matrix, a: np.ndarray, cap: np.ndarray, rho: float) -> np.ndarray:
-    """The maximum of sum a_i e_i over ||e|| <= ``rho``, 0 <= e_i <= cap_i, of each row; a >= 0."""
+def _most(of: np.ndarray, a: np.ndarray, cap: np.ndarray, far: np.ndarray, rho: float) -> np.ndarray:
+    """The maximum of sum a_i e_i over ||e|| <= ``rho``, 0 <= e_i <= cap_i, ``of`` each function; a >= 0, cap > 0.
+
+    ``far`` (functions,) are the sums of those a_i^2 whose cap is rho at least.
+    """
 
     def total(values: np.ndarray) -> np.ndarray:
-        return np.asarray(sparse.csr_matrix((values, rows.indices, rows.indptr), rows.shape).sum(1)).ravel()
+        return np.bincount(of, values, len(far))
 
-    of = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
-    best = total(a * cap)  # t -> 0
-    free = total(np.where(cap > 0, np.square(a), 0.0))
-    t = np.sqrt(free) / (2 * rho)
+    a2, cap2 = np.square(a), np.square(cap)
+    best = np.where(far > 0, np.inf, total(a * cap))  # t -> 0
+    t = np.sqrt(far + total(a2)) / (2 * rho)
     for _ in range(_STEPS):
         here = t[of]
         filled = a > 2 * here * cap
         with np.errstate(divide="ignore", invalid="ignore"):
-            terms = np.where(filled, a * cap - here * np.square(cap), np.square(a) / (4 * here))
-            bound = t * rho**2 + total(np.where((a == 0) | (cap == 0), 0.0, terms))
+            bound = t * rho**2 + far / (4 * t) + total(np.where(filled, a * cap - here * cap2, a2 / (4 * here)))
             best = np.where(t > 0, np.fmin(best, bound), best)
-            left = rho**2 - total(np.where(filled, np.square(cap), 0.0))
-            t = np.where(left > 0, np.sqrt(total(np.where(filled, 0.0, np.square(a))) / left) / 2, t)
+            left = rho**2 - total(np.where(filled, cap2, 0.0))
+            t = np.where(left > 0, np.sqrt((far + total(np.where(filled, 0.0, a2))) / left) / 2, t)
     return best

@@ -8,14 +8,13 @@ its receptive fields are small.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 
 from vaeaudit.certify.activations import ROUNDING
 from vaeaudit.certify.item import Item
-from vaeaudit.certify.matrices import gamma, squares
+from vaeaudit.certify.matrices import gamma
+from vaeaudit.certify.room import Functions
 from vaeaudit.certify.sector import sector
 
 
@@ -31,20 +30,13 @@ class Screen:
     matters: Tensor
 
 
-def linear(item: Item, place: int, matrix: sparse.csr_matrix, rho: float, added: Tensor) -> tuple[Tensor, Tensor]:
-    """How far ``matrix`` d plus at most ``added`` (neurons,) moves activations below and above; rounded up.
-
-    ``matrix`` is what the activations of that stage are given of the input.
-    """
-    told = (rho * squares(matrix).sqrt() + added) * (1 + ROUNDING)
+def linear(item: Item, functions: Functions, rho: float, added: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    """How far ``functions`` of the input plus at most ``added`` (functions,) move below and above; rounded up."""
+    told = (rho * functions.sizes + added) * (1 + ROUNDING)
     if item.room is None:
         return told, told
-    # Where the ball alone bends nothing, the box has nothing to tell.
-    bent = (sector_of(item, place, (told, told))[1] != 0).nonzero()[:, 0]
-    sides = told.clone(), told.clone()
-    for side, found in zip(sides, item.room.farthest(matrix[bent.numpy()], rho), strict=True):
-        side[bent] = (found + added[bent]) * (1 + ROUNDING)
-    return sides
+    below, above = ((far + added) * (1 + ROUNDING) for far in item.room.farthest(functions, rho))
+    return below, above
 
 
 def screened(item: Item, rho: float, slope: Tensor, share: Tensor, reach: Tensor) -> Screen | None:
@@ -57,18 +49,16 @@ def screened(item: Item, rho: float, slope: Tensor, share: Tensor, reach: Tensor
     acting, lengths = item.stages.second
     # J is off by less than this in norm: its elements are sums of products, of all of T and of the first map.
     off = gamma(acting.shape[1] + 2) * item.first_size * lengths
-    sides = linear(item, 1, item.second, rho, torch.from_numpy(acting @ deviation.numpy()) + rho * off)
+    sides = linear(item, item.second, rho, torch.from_numpy(acting @ deviation.numpy()) + rho * off)
     slope, share = sector_of(item, 1, sides)
     alive = torch.cat([torch.ones(second.passed, dtype=torch.bool), ~((slope == 0) & (share == 0))])
     rows = alive.nonzero()[:, 0]
-    used = np.zeros(second.matrix.shape[1], dtype=bool)
-    used[second.matrix[rows.numpy()].indices] = True
-    return Screen(sides, rows, torch.from_numpy(used))
+    return Screen(sides, rows, second.used(alive))
 
 
 def sector_of(item: Item, place: int, sides: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Slope and share of each activation of a stage, (neurons,), where they are moved so far below and above."""
     bend = item.bends[place]
     below, above = (side.view(bend.at.shape).to(bend.at.device) for side in sides)
-    slope, share = sector(bend.activation, bend.shape, bend.at, below, above)
+    slope, share = sector(bend.shape, bend.at, bend.derivative, below, above)
     return slope.flatten().cpu(), share.flatten().cpu()

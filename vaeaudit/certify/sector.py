@@ -16,16 +16,22 @@ from vaeaudit.certify.lines import bent, by_channel
 _ALONE = 1e-12  # of the steepest slope: above what secants are rounded by
 
 
-def sector(
-    activation: Callable[[Tensor], Tensor], shape: Kinked | Smooth, z: Tensor, below: Tensor, above: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Slope and share of ``activation`` at ``z`` for inputs from z - ``below`` to z + ``above``, each like ``z``.
-
-    The share is 0 where the activation is one line. Both can be differentiated in ``below`` and ``above``.
-    """
+def derivative_of(activation: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """The slope of ``activation`` at ``z``, like ``z``."""
     with torch.enable_grad():
         at = z.detach().clone().requires_grad_()
         (derivative,) = torch.autograd.grad(activation(at).sum(), at)
+    return derivative
+
+
+def sector(
+    shape: Kinked | Smooth, z: Tensor, derivative: Tensor, below: Tensor, above: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Slope and share of an activation at ``z`` for inputs from z - ``below`` to z + ``above``, each like ``z``.
+
+    ``derivative`` is :func:`derivative_of` it there. The share is 0 where the activation is one line. Both can be
+    differentiated in ``below`` and ``above``.
+    """
     if isinstance(shape, Smooth):
         return derivative, _smooth(shape, derivative, z, torch.maximum(below, above))
     crossed = bent(z, below, above, shape.kinks)
@@ -33,24 +39,25 @@ def sector(
     # On one piece the secant to a point rises or falls all along, so that ends and kinks show the extremes. All are
     # told as ways from z, which near a kink are exact: z + u would be rounded by more than a short way u may bear.
     steps = [-below, above, *(torch.clamp(kink - z, -below, above) for kink in shape.kinks)]
-    secants = [_secant(shape, z, step, derivative) for step in steps]
-    least, most = torch.stack(secants).amin(0), torch.stack(secants).amax(0)
+    secants = _secants(shape, z, torch.stack(steps), derivative)
+    least, most = secants.amin(0), secants.amax(0)
     share = (most - least) / 2 * (1 + ROUNDING) + _ALONE * shape.steepest
     return torch.where(crossed, (least + most) / 2, derivative), torch.where(crossed, share, 0.0)
 
 
-def _secant(shape: Kinked, z: Tensor, step: Tensor, derivative: Tensor) -> Tensor:
-    """The slope from ``z`` to z + ``step``, as the mean of those of the pieces between: without cancellation."""
-    low, high = step.clamp(max=0), step.clamp(min=0)
-    rise = torch.zeros_like(z)
-    left = torch.full_like(z, -torch.inf)
-    for place, slope in enumerate(shape.pieces):
-        right = shape.kinks[place] - z if place < len(shape.kinks) else torch.full_like(z, torch.inf)
-        length = (torch.minimum(high, right) - torch.maximum(low, left)).clamp(min=0)
-        rise = rise + by_channel(slope, z) * length
-        left = right
-    apart = step != 0
-    return torch.where(apart, rise / torch.where(apart, step.abs(), 1.0), derivative)
+def _secants(shape: Kinked, z: Tensor, steps: Tensor, derivative: Tensor) -> Tensor:
+    """The slopes from ``z`` to z + ``steps`` (steps, *z.shape), as means of those of the pieces between.
+
+    So there is no cancellation.
+    """
+    low, high = steps.clamp(max=0), steps.clamp(min=0)
+    kinks = [kink - z for kink in shape.kinks]
+    rise = torch.zeros_like(steps)
+    for slope, left, right in zip(shape.pieces, [None, *kinks], [*kinks, None], strict=True):
+        ends = low if left is None else torch.maximum(low, left), high if right is None else torch.minimum(high, right)
+        rise = rise + by_channel(slope, z) * (ends[1] - ends[0]).clamp(min=0)
+    apart = steps != 0
+    return torch.where(apart, rise / torch.where(apart, steps.abs(), 1.0), derivative)
 
 
 def _smooth(shape: Smooth, derivative: Tensor, z: Tensor, far: Tensor) -> Tensor:

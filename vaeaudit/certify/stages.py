@@ -17,8 +17,9 @@ from torch import Tensor, fx
 
 from vaeaudit.certify.graph import Graph, Kind
 from vaeaudit.certify.maps import rows
-from vaeaudit.certify.matrices import gram_of, squares
+from vaeaudit.certify.matrices import dense, gram_of, is_dense, squares
 from vaeaudit.certify.rewriting import name_of
+from vaeaudit.certify.room import Functions
 from vaeaudit.errors import UnsupportedError
 
 WIDEST = 4096  # rows of a block: more takes minutes
@@ -26,13 +27,40 @@ _MOST = 2**26  # elements of values that the rows of a map are followed back thr
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
-    """T (rows, columns of the state before), float64.
-
-    Its first ``passed`` rows are handed on, ``node`` acts on the rest.
-    """
+class Map:
+    """T (rows, columns of the state before), float64."""
 
     matrix: sparse.csr_matrix
+
+    @cached_property
+    def whole(self) -> Tensor | None:
+        """The same matrix, dense, where it is all but that itself."""
+        return dense(self.matrix) if is_dense(self.matrix) else None
+
+    def rows(self, chosen: Tensor | None) -> sparse.csr_matrix:
+        """Some of its rows; all where none are chosen."""
+        return self.matrix if chosen is None else self.matrix[chosen.numpy()]
+
+    def part(self, rows: Tensor | None, columns: Tensor) -> Tensor:
+        """Some of its rows, all where none are chosen, in some columns; dense."""
+        if self.whole is None:
+            return dense(self.rows(rows)[:, columns.numpy()])
+        return (self.whole if rows is None else self.whole[rows])[:, columns]
+
+    def used(self, chosen: Tensor) -> Tensor:
+        """Which columns the ``chosen`` (rows,) of its rows depend on, (columns,)."""
+        found = np.zeros(self.matrix.shape[1], dtype=bool)
+        if self.whole is None:
+            found[self.matrix[chosen.numpy()].indices] = True
+        else:
+            found |= bool(chosen.any())
+        return torch.from_numpy(found)
+
+
+@dataclass(frozen=True, eq=False)
+class Stage(Map):
+    """A map whose first ``passed`` rows are handed on; ``node`` acts on the rest."""
+
     passed: int
     node: fx.Node
 
@@ -50,6 +78,11 @@ class Stages:
         """T T' of the first stage, at least; None where it has more rows than there are inputs."""
         narrow = self.chain and self.chain[0].matrix.shape[0] <= min(self.inputs, WIDEST)
         return gram_of(self.chain[0].matrix) if narrow else None
+
+    @cached_property
+    def first(self) -> Functions:
+        """What the first stage's activations are given."""
+        return Functions(self.chain[0].matrix[self.chain[0].passed :])
 
     @cached_property
     def second(self) -> tuple[sparse.csr_matrix, Tensor]:
