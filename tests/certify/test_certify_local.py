@@ -21,7 +21,7 @@ from vaeaudit.certify.local import displacement, local_margin
 from vaeaudit.certify.maps import pulled_back, row_norms, rows
 from vaeaudit.certify.maximum import without_maxima
 from vaeaudit.certify.propagation import Ball, first_norms, propagate
-from vaeaudit.certify.room import Functions, Room
+from vaeaudit.certify.room import Room
 from vaeaudit.certify.screen import screened
 from vaeaudit.certify.sector import derivative_of, sector
 from vaeaudit.certify.sectors import Sectors
@@ -623,7 +623,7 @@ def test_how_far_a_function_moves_within_ball_and_box_is_the_maximum_that_water_
     a[0], a[1, :11], a[2] = 0, 0, -1
     room = Room.of(x, (torch.zeros(1, 12), torch.ones(1, 12)))
     for rho in (1e-3, 0.4, 2.0, 50.0):
-        for side, found in zip((-1, 1), room.farthest(Functions(sparse.csr_matrix(a.numpy())), rho), strict=True):
+        for side, found in zip((-1, 1), room.farthest(sparse.csr_matrix(a.numpy()), rho), strict=True):
             signed = side * a
             cap = torch.where(signed > 0, room.up, room.down)
             low, high = torch.full((30, 1), 1e-9, dtype=FLOAT64), torch.full((30, 1), 1e9, dtype=FLOAT64)
@@ -635,7 +635,7 @@ def test_how_far_a_function_moves_within_ball_and_box_is_the_maximum_that_water_
             assert bool((found >= exact * (1 - 1e-12)).all())
             assert bool((found <= 1.05 * exact + 1e-9).all())
     inward = (random(1, 5, seed=3).clamp(min=0), torch.zeros(1, 7, dtype=FLOAT64))
-    only = room.farthest(Functions(sparse.csr_matrix(torch.cat(inward, dim=1).numpy())), 0.01)
+    only = room.farthest(sparse.csr_matrix(torch.cat(inward, dim=1).numpy()), 0.01)
     assert only[0].item() == 0 and only[1].item() == pytest.approx(0.01 * inward[0].norm().item())
 
 

@@ -270,7 +270,8 @@ class _Layer:
         ``told`` is what the image says of those that it has; they are differentiated by that.
         """
         if isinstance(self.image, _OfInputs):
-            return linear(self.item, self.item.stages.first, rho)
+            first = self.item.stages.first
+            return linear(self.item, self.place, first, rho, torch.zeros_like(first.sizes))
         self.told = (rho * (1 + ROUNDING) * self.image.variance[self.passed :].double().sqrt()).requires_grad_()
         if screen is None:
             return self.told, self.told

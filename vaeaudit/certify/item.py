@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from vaeaudit.certify.activations import Kinked, Smooth, options_of, shape_of
 from vaeaudit.certify.graph import Graph, Kind
 from vaeaudit.certify.lines import unsupported
-from vaeaudit.certify.matrices import INVERSE, composed, dense, factor, from_right, gamma, gram_of, raised, squares
+from vaeaudit.certify.matrices import INVERSE, composed, factor, from_right, gamma, raised, squares
 from vaeaudit.certify.rewriting import name_of
 from vaeaudit.certify.room import Functions, Room
 from vaeaudit.certify.sector import derivative_of, sector
@@ -110,12 +110,14 @@ class Item:
 
     def _gram_with(self, pairs: Tensor) -> Tensor:
         """T (I - N)^-1 T' of the first stage, at least."""
-        matrix = self.stages.chain[0].matrix
-        T, others = dense(matrix[:, self.paired.numpy()]), np.setdiff1d(np.arange(matrix.shape[1]), self.paired)
+        first = self.stages.chain[0]
+        T, others = first.part(None, self.paired), np.setdiff1d(np.arange(self.stages.inputs), self.paired)
         X, terms = from_right(factor(pairs, 1), T), len(pairs)
-        G = X @ X.T + gram_of(matrix[:, others])
-        solved = INVERSE * math.sqrt(terms) * gamma(terms) + gamma(terms)
-        return raised(G, 2 * len(G) * (solved * X.square().sum(1) + gamma(2) * G.diagonal()))
+        Z = torch.cat([X, first.part(None, torch.from_numpy(others))], dim=1)
+        G = Z @ Z.T
+        solved = INVERSE * math.sqrt(terms) * gamma(terms)
+        off = solved * X.square().sum(1) + gamma(Z.shape[1] + 2) * Z.square().sum(1)
+        return raised(G, 2 * len(G) * off)
 
     def pairs_of(self, inputs: Tensor) -> Tensor:
         """N of some inputs, (inputs, inputs): those of a part are as good as all."""

@@ -23,7 +23,6 @@ projected gradient, and less of it is used (:mod:`.item`); it affects how tight 
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -37,28 +36,15 @@ Box = tuple[Tensor, Tensor]  # least and greatest values of an input, (1, inputs
 
 _STEPS = 3  # towards the best t
 _ROUNDS, _BEGIN = 6, 0.3  # of projected gradient; about the norm of the first N
+_WORTH = 0.0015  # of the bound's square, that a round has to gain for another one
 _NEAR = 40.0  # how sharply the largest eigenvalue stands out among those that a gradient is of
 
 
 class Functions:
-    """Functions a d of an input, the rows a of a ``matrix`` (functions, inputs), with what every ball asks of them.
-
-    ``sizes`` are the norms of the rows.
-    """
+    """Functions a d of an input, the rows a of a ``matrix`` (functions, inputs), and their norms."""
 
     def __init__(self, matrix: sparse.csr_matrix) -> None:
         self.matrix, self.sizes = matrix, squares(matrix).sqrt()
-
-    @cached_property
-    def columns(self) -> sparse.csc_matrix:
-        """The same matrix, whose columns are read fast."""
-        return self.matrix.tocsc()
-
-    @cached_property
-    def signed(self) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-        """The squares of its elements above 0, and of those below."""
-        up, down = self.matrix.maximum(0), self.matrix.minimum(0)
-        return up.multiply(up).tocsr(), down.multiply(down).tocsr()
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,20 +69,16 @@ class Room:
         """That of some inputs alone."""
         return Room(self.down[chosen], self.up[chosen], self.inward[chosen])
 
-    def farthest(self, functions: Functions, rho: float) -> tuple[Tensor, Tensor]:
-        """How far each of the functions can move below 0 and above it within ``rho``, rounded up."""
-        down, up = self.down.numpy(), self.up.numpy()
-        # What has as much room as the ball is never filled in: of that the squares alone are asked for.
-        near = ((np.minimum(down, up) < rho) & (np.maximum(down, up) > 0)).nonzero()[0]
-        few = functions.columns[:, near]
-        of, inputs = few.indices, np.repeat(near, np.diff(few.indptr))
-        rising, falling = functions.signed
+    def farthest(self, matrix: sparse.csr_matrix, rho: float) -> tuple[Tensor, Tensor]:
+        """How far each of the functions ``matrix`` d can move below 0 and above it within ``rho``, rounded up."""
+        count = matrix.shape[0]
+        of, a, rises = np.repeat(np.arange(count), np.diff(matrix.indptr)), np.abs(matrix.data), matrix.data > 0
+        down, up = (side.numpy()[matrix.indices] for side in (self.down, self.up))
         sides = []
-        for ahead, behind in ((down, up), (up, down)):  # of elements above 0, and of those below
-            far = rising @ (ahead >= rho).astype(float) + falling @ (behind >= rho).astype(float)
-            caps = np.where(few.data > 0, ahead[inputs], behind[inputs])
-            held = (caps > 0) & (caps < rho)
-            most = _most(of[held], np.abs(few.data[held]), caps[held], far, rho)
+        for cap in np.where(rises, down, up), np.where(rises, up, down):
+            # What has as much room as the ball is never filled in: of that the squares alone are asked for.
+            far, near = cap >= rho, (cap > 0) & (cap < rho)
+            most = _most(of[near], a[near], cap[near], np.bincount(of[far], np.square(a[far]), count), rho)
             sides.append(torch.from_numpy(most) * (1 + ROUNDING))
         return sides[0], sides[1]
 
@@ -105,31 +87,31 @@ class Room:
 
         ``rest`` has the columns of all other inputs, which have no pairs.
         """
-        # In float32, as no bound rests on more than the signs of N, which do not depend on how large the Jacobian is.
-        rest = jacobian[:, :0] if rest is None else rest
-        size = torch.linalg.matrix_norm(torch.cat([jacobian, rest], dim=1))
-        size = size.clamp(min=torch.finfo(jacobian.dtype).tiny)
-        inward, jacobian, rest = self.inward.float(), (jacobian / size).float(), (rest / size).float()
-        apart = rest @ rest.T
-        signs = inward[:, None] * inward
-        signs.fill_diagonal_(0)
-        if not bool(signs.any()):
+        if int((self.inward != 0).sum()) < 2:
             return None
-        N, step = torch.zeros_like(signs), 0.0
-        bound, gradient = _bound(jacobian, N, apart)
+        # In float32, as no bound rests on more than the signs of N, which do not depend on how large the Jacobian is.
+        others = jacobian[:, self.inward == 0] if rest is None else rest
+        size = torch.linalg.matrix_norm(torch.cat([jacobian, others], dim=1))
+        size = size.clamp(min=torch.finfo(jacobian.dtype).tiny)
+        # In units in which every input moves upwards, so that weights are what is >= 0.
+        upward, others = (jacobian * self.inward / size).float(), (others / size).float()
+        apart = others @ others.T
+        N, step = upward.new_zeros((len(self.inward), len(self.inward))), 0.0
+        bound, gradient = _bound(upward, N, apart)
         for _ in range(_ROUNDS):
-            inside = signs * gradient  # in the weights, which are >= 0
             if not step:
-                toward = (-inside).clamp(min=0)
+                toward = (-gradient).clamp_(min=0).fill_diagonal_(0)
                 ones = toward.sum(0)
                 step = _BEGIN * float(ones.norm() / (toward @ ones).norm().clamp(min=torch.finfo(ones.dtype).tiny))
-            tried = (signs * N - step * inside).clamp(min=0) * signs
-            lower, there = _bound(jacobian, tried, apart)
+            tried = torch.sub(N, gradient, alpha=step).clamp_(min=0).fill_diagonal_(0)
+            lower, there = _bound(upward, tried, apart)
             if lower < bound:
-                N, bound, gradient, step = tried, lower, there, 1.5 * step
+                N, gained, bound, gradient, step = tried, bound - lower, lower, there, 1.5 * step
+                if gained < _WORTH * lower:
+                    break
             else:
                 step /= 2
-        N = N.double()
+        N = N.double() * self.inward[:, None] * self.inward
         return (N + N.T) / 2  # as products of single precision are not
 
 
@@ -138,7 +120,9 @@ def _bound(jacobian: Tensor, N: Tensor, apart: Tensor) -> tuple[float, Tensor]:
 
     The gradient is of all eigenvalues near the largest, since what lowers one alone raises the next.
     """
-    L, failed = torch.linalg.cholesky_ex(torch.eye(len(N), dtype=N.dtype) - N)
+    B = -N
+    B.diagonal().add_(1)
+    L, failed = torch.linalg.cholesky_ex(B)
     if bool(failed):
         return math.inf, N
     X = torch.linalg.solve_triangular(L, jacobian.T, upper=False)

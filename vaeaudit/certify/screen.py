@@ -30,13 +30,20 @@ class Screen:
     matters: Tensor
 
 
-def linear(item: Item, functions: Functions, rho: float, added: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-    """How far ``functions`` of the input plus at most ``added`` (functions,) move below and above; rounded up."""
+def linear(item: Item, place: int, functions: Functions, rho: float, added: Tensor) -> tuple[Tensor, Tensor]:
+    """How far activations of a stage are moved below and above by at most ``added`` (neurons,) and their ``functions``.
+
+    Those are of the input; what is told is rounded up.
+    """
     told = (rho * functions.sizes + added) * (1 + ROUNDING)
     if item.room is None:
         return told, told
-    below, above = ((far + added) * (1 + ROUNDING) for far in item.room.farthest(functions, rho))
-    return below, above
+    # Where the ball alone bends nothing, the box has nothing to tell.
+    bent = (sector_of(item, place, (told, told))[1] != 0).nonzero()[:, 0]
+    sides = told.clone(), told.clone()
+    for side, found in zip(sides, item.room.farthest(functions.matrix[bent.numpy()], rho), strict=True):
+        side[bent] = (found + added[bent]) * (1 + ROUNDING)
+    return sides
 
 
 def screened(item: Item, rho: float, slope: Tensor, share: Tensor, reach: Tensor) -> Screen | None:
@@ -49,7 +56,7 @@ def screened(item: Item, rho: float, slope: Tensor, share: Tensor, reach: Tensor
     acting, lengths = item.stages.second
     # J is off by less than this in norm: its elements are sums of products, of all of T and of the first map.
     off = gamma(acting.shape[1] + 2) * item.first_size * lengths
-    sides = linear(item, item.second, rho, torch.from_numpy(acting @ deviation.numpy()) + rho * off)
+    sides = linear(item, 1, item.second, rho, torch.from_numpy(acting @ deviation.numpy()) + rho * off)
     slope, share = sector_of(item, 1, sides)
     alive = torch.cat([torch.ones(second.passed, dtype=torch.bool), ~((slope == 0) & (share == 0))])
     rows = alive.nonzero()[:, 0]
