@@ -227,7 +227,7 @@ class Recorded(Ellipsoid):
 
     def __init__(self, item: Item, rho: float) -> None:
         super().__init__(item, rho)
-        self.item, self.rho, self.room, self.claim = item, rho, item.room, self.block.clone()
+        self.room, self.claim = item.room, self.block.clone()
         if item.dtype == torch.float64:
             Recorded.kept.append(self)
 

@@ -409,7 +409,8 @@ def test_an_activation_stays_in_its_sector(name: str) -> None:
         for below, above in ((0.1, 0.1), (1.3, 0.4), (5.0, 5.0)):
             reach = torch.full_like(z, below), torch.full_like(z, above)
             slope, share = (
-                side.repeat(60, *(1,) * (z.dim() - 1)) for side in sector(bend.shape, z, derivative_of(bend.activation, z), *reach)
+                side.repeat(60, *(1,) * (z.dim() - 1))
+                for side in sector(bend.shape, z, derivative_of(bend.activation, z), *reach)
             )
             at = z.repeat(60, *(1,) * (z.dim() - 1))
             part = torch.linspace(0, 1, 60, dtype=FLOAT64).repeat_interleave(len(z)).view(-1, *(1,) * (z.dim() - 1))

@@ -39,7 +39,18 @@ from torch import Tensor
 
 from vaeaudit.certify.activations import ROUNDING
 from vaeaudit.certify.item import Item
-from vaeaudit.certify.matrices import INVERSE, NotShownError, dense, factor, from_right, gamma, gram_of, product, raised, squares
+from vaeaudit.certify.matrices import (
+    INVERSE,
+    NotShownError,
+    dense,
+    factor,
+    from_right,
+    gamma,
+    gram_of,
+    product,
+    raised,
+    squares,
+)
 from vaeaudit.certify.screen import Screen, linear, screened, sector_of
 from vaeaudit.certify.stages import WIDEST, Map
 
@@ -59,13 +70,13 @@ class TooFarError(NotShownError):
 
 
 class Ellipsoid:
-    """What the outputs of an :class:`Item` can do within ``rho``: ``block`` (k, k) is theirs of Q^-1.
+    """What the outputs of an ``item`` can do within ``rho``: ``block`` (k, k) is theirs of Q^-1.
 
     Any f of the outputs moves by rho sqrt(f' block f) at most. Raises :class:`NotShownError`.
     """
 
     def __init__(self, item: Item, rho: float) -> None:
-        self._item, self.rho, self.layers = item, rho, list[_Layer]()
+        self.item, self.rho, self.layers = item, rho, list[_Layer]()
         state: _State = _Inputs(item)
         screen: Screen | None = None
         bent = 0
@@ -85,10 +96,10 @@ class Ellipsoid:
 
         Returns by how much f falls to first order.
         """
-        self._item.keep()
+        self.item.keep()
         if self.layers:
-            self._item.bent, self._item.inputs = self.layers[-1].bent_in_all, self.layers[0].inputs
-        back = self._last.pull(gradient.to(self._item.dtype))
+            self.item.bent, self.item.inputs = self.layers[-1].bent_in_all, self.layers[0].inputs
+        back = self._last.pull(gradient.to(self.item.dtype))
         for layer in reversed(self.layers):
             back = layer.image.pull(cast(Tensor, layer.pull(back)))  # none but of the first
         return sum(layer.gain for layer in self.layers)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vaeaudit.certify.activations import ROUNDING
+from vaeaudit.certify.climb import Climb
 from vaeaudit.certify.ellipsoids import Ellipsoid, TooFarError
 from vaeaudit.certify.graph import Graph, require_rows
 from vaeaudit.certify.item import Item, Multipliers
@@ -26,21 +27,14 @@ from vaeaudit.certify.room import Box, Room
 from vaeaudit.certify.stages import stages
 from vaeaudit.certify.theorem import Sigma, excess
 
-_START, _BOXED = 0.05, 1.05  # of the first-order estimate, and of the radius without a box: where searches begin
+# Of the first-order estimate, of wide and of small networks, and of the radius without a box: where searches begin.
+_START, _START_SMALL, _BOXED = 0.05, 0.3, 1.05
 _EVALUATIONS = 14  # balls at most; three times as many of a network of no more neurons than are _CHEAP
 _CHEAP = 2000  # of more, radii are looked for in float32
 _NEAR = 15.0  # how sharply the largest eigenvalue stands out among those that are lowered
-_HOPE, _MOST_HOPED = 1.5, 0.25  # first-order gains that a move of multipliers is expected to bring; the most expected
-_SPARE = 0.001  # of the radius, by which the next one falls short of where the level would be lost
-_LEAST, _SMALL = 0.002, 0.02  # of the radius: growth with which a search ends, of small and of wide networks
-_SURE = 0.7  # of a last step that is verified without having been looked at
-_TOLERANCE, _PATIENCE = 0.01, 4  # of the radius; how often less than that is gained or missed before the search ends
-_STEEPEST = 12.0
-# Of the excess of the miss before: below it a miss counts as none; by how much one that counts shortens the steps.
-_BETTER, _SLOWER = 0.85, 0.8
-_AGAIN = 0.05  # of the radius: misses farther out say nothing of whether there is more to gain
 _LOST = 3.0  # excess of a ball beyond which one that was verified is gone back to
-_FARTHEST = 0.7  # that the logarithm of the radius changes at once: multipliers that are led too far do not come back
+# By what the steps of multipliers are shortened after a ball missed, or led astray, and lengthened after one that held.
+_SLOWER, _ASTRAY, _FASTER = 0.8, 0.5, 1.2
 
 
 class Sectors:
@@ -109,23 +103,28 @@ class _Search:
         if not (0 < estimate < math.inf):
             return 0.0, 0.0
         free = self._reach(0.0, estimate, go_on)
-        if box is None:
+        if box is None or not go_on():
             return free, free
         self.item.enter(Room.of(self.x, box))
         return free, self._reach(free, estimate, go_on)
 
     def _reach(self, best: float, estimate: float, go_on: Callable[[], bool]) -> float:
-        """The largest radius verified, at least ``best``."""
-        first = _BOXED * best or _START * estimate
+        """The largest radius verified, at least ``best``, which is 0 or has been verified."""
+        first = _BOXED * best or (_START if self.wide else _START_SMALL) * estimate
         self._retreat()
         if self.wide:
             self.item.dtype = torch.float32
             self._grow(best, first, estimate, go_on)
             self.item.dtype = torch.float64
-            while self.found and self.found[-1][0] > best and not self._holds(*self.found[-1]):
+            while self.found and self.found[-1][0] > best:
+                if self._holds(*self.found[-1]):
+                    return self.found[-1][0]
                 self.found.pop()
+                if not go_on():
+                    self.found.clear()
+                    return best
             if self.found:
-                return self.found[-1][0]
+                return best
             self.item.forget()
         return self._grow(best, first, estimate, go_on)
 
@@ -138,65 +137,34 @@ class _Search:
             return False
 
     def _grow(self, best: float, first: float, estimate: float, go_on: Callable[[], bool]) -> float:
-        """The largest radius found to keep the level, at least ``best``.
-
-        The next radius is where the level is just kept once multipliers have moved, as far as can be foretold.
-        """
-        last, tried, found, expected, beyond = 0.0, first, 0.0, 0.0, math.inf
-        steepness, left, hope = 1.0, _PATIENCE, _HOPE
+        """The largest radius found to keep the level, at least ``best``."""
+        climb = Climb(best, first, estimate, self.wide)
         for _ in range(_EVALUATIONS if self.wide else 3 * _EVALUATIONS):
-            if not go_on():
+            if climb.over or not go_on():
                 break
             try:
-                excess_, holds, gain = self._look(tried, _LOST if best else math.inf)
+                excess_, holds, gain = self._look(climb.tried, _LOST if climb.best else math.inf)
             except NotShownError as error:
                 self._retreat()
-                if best and isinstance(error, TooFarError):
-                    beyond = min(beyond, tried)
-                else:
-                    left, hope = left - int(best > 0), hope / 2
-                if best and (left <= 0 or beyond < best * (1 + _TOLERANCE / 2)):
-                    break
-                tried = math.sqrt(tried * (best or last)) if best or last else tried / 2
+                climb.not_shown(isinstance(error, TooFarError))
                 continue
-            if last and abs(math.log(tried / last)) > _TOLERANCE:
-                secant = (excess_ - expected) / math.log(tried / last)
-                steepness = (steepness + min(max(secant, 1.0), _STEEPEST)) / 2
-            if holds:
-                left, hope = _PATIENCE, _HOPE
-                if tried > best:
-                    best = tried
-                    self.found.append((best, self.item.shown))
-            else:
-                if best < tried < best * (1 + _AGAIN) and not 0 < excess_ < _BETTER * found:
-                    left, self.item.pace = left - 1, _SLOWER * self.item.pace
-                hope /= 2 if self.wide else 8
-            # As if what exceeds first order grew like the radius, or on the way up, before it is much, like its square.
-            beyond_first = excess_ - math.log(tried / estimate)
-            slope = 1 + beyond_first + (min(beyond_first, 1.0) if holds else 0.0)
-            if holds and not self.wide:  # whose balls cost little, so that a miss does
-                slope = min(slope, steepness)
-            slope = max(steepness, slope)
-            worse = best > 0 and not holds and tried <= last and excess_ > found
-            last, found, expected = tried, excess_, excess_ - min(hope * gain, _MOST_HOPED)
-            step = -expected / slope - _SPARE
-            if best and (left <= 0 or beyond < best * (1 + _TOLERANCE / 2)):
-                break
-            if worse:  # multipliers have been led astray, by steps too long
-                self._retreat()
-                self.item.pace /= 2
-            elif holds:
-                self.item.pace = min(1.0, 1.2 * self.item.pace)
-            ends = holds and step < (_SMALL if self.wide else _LEAST)
-            tried = tried * math.exp(min(max(_SURE * step if ends else step, -_FARTHEST), _FARTHEST))
-            if best and (worse or tried < best * (1 + _LEAST)):
-                tried = best * (1 + _LEAST) if holds else math.sqrt(best * last)
-            tried = min(tried, math.sqrt(best * beyond) if best else math.inf)
-            if ends:
-                if self.item.dtype == torch.float32:
-                    self.found.append((tried, self.item.multipliers))  # where it would have gone, and a little less
-                break
-        return best
+            if holds and climb.tried > climb.best:
+                self.found.append((climb.tried, self.item.shown))
+            climb.shown(excess_, holds, gain)
+            self._set_pace(climb, holds)
+        if climb.settled and self.item.dtype == torch.float32:
+            self.found.append((climb.tried, self.item.multipliers))  # where it would have gone, and a little less
+        return climb.best
+
+    def _set_pace(self, climb: Climb, holds: bool) -> None:
+        """How fast multipliers move from here."""
+        if climb.missed:
+            self.item.pace *= _SLOWER
+        if climb.astray:  # by steps too long
+            self._retreat()
+            self.item.pace *= _ASTRAY
+        elif holds:
+            self.item.pace = min(1.0, _FASTER * self.item.pace)
 
     def _retreat(self) -> None:
         """Takes multipliers back to those of the best radius, or where none holds yet, that last bounded something."""
