@@ -71,14 +71,22 @@ class Room:
 
     def farthest(self, matrix: sparse.csr_matrix, rho: float) -> tuple[Tensor, Tensor]:
         """How far each of the functions ``matrix`` d can move below 0 and above it within ``rho``, rounded up."""
-        count = matrix.shape[0]
-        of, a, rises = np.repeat(np.arange(count), np.diff(matrix.indptr)), np.abs(matrix.data), matrix.data > 0
-        down, up = (side.numpy()[matrix.indices] for side in (self.down, self.up))
+        down, up = self.down.numpy(), self.up.numpy()
+        # What has as much room as the ball is never filled in: of that the squares alone are asked for.
+        near = (((down > 0) & (down < rho)) | ((up > 0) & (up < rho)))[matrix.indices].nonzero()[0]
+        of = np.searchsorted(matrix.indptr, near, side="right") - 1
+        at, a = matrix.indices[near], matrix.data[near]
+        rising = np.square(np.maximum(matrix.data, 0))
+        squared = [
+            sparse.csr_matrix((part, matrix.indices, matrix.indptr), matrix.shape)
+            for part in (rising, np.square(matrix.data) - rising)
+        ]
         sides = []
-        for cap in np.where(rises, down, up), np.where(rises, up, down):
-            # What has as much room as the ball is never filled in: of that the squares alone are asked for.
-            far, near = cap >= rho, (cap > 0) & (cap < rho)
-            most = _most(of[near], a[near], cap[near], np.bincount(of[far], np.square(a[far]), count), rho)
+        for caps in ((down, up), (up, down)):  # of elements above 0, and below
+            far = sum(part @ (cap >= rho).astype(float) for part, cap in zip(squared, caps, strict=True))
+            cap = np.where(a > 0, caps[0][at], caps[1][at])
+            held = (cap > 0) & (cap < rho)
+            most = _most(of[held], np.abs(a[held]), cap[held], far, rho)
             sides.append(torch.from_numpy(most) * (1 + ROUNDING))
         return sides[0], sides[1]
 
@@ -111,8 +119,8 @@ class Room:
                     break
             else:
                 step /= 2
-        N = N.double() * self.inward[:, None] * self.inward
-        return (N + N.T) / 2  # as products of single precision are not
+        signed: Tensor = N.double() * self.inward[:, None] * self.inward
+        return (signed + signed.T) / 2  # as products of single precision are not
 
 
 def _bound(jacobian: Tensor, N: Tensor, apart: Tensor) -> tuple[float, Tensor]:
