@@ -27,8 +27,9 @@ from vaeaudit.certify.room import Box, Room
 from vaeaudit.certify.stages import stages
 from vaeaudit.certify.theorem import Sigma, excess
 
-# Of the first-order estimate, of wide and of small networks, and of the radius without a box: where searches begin.
-_START, _START_SMALL, _BOXED = 0.05, 0.3, 1.05
+# Of the first-order estimate where searches begin, those of small networks where they began nearer in vain.
+_START, _NEARER = 0.05, 0.3
+_BOXED = 1.05  # of the radius without a box, where there is one
 _EVALUATIONS = 14  # balls at most; three times as many of a network of no more neurons than are _CHEAP
 _CHEAP = 2000  # of more, radii are looked for in float32
 _NEAR = 15.0  # how sharply the largest eigenvalue stands out among those that are lowered
@@ -110,11 +111,10 @@ class _Search:
 
     def _reach(self, best: float, estimate: float, go_on: Callable[[], bool]) -> float:
         """The largest radius verified, at least ``best``, which is 0 or has been verified."""
-        first = _BOXED * best or (_START if self.wide else _START_SMALL) * estimate
         self._retreat()
         if self.wide:
             self.item.dtype = torch.float32
-            self._grow(best, first, estimate, go_on)
+            self._grow(best, _BOXED * best or _START * estimate, estimate, go_on)
             self.item.dtype = torch.float64
             while self.found and self.found[-1][0] > best:
                 if self._holds(*self.found[-1]):
@@ -125,8 +125,13 @@ class _Search:
                     return best
             if self.found:
                 return best
-            self.item.forget()
-        return self._grow(best, first, estimate, go_on)
+        for start in (_START,) if self.wide else (_NEARER, _START):
+            if not best:
+                self.item.forget()
+            best = self._grow(best, _BOXED * best or start * estimate, estimate, go_on)
+            if best:
+                break
+        return best
 
     def _holds(self, radius: float, multipliers: Multipliers) -> bool:
         """Whether the level is verified to be kept within a radius, by these multipliers."""

@@ -49,11 +49,10 @@ class Map:
 
     def used(self, chosen: Tensor) -> Tensor:
         """Which columns the ``chosen`` (rows,) of its rows depend on, (columns,)."""
+        if self.whole is not None:
+            return (self.whole[chosen] != 0).any(0)
         found = np.zeros(self.matrix.shape[1], dtype=bool)
-        if self.whole is None:
-            found[self.matrix[chosen.numpy()].indices] = True
-        else:
-            found |= bool(chosen.any())
+        found[self.matrix[chosen.numpy()].indices] = True
         return torch.from_numpy(found)
 
 
