@@ -36,7 +36,6 @@ Box = tuple[Tensor, Tensor]  # least and greatest values of an input, (1, inputs
 
 _STEPS = 3  # towards the best t
 _ROUNDS, _BEGIN = 6, 0.3  # of projected gradient; about the norm of the first N
-_WORTH = 0.0015  # of the bound's square, that a round has to gain for another one
 _NEAR = 40.0  # how sharply the largest eigenvalue stands out among those that a gradient is of
 
 
@@ -114,9 +113,7 @@ class Room:
             tried = torch.sub(N, gradient, alpha=step).clamp_(min=0).fill_diagonal_(0)
             lower, there = _bound(upward, tried, apart)
             if lower < bound:
-                N, gained, bound, gradient, step = tried, bound - lower, lower, there, 1.5 * step
-                if gained < _WORTH * lower:
-                    break
+                N, bound, gradient, step = tried, lower, there, 1.5 * step
             else:
                 step /= 2
         signed: Tensor = N.double() * self.inward[:, None] * self.inward
