@@ -750,6 +750,23 @@ def test_what_a_search_in_float32_promises_is_not_believed(monkeypatch: pytest.M
     assert all(0 < radius < 1.05 * right for radius, right in zip(found, usual, strict=True))
 
 
+def test_a_search_whose_time_is_up_verifies_no_second_radius(monkeypatch: pytest.MonkeyPatch) -> None:
+    verified = []
+
+    class Lying(Ellipsoid):
+        def __init__(self, item: Item, rho: float) -> None:
+            super().__init__(item, rho)
+            if item.dtype == torch.float32:
+                self.block *= 0.05
+            else:
+                verified.append(rho)
+
+    monkeypatch.setattr("vaeaudit.certify.sectors._CHEAP", 0)
+    monkeypatch.setattr("vaeaudit.certify.sectors.Ellipsoid", Lying)
+    free, boxed = free_and_boxed(lambda: not verified)
+    assert free.item() == boxed.item() == 0 and len(verified) == 1
+
+
 def test_what_has_no_sectors_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vaeaudit.certify.stages._MOST", 10)
     with pytest.raises(UnsupportedError, match="no sector certificate: a map to the 12 inputs of 'relu' from 6 values"):
