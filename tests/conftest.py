@@ -276,20 +276,21 @@ def _asked_once() -> Iterator[None]:
 
 
 def run_here(
-    patch: pytest.MonkeyPatch, folder: Path, *, figures: bool = False, rungs: bool = False
+    patch: pytest.MonkeyPatch, folder: Path, *, figures: bool = False, whole: bool = False
 ) -> Callable[..., int]:
     """`vaeaudit` with the given arguments in this process, from that folder: its exit code.
 
-    Figures, and lambda searched between the few asked for, cost most of a small run, so that they are left out. Nor is
-    it told how long a run takes yet, however slow the machine.
+    Figures, lambda searched between the few asked for, and pairs followed through all of them cost most of a small run,
+    so that they are left out. Nor is it told how long a run takes yet, however slow the machine.
     """
     patch.chdir(folder)
     patch.setattr("vaeaudit.cli.common._LINE_EVERY", math.inf)
     patch.setattr("typer.main.get_command", ASSEMBLED)
     if not figures:
         patch.setattr("vaeaudit.audit.journal.drawn", lambda drawing: replace(drawing, draw=lambda: BLANK))
-    if not rungs:
+    if not whole:
         patch.setattr("vaeaudit.attacks.search.rungs", lambda *_: [])
+        patch.setattr("vaeaudit.attacks.search.follow", lambda *_: None)
 
     def run(*arguments: object) -> int:
         patch.setattr(sys, "argv", ["vaeaudit", *map(str, arguments)])
@@ -308,8 +309,8 @@ def command(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> Callable[..., Outcome]:
-    """`vaeaudit` in this process, outside any repository; only tests marked so have figures and lambda searched."""
-    asked = {name: request.node.get_closest_marker(name) is not None for name in ("figures", "rungs")}
+    """`vaeaudit` in this process, outside any repository; only tests marked so have figures and whole searches."""
+    asked = {name: request.node.get_closest_marker(name) is not None for name in ("figures", "whole")}
     run = run_here(monkeypatch, tmp_path, **asked)
     return lambda *arguments: Outcome(run(*arguments), *capsys.readouterr())
 
@@ -359,6 +360,7 @@ for line in iter(sys.stdin.readline, ""):
         blank = bytes.fromhex(sys.argv[2])
         vaeaudit.audit.journal.drawn = lambda drawing: dataclasses.replace(drawing, draw=lambda: blank)
         vaeaudit.attacks.search.rungs = lambda *_: []
+        vaeaudit.attacks.search.follow = lambda *_: None
     exec(asked["first"], {})
     sys.argv = [command, *asked["arguments"]]
     try:
@@ -402,8 +404,8 @@ class Running:
 class Installed:
     """The installed command, each run a process of its own: most are forks of one that has loaded what takes seconds.
 
-    They run the command's own file, with streams and folder of their own; most leave out figures and lambda between
-    the few asked for, which would take longest. ``whole`` leaves nothing out, and ``cold`` starts from nothing as well.
+    They run the command's own file, with streams and folder of their own; most leave out figures, lambda between
+    the few asked for and the following of pairs, which would take longest. ``whole`` leaves nothing out, and ``cold`` starts from nothing as well.
     """
 
     def __init__(self, place: Path, more: Mapping[str, str]) -> None:
