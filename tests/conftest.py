@@ -288,6 +288,7 @@ def run_here(
     patch.setattr("typer.main.get_command", ASSEMBLED)
     if not figures:
         patch.setattr("vaeaudit.audit.journal.drawn", lambda drawing: replace(drawing, draw=lambda: BLANK))
+        patch.setattr("vaeaudit.checks.weights.run._bars", lambda _: BLANK)  # of a check that keeps no journal
     if not whole:
         patch.setattr("vaeaudit.attacks.search.rungs", lambda *_: [])
         patch.setattr("vaeaudit.attacks.search.follow", lambda *_: None)
@@ -359,6 +360,7 @@ for line in iter(sys.stdin.readline, ""):
     if not asked["whole"]:
         blank = bytes.fromhex(sys.argv[2])
         vaeaudit.audit.journal.drawn = lambda drawing: dataclasses.replace(drawing, draw=lambda: blank)
+        vaeaudit.checks.weights.run._bars = lambda _: blank
         vaeaudit.attacks.search.rungs = lambda *_: []
         vaeaudit.attacks.search.follow = lambda *_: None
     exec(asked["first"], {})

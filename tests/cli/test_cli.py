@@ -118,6 +118,7 @@ def test_threads_that_wait_leave_the_processor_to_others_unless_told_otherwise(
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (stated or ":4096:8")
 
 
+@pytest.mark.whole
 def test_an_attack_writes_its_report_and_prints_the_same_figures(attack: Cli) -> None:
     done = attack("--format", "json")
     assert (done.code, done.err) == (0, "")
