@@ -406,8 +406,9 @@ class Running:
 class Installed:
     """The installed command, each run a process of its own: most are forks of one that has loaded what takes seconds.
 
-    They run the command's own file, with streams and folder of their own; most leave out figures, lambda between
-    the few asked for and the following of pairs, which would take longest. ``whole`` leaves nothing out, and ``cold`` starts from nothing as well.
+    They run the command's own file, with streams and folder of their own; most leave out figures, lambda between the
+    few asked for and the following of pairs, which would take longest. ``whole`` leaves nothing out, and ``cold``
+    starts from nothing as well.
     """
 
     def __init__(self, place: Path, more: Mapping[str, str]) -> None:
