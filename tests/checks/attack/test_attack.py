@@ -656,12 +656,11 @@ def test_an_interrupted_attack_returns_the_best_it_has_and_says_so(allowed: int,
 def test_an_interrupted_attack_is_never_better_than_a_whole_one_nor_worse_than_none(small_vae: Any) -> None:
     x, x_t = pairs_of(3)
     asked: list[Progress] = []
-    given: dict[str, Any] = {"lambdas": LAMBDAS, "max_evaluations": 2 * SHORT}
-    whole = attack(small_vae(), x, x_t, **given, go_on=lambda progress: asked.append(progress) or True)
+    whole = attack(small_vae(), x, x_t, lambdas=LAMBDAS, go_on=lambda progress: asked.append(progress) or True)
     assert not whole.interrupted
     for allowed in (0, 3, 10, 30, len(asked) // 2, len(asked) - 1):
         count = iter(range(allowed))
-        found = attack(small_vae(), x, x_t, **given, go_on=lambda _, c=count: next(c, None) is not None)
+        found = attack(small_vae(), x, x_t, lambdas=LAMBDAS, go_on=lambda _, c=count: next(c, None) is not None)
         assert found.interrupted
         assert (whole.sweep.objective <= found.sweep.objective + 1e-12).all()
         assert (found.sweep.objective <= whole.sweep.zero_data_term[:, None] + 1e-12).all()
