@@ -329,12 +329,14 @@ def carried_out() -> Callable[..., None]:
 
 # Answers every request, a line of JSON, with the id of a fork that becomes the command, and then with how it ended.
 LOADED = """
-import atexit, dataclasses, gc, importlib, json, os, pkgutil, runpy, signal, sys
-import vaeaudit
+import atexit, dataclasses, functools, gc, importlib, json, os, pkgutil, runpy, signal, sys
+import typer.main, vaeaudit
 for module in pkgutil.walk_packages(vaeaudit.__path__, "vaeaudit."):
     module.name == "vaeaudit.__main__" or importlib.import_module(module.name)
 import matplotlib.figure, torch.fx.experimental.symbolic_shapes, vaeaudit_adapters.mlp  # what is loaded on the way
 matplotlib.figure.Figure().savefig(os.devnull, format="png")
+typer.main.get_command = functools.cache(typer.main.get_command)
+typer.main.get_command(vaeaudit.cli.app.app)
 command = sys.argv[1]
 sys.path.insert(0, os.path.dirname(command))
 gc.collect()
