@@ -276,20 +276,22 @@ def _asked_once() -> Iterator[None]:
 
 
 def run_here(
-    patch: pytest.MonkeyPatch, folder: Path, *, figures: bool = False, rungs: bool = False
+    patch: pytest.MonkeyPatch, folder: Path, *, figures: bool = False, whole: bool = False
 ) -> Callable[..., int]:
     """`vaeaudit` with the given arguments in this process, from that folder: its exit code.
 
-    Figures, and lambda searched between the few asked for, cost most of a small run, so that they are left out. Nor is
-    it told how long a run takes yet, however slow the machine.
+    Figures, lambda searched between the few asked for, and pairs followed through all of them cost most of a small run,
+    so that they are left out. Nor is it told how long a run takes yet, however slow the machine.
     """
     patch.chdir(folder)
     patch.setattr("vaeaudit.cli.common._LINE_EVERY", math.inf)
     patch.setattr("typer.main.get_command", ASSEMBLED)
     if not figures:
         patch.setattr("vaeaudit.audit.journal.drawn", lambda drawing: replace(drawing, draw=lambda: BLANK))
-    if not rungs:
+        patch.setattr("vaeaudit.checks.weights.run._bars", lambda _: BLANK)  # of a check that keeps no journal
+    if not whole:
         patch.setattr("vaeaudit.attacks.search.rungs", lambda *_: [])
+        patch.setattr("vaeaudit.attacks.search.follow", lambda *_: None)
 
     def run(*arguments: object) -> int:
         patch.setattr(sys, "argv", ["vaeaudit", *map(str, arguments)])
@@ -308,8 +310,8 @@ def command(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> Callable[..., Outcome]:
-    """`vaeaudit` in this process, outside any repository; only tests marked so have figures and lambda searched."""
-    asked = {name: request.node.get_closest_marker(name) is not None for name in ("figures", "rungs")}
+    """`vaeaudit` in this process, outside any repository; only tests marked so have figures and whole searches."""
+    asked = {name: request.node.get_closest_marker(name) is not None for name in ("figures", "whole")}
     run = run_here(monkeypatch, tmp_path, **asked)
     return lambda *arguments: Outcome(run(*arguments), *capsys.readouterr())
 
@@ -327,12 +329,14 @@ def carried_out() -> Callable[..., None]:
 
 # Answers every request, a line of JSON, with the id of a fork that becomes the command, and then with how it ended.
 LOADED = """
-import atexit, dataclasses, gc, importlib, json, os, pkgutil, runpy, signal, sys
-import vaeaudit
+import atexit, dataclasses, functools, gc, importlib, json, os, pkgutil, runpy, signal, sys
+import typer.main, vaeaudit
 for module in pkgutil.walk_packages(vaeaudit.__path__, "vaeaudit."):
     module.name == "vaeaudit.__main__" or importlib.import_module(module.name)
 import matplotlib.figure, torch.fx.experimental.symbolic_shapes, vaeaudit_adapters.mlp  # what is loaded on the way
 matplotlib.figure.Figure().savefig(os.devnull, format="png")
+typer.main.get_command = functools.cache(typer.main.get_command)
+typer.main.get_command(vaeaudit.cli.app.app)
 command = sys.argv[1]
 sys.path.insert(0, os.path.dirname(command))
 gc.collect()
@@ -358,7 +362,9 @@ for line in iter(sys.stdin.readline, ""):
     if not asked["whole"]:
         blank = bytes.fromhex(sys.argv[2])
         vaeaudit.audit.journal.drawn = lambda drawing: dataclasses.replace(drawing, draw=lambda: blank)
+        vaeaudit.checks.weights.run._bars = lambda _: blank
         vaeaudit.attacks.search.rungs = lambda *_: []
+        vaeaudit.attacks.search.follow = lambda *_: None
     exec(asked["first"], {})
     sys.argv = [command, *asked["arguments"]]
     try:
@@ -402,8 +408,9 @@ class Running:
 class Installed:
     """The installed command, each run a process of its own: most are forks of one that has loaded what takes seconds.
 
-    They run the command's own file, with streams and folder of their own; most leave out figures and lambda between
-    the few asked for, which would take longest. ``whole`` leaves nothing out, and ``cold`` starts from nothing as well.
+    They run the command's own file, with streams and folder of their own; most leave out figures, lambda between the
+    few asked for and the following of pairs, which would take longest. ``whole`` leaves nothing out, and ``cold``
+    starts from nothing as well.
     """
 
     def __init__(self, place: Path, more: Mapping[str, str]) -> None:

@@ -129,7 +129,9 @@ def test_the_parts_of_items_are_shared_out_and_each_is_done_once(folder: Path) -
     assert [len(of) for of in parts] == [2, 2, 2]
 
 
-def test_margins_are_shared_out_and_kept_by_groups_of_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_margins_are_shared_out_and_kept_by_groups_of_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, projection: Any
+) -> None:
     of_search = {
         "_TURNS": 1,
         "_STEPS": 1,
@@ -143,7 +145,9 @@ def test_margins_are_shared_out_and_kept_by_groups_of_items(tmp_path: Path, monk
     for name, value in of_search.items():  # a search of no worth, which takes the same way
         monkeypatch.setattr(f"vaeaudit.attacks.margin.{name}", value)
     monkeypatch.setattr("vaeaudit.checks.margin.measure._LENGTHS", 2)
-    chosen = {"margin__r": [4, 8], "margin__items": 3, "margin__draws": 50, "margin__effort": "fast"}
+    projection.fill(tmp_path)
+    chosen = {"margin__r": [0.5, 1], "margin__items": 3, "margin__draws": 50, "margin__effort": "fast"}
+    chosen |= {"model__path": str(tmp_path / "vae.safetensors"), "data__source": str(tmp_path / "val.npy")}
     resolved = asked(tmp_path / "shared", run__batch_size=192, **chosen)
     alone = shard_of(asked(tmp_path / "alone", run__batch_size=192, **chosen), WHOLE, ("margin",))
     with pytest.raises(UnfinishedError, match=r"part of margin \(shard 1\)"):
@@ -466,11 +470,11 @@ def test_the_bookkeeping_of_many_shards_is_exact_and_quick(tmp_path: Path) -> No
 def test_torchrun_works_as_it_stands(tmp_path: Path) -> None:
     """Two processes; a report from one of them, and exit code 0 of both."""
     (tmp_path / "vaeaudit.toml").write_text(
-        "[run]\nlimit = 40\nbatch_size = 7\ndevice = 'cpu'\n[noise]\nsigmas = 0.5\n[reconstruction]\nshown = 0\n"
+        "[run]\nlimit = 40\nbatch_size = 7\ndevice = 'cpu'\n[noise]\nsigmas = 0.5\n"
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     call = ["-m", "vaeaudit", "audit", str(EXAMPLES / "shapes-beta1.safetensors"), "--out", "shared"]
-    call += ["--check", "noise", "--check", "reconstruction"]
+    call += ["--check", "noise"]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     subprocess.run(
         [*launcher, *call, "--data", str(EXAMPLES / "shapes.npz"), "-q"],

@@ -18,6 +18,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vaeaudit.optim.gauss_newton import GaussNewton
+
 COMMAND = Path(sys.executable).with_name("vaeaudit")
 FAST = ("--pairs", "2", "--lambdas", "3", "--max-evaluations", "400")
 REPORT = {
@@ -118,12 +120,24 @@ def test_threads_that_wait_leave_the_processor_to_others_unless_told_otherwise(
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (stated or ":4096:8")
 
 
+@pytest.mark.whole
 def test_an_attack_writes_its_report_and_prints_the_same_figures(attack: Cli) -> None:
     done = attack("--format", "json")
     assert (done.code, done.err) == (0, "")
     assert json.loads(done.out) == report()
     assert {path.name for path in Path("vaeaudit-report").iterdir()} == {*REPORT, "attack-latent-panel.png"}
     assert report()["exit_code"] == 0
+
+
+@pytest.mark.whole
+def test_the_pairs_of_an_attack_are_followed(attack: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, advance = [], GaussNewton.advance
+    monkeypatch.setattr(GaussNewton, "advance", lambda *given: (steps.append(given), advance(*given))[1])
+    monkeypatch.setattr("vaeaudit.attacks.search.rungs", lambda *_: [])
+    # As few evaluations as make enough steps for so small a model.
+    done = attack("--pairs", "1", "--lambdas", "2", "--max-evaluations", "800")
+    assert (done.code, done.err) == (0, "")
+    assert steps
 
 
 def test_doctor_prints_what_it_saw_and_writes_nothing(command: Cli) -> None:

@@ -32,7 +32,7 @@ limit = 60
 modes = ["latent", "damage"]
 pairs = 6
 lambdas = 4
-max_evaluations = 300
+max_evaluations = 150
 caps = 1
 [margin]
 r = 4
@@ -388,7 +388,7 @@ def test_a_model_that_is_refused_ends_the_first_shard_alone(command: Command, mo
 
 def test_a_failure_sign_keeps_an_audit_from_passing_whatever_its_thresholds_read(command: Command) -> None:
     """So short a search does not converge, and is a sign of the latent attack; the threshold reads noise alone."""
-    short = SMALL.partition("[margin]")[0].replace("max_evaluations = 300", "max_evaluations = 12")
+    short = SMALL.partition("[margin]")[0].replace("max_evaluations = 150", "max_evaluations = 12")
     configured(base=short, more='[noise]\nsigmas = 0.5\n[checks."noise.s0.5.degradation.median"]\nmax = 200\n')
     done = command("audit")
     found = report()
@@ -600,7 +600,7 @@ def test_the_head_of_every_form_names_what_decided(command: Command, monkeypatch
 
 def test_a_waived_threshold_takes_the_signs_of_its_attack_out_of_the_verdict(command: Command) -> None:
     """So short a search does not converge, and is a sign of the latent attack."""
-    short = SMALL.partition("[margin]")[0].replace("max_evaluations = 300", "max_evaluations = 12")
+    short = SMALL.partition("[margin]")[0].replace("max_evaluations = 150", "max_evaluations = 12")
     until = 'waive = { until = 2999-01-01, reason = "tracked in #12" }\n'
     latent = '[checks."attack.latent.delta.median"]\nmin = 0\n'
     noise = "[noise]\nsigmas = 0.5\n" + NOISY

@@ -7,6 +7,8 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ from vaeaudit.model.registry import open_model
 from vaeaudit.subject import latent_scale
 from vaeaudit.subject.finding import Verdict
 
-diffusers = pytest.importorskip("diffusers", reason="the library diffusers is not installed")
+if find_spec("diffusers") is None:
+    pytest.skip("the library diffusers is not installed", allow_module_level=True)
 
 PLAIN = {
     "block_out_channels": [8, 16],
@@ -104,7 +107,8 @@ def made(name: str, changed: str) -> tuple[dict[str, object], dict[str, Tensor]]
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         config = TINY[name][0] | json.loads(changed)
-        return config, getattr(diffusers, name)(**config).state_dict()
+        # Imported by what needs it alone: every process of the tests reads this file, and only one runs it.
+        return config, getattr(import_module("diffusers"), name)(**config).state_dict()
 
 
 def saved(folder: Path, name: str = "AutoencoderKL", dtype: torch.dtype = torch.float32, **changed: object) -> Path:
@@ -321,12 +325,12 @@ def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_library_is_imported_where_tensors_have_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds: list[str] = []
+    library, kinds = import_module("diffusers"), list[str]()
 
     class Library:
         def __getattr__(self, name: str) -> object:  # which is where its own lazy modules are imported
             kinds.append(torch.get_default_device().type)
-            return getattr(diffusers, name)
+            return getattr(library, name)
 
     monkeypatch.setitem(sys.modules, "diffusers", Library())  # type: ignore[arg-type]
     opened(saved(tmp_path))

@@ -40,6 +40,7 @@ def norm(file: Path, part: str) -> float:
     return float(torch.stack(squares).sum().sqrt())
 
 
+@pytest.mark.figures
 def test_it_compares_the_norms_of_two_models_without_data(weights: Weights) -> None:
     done = weights(MODEL, "--against", OTHER, "--format", "json", "-q")
     assert (done.code, done.err) == (0, "")
