@@ -638,6 +638,9 @@ def test_how_far_a_function_moves_within_ball_and_box_is_the_maximum_that_water_
     inward = (random(1, 5, seed=3).clamp(min=0), torch.zeros(1, 7, dtype=FLOAT64))
     only = room.farthest(sparse.csr_matrix(torch.cat(inward, dim=1).numpy()), 0.01)
     assert only[0].item() == 0 and only[1].item() == pytest.approx(0.01 * inward[0].norm().item())
+    huge = sparse.csr_matrix(torch.cat((1e200 * torch.ones(2, 6), torch.zeros(2, 6)), dim=1).double().numpy())
+    for side, rho in ((1, 0.01), (0, 2.0)):  # whose squares overflow
+        assert bool((room.farthest(huge, rho)[side] >= 1e200 * min(rho, 1.0)).all())
 
 
 def test_pairs_bound_a_linear_map_on_the_orthant_as_well_as_can_be() -> None:

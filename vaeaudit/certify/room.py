@@ -68,6 +68,7 @@ class Room:
         """That of some inputs alone."""
         return Room(self.down[chosen], self.up[chosen], self.inward[chosen])
 
+    @np.errstate(over="ignore", invalid="ignore")
     def farthest(self, matrix: sparse.csr_matrix, rho: float) -> tuple[Tensor, Tensor]:
         """How far each of the functions ``matrix`` d can move below 0 and above it within ``rho``, rounded up."""
         down, up = self.down.numpy(), self.up.numpy()
@@ -147,7 +148,7 @@ def _most(of: np.ndarray, a: np.ndarray, cap: np.ndarray, far: np.ndarray, rho: 
         return np.bincount(of, values, len(far))
 
     a2, cap2 = np.square(a), np.square(cap)
-    best = np.where(far > 0, np.inf, total(a * cap))  # t -> 0
+    best = np.where(far == 0, total(a * cap), np.inf)  # t -> 0; where squares overflow far is NaN, and nothing known
     t = np.sqrt(far + total(a2)) / (2 * rho)
     for _ in range(_STEPS):
         here = t[of]
