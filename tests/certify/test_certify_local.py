@@ -737,6 +737,7 @@ def test_products_of_a_narrow_first_layer_under_weights_of_pairs_are_at_least_th
     above = torch.linalg.eigvalsh(item.gram - T @ torch.linalg.inv(torch.eye(12, dtype=FLOAT64) - N) @ T.T)
     assert above.min() >= 0
     assert above.max() <= 1e-8 * torch.linalg.matrix_norm(item.gram, 2)
+    assert torch.equal(item.gram, item.gram.T)
 
 
 def test_what_a_search_in_float32_promises_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:

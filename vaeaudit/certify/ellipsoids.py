@@ -21,11 +21,12 @@ Rounding. All that shows anything is in float64. Let S~ >= S in the order of pos
 and G' and S as functions of G, keep that order, so that it is enough that every matrix computed here is at least what
 it would be without rounding. A product of matrices is off by gamma_n |A| |B| in each element, gamma_n = n 2^-53 / (1 -
 n 2^-53), and a matrix whose elements are at most r_i r_j is at most N diag(r_i^2) in that order: that much is added to
-the diagonal. B is lowered by more than it and its factorisation L L' are off by, and that B - 0.001 I has a
-factorisation, too, shows ||L^-1|| <= 32: so a row x of (G_:U a) L'^-1 is off by 32 gamma_U sqrt(U) |x| at most. A
-factorisation that ends says that the matrix is positive definite. Reaches and norms of outputs are widened by 1e-9
-besides, and so are the shares. What is not covered is that the maps themselves and the values at x0 are those which
-torch computes in float64, and squares that underflow, as of weights below 1e-150.
+the diagonal. What a product rounds apart on both sides of the diagonal is averaged, which is off by no more: a layer
+reads a block from one side here and from the other there. B is lowered by more than it and its factorisation L L' are
+off by, and that B - 0.001 I has a factorisation, too, shows ||L^-1|| <= 32: so a row x of (G_:U a) L'^-1 is off by 32
+gamma_U sqrt(U) |x| at most. A factorisation that ends says that the matrix is positive definite. Reaches and norms of
+outputs are widened by 1e-9 besides, and so are the shares. What is not covered is that the maps themselves and the
+values at x0 are those which torch computes in float64, and squares that underflow, as of weights below 1e-150.
 """
 
 import math
@@ -194,7 +195,8 @@ class _OfApart:
     def gram(self, rows: Tensor) -> Tensor:
         self.rows = rows
         X, noise = self.X[rows], self.noise[rows.numpy()]
-        return raised(X @ X.T + dense(noise @ noise.T).to(X.dtype), len(rows) * self.off[rows])
+        G = X @ X.T + dense(noise @ noise.T).to(X.dtype)
+        return raised((G + G.T) / 2, len(rows) * self.off[rows])
 
     def pull(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients in 1 / lambda and in a^2 of those that bend; in float32, as no bound rests on them."""

@@ -117,7 +117,7 @@ class Item:
         G = Z @ Z.T
         solved = INVERSE * math.sqrt(terms) * gamma(terms)
         off = solved * X.square().sum(1) + gamma(Z.shape[1] + 2) * Z.square().sum(1)
-        return raised(G, 2 * len(G) * off)
+        return raised((G + G.T) / 2, 2 * len(G) * off)
 
     def pairs_of(self, inputs: Tensor) -> Tensor:
         """N of some inputs, (inputs, inputs): those of a part are as good as all."""

@@ -58,7 +58,8 @@ def dense(matrix: sparse.csr_matrix) -> Tensor:
 
 def gram_of(T: sparse.csr_matrix) -> Tensor:
     """T T', and above it in the order of positive semidefinite matrices by what it may be rounded by."""
-    return raised(product(T, T.T.tocsr()), 2 * T.shape[0] * gamma(T.shape[1]) * squares(T))
+    G = product(T, T.T.tocsr())
+    return raised((G + G.T) / 2, 2 * T.shape[0] * gamma(T.shape[1]) * squares(T))
 
 
 def raised(matrix: Tensor, by: Tensor) -> Tensor:
