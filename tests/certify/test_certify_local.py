@@ -722,10 +722,11 @@ def test_radii_looked_for_in_float32_are_verified_in_float64(monkeypatch: pytest
 
 def test_products_of_a_narrow_first_layer_under_weights_of_pairs_are_at_least_those_of_dense_matrices() -> None:
     network = weighted(nn.Sequential(nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 6)))
+    x = random(1, 12).clamp(min=0)  # some at a bound
     with torch.no_grad():
         network[0].weight[1:, 10:] = 0  # two inputs of the first neuron alone
         network[0].bias[0] = -100  # which is off
-    x = random(1, 12).clamp(min=0)  # some at a bound
+        network[0].weight[3:, x[0] == 0] = 0  # neurons of unpaired inputs alone, where nothing but rounding is amiss
     sectors = Sectors(heads(network, 12), x)
     item = item_of(sectors, x)
     item.enter(Room.of(x, (torch.zeros_like(x), torch.full_like(x, 5))))
@@ -736,6 +737,13 @@ def test_products_of_a_narrow_first_layer_under_weights_of_pairs_are_at_least_th
     T = torch.from_numpy(sectors.stages.chain[0].matrix.toarray())
     above = torch.linalg.eigvalsh(item.gram - T @ torch.linalg.inv(torch.eye(12, dtype=FLOAT64) - N) @ T.T)
     assert above.min() >= 0
+    weights, kept = T[3:].tolist(), item.gram[3:, 3:].tolist()
+
+    def exactly(row: list[float], other: list[float]) -> Fraction:
+        return sum((Fraction(a) * Fraction(b) for a, b in zip(row, other, strict=True)), Fraction())
+
+    off = [[float(Fraction(kept[i][j]) - exactly(weights[i], weights[j])) for j in range(2)] for i in range(2)]
+    assert torch.linalg.eigvalsh(torch.tensor(off, dtype=FLOAT64)).min() > 0
     assert above.max() <= 1e-8 * torch.linalg.matrix_norm(item.gram, 2)
     assert torch.equal(item.gram, item.gram.T)
 
