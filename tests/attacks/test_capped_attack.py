@@ -175,9 +175,7 @@ def test_an_attack_on_images_tells_how_alike_they_look(bundled_model: Any, bundl
 def test_a_healthy_model_shows_no_sign(bundled_model: Any, bundled_images: Tensor) -> None:
     x, x_t = bundled_images[:2], bundled_images[2:4]
     for mode in names(swept=False):
-        result = capped_attack(
-            bundled_model, x, mode, x_t if mode == "worst" else None, caps=[1.0], max_evaluations=60
-        )
+        result = capped_attack(bundled_model, x, mode, x_t if mode == "worst" else None, caps=[1.0], max_evaluations=60)
         assert not result.signs.any.any(), (mode, result.signs.of(0), result.signs.of(1))
 
 
