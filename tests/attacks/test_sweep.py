@@ -277,7 +277,7 @@ def test_few_lambda_keep_what_holds_for_many(small_vae: Any) -> None:
 @pytest.mark.parametrize(("mode", "similarity"), [("latent", "kl"), ("latent", "sample"), ("output", "kl")])
 def test_same_seed_and_settings_give_the_same_bits(mode: str, similarity: str, small_vae: Any) -> None:
     x, x_t = pairs_of(3)
-    settings: dict[str, Any] = {"similarity": similarity, "lambdas": 5, "max_evaluations": 12}
+    settings: dict[str, Any] = {"similarity": similarity, "lambdas": 5, "max_evaluations": 30}
     first, second = (attack(small_vae(), x, x_t, mode, **settings) for _ in range(2))
     for name in ("distortion", "data_term", "objective", "status", "evaluations", "recent"):
         assert torch.equal(getattr(first.sweep, name), getattr(second.sweep, name)), name
