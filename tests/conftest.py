@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from vaeaudit_adapters.mlp import MLP
 
 from vaeaudit import BernoulliLogits, DiagonalGaussian, GaussianLikelihood
+from vaeaudit.attacks.margin import empirical_margin
 from vaeaudit.certify.graph import Graph, trace_decoder, trace_encoder
 from vaeaudit.cli.app import main
 from vaeaudit.data.items import fit
@@ -301,6 +302,22 @@ def run_here(
         return ended.value.code
 
     return run
+
+
+@pytest.fixture(scope="session")
+def search_loosely() -> Callable[[pytest.MonkeyPatch], None]:
+    """Lets empirical margins of an encoder with spread be wider, where nothing rests on how tight they are."""
+
+    def loosely(patch: pytest.MonkeyPatch) -> None:
+        wide = partial(empirical_margin, draws=1024, tolerance=0.1)
+        patch.setattr("vaeaudit.checks.margin.varying.empirical_margin", wide)
+
+    return loosely
+
+
+@pytest.fixture
+def _searched_loosely(search_loosely: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    search_loosely(monkeypatch)
 
 
 @pytest.fixture

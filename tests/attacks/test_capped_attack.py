@@ -26,7 +26,7 @@ def items_of(count: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Te
 
 def attacked(vae: Any, mode: str, count: int = 3, **options: Any) -> CappedResult:
     x, x_t = items_of(count)
-    given = {"caps": CAPS, "max_evaluations": 60, **options}
+    given = {"caps": CAPS, "max_evaluations": 30, **options}
     return capped_attack(vae, x, mode, x_t if mode == "worst" else None, **given)
 
 
@@ -110,7 +110,7 @@ def test_worst_is_the_largest_damage_of_all_its_members(result_of: Callable[...,
 def test_worst_is_never_less_than_a_member_alone_with_the_same_keys_and_effort(
     norm: str, seed: int, options: dict[str, Any], small_vae: Any
 ) -> None:
-    vae, given = small_vae(seed=seed), {"norm": norm, "caps": [0.02, 0.5, 0.1], "max_evaluations": 60, **options}
+    vae, given = small_vae(seed=seed), {"norm": norm, "caps": [0.02, 0.5, 0.1], "max_evaluations": 30, **options}
     worst, alone = attacked(vae, "worst", **given), attacked(vae, "damage", **given)
     assert torch.equal(worst.member_damage[0], alone.damage)  # to the bit, with the same search
     assert (worst.damage >= alone.damage).all()
@@ -131,7 +131,7 @@ def test_worst_shows_the_signs_of_the_damage_attack_that_it_contains(norm: str, 
             of = vae.encode
             vae.encode = lambda points, of=of: of(2 * points.detach() - points)
         worst, damage = (
-            capped_attack(vae, x, mode, x_t, caps=(0.1, 0.5), norm=norm, max_evaluations=60)
+            capped_attack(vae, x, mode, x_t, caps=(0.1, 0.5), norm=norm, max_evaluations=30)
             for mode in ("worst", "damage")
         )
         assert torch.equal(worst.signs.measured, damage.signs.measured)
@@ -175,9 +175,7 @@ def test_an_attack_on_images_tells_how_alike_they_look(bundled_model: Any, bundl
 def test_a_healthy_model_shows_no_sign(bundled_model: Any, bundled_images: Tensor) -> None:
     x, x_t = bundled_images[:2], bundled_images[2:4]
     for mode in names(swept=False):
-        result = capped_attack(
-            bundled_model, x, mode, x_t if mode == "worst" else None, caps=[1.0], max_evaluations=150
-        )
+        result = capped_attack(bundled_model, x, mode, x_t if mode == "worst" else None, caps=[1.0], max_evaluations=60)
         assert not result.signs.any.any(), (mode, result.signs.of(0), result.signs.of(1))
 
 

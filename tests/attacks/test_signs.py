@@ -273,7 +273,7 @@ def test_a_sweep_of_the_bundled_model_shows_no_sign_unless_it_stops_early(
 ) -> None:
     x, x_t = (part[:1] for part in pairs)
     term = kl_to(bundled_model.encode, x_t)
-    assert shown(look(term, bundled_model.encode, x, x_t, swept(bundled_model, x, x_t, count=4, evaluations=200))) == [
+    assert shown(look(term, bundled_model.encode, x, x_t, swept(bundled_model, x, x_t, count=4, evaluations=100))) == [
         set()
     ]
     short = look(term, bundled_model.encode, x, x_t, swept(bundled_model, x, x_t, evaluations=3))

@@ -141,6 +141,7 @@ def report() -> dict[str, Any]:
     return content
 
 
+@pytest.mark.usefixtures("_searched_loosely")
 def test_it_bounds_every_item_from_below_and_above_and_writes_that_down(margin: Margin) -> None:
     done = margin("--r", "4", "--format", "json", "-q", effort="thorough")  # a slow machine would show progress
     assert (done.code, done.err) == (0, "")
@@ -192,6 +193,7 @@ def test_a_report_of_an_earlier_run_is_not_taken_for_that_of_one_that_could_not_
     assert "note: vaeaudit-report/report.json is of an earlier run\nerror: 1 draws can show" in done.err
 
 
+@pytest.mark.usefixtures("_searched_loosely")
 def test_margins_that_contradict_each_other_support_no_verdict(margin: Margin, monkeypatch: pytest.MonkeyPatch) -> None:
     def overstated(*_: object) -> LocalMargin:
         return LocalMargin(*(torch.full((1,), value, dtype=torch.float64) for value in (1e3, 0.0, 0.0)))
@@ -224,6 +226,7 @@ def open(checkpoint, config):
 """
 
 
+@pytest.mark.usefixtures("_searched_loosely")
 def test_a_gradient_that_lies_to_the_margins_search_passes_no_threshold_and_is_told_everywhere(command: Margin) -> None:
     Path("lying.py").write_text(LYING)
     asked = '[margin]\nr = [4]\nitems = 2\ndraws = 100\neffort = "fast"\n'
@@ -264,7 +267,7 @@ def test_a_deterministic_autoencoder_gets_the_margin_that_is_left_of_r_robustnes
     assert markdown.count("Warning: ") == 1
 
 
-@pytest.mark.usefixtures("toy")
+@pytest.mark.usefixtures("toy", "_searched_loosely")
 @pytest.mark.parametrize(
     ("posterior", "words"),
     [("without_certificate", "its operation 'sort'"), ("looking_at_values", "torch.export cannot trace it")],

@@ -157,6 +157,7 @@ def test_over_many_audits_a_certificate_is_wrong_at_most_as_often_as_it_says(mon
     assert (together.at[0].certified.radius <= at.certified.radius[:20]).all()
 
 
+@pytest.mark.usefixtures("_searched_loosely")
 def test_an_item_that_its_own_draws_take_out_of_r_has_no_margin() -> None:
     x = torch.tensor([[0.5, 0.0, 0.5], [-0.2, 0.3, 0.1]], dtype=torch.float64)
     (at,) = margin(HalfSpace(), x, 0.5, draws=400).at
@@ -439,6 +440,7 @@ def test_a_stricter_confidence_never_lengthens_the_pathwise_margin(bundled_model
     assert (found[1].pathwise < found[0].pathwise).all()
 
 
+@pytest.mark.usefixtures("_searched_loosely")
 def test_where_there_is_no_certificate_the_reason_stands_in_its_place() -> None:
     (at,) = margin(Normed(), torch.full((2, 4), 0.5), 1.0, draws=300).at
     assert at.certified is not None
@@ -465,6 +467,7 @@ def test_what_sectors_show_stands_where_linear_bounds_refuse(monkeypatch: pytest
     assert (at.certified.radius >= at.certified.around).all()
 
 
+@pytest.mark.usefixtures("_searched_loosely")
 def test_a_refused_certificate_is_no_figure_and_never_counts_as_0() -> None:
     x = torch.linspace(0.1, 0.9, 8)[:, None].expand(8, 4)
     result = margin(Normed(), x, 0.5, draws=300)

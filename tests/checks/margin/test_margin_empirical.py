@@ -211,7 +211,7 @@ def test_what_nothing_breaks_is_censored_and_not_a_number() -> None:
 
 
 def test_items_do_not_depend_on_their_company_or_on_the_batch_size_and_a_seed_repeats_the_bits(small_vae: Any) -> None:
-    x, settings = images()[:3], {"box": (0.0, 1.0), "draws": 1024, "tolerance": 0.1}
+    x, settings = images()[:2], {"box": (0.0, 1.0), "draws": 1024, "tolerance": 0.1}
     vae = small_vae()
     whole = margin(vae, x, 0.5, **settings)
     again = margin(vae, x, 0.5, **settings)
@@ -220,8 +220,8 @@ def test_items_do_not_depend_on_their_company_or_on_the_batch_size_and_a_seed_re
     small = margin(vae, x, 0.5, **settings | {"rows": RowBatches(500)})
     torch.testing.assert_close(small.margin, whole.margin)
     assert torch.equal(small.tests, whole.tests)
-    alone = margin(vae, x[2:3], 0.5, items=[2], **settings)
-    torch.testing.assert_close(alone.margin, whole.margin[2:3])
+    alone = margin(vae, x[1:2], 0.5, items=[1], **settings)
+    torch.testing.assert_close(alone.margin, whole.margin[1:2])
     other = margin(vae, x, 0.5, **settings, seed=1)
     assert not torch.equal(other.margin, whole.margin)
 
