@@ -153,6 +153,7 @@ def test_a_point_that_is_not_finite_is_left_and_moves_no_other() -> None:
     assert torch.equal(one.points[1], both.points[1])
     assert one.points.isfinite().all()
     assert float(one.norm[0]) <= 0.25 + 1e-4
+    assert one.moves.all()
 
 
 def test_one_step_is_no_longer_than_half_of_the_distortion() -> None:
@@ -187,6 +188,7 @@ def test_a_row_that_is_never_finite_is_given_up_and_the_model_sees_no_nan(wrong:
         alone.advance(torch.full_like(UNIT[1:], 0.1))
     assert all(points.isfinite().all() for points in met)
     assert front.alive
+    assert front.moves.tolist() == [True, False]
     assert not alone.alive
 
 
