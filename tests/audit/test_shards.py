@@ -470,11 +470,11 @@ def test_the_bookkeeping_of_many_shards_is_exact_and_quick(tmp_path: Path) -> No
 def test_torchrun_works_as_it_stands(tmp_path: Path) -> None:
     """Two processes; a report from one of them, and exit code 0 of both."""
     (tmp_path / "vaeaudit.toml").write_text(
-        "[run]\nlimit = 40\nbatch_size = 7\ndevice = 'cpu'\n[noise]\nsigmas = 0.5\n"
+        "[run]\nlimit = 40\nbatch_size = 7\ndevice = 'cpu'\n[noise]\nsigmas = 0.5\n[reconstruction]\nshown = 0\n"
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     call = ["-m", "vaeaudit", "audit", str(EXAMPLES / "shapes-beta1.safetensors"), "--out", "shared"]
-    call += ["--check", "noise"]
+    call += ["--check", "noise", "--check", "reconstruction"]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     subprocess.run(
         [*launcher, *call, "--data", str(EXAMPLES / "shapes.npz"), "-q"],

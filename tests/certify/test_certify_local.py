@@ -645,13 +645,14 @@ def test_how_far_a_function_moves_within_ball_and_box_is_the_maximum_that_water_
 
 def test_pairs_bound_a_linear_map_on_the_orthant_as_well_as_can_be() -> None:
     J, room = random(1, 40), Room.of(torch.zeros(1, 40), (torch.zeros(1, 40), torch.ones(1, 40)))
-    N = room.pairs(J)
+    rest = J[:, room.inward == 0]
+    N = room.pairs(J, rest)
     assert N is not None and bool((N >= 0).all()) and torch.equal(N, N.T)
     bound = (J @ torch.linalg.solve(torch.eye(40, dtype=FLOAT64) - N, J.T)).sqrt().item()
     exact = max(J.clamp(min=0).norm().item(), J.clamp(max=0).norm().item())
     assert exact <= bound <= 1.01 * exact < 0.9 * J.norm().item()
-    assert Room.of(torch.full((1, 40), 0.5), (torch.zeros(1, 40), torch.ones(1, 40))).pairs(J) is None
-    tiny = room.pairs(1e-30 * J)
+    assert Room.of(torch.full((1, 40), 0.5), (torch.zeros(1, 40), torch.ones(1, 40))).pairs(J, J) is None
+    tiny = room.pairs(1e-30 * J, 1e-30 * rest)
     assert tiny is not None
     torch.testing.assert_close(tiny, N, rtol=1e-3, atol=1e-6)
 

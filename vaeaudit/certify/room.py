@@ -90,19 +90,18 @@ class Room:
             sides.append(torch.from_numpy(most) * (1 + ROUNDING))
         return sides[0], sides[1]
 
-    def pairs(self, jacobian: Tensor, rest: Tensor | None = None) -> Tensor | None:
+    def pairs(self, jacobian: Tensor, rest: Tensor) -> Tensor | None:
         """N (n, n) by which ||``jacobian`` d|| is bounded best, about; None where too few inputs lie at a bound.
 
-        ``rest`` has the columns of all other inputs, which have no pairs.
+        ``rest`` (k, others) has the columns of all inputs that have no pairs, as they lie at no bound.
         """
         if int((self.inward != 0).sum()) < 2:
             return None
         # In float32, as no bound rests on more than the signs of N, which do not depend on how large the Jacobian is.
-        others = jacobian[:, self.inward == 0] if rest is None else rest
-        size = torch.linalg.matrix_norm(torch.cat([jacobian, others], dim=1))
+        size = torch.linalg.matrix_norm(torch.cat([jacobian, rest], dim=1))
         size = size.clamp(min=torch.finfo(jacobian.dtype).tiny)
         # In units in which every input moves upwards, so that weights are what is >= 0.
-        upward, others = (jacobian * self.inward / size).float(), (others / size).float()
+        upward, others = (jacobian * self.inward / size).float(), (rest / size).float()
         apart = others @ others.T
         N, step = upward.new_zeros((len(self.inward), len(self.inward))), 0.0
         bound, gradient = _bound(upward, N, apart)
