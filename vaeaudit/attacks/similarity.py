@@ -89,9 +89,9 @@ def _deviations(u: Tensor) -> Tensor:
     fixed = u.detach()
     near = fixed.abs() < _NEAR
     w, far = torch.where(near, 2 * fixed, 0.0), torch.where(near, 1.0, fixed)
-    series = torch.ones_like(w)
+    one = series = torch.ones_like(w)
     for power in range(12, 2, -1):  # (exp(w) - 1 - w) / (w^2 / 2) = 1 + w/3 (1 + w/4 (1 + w/5 ...))
-        series = 1 + w / power * series
+        series = torch.addcmul(one, w, series, value=1 / power)
     over = torch.where(near, series, (torch.expm1(2 * far) - 2 * far) / (2 * far.square()))
     value, flat = fixed * (2 * over).sqrt(), fixed == 0
     slope = torch.where(flat, 2**0.5, torch.expm1(2 * fixed) / torch.where(flat, 1.0, value))

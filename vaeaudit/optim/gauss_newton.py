@@ -40,8 +40,9 @@ LEAST, _MOST = 0.3, 2.0**20  # damping
 _STUCK = 30  # steps taken back one after another, after which a row is given up
 _TRUST = 0.5  # longest step, as a share of ||d||
 _SHORT = 0.05  # least ||d|| for that, as a share of the unit
-_TINY = 1e-4  # least ||d|| that the pull of `l2` is divided by, likewise
 _TURNS = 2  # Newton steps for the multipliers of one step, from those of the last
+_FEW = 8  # another only where more than this part of the inputs came to a bound or left it by the one before
+_TINY = 1e-4  # least ||d|| that the pull of `l2` is divided by, likewise
 
 
 class GaussNewton:
@@ -143,27 +144,30 @@ class GaussNewton:
         With multipliers nu = (r + A (d' - d)) / -mu the model's minimum is the clamped (rho d + A^T nu) / (1 + rho),
         and nu solves k equations, piecewise linear in it (a semismooth Newton method).
         """
-        base, damping = self._base, self._damping[:, None]
+        base, damping, average = self._base, self._damping[:, None], self._average
         length = torch.linalg.vector_norm(base, dim=1)
         pull = 2 * weight if self._squared else weight / torch.maximum(length, _TINY * self._unit)
-        aim = _along(base, self._average.mT) - self._residuals
-        multipliers, rounding = self._multipliers, self.residuals * torch.finfo(base.dtype).eps
 
         def distortion(multipliers: Tensor) -> Tensor:
-            return (damping * base + _along(multipliers, self._average)) / (1 + damping)
+            return (damping * base + _along(multipliers, average)) / (1 + damping)
 
+        free, side = distortion(self._multipliers), torch.full_like(base, torch.nan)  # unlike any, itself too
         for _ in range(_TURNS):
-            free = distortion(multipliers)
             d = free.clamp(self._lower, self._upper)
-            left = aim - _along(d, self._average.mT) - pull[:, None] * multipliers
-            gram = self._gram.over(free == d) / (1 + damping[:, :, None])
+            last, side = side, (free - d).sign_()  # -1 and 1 beyond the bounds, 0 within
+            turns = (side != last).sum(1) > side.shape[1] // _FEW
+            if not turns.any():
+                break
+            left = _along(base - d, average.mT) - self._residuals - pull[:, None] * self._multipliers
+            gram = self._gram.over(side == 0) / (1 + damping[:, :, None])
             # In float32 rounding alone would make it indefinite where residuals depend on each other.
-            ridge = pull + rounding * gram.diagonal(dim1=1, dim2=2).amax(1)
+            ridge = pull + self.residuals * torch.finfo(base.dtype).eps * gram.diagonal(dim1=1, dim2=2).amax(1)
             gram.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
             change, _ = torch.linalg.solve_ex(gram, left)
-            multipliers = multipliers + torch.where(change.isfinite().all(1, keepdim=True), change, 0.0)
-        self._multipliers = multipliers
-        way = distortion(multipliers).clamp(self._lower, self._upper) - base
+            usable = turns & change.isfinite().all(1)
+            self._multipliers = self._multipliers + torch.where(usable[:, None], change, 0.0)
+            free = distortion(self._multipliers)
+        way = free.clamp(self._lower, self._upper) - base
         most = _TRUST * torch.maximum(length, _SHORT * self._unit)
         share = (most / torch.linalg.vector_norm(way, dim=1).clamp(min=torch.finfo(base.dtype).tiny)).clamp(max=1)
         step = base + share[:, None] * way
