@@ -21,7 +21,7 @@ from vaeaudit.subject.opened import prepare
 EXAMPLES = Path(__file__).parents[1] / "examples"
 BATCHES = {"batches of 7": {"run.batch_size": 7}, "batches of 64": {"run.batch_size": 64}}
 STARTS = {
-    "latent": {f"{n} restarts": {"attack.restarts": n} for n in (0, 2, 3)},
+    "latent": {f"{n} restarts": {"attack.restarts": n} for n in (0, 2, 5)},
     "damage": {f"seed {n}": {"run.seed": n} for n in (1, 2, 3)},
 }
 

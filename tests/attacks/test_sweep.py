@@ -220,7 +220,7 @@ def test_a_look_with_few_evaluations_spends_none_between_the_lambda_asked_for(
     assert int(found.evaluations) <= 1 + 2 * 4 + 5 + 4 * 20
 
 
-@pytest.mark.parametrize(("starts", "most"), [(1, 50 + 23), (16, 50 + 23), (40, 32 * 6)])
+@pytest.mark.parametrize(("starts", "most"), [(1, 50 + 23), (4, 50 + 23), (40, 40 * 6)])
 def test_no_more_problems_of_a_pair_are_searched_at_once_than_memory_is_kept_for(
     starts: int, most: int, bundled_model: Any, bundled_images: Tensor
 ) -> None:
@@ -651,32 +651,6 @@ def test_a_problem_at_its_evaluation_limit_cannot_be_moved_past_it() -> None:
     assert descent.running == 0
 
 
-# Exploring
-
-
-@pytest.mark.parametrize("floor", [0.0, None])
-@pytest.mark.parametrize(
-    ("kinks", "asked"),
-    [(0.0, ["exploring from 8 points"]), (1.0, ["exploring from 8 points", "exploring from 4 points"])],
-)
-def test_more_points_are_explored_from_only_where_the_best_two_of_eight_lie_apart(
-    kinks: float, asked: list[str], floor: float | None
-) -> None:
-    def bowl(points: Tensor, item: Tensor) -> Tensor:
-        away = (points - torch.lerp(x[item], x_t[item], 0.6)).flatten(1)  # lower than at either end
-        return away.square().sum(1) + kinks * (20 * away).sin().square().sum(1)
-
-    stages: list[str] = []
-
-    def go_on(at: Progress) -> bool:
-        stages.append(at.stage)
-        return at.stage.startswith("exploring")
-
-    x, x_t = pairs_of(1)
-    run(bowl, x, x_t, FINE, starts=12, floor=floor, go_on=go_on)
-    assert [stage for stage in dict.fromkeys(stages) if stage.startswith("exploring")] == asked
-
-
 def test_what_is_ended_runs_no_further_and_can_be_moved() -> None:
     objective, _, start = bowls(3)
     descent = Descent(objective, start, -NONE, NONE, Stopping(ftol=1e-14))
@@ -788,7 +762,9 @@ def test_following_that_is_interrupted_hands_out_what_it_has(small_vae: Any) -> 
     assert (found.norm[:, 0] > 0).all()
 
 
-def test_pairs_are_followed_at_length_only_where_a_look_shows_that_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_are_followed_further_only_where_the_part_before_shows_that_it_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name, value in {"_EACH": 2, "_DEEP": 2, "_FEW": 20}.items():
         monkeypatch.setattr(following, name, value)
     steps: list[int] = []
@@ -801,8 +777,9 @@ def test_pairs_are_followed_at_length_only_where_a_look_shows_that_it_serves(mon
     x, x_t = pairs_of(1)
     vae: Any = _Small(lambda x: x)
     term = Objective().data_term(vae, x, x_t, x.new_zeros(1, 1, 2))
-    for worthwhile, asked in ((0.5, [7, 30]), (0.0, [7, 30, 240])):
-        monkeypatch.setattr(following, "_WORTHWHILE", worthwhile)
+    looks, (third, fourth) = following._PARTS[:2], [share for share, _ in following._PARTS[2:]]
+    for worthwhile, asked in (((0.5, 0.0), [7, 30]), ((0.0, 0.5), [7, 30, 120]), ((0.0, 0.0), [7, 30, 120, 240])):
+        monkeypatch.setattr(following, "_PARTS", (*looks, (third, worthwhile[0]), (fourth, worthwhile[1])))
         steps.clear()
         assert run(term, x, x_t, FINE, evaluations=120, starts=1, go_on=go_on).followed.all()
         assert steps == asked

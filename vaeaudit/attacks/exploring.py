@@ -1,4 +1,4 @@
-"""Where the search of a sweep begins: short searches from many points, and a walk from the target.
+"""Where the search of a sweep begins: short searches from a few points, and a walk from the target.
 
 With large lambda the solution is short and lies on kinks, where a search settles at the first that it meets: mostly a
 walk ends lower, on single problems a search does.
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 _EXPLORED = 2.0**-13  # least lambda that is explored, as a share of the least for which d = 0 could be optimal
 _THINNED = 3  # of so many neighbours one is explored
 _EXPLORING = 6  # exploring takes this part of a problem's evaluations, from each start
-_FIRST = 8  # starts from which all pairs are explored
-_ALIKE = 0.01  # relative distance of the best two of them, on average, up to which a pair is explored from no others
 _WALKED = 2.0**-6  # least lambda that is walked to, as a share like _EXPLORED
 _WALKING = 4  # a walk takes this part
 _STRIDE = 0.2  # of a walk at first, as a share of ||x_t - x|| spread over all elements
@@ -31,8 +29,7 @@ _STRIDE = 0.2  # of a walk at first, as a share of ||x_t - x|| spread over all e
 def explore(search: "Search", walks_at: float, ends_at: float) -> None:
     """Search from a small step off d = 0, and halfway to the target and further points; then walk from the target.
 
-    What more starts could win shows in how far the best two of few lie apart. ``walks_at`` and ``ends_at`` are the
-    shares of the time told, at which walks begin and end.
+    ``walks_at`` and ``ends_at`` are the shares of the time told, at which walks begin and end.
     """
     below = search.lam < search.top[search.pair]
     explored = (below & (search.lam >= _EXPLORED * search.top[search.pair])).reshape(len(search.x), -1)
@@ -43,47 +40,28 @@ def explore(search: "Search", walks_at: float, ends_at: float) -> None:
     problem = torch.where(explored.any(1, keepdim=True), explored, largest).flatten().nonzero().squeeze(1)
     if not len(problem):
         return
-    starts = search.effort.starts
-    few = min(_FIRST, starts)
-    at = walks_at * few / starts
-    found = _explore_from(search, problem, range(few), 0.0, at)
-    if starts > few and not search.stopped:
-        rest = problem[_unlike(search, problem, found)[search.pair[problem]]]
-        if len(rest):
-            _explore_from(search, rest, range(few, starts), at, walks_at)
+    _explore_from(search, problem, search.effort.starts, walks_at)
     _walk(search, problem[search.lam[problem] >= _WALKED * search.top[search.pair[problem]]], walks_at, ends_at)
 
 
 def explored_at_most(lambdas: NDArray[np.float64], starts: int) -> int:
     """How many searches explore one pair at once, whatever its top lambda, of rising ``lambdas``."""
     within = np.searchsorted(lambdas, lambdas / _EXPLORED, side="right") - np.arange(len(lambdas))
-    return max(min(_FIRST, starts), starts - _FIRST) * math.ceil(int(within.max()) / _THINNED)
+    return starts * math.ceil(int(within.max()) / _THINNED)
 
 
-def _unlike(search: "Search", problem: Tensor, found: Tensor) -> Tensor:
-    """The pairs (P,) of which the best two of what was ``found`` (starts, b) lie apart."""
-    best, second = found.topk(2, dim=0, largest=False).values
-    pair = search.pair[problem]
-    # Without a true floor the lowest data term of all that was found is one.
-    floor = search.candidates()[0].amin(1) if search.rising else search.floor
-    apart = (second - best) / (best - floor[pair])
-    apart = torch.where(apart.isnan(), torch.inf, apart)  # none of them, or both at the floor
-    sums = [torch.zeros_like(search.gap).index_add(0, pair, each) for each in (apart, torch.ones_like(apart))]
-    return sums[0] > _ALIKE * sums[1]
-
-
-def _explore_from(search: "Search", problem: Tensor, starts: range, begins_at: float, ends_at: float) -> Tensor:
-    """Search the problems (b,) from some of the points; what was found from each, (starts, b)."""
+def _explore_from(search: "Search", problem: Tensor, starts: int, ends_at: float) -> None:
+    """Search the problems (b,) from each of the points."""
     pair, most = search.pair[problem], -(-search.effort.stopping.max_evaluations // _EXPLORING)
     x, x_t = search.x[pair], search.x_t[pair]
-    points = [torch.lerp(x, x_t, _between(start)) if start else search.off_zero(pair) for start in starts]
+    points = [torch.lerp(x, x_t, _between(start)) if start else search.off_zero(pair) for start in range(starts)]
     several = problem.repeat(len(points))
     descent = search.descent_of(several, torch.cat(points), most, None)
     before, turn = search.evaluations, 0
-    stage = f"exploring from {len(points)} point{'s' if len(points) > 1 else ''}"
+    stage = f"exploring from {starts} point{'s' if starts > 1 else ''}"
     for rounds in (most // 2, most):  # halfway is remembered, for what is gained later
         for _ in range(rounds):
-            done = begins_at + (ends_at - begins_at) * turn / most
+            done = ends_at * turn / most
             if not descent.running or not search.asked(Progress(stage, descent.running, len(several), done)):
                 break
             descent.advance(1)
@@ -91,7 +69,6 @@ def _explore_from(search: "Search", problem: Tensor, starts: range, begins_at: f
         search.harvest(descent.minima(), several)
         search.evaluations = before.index_add(0, several, descent.minima().evaluations)
         search.history.append((search.evaluations, search.objective))
-    return descent.minima().value.reshape(len(points), -1)
 
 
 def _walk(search: "Search", problem: Tensor, begins_at: float, ends_at: float) -> None:

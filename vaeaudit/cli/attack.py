@@ -87,7 +87,7 @@ def command(
         Setting(
             "attack.restarts",
             "N",
-            "Most points between source and target to search from besides the source. [default: 15]",
+            "Points between source and target to search from besides the source. [default: 3]",
         ),
     ] = None,
     max_evaluations: Annotated[

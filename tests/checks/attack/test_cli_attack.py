@@ -95,7 +95,7 @@ def test_a_healthy_model_gives_0_and_no_sign_in_either_mode(attack: Attack) -> N
     for entry in written["attacks"]:
         assert entry["signs"] == {}
         assert all(pair["signs"] == [] for pair in entry["pairs"])
-        assert (entry["unit"], entry["on"], entry["restarts"], entry["layers"]) == ("nats", "both", 15, None)
+        assert (entry["unit"], entry["on"], entry["restarts"], entry["layers"]) == ("nats", "both", 3, None)
         assert len(entry["pairs"]) == 2
         assert sum(entry["statuses"].values()) == 2 * 3
     latent, output = written["attacks"]
@@ -115,7 +115,7 @@ def test_a_healthy_model_gives_0_and_no_sign_in_either_mode(attack: Attack) -> N
         (["--on", "mean"], {"on": "mean"}, "its mean alone"),
         (["--on", "std", "--penalty", "l2sq"], {"on": "std", "penalty": "l2sq"}, "its standard deviation alone"),
         (["--layers", "1", "--restarts", "0"], {"layers": [1], "restarts": 0}, "layers 1"),
-        (["--restarts", "3", "--similarity", "wasserstein"], {"restarts": 3, "unit": "latent units"}, "wasserstein(q"),
+        (["--restarts", "5", "--similarity", "wasserstein"], {"restarts": 5, "unit": "latent units"}, "wasserstein(q"),
         (
             ["--on", "mean", "--mode", "output", "--layers", "1"],  # layers belong to the latent attack
             {"mode": "output", "on": "mean", "layers": None},

@@ -125,7 +125,7 @@ def attack(
     on: str = "both",
     layers: Sequence[int] | None = None,
     penalty: str = "l2",
-    restarts: int = 15,
+    restarts: int = 3,
     data_range: Range | None = None,
     seed: int = 0,
     max_evaluations: int = 600,
@@ -146,7 +146,7 @@ def attack(
         on: what of the posterior the perturbation reaches: "mean", "std" or "both"; the rest stays that of x.
         layers: of a chain of stochastic layers, counted from 1, that the latent attack compares; all where None.
         penalty: "l2", ||d||_2, or "l2sq", ||d||_2^2.
-        restarts: most points between source and target from which is searched besides the source, at least 0.
+        restarts: points between source and target from which is searched besides the source, at least 0.
         data_range: box for x + d; the model's own range where None, no box where it has none either.
         seed: of every random draw.
         max_evaluations: of the objective, for refining one problem; exploring takes up to a sixth of them a start,
