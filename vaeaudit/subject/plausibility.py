@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from vaeaudit.errors import DataError, UnsupportedError, VaeauditError, clipped, listed
+from vaeaudit.errors import ContractError, DataError, UnsupportedError, VaeauditError, clipped, listed, told
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import range_of
 from vaeaudit.model.conditions import model_of, under
@@ -202,19 +202,34 @@ def _refused(vae: VAE, x: Tensor) -> Finding | None:
 def _refused_sizes(vae: VAE, x: Tensor) -> Finding | None:
     """What a model does on batches of some sizes while it takes others; None where it takes them all.
 
-    Raises what the model raises where it takes none.
+    Raises what the model raises where it takes none, and :class:`ContractError` where it takes it when it is run again.
     """
     refused, errors = {}, []
     sizes = [size for size in _SIZES if size <= len(x)]
+
+    @torch.no_grad()
+    def run(size: int) -> tuple[Tensor, Tensor]:
+        of_some = under(vae, slice(size))
+        latents = of_some.encode(x[:size]).mean
+        return latents, of_some.decode(latents).mean
+
+    def runs(size: int) -> bool:
+        try:
+            run(size)
+        except Exception:
+            return False
+        return True
+
     for size in sizes:
         try:
-            with torch.no_grad():
-                of_some = under(vae, slice(size))
-                latents = of_some.encode(x[:size]).mean
-                mean = of_some.decode(latents).mean
+            latents, mean = run(size)
         except Exception as error:  # the adapter is the user's code
             if ran_out(error):
                 continue
+            if runs(size):
+                raise ContractError(
+                    f"the model raised {told(error)}, and not when it was run again on those items; see its adapter"
+                ) from error
             errors.append(error)
             refused[size] = f"raised {type(error).__name__}: {clipped(' '.join(str(error).split()))}"
         else:
@@ -226,8 +241,8 @@ def _refused_sizes(vae: VAE, x: Tensor) -> Finding | None:
         return None
     taken = next(size for size in sizes if size not in refused)
     size, reason = next(iter(refused.items()))
-    told = f"the model takes a batch of {taken}, but on one of {size} it {reason}: what an item gives must not depend"
-    return Finding("rows apart", Verdict.FAIL, f"{told} on its batch{_batch_statistics(vae)}")
+    takes = f"the model takes a batch of {taken}, but on one of {size} it {reason}: what an item gives must not depend"
+    return Finding("rows apart", Verdict.FAIL, f"{takes} on its batch{_batch_statistics(vae)}")
 
 
 def _batch_statistics(vae: VAE) -> str:
