@@ -277,7 +277,7 @@ def test_a_report_of_one_process_leaves_the_logs_of_others(tmp_path: Path) -> No
 def test_an_audit_of_one_process_is_told_to_need_no_merge(tmp_path: Path) -> None:
     with Journal(tmp_path, {}, False, parse("1/1")) as alone:
         alone.record("noise", {}, lambda _: Record(), lambda _: True)
-    with pytest.raises(ConfigError, match="one process that is not done, .*; run it again with --resume"):
+    with pytest.raises(ConfigError, match=r"one process that is not done, .*; run it again with --resume"):
         shared(tmp_path)
     Journal.remove(tmp_path)
     (tmp_path / "report.json").touch()

@@ -87,6 +87,7 @@ def examine(
             likelihood.mean,
             -likelihood.log_prob(part) if proper else none[:, 0],
             sureness.without_items(likelihood, part, baseline.mean) if proper else none.expand(-1, 2),
+            sureness.steepness(likelihood, part) if proper else none[:, 0],
             _kl(vae, posterior, eta),
             *baseline.errors(likelihood.mean, part),
             *baseline.errors(drawn.mean, part),
@@ -99,7 +100,7 @@ def examine(
     scaled, stated = hasattr(vae, "latent_scale"), getattr(vae, "latent_scale", None)
     compared = torch.zeros_like(number, dtype=torch.bool)
     compared[baseline.compared] = True
-    mean, nll, without, kl, raw, error, drawn_raw, drawn_error, latents, varies, drawn, *moments = rows.map(
+    mean, nll, without, rising, kl, raw, error, drawn_raw, drawn_error, latents, varies, drawn, *moments = rows.map(
         run, x, noise, number
     )
     require_finite("posterior mean", latents, items)
@@ -119,7 +120,7 @@ def examine(
         baseline.finding("reconstruction", raw, error, mean[baseline.compared]),
         # Of a posterior that tells little of an item a draw may come out as the mean image does.
         baseline.finding("reconstruction of a draw", drawn_raw, drawn_error, drawn, unseen=Verdict.UNSURE),
-        sureness.finding(nll, without, raw, baseline.raw, isinstance(likelihood, GaussianLikelihood)),
+        sureness.finding(nll, without, raw, baseline.raw, rising, isinstance(likelihood, GaussianLikelihood)),
         gradients(of_probes, probes, probed, seed),
         _log_variance(vae, x, rows, items),
         *(latent_scale.finding(one, stated) for one in moments),
