@@ -2,11 +2,12 @@
 
 import os
 import signal
+from contextlib import suppress
 from types import FrameType
 
 
 def main() -> None:
-    """Run the command line, and stop without a word where that is asked while it is still being loaded."""
+    """Run the command line, and stop at once where that is asked while it is still being loaded."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _leave)
@@ -16,6 +17,8 @@ def main() -> None:
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:
+    with suppress(OSError):  # closed by whoever started us
+        os.write(2, b"interrupted\n")
     os._exit(130)  # nothing is open yet
 
 

@@ -264,8 +264,15 @@ def test_a_sweep_of_a_sound_model_shows_no_sign(penalty: str, small: tuple[Any, 
 
 def test_a_sweep_that_was_stopped_early_is_told_from_one_that_ended(small: tuple[Any, Tensor, Tensor]) -> None:
     vae, x, x_t = small
-    short = look(kl_to(vae.encode, x_t), vae.encode, x, x_t, swept(vae, x, x_t, evaluations=2))
+    found = swept(vae, x, x_t, evaluations=2)
+    short = look(kl_to(vae.encode, x_t), vae.encode, x, x_t, found)
     assert all(Sign.NOT_CONVERGED in item for item in shown(short))
+    assert "raise --max-evaluations" in short.message(Sign.NOT_CONVERGED, 0)
+    # What was interrupted is helped by letting it end, not by a longer search.
+    interrupted = look(kl_to(vae.encode, x_t), vae.encode, x, x_t, replace(found, interrupted=True))
+    for measured in (interrupted, replace(interrupted, measured=interrupted.measured.new_full((9, len(x)), math.nan))):
+        assert "let it end" in measured.message(Sign.NOT_CONVERGED, 0)
+        assert not any("--max-evaluations" in measured.message(sign, 0) for sign in Sign)
 
 
 def test_a_sweep_of_the_bundled_model_shows_no_sign_unless_it_stops_early(

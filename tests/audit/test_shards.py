@@ -274,6 +274,17 @@ def test_a_report_of_one_process_leaves_the_logs_of_others(tmp_path: Path) -> No
     assert [file.name for file in (tmp_path / FOLDER).glob("*.log")] == ["shard-1-of-2.log"]
 
 
+def test_an_audit_of_one_process_is_told_to_need_no_merge(tmp_path: Path) -> None:
+    with Journal(tmp_path, {}, False, parse("1/1")) as alone:
+        alone.record("noise", {}, lambda _: Record(), lambda _: True)
+    with pytest.raises(ConfigError, match=r"one process that is not done, .*; run it again with --resume"):
+        shared(tmp_path)
+    Journal.remove(tmp_path)
+    (tmp_path / "report.json").touch()
+    with pytest.raises(ConfigError, match="no shards of an audit, but a report, as one process or --shard 1/1 writes"):
+        shared(tmp_path)
+
+
 def test_an_audit_of_which_nothing_was_kept_leaves_no_folder(tmp_path: Path) -> None:
     with Journal(tmp_path / "out", {}, False) as journal, pytest.raises(UnsupportedError):
         journal.record("noise", {}, lambda _: (_ for _ in ()).throw(UnsupportedError("no")), lambda _: True)

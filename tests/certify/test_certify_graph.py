@@ -261,6 +261,10 @@ def fails_while_compiled(h: Tensor) -> Tensor:
 
 REFUSED: dict[str, tuple[Function, str]] = {
     "chance in python": (drawn, "other values, .* apart"),
+    "overflow": (
+        lambda h: h * 1e30 * 1e30,
+        "finite in float64 overflow float32; try --dtype float64; the",
+    ),
     "chance": (lambda h: h + torch.rand(h.shape[1]), "'rand'|other values"),
     "dropout that trains": (lambda h: F.dropout(h, 0.5, training=True), "'dropout'|other values"),
     "a branch for one row": (for_one_row, "other values|cannot trace it"),

@@ -623,7 +623,7 @@ def test_how_far_a_function_moves_within_ball_and_box_is_the_maximum_that_water_
     x[:, :5], x[:, 5:7] = 0, 1
     a[0], a[1, :11], a[2] = 0, 0, -1
     room = Room.of(x, (torch.zeros(1, 12), torch.ones(1, 12)))
-    for rho in (1e-3, 0.4, 2.0, 50.0):
+    for rho in (1e-3, 0.4, 2.0, 50.0, 1e200):  # whose square overflows at last
         for side, found in zip((-1, 1), room.farthest(sparse.csr_matrix(a.numpy()), rho), strict=True):
             signed = side * a
             cap = torch.where(signed > 0, room.up, room.down)

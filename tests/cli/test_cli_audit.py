@@ -623,8 +623,8 @@ def test_a_waived_threshold_takes_the_signs_of_its_attack_out_of_the_verdict(com
 
 
 def test_a_sample_is_drawn_by_the_seed_and_keeps_the_numbers_of_its_items(command: Command) -> None:
-    labelled = np.load(EXAMPLES / "shapes.npz")
-    np.savez("sorted.npz", imgs=labelled["imgs"], labels=np.repeat([0, 1], len(labelled["imgs"]) // 2))
+    images = np.load(EXAMPLES / "shapes.npz")["imgs"]
+    np.savez("sorted.npz", imgs=images, labels=np.repeat([0, 1], len(images) // 2))
     configured(base=NOISE.replace("limit = 60", ""), more="[attack]\npairs = 6\nlambdas = 2\nmax_evaluations = 5\n")
     drawn = command("audit", "-q", "--data", "sorted.npz", "--sample", "30", "--out", "drawn")
     assert drawn.code in (0, 5), drawn.err

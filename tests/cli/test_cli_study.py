@@ -123,7 +123,7 @@ def test_what_cannot_be_shown_is_told_in_a_sentence(command: Command) -> None:
     for arguments, fault in (
         (("a.csv", "old.csv"), "2 versions of the tool (0, 1), whose figures are not mixed"),
         ((one, "--against", "bete"), "no setting 'bete' (did you mean 'beta'?)"),
-        ((one, "--metric", "kll"), "no metric 'kll' (did you mean 'kl'?)"),
+        ((one, "--metric", "kll"), "no metric 'kll' (did you mean 'kl'?); they have kl"),
         (("empty.csv",), "hold no figure"),
         (("twice.csv",), "hold kl twice for seed 0"),
         (("item.csv",), "hold item 1 of kl twice for seed 0"),

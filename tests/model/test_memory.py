@@ -85,8 +85,19 @@ def test_an_audit_keeps_to_what_fits_and_says_so(monkeypatch: pytest.MonkeyPatch
     seen: list[int] = []
     encode = MLP.encode
     monkeypatch.setattr(MLP, "encode", lambda vae, x: (seen.append(len(x)), encode(vae, x))[1])
-    audit(subject, resolved, ["test"], ("noise",), lambda _: True, None)
+    done = audit(subject, resolved, ["test"], ("noise",), lambda _: True, None)
     assert max(seen) <= 50
+    assert [one for one in done.report.warnings if "memory" in one] == [told]
+
+    def hungry(vae: MLP, x: Tensor) -> DiagonalGaussian:
+        if len(x) > 15:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(vae, x)
+
+    monkeypatch.setattr(MLP, "encode", hungry)
+    done = audit(subject, resolved, ["test"], ("noise", "latents"), lambda _: True, None)
+    (_, halved) = [one for one in done.report.warnings if "memory" in one]
+    assert halved == "memory ran out, so that batches were halved, down to 10 rows, which rounds differently"
 
 
 def test_rows_fit_in_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -545,6 +546,21 @@ def test_a_model_that_takes_batches_of_some_sizes_only_is_told_of_in_a_finding(
     found = examine(vae, bundled_images, batch_size=batch_size)
     assert verdicts(found)["rows apart"] is Verdict.FAIL
     assert re.search(words, found.findings[-1].message), found.findings[-1].message
+
+
+@pytest.mark.parametrize("every", [2, 3])
+def test_a_model_that_raises_now_and_then_is_told_by_what_it_raised_and_not_to_depend_on_its_batch(
+    every: int, bundled_model: Any, bundled_images: Tensor
+) -> None:
+    calls = itertools.count(1)
+
+    def at_times(vae: Any, x: Tensor) -> DiagonalGaussian:
+        if next(calls) % every == 0:
+            raise RuntimeError("out of tokens")
+        return vae.encode(x)
+
+    with pytest.raises(ContractError, match=r"raised RuntimeError: out of tokens .*, and not when it was run again"):
+        examine(Altered(bundled_model, encode=at_times), bundled_images[:20])
 
 
 def test_layers_with_statistics_of_the_batch_are_named_where_they_take_every_batch(

@@ -11,7 +11,7 @@ from torch import Tensor
 from vaeaudit import BernoulliLogits, GaussianLikelihood, LaplaceLikelihood
 from vaeaudit.subject.finding import Finding, Verdict
 from vaeaudit.subject.plausibility import examine
-from vaeaudit.subject.sureness import finding, without_items
+from vaeaudit.subject.sureness import finding, steepness, without_items
 
 X = torch.tensor([[0.0, 1.0, 0.25]])
 IMAGE = torch.tensor([[0.5, 0.75, 0.25]])
@@ -42,7 +42,9 @@ def of_bundled(vae: Any, x: Tensor, change: Callable[[Tensor], Any]) -> Finding:
 
 SURE: dict[str, tuple[Callable[[Tensor], Any], Verdict]] = {
     "as it is": (BernoulliLogits, Verdict.PASS),
-    "logits doubled": (lambda logits: BernoulliLogits(2 * logits), Verdict.PASS),
+    "logits halved": (lambda logits: BernoulliLogits(logits / 2), Verdict.PASS),
+    "logits doubled": (lambda logits: BernoulliLogits(2 * logits), Verdict.UNSURE),
+    "logits multiplied by 10": (lambda logits: BernoulliLogits(10 * logits), Verdict.UNSURE),
     "logits multiplied by 255": (lambda logits: BernoulliLogits(255 * logits), Verdict.UNSURE),
     "a Gaussian of tiny variance": (
         lambda logits: GaussianLikelihood(logits.sigmoid(), torch.tensor(-6.0)),
@@ -68,20 +70,36 @@ def test_a_few_items_that_cost_much_are_no_sign() -> None:
     least, image, error = torch.zeros(100), torch.full((100,), 5.0), torch.full((100,), 0.1)
     nll = torch.ones(100)
     nll[:3] = math.inf
-    found = finding(nll, torch.stack([image, least], 1), error, 2 * error)
+    found = finding(nll, torch.stack([image, least], 1), error, 2 * error, -image)
     assert (found.verdict, found.message) == (
         Verdict.PASS,
         "mean -log p(x|z) inf nats, with the mean image in its place 5",
     )
-    assert finding(nll + 20, torch.stack([image, least], 1), error, 2 * error).verdict is Verdict.UNSURE
-    assert finding(nll + 20, torch.stack([image, least], 1), 3 * error, 2 * error).verdict is Verdict.PASS
+    assert finding(nll + 20, torch.stack([image, least], 1), error, 2 * error, -image).verdict is Verdict.UNSURE
+    assert finding(nll + 20, torch.stack([image, least], 1), 3 * error, 2 * error, -image).verdict is Verdict.PASS
 
 
 def test_few_items_are_said_to_be_few_and_infinite_likelihoods_to_be_that() -> None:
     image, least, error = torch.full((8,), 5.0), torch.zeros(8), torch.full((8,), 0.1)
     without = torch.stack([image, least], 1)
-    few = finding(torch.full((8,), 20.0), without, error, 2 * error)
+    few = finding(torch.full((8,), 20.0), without, error, 2 * error, -image)
     assert few.verdict is Verdict.PASS
     assert few.message.endswith("in its place 5; worse on 8 of 8 items, too few to tell from chance: give more")
-    none = finding(torch.full((8,), math.inf), without + math.inf, error, 2 * error, scaled=True)
+    none = finding(torch.full((8,), math.inf), without + math.inf, error, 2 * error, -image, scaled=True)
     assert (none.verdict, none.message) == (Verdict.UNSURE, "-log p(x|z) is infinite for 8 of 8 items")
+
+
+def test_logits_too_large_are_told_where_smaller_ones_suit_most_items_and_the_reconstructions_are_nearer() -> None:
+    x, image, error = torch.ones(40, 3), torch.full((40,), 5.0), torch.full((40,), 0.1)
+    x[:, 0] = 0.25
+    for factor, sign in ((1.6, -1), (1.7, 1)):  # sigmoid(0.6 * 5/3 * logit) is the right one
+        logits = factor * torch.tensor([math.log(1 / 3), 40, 40]).expand(40, 3)
+        rising = steepness(BernoulliLogits(logits), x)
+        assert (rising.sign() == sign).all()
+    told = [
+        finding(error, torch.stack([image, 0 * image], 1), error, than * error, rising * signs)
+        for than, signs in ((2, 1), (0.5, 1), (2, torch.arange(40) % 2 * 2 - 1))
+    ]
+    assert [one.verdict for one in told] == [Verdict.UNSURE, Verdict.PASS, Verdict.PASS]
+    assert "but 40 of 40 items are likelier with logits 0.6 times as large, or less: too sure" in told[0].message
+    assert steepness(LaplaceLikelihood(x, x), x).isnan().all()

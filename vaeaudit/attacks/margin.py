@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vaeaudit.attacks.attacked import Attacked
 from vaeaudit.attacks.ball import furthest, settle
-from vaeaudit.attacks.signs import DIRECTIONS, Signs, signs_of
+from vaeaudit.attacks.signs import DIRECTIONS, UNINTERRUPTED, Signs, signs_of
 from vaeaudit.attacks.term import Term
 from vaeaudit.attacks.within import BLOCK, Within
 from vaeaudit.errors import ConfigError, nearest
@@ -145,7 +145,7 @@ def empirical_margin(
         parts.append(_Search(*given, keys[group], rows, part).run())
     names = [field.name for field in fields(Empirical) if field.name not in ("signs", "interrupted")]
     joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-    signs = Signs(torch.cat([part.signs.measured for part in parts], 1), _EFFORT)
+    signs = Signs(torch.cat([part.signs.measured for part in parts], 1), parts[-1].signs.effort)
     return Empirical(signs=signs, interrupted=any(part.interrupted for part in parts), **joined)
 
 
@@ -232,7 +232,8 @@ class _Search(Within):
         encode = encoder(self.vae) if self.sigma == "full" else None
         x = self.x.reshape(-1, *self.shape)
         signs = signs_of(nearness, encode, x, None, found, ways, box=self.box, norm="l2", rows=rows)
-        return Signs(torch.where(self.margin == 0, 0.0, signs.measured), _EFFORT)
+        effort = UNINTERRUPTED if self.stopped else _EFFORT
+        return Signs(torch.where(self.margin == 0, 0.0, signs.measured), effort)
 
     def search(self, item: Tensor, searched: Tensor) -> tuple[Tensor, Tensor]:
         """The ray of each item (I, n) that leaves r-robustness soonest and where it does, inf for nowhere, (I,).

@@ -16,7 +16,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.attacked import Attacked, Sweep
+from vaeaudit.attacks.attacked import Attacked, Searched, Sweep
 from vaeaudit.attacks.left import ENOUGH, FALLS, MOST, left_share, still_falling
 from vaeaudit.attacks.probes import DrawTerm, Probes
 from vaeaudit.attacks.term import DataTerm
@@ -25,6 +25,8 @@ from vaeaudit.model.conditions import Encode
 from vaeaudit.model.ranges import Range
 
 DIRECTIONS = 6  # random directions of an item, each tried both ways
+_LONGER = "raise --max-evaluations"
+UNINTERRUPTED = "let it end, as it was interrupted"
 
 
 class Sign(StrEnum):
@@ -99,9 +101,7 @@ _SAYS: dict[Sign, tuple[float, str, str]] = {
 # Signs that the values themselves are amiss: not finite, other when computed again, or fitted to the search's noise.
 _DISTRUSTED = (Sign.NOT_FINITE, Sign.NOT_REPEATABLE, Sign.ABOVE_ZERO)
 _NOT_MEASURED = {
-    Sign.NOT_CONVERGED: (
-        "the search ended early, and nothing tells how far a longer one would go; let it end, or {effort}"
-    ),
+    Sign.NOT_CONVERGED: ("the search ended early, and nothing tells how far a longer one would go; {effort}"),
     Sign.ZERO_GRADIENT: (
         "the data term is the same everywhere: the model does not see its input; look for what cuts it off"
     ),
@@ -122,7 +122,7 @@ class Signs:
     """
 
     measured: Tensor
-    effort: str = "raise --max-evaluations"
+    effort: str = _LONGER
 
     @property
     def fired(self) -> Tensor:
@@ -184,7 +184,8 @@ def signs_of(
         Sign.ABOVE_ZERO: look.above_zero(fresh),
         Sign.NOT_REPEATABLE: look.change(),
     }
-    return Signs(torch.stack([measured[sign] for sign in Sign]))
+    interrupted = isinstance(found, Searched) and found.interrupted
+    return Signs(torch.stack([measured[sign] for sign in Sign]), UNINTERRUPTED if interrupted else _LONGER)
 
 
 def _at_chosen(found: Attacked) -> Tensor:

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from vaeaudit.errors import UnsupportedError
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.optim.gauss_newton import Along
 
@@ -43,7 +44,7 @@ class Term:
 
         @torch.no_grad()
         def value(part: Tensor, of: Tensor) -> tuple[Tensor]:
-            return (self.data_term(part.reshape(-1, *self.shape), of + self.first),)
+            return (as_precise(self.data_term(part.reshape(-1, *self.shape), of + self.first), part),)
 
         return self.rows.map(value, points, item)[0] if len(points) else points.new_zeros(0)
 
@@ -53,7 +54,7 @@ class Term:
         @torch.enable_grad()  # a notebook may stand under no_grad
         def gradient(part: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
             leaf = part.detach().requires_grad_(True)
-            value = self.data_term(leaf.reshape(-1, *self.shape), of + self.first)
+            value = as_precise(self.data_term(leaf.reshape(-1, *self.shape), of + self.first), part)
             if not value.requires_grad:
                 return value, torch.zeros_like(part)
             (slope,) = torch.autograd.grad(value.sum(), leaf, materialize_grads=True)
@@ -94,3 +95,15 @@ class Term:
 
         each, directions, found = self.rows.map(slopes, points, item, torch.arange(len(points), device=points.device))
         return each, directions, found
+
+
+def as_precise(value: Tensor, points: Tensor) -> Tensor:
+    """The value, of the precision in which points are searched; else raises :class:`UnsupportedError`."""
+    if value.dtype != points.dtype:
+        given, asked = (str(of.dtype).removeprefix("torch.") for of in (value, points))
+        advice = ", or try --dtype float64" if given == "float64" else ""
+        raise UnsupportedError(
+            f"a search needs posteriors and likelihoods in the precision of the input, {asked}, but the model gives "
+            f"{given}; convert them in its adapter{advice}"
+        )
+    return value

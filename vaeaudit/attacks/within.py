@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vaeaudit.attacks.ball import furthest
 from vaeaudit.attacks.directions import pull_back
-from vaeaudit.attacks.term import DataTerm, Term
+from vaeaudit.attacks.term import DataTerm, Term, as_precise
 from vaeaudit.errors import NonFiniteError, UnsupportedError
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import flat_bounds
@@ -76,7 +76,8 @@ class Within:
         with torch.no_grad():
             self.clean = vae.encode(x)
             number = torch.arange(len(x), device=x.device)
-            self.centre = rows.map(lambda part, of: (reconstruct(under(vae, of), part).flatten(1),), x, number)[0]
+            centre = rows.map(lambda part, of: (reconstruct(under(vae, of), part).flatten(1),), x, number)[0]
+            self.centre = as_precise(centre, x)
         if sigma == "frozen" and not isinstance(self.clean, Recombinable):
             raise UnsupportedError(
                 "frozen sigma needs a posterior whose mean and standard deviation can be set apart, which "

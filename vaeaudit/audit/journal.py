@@ -297,7 +297,14 @@ def shared(folder: Path) -> tuple[Shared, Shard]:
                 f"no log in {folder / FOLDER} is whole to the end of its first entry, which says what it is of: "
                 f"{listed(cut)}; run those shards again"
             )
-        raise ConfigError(f"{folder} holds no shards of an audit; name the --out of vaeaudit audit --shard I/N")
+        if (folder / FOLDER / f"{WHOLE.file}{log.SUFFIX}").is_file():
+            raise ConfigError(
+                f"{folder} holds an audit of one process that is not done, where shards were expected; run it again "
+                "with --resume, which writes its report"
+            )
+        whole = (folder / "report.json").is_file()
+        but = ", but a report, as one process or --shard 1/1 writes it without a merge" if whole else ""
+        raise ConfigError(f"{folder} holds no shards of an audit{but}; name the --out of vaeaudit audit --shard I/N")
     (first, (about, shard, _)), *others = of.items()
     for file, (other, its, _) in others:
         if other != about or its.of != shard.of:

@@ -37,7 +37,7 @@ from vaeaudit.errors import (
     told,
 )
 from vaeaudit.model.adapters import Adapter, code_beside
-from vaeaudit.model.batches import Elsewhere, fitting
+from vaeaudit.model.batches import Elsewhere, fitting, halving
 from vaeaudit.model.checkpoints import sha256_of
 from vaeaudit.model.stated import find_checkpoint
 from vaeaudit.progress import GoOn, Progress
@@ -282,29 +282,33 @@ def _carried_out(
     records: list[Record] = []
     seconds = dict.fromkeys([*skipped, *(unit.partition(".")[0] for unit in works)], 0.0)
     fault: BaseException | None = None
-    for place, (unit, work) in enumerate(works.items()):
-        check, started = unit.partition(".")[0], time.monotonic()
-        goes_on = fault is None or isinstance(fault, _UNANSWERED)
-        if goes_on and not any(record.interrupted for record in records):
-            try:
-                records.append(work(_placed(go_on, unit, place, shares)))  # what came before an error stays
-            except Elsewhere:
-                pass  # the journal knows what is missing
-            except InputError as error:
-                if check in optional and not isinstance(error, OutputError):  # a full disk is no answer
-                    skipped[check] = str(error)
-                elif not records:
+    with halving() as sizes:
+        for place, (unit, work) in enumerate(works.items()):
+            check, started = unit.partition(".")[0], time.monotonic()
+            goes_on = fault is None or isinstance(fault, _UNANSWERED)
+            if goes_on and not any(record.interrupted for record in records):
+                try:
+                    records.append(work(_placed(go_on, unit, place, shares)))  # what came before an error stays
+                except Elsewhere:
+                    pass  # the journal knows what is missing
+                except InputError as error:
+                    if check in optional and not isinstance(error, OutputError):  # a full disk is no answer
+                        skipped[check] = str(error)
+                    elif not records:
+                        raise
+                    else:
+                        fault = fault or error
+                except KeyboardInterrupt:
                     raise
-                else:
-                    fault = fault or error
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # the adapter is the user's code: it must not read as a finding
-                fault = error
-                if checks()[check] not in OURS and not isinstance(error, VaeauditError):
-                    fault = VaeauditError(f"the check '{check}', or the model in it, raised {told(error)}")
-                    fault.__cause__ = error
-        seconds[check] += time.monotonic() - started
+                except BaseException as error:  # the adapter is the user's code: it must not read as a finding
+                    fault = error
+                    if checks()[check] not in OURS and not isinstance(error, VaeauditError):
+                        fault = VaeauditError(f"the check '{check}', or the model in it, raised {told(error)}")
+                        fault.__cause__ = error
+            seconds[check] += time.monotonic() - started
+    if sizes:
+        told_of = f"memory ran out, so that batches were halved, down to {min(sizes)} rows, which rounds differently"
+        audited = replace(audited, warnings=(*audited.warnings, told_of))
     return Audit(write_down(audited, resolved, argv, records, skipped, fault, seconds), tuple(records), fault)
 
 

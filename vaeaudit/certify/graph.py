@@ -175,7 +175,7 @@ def trace(
             warnings.simplefilter("ignore")
             exported = torch.export.export(wrapped, (example,), dynamic_shapes=({0: rows},))
             module = in_double(exported.module(check_guards=False), like)
-            gap = _apart(wrapped, module, like, input_shape)
+            differs = _differs(wrapped, module, like, input_shape)
     except Exception as error:  # torch has no common class for all that it raises here
         raise UnsupportedError(
             f"{what} has no certificate: torch.export cannot trace it ({reason(error)}), as where its code "
@@ -184,11 +184,8 @@ def trace(
     finally:
         logging.disable(before)
         Distribution.set_default_validate_args(validated)
-    if gap is not None:
-        raise UnsupportedError(
-            f"{what} has no certificate: traced by torch.export it gives other values, {gap:.2g} apart, as where its "
-            "code draws numbers or tells one row from many; the empirical margin needs none"
-        )
+    if differs:
+        raise UnsupportedError(f"{what} has no certificate: {differs}; the empirical margin needs none")
     kinds: dict[fx.Node, Kind] = {}
     graph = Graph(module, kinds, input_shape)
     first, bound_ = (_behind(graph.outputs[:most]) for most in (1, bounded))
@@ -223,25 +220,31 @@ def reason(error: BaseException) -> str:
 
 
 @torch.no_grad()
-def _apart(function: nn.Module, module: nn.Module, like: Tensor, input_shape: tuple[int, ...]) -> float | None:
-    """How far the graph's values lie from the function's, if further than rounding explains.
+def _differs(function: nn.Module, module: nn.Module, like: Tensor, input_shape: tuple[int, ...]) -> str:
+    """How the graph's values, in float64, differ from the function's, if more than rounding explains; else "".
 
     For one row and for three, at random places: a graph is what one call did, and chance, a branch for a single row,
     or one for export itself would be another function.
     """
     generator = torch.Generator().manual_seed(0)
     eps = torch.finfo(like.dtype).eps
-    worst = 0.0
+    worst, overflows = 0.0, False
     for count in (1, 3):
         x = torch.rand((count, *input_shape), generator=generator).to(like)
         for ours, its in zip(module(x.double()), function(x), strict=True):
             finite = its.isfinite()
-            if ours.shape != its.shape or not torch.equal(finite, ours.isfinite()):
-                return math.inf
+            if ours.shape != its.shape or not ours[finite].isfinite().all():
+                worst = math.inf
+                continue
+            overflows = overflows or not torch.equal(finite, ours.isfinite())
             gap, size = ((value[finite].abs().amax() if finite.any() else 0.0) for value in (ours - its, its))
             if gap > math.sqrt(eps) * size + 100 * eps:
                 worst = max(worst, float(gap))
-    return worst or None
+    if worst:
+        apart = f"traced by torch.export it gives other values, {worst:.2g} apart"
+        return f"{apart}, as where its code draws numbers or tells one row from many"
+    precision = str(like.dtype).removeprefix("torch.")
+    return f"values that are finite in float64 overflow {precision}; try --dtype float64" if overflows else ""
 
 
 def _harmless(node: fx.Node, bound_: Collection[fx.Node]) -> bool:

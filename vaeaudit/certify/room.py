@@ -146,15 +146,15 @@ def _most(of: np.ndarray, a: np.ndarray, cap: np.ndarray, far: np.ndarray, rho: 
     def total(values: np.ndarray) -> np.ndarray:
         return np.bincount(of, values, len(far))
 
-    a2, cap2 = np.square(a), np.square(cap)
+    a2, cap2, rho2 = np.square(a), np.square(cap), np.square(rho)  # infinite where Python's own power raises
     best = np.where(far == 0, total(a * cap), np.inf)  # t -> 0; where squares overflow far is NaN, and nothing known
     t = np.sqrt(far + total(a2)) / (2 * rho)
     for _ in range(_STEPS):
         here = t[of]
         filled = a > 2 * here * cap
         with np.errstate(divide="ignore", invalid="ignore"):
-            bound = t * rho**2 + far / (4 * t) + total(np.where(filled, a * cap - here * cap2, a2 / (4 * here)))
+            bound = t * rho2 + far / (4 * t) + total(np.where(filled, a * cap - here * cap2, a2 / (4 * here)))
             best = np.where(t > 0, np.fmin(best, bound), best)
-            left = rho**2 - total(np.where(filled, cap2, 0.0))
+            left = rho2 - total(np.where(filled, cap2, 0.0))
             t = np.where(left > 0, np.sqrt((far + total(np.where(filled, 0.0, a2))) / left) / 2, t)
     return best

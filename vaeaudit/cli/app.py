@@ -130,6 +130,8 @@ def main() -> None:
         sys.unraisablehook, warnings.formatwarning = hooks
         for number, handler in before.items():
             signal.signal(number, handler)
+    if stopped:  # while no command watched for it, which says so itself
+        complain("interrupted")
     sys.exit(code or 0)
 
 
@@ -166,6 +168,7 @@ def _told(error: BaseException) -> int:
 def _unraisable(lost: "sys.UnraisableHookArgs") -> None:
     """Where Python drops what is raised, as in a finaliser, an interruption must still end the command."""
     if issubclass(lost.exc_type, KeyboardInterrupt):
+        complain("interrupted")
         os._exit(130)
     sys.__unraisablehook__(lost)
 

@@ -20,6 +20,7 @@ Keep = Callable[[str], KeepPart]  # asked with the name of what is measured, onc
 # It changes no value, so that it need not be handed through all that measures.
 _KEEP: ContextVar[Keep | None] = ContextVar("keep", default=None)
 _FITS: ContextVar[int | None] = ContextVar("fits", default=None)  # rows, likewise
+_HALVED: ContextVar[list[int] | None] = ContextVar("halved", default=None)  # rows, likewise
 
 
 class Elsewhere(Exception):  # noqa: N818 - it is no error
@@ -48,6 +49,17 @@ def fitting(rows: int | None) -> Iterator[None]:
         yield
     finally:
         _FITS.reset(token)
+
+
+@contextmanager
+def halving() -> Iterator[list[int]]:
+    """The sizes that batches are halved to within this, as memory runs out."""
+    sizes: list[int] = []
+    token = _HALVED.set(sizes)
+    try:
+        yield sizes
+    finally:
+        _HALVED.reset(token)
 
 
 class RowBatches:
@@ -117,6 +129,8 @@ class RowBatches:
                         f"not even one row of the model fits into memory ({told(error)}); use a larger device"
                     ) from error
                 self.size = max(1, min(self.size, total) // 2)
+                if (halved := _HALVED.get()) is not None:
+                    halved.append(self.size)
                 continue
             if found is None:
                 elsewhere = True

@@ -54,7 +54,9 @@ def curves(figures: Sequence[Figure], against: str, metrics: Sequence[str] = (),
     there = list(dict.fromkeys(figure.metric for figure in figures))
     for name in metrics:
         if name not in there:
-            raise ConfigError(f"the results have no metric '{clipped(name)}'{nearest(name, there)}; correct the name")
+            raise ConfigError(
+                f"the results have no metric '{clipped(name)}'{nearest(name, there)}; they have {listed(there)}"
+            )
     varied = [name for name in settings if name != against and len({f.settings.get(name, "") for f in figures}) > 1]
     of_metric: dict[str, list[Figure]] = {name: [] for name in metrics or there}
     for figure in figures:

@@ -13,19 +13,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from vaeaudit.errors import DataError, UnsupportedError, VaeauditError, clipped, listed
+from vaeaudit.errors import DataError, UnsupportedError, listed
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.box import range_of
 from vaeaudit.model.conditions import model_of, under
-from vaeaudit.model.contract import check_contract
 from vaeaudit.model.divergence import Density, closed_form, layers_to_prior, to_prior
 from vaeaudit.model.families import gaussian_part, without_gradient
-from vaeaudit.model.memory import ran_out
 from vaeaudit.model.vae import VAE, Chain, GaussianLikelihood, Hierarchical, Likelihood, Posterior
 from vaeaudit.stats import estimates
 from vaeaudit.stats.draws import noise_set
 from vaeaudit.stats.estimates import Measurement
-from vaeaudit.subject import latent_scale, sureness
+from vaeaudit.subject import batch_sizes, latent_scale, sureness
 from vaeaudit.subject.baselines import Baseline
 from vaeaudit.subject.finding import Finding as Finding
 from vaeaudit.subject.finding import Verdict as Verdict
@@ -33,7 +31,6 @@ from vaeaudit.subject.inputs import numbered, require_finite
 from vaeaudit.subject.sensitivity import gradients
 
 _PROBED = 8  # items for the checks that need a backward pass or a second run
-_SIZES = (1, 2, 3)  # of batches that every model must take
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ def examine(
 
     Raises:
         DataError: fewer than two items, or all items equal: there is no mean image to compare with.
-        ContractError: what :func:`check_contract` finds.
+        ContractError: what :func:`vaeaudit.model.contract.check_contract` finds.
         NonFiniteError: NaN or infinite means, with the numbers of the items.
     """
     if len(x) < 2 or bool((x == x[:1]).all()):
@@ -69,7 +66,7 @@ def examine(
         )
     rows = RowBatches.automatic(vae.input_shape, x.device) if batch_size is None else RowBatches(batch_size)
     items = list(range(len(x)) if items is None else items)
-    refused = _refused(vae, x)
+    refused = batch_sizes.refused(vae, x)
     if refused is not None:
         return Plausibility((_evaluation_mode(vae), refused), {}, len(x))
     noise = _noise(vae, x, items, seed)
@@ -87,6 +84,7 @@ def examine(
             likelihood.mean,
             -likelihood.log_prob(part) if proper else none[:, 0],
             sureness.without_items(likelihood, part, baseline.mean) if proper else none.expand(-1, 2),
+            sureness.steepness(likelihood, part) if proper else none[:, 0],
             _kl(vae, posterior, eta),
             *baseline.errors(likelihood.mean, part),
             *baseline.errors(drawn.mean, part),
@@ -99,7 +97,7 @@ def examine(
     scaled, stated = hasattr(vae, "latent_scale"), getattr(vae, "latent_scale", None)
     compared = torch.zeros_like(number, dtype=torch.bool)
     compared[baseline.compared] = True
-    mean, nll, without, kl, raw, error, drawn_raw, drawn_error, latents, varies, drawn, *moments = rows.map(
+    mean, nll, without, rising, kl, raw, error, drawn_raw, drawn_error, latents, varies, drawn, *moments = rows.map(
         run, x, noise, number
     )
     require_finite("posterior mean", latents, items)
@@ -119,7 +117,7 @@ def examine(
         baseline.finding("reconstruction", raw, error, mean[baseline.compared]),
         # Of a posterior that tells little of an item a draw may come out as the mean image does.
         baseline.finding("reconstruction of a draw", drawn_raw, drawn_error, drawn, unseen=Verdict.UNSURE),
-        sureness.finding(nll, without, raw, baseline.raw, isinstance(likelihood, GaussianLikelihood)),
+        sureness.finding(nll, without, raw, baseline.raw, rising, isinstance(likelihood, GaussianLikelihood)),
         gradients(of_probes, probes, probed, seed),
         _log_variance(vae, x, rows, items),
         *(latent_scale.finding(one, stated) for one in moments),
@@ -181,71 +179,6 @@ def _within(values: Tensor, support: tuple[float, float]) -> bool:
     return bool(((values >= support[0]) & (values <= support[1])).all())
 
 
-def _refused(vae: VAE, x: Tensor) -> Finding | None:
-    """What a model does on batches of some sizes while it takes others; None where it takes them all.
-
-    Raises :class:`ContractError` for what :func:`check_contract` finds, and what the model raises on every batch.
-    """
-    fault: Exception | None = None
-    try:
-        check_contract(under(vae, slice(2)), x[:2])
-    except VaeauditError:
-        raise
-    except Exception as error:  # the adapter is the user's code
-        fault = error
-    refused = _refused_sizes(vae, x)
-    if refused is None and fault is not None:
-        raise fault
-    return refused
-
-
-def _refused_sizes(vae: VAE, x: Tensor) -> Finding | None:
-    """What a model does on batches of some sizes while it takes others; None where it takes them all.
-
-    Raises what the model raises where it takes none.
-    """
-    refused, errors = {}, []
-    sizes = [size for size in _SIZES if size <= len(x)]
-    for size in sizes:
-        try:
-            with torch.no_grad():
-                of_some = under(vae, slice(size))
-                latents = of_some.encode(x[:size]).mean
-                mean = of_some.decode(latents).mean
-        except Exception as error:  # the adapter is the user's code
-            if ran_out(error):
-                continue
-            errors.append(error)
-            refused[size] = f"raised {type(error).__name__}: {clipped(' '.join(str(error).split()))}"
-        else:
-            if size == 1 and (latents.shape[:1] != (1,) or mean.shape != x[:1].shape):  # squeezed
-                refused[size] = f"gave latents {tuple(latents.shape)} and a decoder mean {tuple(mean.shape)}"
-    if len(errors) == len(sizes):
-        raise errors[0]
-    if not refused:
-        return None
-    taken = next(size for size in sizes if size not in refused)
-    size, reason = next(iter(refused.items()))
-    told = f"the model takes a batch of {taken}, but on one of {size} it {reason}: what an item gives must not depend"
-    return Finding("rows apart", Verdict.FAIL, f"{told} on its batch{_batch_statistics(vae)}")
-
-
-def _batch_statistics(vae: VAE) -> str:
-    """Layers that take the statistics of the batch, as words to go on with."""
-    model = model_of(vae)
-    modules = model.named_modules() if isinstance(model, nn.Module) else ()
-    names = [
-        name
-        for name, layer in modules
-        if isinstance(layer, nn.modules.batchnorm._NormBase)
-        and not isinstance(layer, nn.modules.instancenorm._InstanceNorm)
-        and (layer.training or layer.running_mean is None)
-    ]
-    if not names:
-        return "; is a batch size written into the model, or does a squeeze() without an axis or a layer mix the items?"
-    return f"; batch normalisation without running statistics ({listed(names)}): train with them, or normalise by item"
-
-
 def _evaluation_mode(vae: VAE) -> Finding:
     model = model_of(vae)
     modules = model.named_modules() if isinstance(model, nn.Module) else ()
@@ -301,7 +234,9 @@ def _independent_rows(vae: VAE, together: tuple[Tensor, ...], alone: tuple[Tenso
     # Far above the rounding that another batch size brings, in any precision.
     if gap <= torch.finfo(dtype).eps ** 0.5:
         return Finding("rows apart", Verdict.PASS, message)
-    return Finding("rows apart", Verdict.FAIL, f"{message}: they depend on its batch{_batch_statistics(vae)}")
+    return Finding(
+        "rows apart", Verdict.FAIL, f"{message}: they depend on its batch{batch_sizes.batch_statistics(vae)}"
+    )
 
 
 def _spread(posterior: Posterior, noise: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ from vaeaudit.checks.attack.capped import capped_attack
 from vaeaudit.checks.attack.measure import AttackResult, attack
 from vaeaudit.checks.attack.summarise import summarise
 from vaeaudit.checks.margin.measure import margin
-from vaeaudit.errors import ConfigError, DataError, VaeauditError
+from vaeaudit.errors import ConfigError, DataError, UnsupportedError, VaeauditError
 from vaeaudit.model.batches import RowBatches
-from vaeaudit.model.vae import DiagonalGaussian
+from vaeaudit.model.vae import BernoulliLogits, DiagonalGaussian
 from vaeaudit.optim.lbfgsb import Status, Stopping
 from vaeaudit.progress import Progress
 from vaeaudit.stats.draws import noise_set
@@ -842,6 +842,30 @@ def test_a_model_that_is_not_finite_at_the_source_gives_an_error_and_no_figures(
     x, x_t = pairs_of(1)
     with pytest.raises(VaeauditError, match="NaN or infinite for 1 of 1 items, item 0"):
         attack(Broken(), x, x_t, lambdas=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"), [(torch.float16, "its adapter$"), (torch.float64, "or try --dtype float64$")]
+)
+def test_a_posterior_of_another_precision_than_its_input_is_refused_in_one_sentence(
+    given: torch.dtype, advice: str, small_vae: Any
+) -> None:
+    class Mixed(small_vae):  # type: ignore[misc]
+        def encode(self, points: Tensor) -> DiagonalGaussian:
+            q = super().encode(points)
+            return DiagonalGaussian(q.mean.to(given), q.log_stddev.to(given))
+
+        def decode(self, z: Tensor) -> Any:
+            return BernoulliLogits(super().decode(z.float()).logits.to(z.dtype))
+
+    x, x_t = pairs_of(1, torch.float32)
+    vae, told = Mixed(dtype=torch.float32), f"precision of the input, float32, but the model gives {given}"
+    for refused in (
+        lambda: attack(vae, x, x_t, lambdas=2, max_evaluations=SHORT),
+        lambda: margin(vae, x, 1.0, draws=200, parts=("empirical",)),
+    ):
+        with pytest.raises(UnsupportedError, match=f"{told.replace('torch.', '')}.*{advice}"):
+            refused()
 
 
 @pytest.mark.parametrize("box", [(0.1, 0.7), (-2.1179, 2.64)])

@@ -416,7 +416,8 @@ def test_no_draw_leaves_its_path_and_so_none_leaves_r_within_the_pathwise_margin
 def test_where_sigma_or_the_decoder_has_no_bound_the_pathwise_margin_alone_is_missing() -> None:
     x = torch.tensor([[0.3, -0.2, 0.5]], dtype=torch.float64)
     for vae, sigma, words in (
-        (Moving(lambda h: 0.2 * h), "full", "an upper limit has none; sigma = frozen needs none"),
+        (Moving(lambda h: 0.2 * h), "full", "upper limit, .*, has none; sigma = frozen needs none"),
+        (Moving(lambda h: (0.2 * h).clamp(-2000, 2000)), "full", "or with one above 709, has none; sigma = frozen"),
         (Moving(lambda h: 0.2 * h, nn.LayerNorm(3)), "frozen", "the decoder has no certificate.*'layer_norm'"),
     ):
         (at,) = margin(vae, x, 3.0, sigma=sigma, draws=200, parts=CERTIFIED).at  # type: ignore[arg-type]

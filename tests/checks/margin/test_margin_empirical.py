@@ -240,6 +240,7 @@ def test_a_stopped_search_hands_out_the_best_so_far_tested_once(oracle: dict[str
     assert len(asked) == 4
     assert int(found.tests) == 1
     assert Sign.NOT_CONVERGED in found.signs.of(0)
+    assert "let it end" in found.signs.message(Sign.NOT_CONVERGED, 0)
     assert "--max-evaluations" not in found.signs.message(Sign.NOT_CONVERGED, 0)
     assert float(found.margin) >= exact["exact_R"]
     nothing = margin(vae, x, exact["r"], go_on=lambda _: False)

@@ -270,12 +270,13 @@ def _stddev_lipschitz(graph: Graph, bounds: LipschitzBounds, latents: int) -> Te
     if not bool(each.any()):
         return each
     most = _ceiling(graph.outputs[1], graph)
-    if most == math.inf:
+    largest = torch.tensor(most, dtype=each.dtype).exp()
+    if not largest.isfinite():
         raise UnsupportedError(
             "sigma = full needs a Lipschitz constant of sigma itself, and the exponential of a log sigma without an "
-            "upper limit has none; sigma = frozen needs none"
+            "upper limit, or with one above 709, has none; sigma = frozen needs none"
         )
-    return each * math.exp(most) * (1 + _ROUNDING)
+    return each * largest * (1 + _ROUNDING)
 
 
 def _ceiling(node: fx.Node, graph: Graph) -> float:

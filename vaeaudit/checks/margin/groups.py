@@ -112,7 +112,8 @@ def unpacked(columns: Sequence[Tensor]) -> Group:
             missing = tuple(dict.fromkeys(why for part in parts for why in part["missing"]))
             certified = of(Certified, f"{place} certified", {}, by=by, missing=missing)
         if "empirical" in at:
-            signs = Signs(named[f"{place} signs"].T, at["empirical"].pop("effort"))
+            effort = [one["at"][place]["empirical"].pop("effort") for one in plain][-1]  # the last may be interrupted
+            signs = Signs(named[f"{place} signs"].T, effort)
             empirical = of(Empirical, f"{place} empirical", at["empirical"], signs=signs)
         every.append(Bounds(of(Kept, f"{place} kept", at["kept"]), certified, empirical))
     norms = of(JacobianNorms, "norms", plain[0]["norms"], bars=bars)
