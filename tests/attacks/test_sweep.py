@@ -160,16 +160,13 @@ SHORT = 20  # evaluations that are too few for some pairs
 def test_what_still_falls_at_its_limit_is_searched_on_and_nothing_else(small_vae: Any) -> None:
     (x, x_t), vae = pairs_of(6), small_vae()
     term = term_of(vae, x, x_t)
-    stages = set()
+    told: list[Progress] = []
 
-    def go_on(progress: Progress) -> bool:
-        stages.add(progress.stage)
-        return True
-
-    short = run(term, x, x_t, FINE, evaluations=SHORT, go_on=go_on)
+    short = run(term, x, x_t, FINE, evaluations=SHORT, go_on=lambda one: told.append(one) or True)
     assert short.further.any()
     assert not short.further.any(1).all()  # pairs that were done are left as they are
-    assert "searching on, evaluations" in stages
+    assert "searching on, evaluations" in {one.stage for one in told}
+    assert [one.done for one in told] == sorted(one.done for one in told)
     limited = short.status == int(Status.LIMIT)
     # What is left to gain of all others is little; only what took all that may be spent can show a sign.
     at_end = short.evaluations >= 1 + 0.9 * FURTHEST * SHORT

@@ -106,6 +106,7 @@ class Search:
         self.status = torch.where(self.stationary, int(Status.CONVERGED), int(Status.STOPPED))
         self.evaluations = torch.ones_like(self.pair)
         self.further = torch.zeros_like(self.stationary)  # whether it was searched on
+        self._searched = _REFINES  # share of the time told when that began last
         self.followed = torch.zeros_like(every, dtype=torch.bool)  # (P,) whether fronts have followed the pair
         self.history: list[tuple[Tensor, Tensor]] = []  # evaluations and objective after each exchange
         self.before_history = torch.zeros_like(self.evaluations)  # (K,) evaluations before it begins
@@ -124,7 +125,8 @@ class Search:
     def run_on(self, problem: Tensor, most: int) -> None:
         """Search the problems (b,) on from the best that is known, with ``most`` further evaluations of each."""
         self.further[problem] = True
-        self._refine(problem, most, "searching on", _REFINES, 1.0, torch.zeros_like(self.further))
+        at, self._searched = self._searched, (1 + self._searched) / 2  # how often that is asked for is not known here
+        self._refine(problem, most, "searching on", at, self._searched, torch.zeros_like(self.further))
 
     @property
     def objective(self) -> Tensor:
