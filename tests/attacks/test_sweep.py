@@ -759,9 +759,7 @@ def test_following_that_is_interrupted_hands_out_what_it_has(small_vae: Any) -> 
     assert (found.norm[:, 0] > 0).all()
 
 
-def test_pairs_are_followed_further_only_where_the_part_before_shows_that_it_serves(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_pairs_are_followed_at_length_only_where_a_look_shows_that_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"_EACH": 2, "_DEEP": 2, "_FEW": 20}.items():
         monkeypatch.setattr(following, name, value)
     steps: list[int] = []
@@ -774,9 +772,8 @@ def test_pairs_are_followed_further_only_where_the_part_before_shows_that_it_ser
     x, x_t = pairs_of(1)
     vae: Any = _Small(lambda x: x)
     term = Objective().data_term(vae, x, x_t, x.new_zeros(1, 1, 2))
-    looks, (third, fourth) = following._PARTS[:2], [share for share, _ in following._PARTS[2:]]
-    for worthwhile, asked in (((0.5, 0.0), [7, 30]), ((0.0, 0.5), [7, 30, 120]), ((0.0, 0.0), [7, 30, 120, 240])):
-        monkeypatch.setattr(following, "_PARTS", (*looks, (third, worthwhile[0]), (fourth, worthwhile[1])))
+    for worthwhile, asked in ((0.5, [7, 30]), (0.0, [7, 30, 240])):
+        monkeypatch.setattr(following, "_WORTHWHILE", worthwhile)
         steps.clear()
         assert run(term, x, x_t, FINE, evaluations=120, starts=1, go_on=go_on).followed.all()
         assert steps == asked

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 # Lambda are shares of the top, the least for which d = 0 could be optimal.
 _FROM = (1.0, 2.0**-2, 2.0**-4, 2.0**-6)  # from which fronts follow
-_SHARE = 0.4  # of the evaluations of all problems that the last part may take besides, one for each pass back
+_SHARE = 0.4  # of the evaluations of all problems that fronts may take besides, one for each pass back, but for looks
 _LAMBDA = 41  # so many problems at least: a front goes as far for one lambda as for many
 _EACH, _DEEP = 4, 64  # at most a step for each residual and so many evaluations, or for each input and so many
 _SHORTEST = 120  # evaluations of a problem below which it is only looked at
 _FEW = 200  # below so many steps no front follows
-# A pair is followed by these parts of the steps, one after another, each only where the part before lowered its
-# objective by at least this share of itself: where four times the steps gain little, more do not gain much either.
-_PARTS = ((2.0**-5, 0.0), (2.0**-3, 0.0), (2.0**-1, 0.01), (1.0, 0.2))
+# Pairs are followed by these parts of the steps first, and by all only where the second of these lowered the objective
+# by more than this share of itself: where four times the steps gain nothing, eight times as many again do not either.
+_LOOKS, _WORTHWHILE = (2.0**-5, 2.0**-3), 0.01
 _SETTLING = 6  # this part of the steps is made at the smallest lambda
 _SETTLED = 2.0**10  # times the damping by which kinks are left behind there
 _ROUNDS = 20  # steps between two looks at whether any front may still move
@@ -51,13 +51,15 @@ def follow(search: "Search", begins_at: float, ends_at: float) -> None:
         _lead(search, begins_at, ends_at)
         return
     at, gained = begins_at, torch.full_like(search.gap, torch.inf)
-    for share, worthwhile in _PARTS if steps * _PARTS[1][0] >= _FEW else _PARTS[-1:]:
-        pairs = pairs[gained[pairs] >= worthwhile]
+    for share in (*(_LOOKS if steps * _LOOKS[-1] >= _FEW else ()), 1.0):
+        pairs = pairs[gained[pairs] > _WORTHWHILE]
         if search.stopped or not len(pairs):
             break
         before, until = search.objective, at + (ends_at - at) * share
         _walk_down(search, pairs, tops[pairs], fronts, int(steps * share), at, until)
-        gained, at = _gained(search, before, tops), until
+        if share > _LOOKS[0]:
+            gained = _gained(search, before, tops)
+        at = until
     if search.stopped:
         search.followed.fill_(False)  # not to the end
     else:

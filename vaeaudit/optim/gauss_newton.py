@@ -41,7 +41,7 @@ _STUCK = 30  # steps taken back one after another, after which a row is given up
 _TRUST = 0.5  # longest step, as a share of ||d||
 _SHORT = 0.05  # least ||d|| for that, as a share of the unit
 _TURNS = 2  # Newton steps for the multipliers of one step, from those of the last
-_FEW = 8  # another only where more than this part of the inputs came to a bound or left it by the one before
+_FEW = 32  # another only where more than this part of the inputs came to a bound or left it by the one before
 _TINY = 1e-4  # least ||d|| that the pull of `l2` is divided by, likewise
 
 
