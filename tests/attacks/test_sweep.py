@@ -760,7 +760,7 @@ def test_following_that_is_interrupted_hands_out_what_it_has(small_vae: Any) -> 
 
 
 def test_pairs_are_followed_at_length_only_where_a_look_shows_that_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"_EACH": 2, "_DEEP": 2, "_FEW": 20}.items():
+    for name, value in {"_EACH": 2, "_DEEP": 2, "_FEW": 20, "_GLANCE": 15}.items():
         monkeypatch.setattr(following, name, value)
     steps: list[int] = []
 
@@ -772,7 +772,7 @@ def test_pairs_are_followed_at_length_only_where_a_look_shows_that_it_serves(mon
     x, x_t = pairs_of(1)
     vae: Any = _Small(lambda x: x)
     term = Objective().data_term(vae, x, x_t, x.new_zeros(1, 1, 2))
-    for worthwhile, asked in ((0.5, [7, 30]), (0.0, [7, 30, 240])):
+    for worthwhile, asked in ((0.5, [7, 15]), (0.0, [7, 15, 240])):
         monkeypatch.setattr(following, "_WORTHWHILE", worthwhile)
         steps.clear()
         assert run(term, x, x_t, FINE, evaluations=120, starts=1, go_on=go_on).followed.all()

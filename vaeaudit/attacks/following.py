@@ -26,8 +26,9 @@ _EACH, _DEEP = 4, 64  # at most a step for each residual and so many evaluations
 _SHORTEST = 120  # evaluations of a problem below which it is only looked at
 _FEW = 200  # below so many steps no front follows
 # Pairs are followed by these parts of the steps first, and by all only where the second of these lowered the objective
-# by more than this share of itself: where four times the steps gain nothing, eight times as many again do not either.
-_LOOKS, _WORTHWHILE = (2.0**-5, 2.0**-3), 0.01
+# by more than this share of itself: where twice the steps gain nothing, sixteen times as many again do not either.
+_LOOKS, _WORTHWHILE = (2.0**-5, 2.0**-4), 0.01
+_GLANCE = 100  # below so many steps of the second, all are made at once
 _SETTLING = 6  # this part of the steps is made at the smallest lambda
 _SETTLED = 2.0**10  # times the damping by which kinks are left behind there
 _ROUNDS = 20  # steps between two looks at whether any front may still move
@@ -51,7 +52,7 @@ def follow(search: "Search", begins_at: float, ends_at: float) -> None:
         _lead(search, begins_at, ends_at)
         return
     at, gained = begins_at, torch.full_like(search.gap, torch.inf)
-    for share in (*(_LOOKS if steps * _LOOKS[-1] >= _FEW else ()), 1.0):
+    for share in (*(_LOOKS if steps * _LOOKS[-1] >= _GLANCE else ()), 1.0):
         pairs = pairs[gained[pairs] > _WORTHWHILE]
         if search.stopped or not len(pairs):
             break
