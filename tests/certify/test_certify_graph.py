@@ -265,6 +265,10 @@ REFUSED: dict[str, tuple[Function, str]] = {
         lambda h: h * 1e30 * 1e30,
         "finite in float64 overflow float32; try --dtype float64; the",
     ),
+    "weights that are 0 when squared": (
+        lambda h: F.linear(h.double(), 1e-200 * torch.eye(h.shape[1], dtype=torch.float64)),
+        "weights below 1e-146, whose squares underflow",
+    ),
     "chance": (lambda h: h + torch.rand(h.shape[1]), "'rand'|other values"),
     "dropout that trains": (lambda h: F.dropout(h, 0.5, training=True), "'dropout'|other values"),
     "a branch for one row": (for_one_row, "other values|cannot trace it"),
