@@ -304,6 +304,14 @@ def test_what_has_no_certificate_is_one_short_sentence(
     assert capfd.readouterr().err == ""
 
 
+def test_what_is_finite_when_traced_alone_is_another_function_and_no_overflow_of_float64() -> None:
+    def infinite(h: Tensor) -> Tensor:
+        return h if torch.compiler.is_compiling() else h / 0
+
+    with pytest.raises(UnsupportedError, match="other values, inf apart"):
+        trace_encoder(Model(mean=infinite).double(), torch.zeros(1, 3).double())
+
+
 @pytest.mark.parametrize("name", ["chance in python", "an error in export", "an operation without a bound"])
 def test_where_there_is_no_certificate_the_margin_goes_on(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     done, _ = REFUSED[name]
