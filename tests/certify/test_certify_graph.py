@@ -265,6 +265,10 @@ REFUSED: dict[str, tuple[Function, str]] = {
         lambda h: h * 1e30 * 1e30,
         "finite in float64 overflow float32; try --dtype float64; the",
     ),
+    "weights that are 0 when squared": (
+        lambda h: F.linear(h.double(), 1e-200 * torch.eye(h.shape[1], dtype=torch.float64)),
+        "weights below 1e-146, whose squares underflow",
+    ),
     "chance": (lambda h: h + torch.rand(h.shape[1]), "'rand'|other values"),
     "dropout that trains": (lambda h: F.dropout(h, 0.5, training=True), "'dropout'|other values"),
     "a branch for one row": (for_one_row, "other values|cannot trace it"),
@@ -298,6 +302,14 @@ def test_what_has_no_certificate_is_one_short_sentence(
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 400
     assert capfd.readouterr().err == ""
+
+
+def test_what_is_finite_when_traced_alone_is_another_function_and_no_overflow_of_float64() -> None:
+    def infinite(h: Tensor) -> Tensor:
+        return h if torch.compiler.is_compiling() else h / 0
+
+    with pytest.raises(UnsupportedError, match="other values, inf apart"):
+        trace_encoder(Model(mean=infinite).double(), torch.zeros(1, 3).double())
 
 
 @pytest.mark.parametrize("name", ["chance in python", "an error in export", "an operation without a bound"])

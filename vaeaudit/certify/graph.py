@@ -41,6 +41,7 @@ class Kind(StrEnum):
 
 
 _STILL = (Kind.CONSTANT, Kind.SIZE)
+_LEAST = 1e-146  # size of a weight: the sums of squares of larger ones are as precise as others
 # Affine in one argument, the place given (first where none is), if all others are constant.
 _AFFINE_IN = {"addmm": (1,), "mul": (0, 1), "matmul": (0,), "rsub": (0, 1)}
 _AFFINE_IN_FIRST = frozenset(
@@ -201,7 +202,10 @@ def trace(
 
 @torch.no_grad()
 def _require_double(graph: Graph, what: str, like: Tensor) -> None:
-    """Refuse what is not in float64 after all, as a sum of another dtype: it would be rounded, as no bound knows."""
+    """Refuse what is not in float64 after all, as a sum of another dtype: it would be rounded, as no bound knows.
+
+    And weights too small for it: norms are sums of squares, in which they would count as 0.
+    """
     run = fx.Interpreter(graph.module, garbage_collect_values=False)
     run.run(torch.zeros((2, *graph.input_shape), dtype=torch.float64, device=like.device))
     for node in graph.of(Kind.AFFINE, Kind.ACTIVATION, Kind.MAXIMUM):
@@ -209,6 +213,10 @@ def _require_double(graph: Graph, what: str, like: Tensor) -> None:
         parts = value if isinstance(value, (tuple, list)) else (value,)
         if any(isinstance(part, Tensor) and part.dtype != torch.float64 for part in parts):
             raise _refusal(node, "a change of the dtype", what)
+    for node in graph.of(Kind.AFFINE):
+        weights = (run.env[source] for source in node.all_input_nodes if graph.kinds[source] is Kind.CONSTANT)
+        if any(isinstance(w, Tensor) and w.ndim > 1 and ((w != 0) & (w.abs() < _LEAST)).any() for w in weights):
+            raise _refusal(node, f"weights below {_LEAST:.0e}, whose squares underflow", what)
 
 
 def reason(error: BaseException) -> str:
@@ -228,15 +236,16 @@ def _differs(function: nn.Module, module: nn.Module, like: Tensor, input_shape: 
     """
     generator = torch.Generator().manual_seed(0)
     eps = torch.finfo(like.dtype).eps
-    worst, overflows = 0.0, False
+    worst, overflows, exact = 0.0, False, like.dtype == torch.float64
     for count in (1, 3):
         x = torch.rand((count, *input_shape), generator=generator).to(like)
         for ours, its in zip(module(x.double()), function(x), strict=True):
             finite = its.isfinite()
-            if ours.shape != its.shape or not ours[finite].isfinite().all():
+            same = ours.shape == its.shape and torch.equal(finite, ours.isfinite())
+            if not same and (exact or ours.shape != its.shape or not ours[finite].isfinite().all()):
                 worst = math.inf
                 continue
-            overflows = overflows or not torch.equal(finite, ours.isfinite())
+            overflows = overflows or not same
             gap, size = ((value[finite].abs().amax() if finite.any() else 0.0) for value in (ours - its, its))
             if gap > math.sqrt(eps) * size + 100 * eps:
                 worst = max(worst, float(gap))
