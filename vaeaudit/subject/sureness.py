@@ -66,11 +66,13 @@ def finding(
     standard deviations the image has, too.
     """
     image, least = without.unbind(1)
-    if bool(without.isnan().any() or nll.isnan().any()):
+    if bool(without.isnan().any()):
         return Finding(_NAME, Verdict.PASS, "not compared with that of the mean image")
     infinite, count = int((~nll.isfinite()).sum()), len(nll)
     if 2 * infinite > count:
-        return Finding(_NAME, Verdict.UNSURE, f"-log p(x|z) is infinite for {infinite} of {count} items")
+        what = "NaN, as of infinite logits," if bool(nll.isnan().any()) else "infinite"
+        return Finding(_NAME, Verdict.UNSURE, f"-log p(x|z) is {what} for {infinite} of {count} items")
+    nll = torch.where(nll.isnan(), torch.inf, nll)
     place = "in its place, of the same standard deviations," if scaled else "in its place"
     told = f"mean -log p(x|z) {float(nll.mean()):.4g} nats, with the mean image {place} {float(image.mean()):.4g}"
     worse, better = int((nll > image).sum()), int((nll < image).sum())
