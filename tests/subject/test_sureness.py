@@ -54,6 +54,10 @@ SURE: dict[str, tuple[Callable[[Tensor], Any], Verdict]] = {
         lambda logits: GaussianLikelihood(logits.sigmoid(), torch.tensor(-6.0)),
         Verdict.PASS,
     ),
+    "a Gaussian whose variance is NaN": (
+        lambda logits: GaussianLikelihood(logits.sigmoid(), logits * math.nan),
+        Verdict.UNSURE,
+    ),
     "another kind": (lambda logits: LaplaceLikelihood(logits.sigmoid(), torch.tensor(0.0)), Verdict.PASS),
 }
 
@@ -92,7 +96,7 @@ def test_few_items_are_said_to_be_few_and_infinite_likelihoods_to_be_that() -> N
     none = finding(torch.full((8,), math.inf), without + math.inf, error, 2 * error, -image, scaled=True)
     assert (none.verdict, none.message) == (Verdict.UNSURE, "-log p(x|z) is infinite for 8 of 8 items")
     of_nan = finding(torch.full((8,), math.nan), without, error, 2 * error, -image)
-    told = "-log p(x|z) is NaN, as of infinite logits, for 8 of 8 items"
+    told = "-log p(x|z) is NaN, as of infinite logits or deviations that are NaN, for 8 of 8 items"
     assert (of_nan.verdict, of_nan.message) == (Verdict.UNSURE, told)
     one = torch.tensor([math.nan] + [1.0] * 7)
     assert finding(one, without, error, 2 * error, -image).verdict is Verdict.PASS
