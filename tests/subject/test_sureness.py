@@ -46,9 +46,17 @@ SURE: dict[str, tuple[Callable[[Tensor], Any], Verdict]] = {
     "logits doubled": (lambda logits: BernoulliLogits(2 * logits), Verdict.UNSURE),
     "logits multiplied by 10": (lambda logits: BernoulliLogits(10 * logits), Verdict.UNSURE),
     "logits multiplied by 255": (lambda logits: BernoulliLogits(255 * logits), Verdict.UNSURE),
+    "probabilities of 0 and 1, as logits": (
+        lambda logits: BernoulliLogits((logits > 0).to(logits).logit()),
+        Verdict.UNSURE,
+    ),
     "a Gaussian of tiny variance": (
         lambda logits: GaussianLikelihood(logits.sigmoid(), torch.tensor(-6.0)),
         Verdict.PASS,
+    ),
+    "a Gaussian whose variance is NaN": (
+        lambda logits: GaussianLikelihood(logits.sigmoid(), logits * math.nan),
+        Verdict.UNSURE,
     ),
     "another kind": (lambda logits: LaplaceLikelihood(logits.sigmoid(), torch.tensor(0.0)), Verdict.PASS),
 }
@@ -62,7 +70,7 @@ def test_a_decoder_is_told_where_it_is_far_worse_than_an_image_that_knows_no_ite
     found = of_bundled(bundled_model, bundled_images[:60], change)
     assert found.verdict is verdict, found.message
     assert ("; are logits multiplied, a standard deviation too small, or are" in found.message) == (
-        verdict != Verdict.PASS
+        verdict != Verdict.PASS and "as of infinite logits" not in found.message
     )
 
 
@@ -87,6 +95,11 @@ def test_few_items_are_said_to_be_few_and_infinite_likelihoods_to_be_that() -> N
     assert few.message.endswith("in its place 5; worse on 8 of 8 items, too few to tell from chance: give more")
     none = finding(torch.full((8,), math.inf), without + math.inf, error, 2 * error, -image, scaled=True)
     assert (none.verdict, none.message) == (Verdict.UNSURE, "-log p(x|z) is infinite for 8 of 8 items")
+    of_nan = finding(torch.full((8,), math.nan), without, error, 2 * error, -image)
+    told = "-log p(x|z) is NaN, as of infinite logits or deviations that are NaN, for 8 of 8 items"
+    assert (of_nan.verdict, of_nan.message) == (Verdict.UNSURE, told)
+    one = torch.tensor([math.nan] + [1.0] * 7)
+    assert finding(one, without, error, 2 * error, -image).verdict is Verdict.PASS
 
 
 def test_logits_too_large_are_told_where_smaller_ones_suit_most_items_and_the_reconstructions_are_nearer() -> None:

@@ -33,9 +33,12 @@ _WHY = (
 def without_items(likelihood: Likelihood, x: Tensor, image: Tensor) -> Tensor:
     """-log p of items ``x`` (b, *shape) in nats were the mean ``image`` (1, *shape), and were it themselves, (b, 2).
 
-    The variance of a Gaussian stays as it is. NaN of another likelihood.
+    The variance of a Gaussian stays as it is; inf where that is none. NaN of another likelihood.
     """
-    return torch.stack([_with_mean(likelihood, mean, x) for mean in (image.expand_as(x), x)], 1)
+    found = torch.stack([_with_mean(likelihood, mean, x) for mean in (image.expand_as(x), x)], 1)
+    if isinstance(likelihood, GaussianLikelihood):
+        found = torch.where(found.isnan(), torch.inf, found)  # compared all the same
+    return found
 
 
 def _with_mean(likelihood: Likelihood, mean: Tensor, x: Tensor) -> Tensor:
@@ -67,11 +70,13 @@ def finding(
     standard deviations the image has, too.
     """
     image, least = without.unbind(1)
-    if bool(without.isnan().any() or nll.isnan().any()):
+    if bool(without.isnan().any()):
         return Finding(_NAME, Verdict.PASS, "not compared with that of the mean image")
     infinite, count = int((~nll.isfinite()).sum()), len(nll)
     if 2 * infinite > count:
-        return Finding(_NAME, Verdict.UNSURE, f"-log p(x|z) is infinite for {infinite} of {count} items")
+        what = "NaN, as of infinite logits or deviations that are NaN," if bool(nll.isnan().any()) else "infinite"
+        return Finding(_NAME, Verdict.UNSURE, f"-log p(x|z) is {what} for {infinite} of {count} items")
+    nll = torch.where(nll.isnan(), torch.inf, nll)
     place = "in its place, of the same standard deviations," if scaled else "in its place"
     told = f"mean -log p(x|z) {float(nll.mean()):.4g} nats, with the mean image {place} {float(image.mean()):.4g}"
     worse, better = int((nll > image).sum()), int((nll < image).sum())
