@@ -143,6 +143,29 @@ def test_kinks_at_which_a_search_settles_are_crossed() -> None:
     assert float((least / searched.value).median()) <= 0.05
 
 
+def test_a_row_steps_as_it_does_alone_whatever_others_need_a_second_turn() -> None:
+    generator = torch.Generator().manual_seed(3)
+    matrix = torch.randn(6, 4, 100, generator=generator, dtype=torch.float64) * torch.logspace(-2, 2, 6)[:, None, None]
+    origin = torch.rand(6, 100, generator=generator, dtype=torch.float64)
+
+    def stepped(rows: Tensor) -> Tensor:
+        def squashed(points: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+            inner = torch.einsum("bkn,bn->bk", matrix[rows[row]], points - origin[rows[row]])
+            return inner.tanh() - 0.9, (1 - inner.tanh().square())[:, :, None] * matrix[rows[row]]
+
+        low, high = torch.zeros(1, 100, dtype=torch.float64), torch.ones(1, 100, dtype=torch.float64)
+        front = GaussNewton(
+            seen(squashed), origin[rows], 0.9 * origin[rows] + 0.05, low, high, torch.ones(len(rows)), squared=False
+        )
+        for _ in range(8):
+            front.advance(torch.full((len(rows),), 1e-3, dtype=torch.float64))
+        return front.points
+
+    together = stepped(torch.arange(6))
+    alone = torch.cat([stepped(torch.tensor([row])) for row in range(6)])
+    torch.testing.assert_close(together, alone, rtol=1e-7, atol=1e-9)
+
+
 def test_a_point_that_is_not_finite_is_left_and_moves_no_other() -> None:
     def hole(points: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
         residuals, jacobian = linear(points, row)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaeaudit import BernoulliLogits, GaussianLikelihood, LaplaceLikelihood
+from vaeaudit import BernoulliLogits, BernoulliProbabilities, GaussianLikelihood, LaplaceLikelihood
 from vaeaudit.subject.finding import Finding, Verdict
 from vaeaudit.subject.plausibility import examine
 from vaeaudit.subject.sureness import finding, steepness, without_items
@@ -44,6 +44,7 @@ SURE: dict[str, tuple[Callable[[Tensor], Any], Verdict]] = {
     "as it is": (BernoulliLogits, Verdict.PASS),
     "logits halved": (lambda logits: BernoulliLogits(logits / 2), Verdict.PASS),
     "logits doubled": (lambda logits: BernoulliLogits(2 * logits), Verdict.UNSURE),
+    "logits doubled behind a sigmoid": (lambda logits: BernoulliProbabilities((2 * logits).sigmoid()), Verdict.UNSURE),
     "logits multiplied by 10": (lambda logits: BernoulliLogits(10 * logits), Verdict.UNSURE),
     "logits multiplied by 255": (lambda logits: BernoulliLogits(255 * logits), Verdict.UNSURE),
     "probabilities of 0 and 1, as logits": (

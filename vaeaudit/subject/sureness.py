@@ -52,11 +52,14 @@ def _with_mean(likelihood: Likelihood, mean: Tensor, x: Tensor) -> Tensor:
 def steepness(likelihood: Likelihood, x: Tensor) -> Tensor:
     """How -log p of items ``x`` (b, *shape) rises with a factor of the logits, at _MILD, (b,); NaN without logits.
 
-    It is convex in the factor: the best one is less than _MILD where this is above 0.
+    It is convex in the factor: the best one is less than _MILD where this is above 0. Probabilities have logits, too.
     """
-    if not isinstance(likelihood, BernoulliLogits):
+    if isinstance(likelihood, BernoulliLogits):
+        logits = likelihood.logits
+    elif isinstance(likelihood, BernoulliProbabilities):
+        logits = likelihood.probabilities.logit().clamp(-100, 100)  # as its logarithms are
+    else:
         return torch.full_like(x.flatten(1)[:, 0], torch.nan)
-    logits = likelihood.logits
     return (logits * (torch.sigmoid(_MILD * logits) - x)).flatten(1).sum(1)
 
 
