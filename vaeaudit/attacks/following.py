@@ -120,7 +120,7 @@ def _walk_down(
     falling = steps - settling
     below = search.lambdas < tops[:, None]  # (A, L)
     place = (pairs[:, None] * count + torch.arange(count, device=pair.device)).flatten()
-    before = search.evaluations
+    made = 0
     for step in range(steps):
         done = begins_at + (ends_at - begins_at) * step / steps
         if not search.asked(Progress("following to smaller lambda", steps - step, steps, done)):
@@ -129,11 +129,12 @@ def _walk_down(
         front.advance(weight, LEAST * _SETTLED ** max(0.0, (step - falling) / settling))
         data, norm = (each.reshape(-1, fronts) for each in (front.data, front.norm))
         search.offer(front.points.reshape(len(pairs), fronts, -1), data, norm, pairs)
-        # Each problem below the top is served by what all fronts of its pair cost.
-        passes = fronts * (front.residuals + step)
-        search.evaluations = before.index_add(0, place, (below * (passes // below.sum(1, keepdim=True))).flatten())
+        made += 1
         if step and step % _ROUNDS == 0 and not front.alive:
             break
+    if made:  # each problem below the top is served by what all fronts of its pair cost
+        passes = fronts * (front.residuals + made - 1) // below.sum(1, keepdim=True)
+        search.evaluations = search.evaluations.index_add(0, place, (below * passes).flatten())
     if not search.stopped:
         search.followed[pairs] = front.moves.reshape(-1, fronts).any(1)
 

@@ -70,7 +70,7 @@ class GaussNewton:
         self.data = start.new_full((len(start),), torch.inf)  # (B,) half the sum of squares there
         self.norm = torch.linalg.vector_norm(start - origin, dim=1)  # (B,) its distance from the origin
         self._next = self._base = start - origin  # (B, n) what is evaluated next; from where steps are made
-        self._base_data = self.data
+        self._base_data, self._length = self.data, self.norm  # of the base
         self._residuals = self._multipliers = start.new_zeros(0)
         self._gram = Gram(start.new_zeros(len(start), 0, start.shape[1]))  # holds the average
         self._stayed = torch.zeros_like(self._row)  # steps taken back one after another
@@ -116,10 +116,11 @@ class GaussNewton:
         else:
             self._gram = Gram(torch.where(finite[:, None, None], slopes, 0.0))
             self._residuals = self._multipliers = torch.zeros_like(residuals)
-        before = self._base_data + weight * self._penalty(torch.linalg.vector_norm(self._base, dim=1))
+        before = self._base_data + weight * self._penalty(self._length)
         stays = ~(self.data + weight * self._penalty(self.norm) <= _WORSE * before) | ~finite
         self._base = torch.where(stays[:, None], self._base, d)
         self._base_data = torch.where(stays, self._base_data, self.data)
+        self._length = torch.where(stays, self._length, self.norm)
         self._residuals = torch.where(stays[:, None], self._residuals, residuals)
         self._stayed = torch.where(stays, self._stayed + 1, 0)
         self._damping = torch.where(stays, self._damping * _GROWS, self._damping * _SHRINKS).clamp_(least, _MOST)
@@ -145,8 +146,7 @@ class GaussNewton:
         and nu solves k equations, piecewise linear in it (a semismooth Newton method).
         """
         base, damping, average = self._base, self._damping[:, None], self._average
-        length = torch.linalg.vector_norm(base, dim=1)
-        pull = 2 * weight if self._squared else weight / torch.maximum(length, _TINY * self._unit)
+        pull = 2 * weight if self._squared else weight / torch.maximum(self._length, _TINY * self._unit)
 
         def distortion(multipliers: Tensor) -> Tensor:
             return (damping * base + _along(multipliers, average)) / (1 + damping)
@@ -168,7 +168,7 @@ class GaussNewton:
             self._multipliers = self._multipliers + torch.where(usable[:, None], change, 0.0)
             free = distortion(self._multipliers)
         way = free.clamp(self._lower, self._upper) - base
-        most = _TRUST * torch.maximum(length, _SHORT * self._unit)
+        most = _TRUST * torch.maximum(self._length, _SHORT * self._unit)
         share = (most / torch.linalg.vector_norm(way, dim=1).clamp(min=torch.finfo(base.dtype).tiny)).clamp(max=1)
         step = base + share[:, None] * way
         return torch.where(step.isfinite().all(1, keepdim=True), step, base)
