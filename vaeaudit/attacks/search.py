@@ -36,7 +36,7 @@ _STEP = 0.1  # length of an ordinary step of a search, likewise
 _ROUNDS = 50  # rounds between two exchanges
 _TELLING = 100  # evaluations from which on a search's last gains tell of those to come
 # Shares of the time at which walks begin, and following, and at whose end problems are explored, and refined.
-_WALKS_AT, _LEADS_AT, _EXPLORES, _REFINES = 0.08, 0.1, 0.4, 0.95
+_WALKS_AT, _LEADS_AT, _EXPLORES, _REFINES = 0.08, 0.1, 0.6, 0.95
 _SLOW = 1e-3  # relative gain from one exchange to the next below which a problem ends, where that is asked
 _WORTHWHILE = 1e-3  # relative gain for which a problem moves to another's distortion
 
