@@ -217,7 +217,7 @@ def test_a_look_with_few_evaluations_spends_none_between_the_lambda_asked_for(
     assert int(found.evaluations) <= 1 + 2 * 4 + 5 + 4 * 20
 
 
-@pytest.mark.parametrize(("starts", "most"), [(1, 50 + 23), (4, 50 + 23), (40, 40 * 6)])
+@pytest.mark.parametrize(("starts", "most"), [(1, 50 + 23), (8, 50 + 23), (40, 40 * 6)])
 def test_no_more_problems_of_a_pair_are_searched_at_once_than_memory_is_kept_for(
     starts: int, most: int, bundled_model: Any, bundled_images: Tensor
 ) -> None:

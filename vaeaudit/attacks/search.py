@@ -46,7 +46,7 @@ class Effort:
     """How long is searched: when a problem has settled, and from how many points the search begins."""
 
     stopping: Stopping
-    starts: int = 4
+    starts: int = 8
 
 
 class Search:

@@ -87,7 +87,7 @@ def command(
         Setting(
             "attack.restarts",
             "N",
-            "Points between source and target to search from besides the source. [default: 3]",
+            "Points between source and target to search from besides the source. [default: 7]",
         ),
     ] = None,
     max_evaluations: Annotated[

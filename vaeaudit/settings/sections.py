@@ -130,7 +130,7 @@ class AttackSettings(BaseSettings):
     norm: Literal["l2", "linf"] = Field("l2", description="Norm of the cap.")
     ref: Literal["reconstruction", "input"] = Field("reconstruction", description="What damage is measured from.")
     restarts: Annotated[int, Field(strict=True, ge=0, le=100)] = Field(
-        3, description="Points between source and target from which is searched besides the source."
+        7, description="Points between source and target from which is searched besides the source."
     )
     max_evaluations: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = Field(
         600, description="Model evaluations for one problem; four times as many where it could still gain at that."

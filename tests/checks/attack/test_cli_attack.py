@@ -95,7 +95,7 @@ def test_a_healthy_model_gives_0_and_no_sign_in_either_mode(attack: Attack) -> N
     for entry in written["attacks"]:
         assert entry["signs"] == {}
         assert all(pair["signs"] == [] for pair in entry["pairs"])
-        assert (entry["unit"], entry["on"], entry["restarts"], entry["layers"]) == ("nats", "both", 3, None)
+        assert (entry["unit"], entry["on"], entry["restarts"], entry["layers"]) == ("nats", "both", 7, None)
         assert len(entry["pairs"]) == 2
         assert sum(entry["statuses"].values()) == 2 * 3
     latent, output = written["attacks"]

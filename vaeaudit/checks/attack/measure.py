@@ -125,7 +125,7 @@ def attack(
     on: str = "both",
     layers: Sequence[int] | None = None,
     penalty: str = "l2",
-    restarts: int = 3,
+    restarts: int = 7,
     data_range: Range | None = None,
     seed: int = 0,
     max_evaluations: int = 600,
