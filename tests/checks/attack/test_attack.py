@@ -848,18 +848,21 @@ def test_a_model_that_is_not_finite_at_the_source_gives_an_error_and_no_figures(
     ("given", "advice"), [(torch.float16, "its adapter$"), (torch.float64, "or try --dtype float64$")]
 )
 def test_a_posterior_of_another_precision_than_its_input_is_refused_in_one_sentence(
-    given: torch.dtype, advice: str, small_vae: Any
+    given: torch.dtype, advice: str, small_vae: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Mixed(small_vae):  # type: ignore[misc]
-        def encode(self, points: Tensor) -> DiagonalGaussian:
-            q = super().encode(points)
-            return DiagonalGaussian(q.mean.to(given), q.log_stddev.to(given))
-
-        def decode(self, z: Tensor) -> Any:
-            return BernoulliLogits(super().decode(z.float()).logits.to(z.dtype))
-
     x, x_t = pairs_of(1, torch.float32)
-    vae, told = Mixed(dtype=torch.float32), f"precision of the input, float32, but the model gives {given}"
+    vae, told = small_vae(dtype=torch.float32), f"precision of the input, float32, but the model gives {given}"
+    own_encode, own_decode = vae.encode, vae.decode
+
+    def encode(points: Tensor) -> DiagonalGaussian:
+        q = own_encode(points)
+        return DiagonalGaussian(q.mean.to(given), q.log_stddev.to(given))
+
+    def decode(z: Tensor) -> BernoulliLogits:
+        return BernoulliLogits(own_decode(z.float()).logits.to(z.dtype))
+
+    monkeypatch.setattr(vae, "encode", encode)
+    monkeypatch.setattr(vae, "decode", decode)
     for refused in (
         lambda: attack(vae, x, x_t, lambdas=2, max_evaluations=SHORT),
         lambda: margin(vae, x, 1.0, draws=200, parts=("empirical",)),
