@@ -25,8 +25,8 @@ _LAMBDA = 41  # so many problems at least: a front goes as far for one lambda as
 _EACH, _DEEP = 4, 64  # at most a step for each residual and so many evaluations, or for each input and so many
 _SHORTEST = 120  # evaluations of a problem below which it is only looked at
 _FEW = 200  # below so many steps no front follows
-# Pairs are followed by these parts of the steps first, and by all only where the second of these lowered the objective
-# by more than this share of itself: where twice the steps gain nothing, sixteen times as many again do not either.
+# Pairs are followed by these parts of the steps first, and by all only where the second of these lowered objectives by
+# more than this share of themselves, in the mean over pairs: a single pair's gain tells little of what all steps would.
 _LOOKS, _WORTHWHILE = (2.0**-5, 2.0**-4), 0.01
 _GLANCE = 100  # below so many steps of the second, all are made at once
 _SETTLING = 6  # this part of the steps is made at the smallest lambda
@@ -51,15 +51,12 @@ def follow(search: "Search", begins_at: float, ends_at: float) -> None:
     if not fronts:
         _lead(search, begins_at, ends_at)
         return
-    at, gained = begins_at, torch.full_like(search.gap, torch.inf)
+    at = begins_at
     for share in (*(_LOOKS if steps * _LOOKS[-1] >= _GLANCE else ()), 1.0):
-        pairs = pairs[gained[pairs] > _WORTHWHILE]
-        if search.stopped or not len(pairs):
-            break
         before, until = search.objective, at + (ends_at - at) * share
         _walk_down(search, pairs, tops[pairs], fronts, int(steps * share), at, until)
-        if share > _LOOKS[0]:
-            gained = _gained(search, before, tops)
+        if search.stopped or share == _LOOKS[-1] and _gained(search, before, tops) <= _WORTHWHILE:
+            break
         at = until
     if search.stopped:
         search.followed.fill_(False)  # not to the end
@@ -67,12 +64,10 @@ def follow(search: "Search", begins_at: float, ends_at: float) -> None:
         search.begin_history()  # only at the end has a front come to small lambda
 
 
-def _gained(search: "Search", before: Tensor, tops: Tensor) -> Tensor:
-    """By how much of itself the objective of each pair fell since ``before`` (K,), in the mean below its top, (P,)."""
+def _gained(search: "Search", before: Tensor, tops: Tensor) -> float:
+    """By how much of itself an objective fell since it was ``before`` (K,), in the mean over those below the top."""
     fell = torch.where(before > search.objective, 1 - search.objective / before, 0.0)
-    below = search.lam < tops[search.pair]
-    sums = [torch.where(below, each, 0.0).reshape(len(tops), -1).sum(1) for each in (fell, below.to(fell))]
-    return sums[0] / sums[1]
+    return float(fell[search.lam < tops[search.pair]].mean())
 
 
 def _fronts(search: "Search") -> tuple[int, int]:

@@ -131,7 +131,7 @@ class Search:
     @property
     def objective(self) -> Tensor:
         """Best objective of each problem, (K,)."""
-        return self.data_term + self.lam * penalise(self.norm, self.penalty)
+        return torch.addcmul(self.data_term, self.lam, penalise(self.norm, self.penalty))
 
     @property
     def recent(self) -> Tensor:
@@ -284,10 +284,12 @@ class Search:
 
     def offer(self, points: Tensor, data: Tensor, norm: Tensor, pair: Tensor) -> None:
         """Keep what serves a problem best: points (A, F, n) of ``pair`` (A,), with data term and ||d||, (A, F)."""
-        table = data[:, :, None] + self.lambdas * penalise(norm, self.penalty)[:, :, None]  # (A, F, L)
-        value, which = torch.where(table.isfinite(), table, torch.inf).min(1)  # (A, L)
+        table = torch.addcmul(data[:, :, None], self.lambdas, penalise(norm, self.penalty)[:, :, None])  # (A, F, L)
+        value, which = table.nan_to_num_(torch.inf, torch.inf, torch.inf).min(1)  # (A, L)
         known = self.objective.reshape(len(self.x), -1)[pair]
         row, place = (value < known).nonzero(as_tuple=True)
+        if not len(row):
+            return
         problem, front = pair[row] * len(self.lambdas) + place, which[row, place]
         self.best[problem] = points[row, front]
         self.data_term[problem], self.norm[problem] = data[row, front], norm[row, front]

@@ -87,15 +87,14 @@ def _deviations(u: Tensor) -> Tensor:
     series would cost more than through many an encoder.
     """
     fixed = u.detach()
-    near = fixed.abs() < _NEAR
-    w, far = torch.where(near, 2 * fixed, 0.0), torch.where(near, 1.0, fixed)
+    w = 2 * fixed
     one = series = torch.ones_like(w)
     for power in range(12, 2, -1):  # (exp(w) - 1 - w) / (w^2 / 2) = 1 + w/3 (1 + w/4 (1 + w/5 ...))
         series = torch.addcmul(one, w, series, value=1 / power)
-    over = torch.where(near, series, (torch.expm1(2 * far) - 2 * far) / (2 * far.square()))
-    value, flat = fixed * (2 * over).sqrt(), fixed == 0
-    slope = torch.where(flat, 2**0.5, torch.expm1(2 * fixed) / torch.where(flat, 1.0, value))
-    return value + slope * (u - fixed)
+    over = torch.where(fixed.abs() < _NEAR, series, (torch.expm1(w) - w) / (0.5 * w.square()))
+    root = (2 * over).sqrt()
+    # (exp(w) - 1) / (u root), which is 0 / 0 at a match
+    return torch.addcmul(fixed * root, torch.addcmul(2 * one, w, over) / root, u - fixed)
 
 
 def reverse_kl_residuals(q: DiagonalGaussian, target: DiagonalGaussian) -> Tensor:

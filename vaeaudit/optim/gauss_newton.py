@@ -63,7 +63,8 @@ class GaussNewton:
         *,
         squared: bool,
     ) -> None:
-        self._linearised, self._origin, self._unit, self._squared = linearised, origin, unit, squared
+        self._linearised, self._origin, self._squared = linearised, origin, squared
+        self._short, self._tiny = _SHORT * unit, _TINY * unit  # (B,)
         self._row = torch.arange(len(start), device=start.device)
         self._bounds, self._lower, self._upper = (lower, upper), lower - origin, upper - origin
         self.points = start  # (B, n) where the residuals were evaluated last
@@ -109,31 +110,33 @@ class GaussNewton:
         residuals, along, slopes = self._linearised(self.points, self._row, self._direction if begun else whole)
         self.data = 0.5 * residuals.square().sum(1)
         self.norm = torch.linalg.vector_norm(self.points - self._origin, dim=1)
-        finite = self.data.isfinite() & slopes.sum((1, 2)).isfinite()
+        gone = ~((self.data + slopes.sum((1, 2))).abs() < torch.inf)  # not finite
         if begun:
-            change = (1 - _KEPT) * (slopes - torch.bmm(along, self._average))
-            self._gram.correct(along, torch.where(finite[:, None, None], change, 0.0))
+            change = torch.baddbmm(slopes, along, self._average, beta=1 - _KEPT, alpha=_KEPT - 1)
+            self._gram.correct(along, change.masked_fill_(gone[:, None, None], 0.0))
         else:
-            self._gram = Gram(torch.where(finite[:, None, None], slopes, 0.0))
+            self._gram = Gram(slopes.masked_fill(gone[:, None, None], 0.0))
             self._residuals = self._multipliers = torch.zeros_like(residuals)
-        before = self._base_data + weight * self._penalty(self._length)
-        stays = ~(self.data + weight * self._penalty(self.norm) <= _WORSE * before) | ~finite
-        self._base = torch.where(stays[:, None], self._base, d)
+        before = torch.addcmul(self._base_data, weight, self._penalty(self._length))
+        now = torch.addcmul(self.data, weight, self._penalty(self.norm))
+        stays = ~(now <= _WORSE * before) | gone
         self._base_data = torch.where(stays, self._base_data, self.data)
         self._length = torch.where(stays, self._length, self.norm)
-        self._residuals = torch.where(stays[:, None], self._residuals, residuals)
-        self._stayed = torch.where(stays, self._stayed + 1, 0)
+        each = stays[:, None]
+        self._base = torch.where(each, self._base, d)
+        self._residuals = torch.where(each, self._residuals, residuals)
+        self._stayed = (self._stayed + 1) * stays
         self._damping = torch.where(stays, self._damping * _GROWS, self._damping * _SHRINKS).clamp_(least, _MOST)
         self._next = self._step(weight)
 
     def _direction(self, residuals: Tensor, row: Tensor) -> Tensor:
         """Of the multipliers at every other step, else of what the model missed in the residuals (b, k), (b, 1, k)."""
-        multipliers = _unit(self._multipliers[row])
+        rows = slice(None) if len(row) == len(self._row) else row  # no copy of all
+        multipliers = _unit(self._multipliers[rows])
         if self._along_multipliers:
             return multipliers[:, None]
-        way = (self._next - self._base)[row]
-        average = self._average if len(row) == len(self._row) else self._average[row]  # no copy of all
-        missed = residuals - self._residuals[row] - _along(way, average.mT)
+        way = (self._next - self._base)[rows]
+        missed = residuals - self._residuals[rows] - _along(way, self._average[rows].mT)
         return _unit(missed - (missed * multipliers).sum(1, keepdim=True) * multipliers)[:, None]
 
     def _penalty(self, norm: Tensor) -> Tensor:
@@ -145,11 +148,13 @@ class GaussNewton:
         With multipliers nu = (r + A (d' - d)) / -mu the model's minimum is the clamped (rho d + A^T nu) / (1 + rho),
         and nu solves k equations, piecewise linear in it (a semismooth Newton method).
         """
-        base, damping, average = self._base, self._damping[:, None], self._average
-        pull = 2 * weight if self._squared else weight / torch.maximum(self._length, _TINY * self._unit)
+        base, average = self._base, self._average
+        pull = (2 * weight if self._squared else weight / torch.maximum(self._length, self._tiny))[:, None]
+        share = 1 / (1 + self._damping[:, None])
+        held = torch.addcmul(base, share, base, value=-1)[:, None]
 
         def distortion(multipliers: Tensor) -> Tensor:
-            return (damping * base + _along(multipliers, average)) / (1 + damping)
+            return torch.baddbmm(held, (share * multipliers)[:, None], average).squeeze(1)
 
         free, side = distortion(self._multipliers), torch.full_like(base, torch.nan)  # unlike any, itself too
         for _ in range(_TURNS):
@@ -158,20 +163,22 @@ class GaussNewton:
             turns = (side != last).sum(1) > side.shape[1] // _FEW
             if not turns.any():
                 break
-            left = _along(base - d, average.mT) - self._residuals - pull[:, None] * self._multipliers
-            gram = self._gram.over(side == 0) / (1 + damping[:, :, None])
+            left = _along(base - d, average.mT) - torch.addcmul(self._residuals, pull, self._multipliers)
+            gram = self._gram.over(1 - side.abs()) * share[:, :, None]
+            diagonal = gram.diagonal(dim1=1, dim2=2)
             # In float32 rounding alone would make it indefinite where residuals depend on each other.
-            ridge = pull + self.residuals * torch.finfo(base.dtype).eps * gram.diagonal(dim1=1, dim2=2).amax(1)
-            gram.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
-            change, _ = torch.linalg.solve_ex(gram, left)
-            usable = turns & change.isfinite().all(1)
-            self._multipliers = self._multipliers + torch.where(usable[:, None], change, 0.0)
+            rounding = self.residuals * torch.finfo(base.dtype).eps
+            diagonal.add_(torch.add(pull, diagonal.amax(1, keepdim=True), alpha=rounding))
+            factor, failed = torch.linalg.cholesky_ex(gram)
+            change = torch.cholesky_solve(left[:, :, None], factor).squeeze(2)
+            usable = turns & (failed == 0) & (change.sum(1).abs() < torch.inf)
+            self._multipliers = torch.where(usable[:, None], self._multipliers + change, self._multipliers)
             free = distortion(self._multipliers)
         way = free.clamp(self._lower, self._upper) - base
-        most = _TRUST * torch.maximum(self._length, _SHORT * self._unit)
-        share = (most / torch.linalg.vector_norm(way, dim=1).clamp(min=torch.finfo(base.dtype).tiny)).clamp(max=1)
-        step = base + share[:, None] * way
-        return torch.where(step.isfinite().all(1, keepdim=True), step, base)
+        most, length = _TRUST * torch.maximum(self._length, self._short), torch.linalg.vector_norm(way, dim=1)
+        shorter = (most / length.clamp(min=torch.finfo(base.dtype).tiny)).clamp(max=1)
+        step = torch.addcmul(base, shorter[:, None], way)
+        return torch.where((length < torch.inf)[:, None], step, base)
 
 
 def _along(vectors: Tensor, matrices: Tensor) -> Tensor:
@@ -188,5 +195,4 @@ def whole(residuals: Tensor, _row: Tensor) -> Tensor:
 
 def _unit(vectors: Tensor) -> Tensor:
     """Rows of length 1, of zeros where one has no length or is not finite."""
-    length = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    return torch.where((length > 0) & length.isfinite(), vectors / length, 0.0)
+    return (vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)).nan_to_num_(0.0, 0.0, 0.0)

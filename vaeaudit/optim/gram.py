@@ -18,7 +18,7 @@ class Gram:
 
     def __init__(self, matrix: Tensor) -> None:
         self.matrix, (rows, k, n) = matrix, matrix.shape
-        self._columns = matrix.new_zeros(rows, n, dtype=torch.bool)  # those picked last
+        self._columns = matrix.new_zeros(rows, n)  # those picked last
         self._product = matrix.new_zeros(rows, k, k)
         self._asked, self._kept = 0, k >= _WIDE and not far(matrix)
 
@@ -31,12 +31,12 @@ class Gram:
         self.matrix.baddbmm_(along.mT, change)
 
     def over(self, columns: Tensor) -> Tensor:
-        """The product over ``columns`` (B, n), a truth value each, (B, k, k)."""
+        """The product over ``columns`` (B, n), 1 for one that is picked and else 0, (B, k, k)."""
         self._asked += 1
         if not self._kept or self._asked % _AFRESH == 1:
             self._columns, self._product = columns, torch.bmm(self.matrix * columns[:, None], self.matrix.mT)
             return self._product
-        change = columns.to(self.matrix.dtype) - self._columns.to(self.matrix.dtype)
+        change = columns - self._columns
         count = change.count_nonzero(1)
         many = count > columns.shape[1] // _MANY
         few = int(torch.where(many, 0, count).max())
