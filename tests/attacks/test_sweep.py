@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -777,6 +778,17 @@ def test_pairs_are_followed_at_length_only_where_a_look_shows_that_it_serves(mon
         steps.clear()
         assert run(term, x, x_t, FINE, evaluations=120, starts=1, go_on=go_on).followed.all()
         assert steps == asked
+
+
+def test_what_a_look_gained_is_a_mean_over_all_pairs_below_their_tops() -> None:
+    search = SimpleNamespace(
+        objective=torch.tensor([0.5, 1.0, 9.0, 3.0, 2.0, 0.0]),
+        lam=torch.tensor([1.0, 2.0, 4.0] * 2),
+        pair=torch.tensor([0, 0, 0, 1, 1, 1]),
+    )
+    before = torch.tensor([1.0, 1.0, 90.0, 4.0, 2.0, 0.0])
+    gained = following._gained(search, before, torch.tensor([4.0, 5.0]))  # the third lambda is the first pair's top
+    assert gained == pytest.approx((0.5 + 0 + 0.25 + 0 + 0) / 5)
 
 
 @pytest.mark.usefixtures("_small_is_followed")

@@ -55,7 +55,7 @@ def follow(search: "Search", begins_at: float, ends_at: float) -> None:
     for share in (*(_LOOKS if steps * _LOOKS[-1] >= _GLANCE else ()), 1.0):
         before, until = search.objective, at + (ends_at - at) * share
         _walk_down(search, pairs, tops[pairs], fronts, int(steps * share), at, until)
-        if search.stopped or share == _LOOKS[-1] and _gained(search, before, tops) <= _WORTHWHILE:
+        if search.stopped or (share == _LOOKS[-1] and _gained(search, before, tops) <= _WORTHWHILE):
             break
         at = until
     if search.stopped:

@@ -86,12 +86,12 @@ class Term:
             leaf = part.detach().requires_grad_(True)
             each = residuals(leaf.reshape(-1, *self.shape), of + self.first)
             directions = along(each.detach(), row)
-            if not each.requires_grad:
-                return each, directions, part.new_zeros((len(part), directions.shape[1], part.shape[1]))
-            found, last = [], directions.shape[1] - 1
-            for place, direction in enumerate(directions.unbind(1)):
-                found += torch.autograd.grad(each, leaf, direction, retain_graph=place < last, materialize_grads=True)
-            return each.detach(), directions, torch.stack(found, 1)
+            found = part.new_zeros((len(part), directions.shape[1], part.shape[1]))
+            last = directions.shape[1] - 1
+            for place, direction in enumerate(directions.unbind(1) if each.requires_grad else ()):
+                (slope,) = torch.autograd.grad(each, leaf, direction, retain_graph=place < last, materialize_grads=True)
+                found[:, place] = slope
+            return each.detach(), directions, found
 
         each, directions, found = self.rows.map(slopes, points, item, torch.arange(len(points), device=points.device))
         return each, directions, found

@@ -195,4 +195,5 @@ def whole(residuals: Tensor, _row: Tensor) -> Tensor:
 
 def _unit(vectors: Tensor) -> Tensor:
     """Rows of length 1, of zeros where one has no length or is not finite."""
-    return (vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)).nan_to_num_(0.0, 0.0, 0.0)
+    unit: Tensor = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return unit.nan_to_num_(0.0, 0.0, 0.0)

@@ -7,7 +7,7 @@ from vaeaudit.optim.far import far
 
 _AFRESH = 20  # products after which they are computed afresh, since rounding adds up
 _MANY = 8  # and where more than this part of the columns has changed
-_WIDE = 32  # rows of a matrix below which that is as fast anyway
+_WIDE = 16  # rows of a matrix below which that is as fast anyway
 
 
 class Gram:
