@@ -25,7 +25,7 @@ from vaeaudit.progress import GoOn, Progress, always
 
 # Radius of the ball in which a chain starts, as a multiple of the cap: measured; a cube grows faster than a ball.
 _WIDE = {"l2": 2.0, "linf": 1.3}
-_SHRUNK = 0.8  # share of exploring after which the ball has shrunk to the cap
+_SHRUNK = 0.65  # share of exploring after which the ball has shrunk to the cap
 _EXPLORED = 0.5  # of the time, as measured, has gone when what was explored is followed
 _EXPLORING = 0.8  # share of the evaluations spent on exploring chains
 _CHAIN = 27  # evaluations that an exploring chain needs at least
