@@ -26,13 +26,14 @@ from vaeaudit.audit.kept import DAMAGED, packed, part_of, record_of
 from vaeaudit.audit.log import Log
 from vaeaudit.audit.shards import WHOLE, Shard, parse, told_here
 from vaeaudit.checks.record import Drawing, Record
-from vaeaudit.errors import ConfigError, InputError, OutputError, VaeauditError, listed, told
+from vaeaudit.errors import ConfigError, InputError, OutputError, VaeauditError, clipped, listed, told
 from vaeaudit.model.batches import Elsewhere, KeepPart, keeping
 from vaeaudit.model.files import named_part
 from vaeaudit.progress import GoOn
 
 FOLDER = "vaeaudit-journal"
 _SECONDS = "seconds"
+_NAME_IT = "name the --out of vaeaudit audit --shard I/N"
 # Facts of a journal in words.
 _MEANT = {
     "behaviour": "losses",
@@ -287,8 +288,10 @@ class Shared:
 def shared(folder: Path) -> tuple[Shared, Shard]:
     """What the shards in a folder are of, and the shard that merges them.
 
-    Raises :class:`ConfigError` where there are none, or shards of several audits.
+    Raises :class:`ConfigError` where there is no such folder, where it holds none, or shards of several audits.
     """
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {clipped(str(folder))}; {_NAME_IT}")
     of = {file: told for file, told in opened(folder / FOLDER).items() if told[1].of > 1}
     if not of:
         cut = [file.name for file in sorted((folder / FOLDER).glob(f"shard-*{log.SUFFIX}")) if file.is_file()]
@@ -304,7 +307,7 @@ def shared(folder: Path) -> tuple[Shared, Shard]:
             )
         whole = (folder / "report.json").is_file()
         but = ", but a report, as one process or --shard 1/1 writes it without a merge" if whole else ""
-        raise ConfigError(f"{folder} holds no shards of an audit{but}; name the --out of vaeaudit audit --shard I/N")
+        raise ConfigError(f"{folder} holds no shards of an audit{but}; {_NAME_IT}")
     (first, (about, shard, _)), *others = of.items()
     for file, (other, its, _) in others:
         if other != about or its.of != shard.of:
