@@ -7,6 +7,7 @@ ReLU, or a log-variance read as the logarithm of the standard deviation: the los
 those of training.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -213,12 +214,16 @@ def _run_again(vae: VAE, x: Tensor) -> tuple[Finding, Finding]:
 
 
 def _same(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    """To the bit; NaN is the same as NaN."""
+    return all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(first, second, strict=True))
 
 
 def _deterministic(first: tuple[Tensor, ...], second: tuple[Tensor, ...], kept: bool) -> Finding:
     if not kept:
         message = "what the model returned changes when it is called again; return new tensors, not a buffer used again"
+        return Finding("determinism", Verdict.FAIL, message)
+    if any(bool(values.isnan().any()) for values in (*first, *second)):  # of items that gave none before
+        message = "the same input gives NaN at some calls alone; is memory read that was never written (torch.empty)?"
         return Finding("determinism", Verdict.FAIL, message)
     if _same(first, second):
         return Finding("determinism", Verdict.PASS, "the same input gives the same output")
@@ -229,7 +234,11 @@ def _independent_rows(vae: VAE, together: tuple[Tensor, ...], alone: tuple[Tenso
     def change(a: Tensor, b: Tensor) -> float:
         return float((a - b).abs().max() / a.abs().max().clamp(min=1))
 
-    gap = max(change(a, b) for a, b in zip(together, alone, strict=True))
+    gaps = [change(a, b) for a, b in zip(together, alone, strict=True)]
+    if any(map(math.isnan, gaps)):
+        message = "an item's posterior or reconstruction is NaN or infinite in one batch and not in another"
+        return Finding("rows apart", Verdict.FAIL, message)
+    gap = max(gaps)
     message = f"an item's posterior and reconstruction change by {gap:.1e} (relative) with the items beside it"
     # Far above the rounding that another batch size brings, in any precision.
     if gap <= torch.finfo(dtype).eps ** 0.5:
