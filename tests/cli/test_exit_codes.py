@@ -292,9 +292,10 @@ def test_a_model_that_fails_in_the_middle_ends_with_3_and_keeps_what_was_found(
     assert report()["checks"][0]["verdict"] == "inconclusive"
 
 
-def test_memory_that_holds_fewer_rows_than_asked_for_changes_nothing(command: Command) -> None:
+@pytest.mark.parametrize("room", [8, 2])
+def test_memory_that_holds_fewer_rows_than_asked_for_changes_nothing(command: Command, room: int) -> None:
     configure(LATENTS + MET)
-    done = command("audit", "--adapter", own("if len(x) > 8: raise torch.OutOfMemoryError('simulated')"))
+    done = command("audit", "--adapter", own(f"if len(x) > {room}: raise torch.OutOfMemoryError('simulated')"))
     assert (done.code, done.err) == (0, "")
     less = report()["metrics"]
     assert command("audit", "--adapter", own()).code == 0

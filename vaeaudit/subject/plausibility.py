@@ -20,6 +20,7 @@ from vaeaudit.model.box import range_of
 from vaeaudit.model.conditions import model_of, under
 from vaeaudit.model.divergence import Density, closed_form, layers_to_prior, to_prior
 from vaeaudit.model.families import gaussian_part, without_gradient
+from vaeaudit.model.memory import ran_out
 from vaeaudit.model.vae import VAE, Chain, GaussianLikelihood, Hierarchical, Likelihood, Posterior
 from vaeaudit.stats import estimates
 from vaeaudit.stats.draws import noise_set
@@ -107,19 +108,17 @@ def examine(
         of_two = under(vae, slice(2))
         posterior = of_two.encode(x[:2])
         likelihood, how = of_two.decode(posterior.mean), _how(vae, posterior)
-    spread = slice(0, None, max(1, len(x) // _PROBED))  # data are often stored class by class
-    probes, probed = x[spread][:_PROBED], items[spread][:_PROBED]
-    of_probes = under(vae, number[spread][:_PROBED])
+    again, slopes = _of_few(vae, x, items, seed)
     findings = [
         _evaluation_mode(vae),
-        *_run_again(of_probes, probes),
+        *again,
         _divergence(kl, varies, items, how),
         _range(likelihood, mean, x),
         baseline.finding("reconstruction", raw, error, mean[baseline.compared]),
         # Of a posterior that tells little of an item a draw may come out as the mean image does.
         baseline.finding("reconstruction of a draw", drawn_raw, drawn_error, drawn, unseen=Verdict.UNSURE),
         sureness.finding(nll, without, raw, baseline.raw, rising, isinstance(likelihood, GaussianLikelihood)),
-        gradients(of_probes, probes, probed, seed),
+        slopes,
         _log_variance(vae, x, rows, items),
         *(latent_scale.finding(one, stated) for one in moments),
     ]
@@ -188,6 +187,20 @@ def _evaluation_mode(vae: VAE) -> Finding:
         message = f"in training mode: {listed(training, 3)}; the adapter must not switch it back"
         return Finding("evaluation mode", Verdict.FAIL, message)
     return Finding("evaluation mode", Verdict.PASS, "no part is in training mode")
+
+
+def _of_few(vae: VAE, x: Tensor, items: Sequence[int], seed: int) -> tuple[tuple[Finding, Finding], Finding]:
+    """What a second run and a backward pass tell, of as many of a few items as fit into memory, at least two."""
+    places = range(0, len(x), max(1, len(x) // _PROBED))[:_PROBED]  # data are often stored class by class
+    while True:
+        at = torch.tensor(places, device=x.device)
+        of_probes, probes = under(vae, at), x[at]
+        try:
+            return _run_again(of_probes, probes), gradients(of_probes, probes, [items[place] for place in places], seed)
+        except Exception as error:  # the adapter is the user's code
+            if not ran_out(error) or len(places) < 4:
+                raise
+        places = places[: len(places) // 2]
 
 
 def _run_again(vae: VAE, x: Tensor) -> tuple[Finding, Finding]:
