@@ -538,6 +538,37 @@ def test_an_audit_that_is_interrupted_twice_says_nothing_false_of_what_is_kept(i
     assert not kept[0].exists()
 
 
+SWALLOWING = """
+import contextlib, os, signal, time
+with contextlib.suppress(KeyboardInterrupt):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("name", ["doctor", "audit"])
+def test_an_interruption_of_which_an_adapter_makes_nothing_ends_with_130_all_the_same(
+    installed: Command, name: str
+) -> None:
+    adapter = own()
+    before("own.py", SWALLOWING)
+    done = installed(name, "--adapter", adapter)
+    assert done.code == 130
+    assert "passed" not in done.out
+    if name == "doctor":
+        assert (done.out, done.err) == ("", "interrupted; no report was written\n")
+    else:
+        assert ended() == ("interrupted", "inconclusive", 130)
+
+
+def test_an_interruption_of_which_a_library_makes_nothing_while_no_work_is_done_ends_with_130(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vaeaudit.model.adapters.installed_adapters", lambda: exec(SWALLOWING, {}) or [])
+    done = command("adapters")
+    assert (done.code, done.err) == (130, "interrupted\n")
+
+
 def test_a_signal_while_the_command_line_is_loaded_ends_with_130() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, and so would the run
     traced = [sys.executable, "-X", "importtime", "-m", "vaeaudit", "audit"]
