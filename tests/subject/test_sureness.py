@@ -95,7 +95,10 @@ def test_few_items_are_said_to_be_few_and_infinite_likelihoods_to_be_that() -> N
     assert few.verdict is Verdict.PASS
     assert few.message.endswith("in its place 5; worse on 8 of 8 items, too few to tell from chance: give more")
     none = finding(torch.full((8,), math.inf), without + math.inf, error, 2 * error, -image, scaled=True)
-    assert (none.verdict, none.message) == (Verdict.UNSURE, "-log p(x|z) is infinite, as of infinite logits, for 8 of 8 items")
+    assert (none.verdict, none.message) == (
+        Verdict.UNSURE,
+        "-log p(x|z) is infinite, as of infinite logits, for 8 of 8 items",
+    )
     of_nan = finding(torch.full((8,), math.nan), without, error, 2 * error, -image)
     told = "-log p(x|z) is NaN, as of deviations that are NaN, for 8 of 8 items"
     assert (of_nan.verdict, of_nan.message) == (Verdict.UNSURE, told)
