@@ -1,6 +1,5 @@
 import copy
 import itertools
-import itertools
 import math
 import re
 from collections.abc import Callable
