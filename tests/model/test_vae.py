@@ -212,19 +212,6 @@ def test_bernoulli_from_logits_is_exact_where_the_decoder_is_sure() -> None:
     assert float(BernoulliLogits(logits).log_prob(x)) == pytest.approx(-1000.0, rel=1e-12)
 
 
-def test_bernoulli_from_infinite_logits_is_the_limit_and_leaves_other_gradients_as_they_are() -> None:
-    logits = torch.tensor([[torch.inf, -torch.inf, 0.7]] * 4 + [[torch.nan] * 3], dtype=torch.float64)
-    logits.requires_grad_(True)
-    x = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.5, 0.0], [1.0, 1.0]], dtype=torch.float64)
-    x = torch.cat([x, torch.full((5, 1), 0.25).double()], 1)
-    alone = BernoulliLogits(logits[:1, 2:]).log_prob(x[:1, 2:])
-    found = BernoulliLogits(logits).log_prob(x)
-    assert found[:4].tolist() == [float(alone.detach()), -torch.inf, -torch.inf, -torch.inf]
-    assert bool(found[4].isnan())
-    of_alone, of_found = (torch.autograd.grad(value.sum(), logits)[0] for value in (alone, found[:1]))
-    assert torch.equal(of_found[0], of_alone[0])
-
-
 def test_bernoulli_from_probabilities_clamps_each_logarithm_at_minus_100() -> None:
     p = torch.tensor([[0.0, 1.0, 0.0, 1.0]], dtype=torch.float64)
     x = torch.tensor([[1.0, 0.0, 0.0, 1.0]], dtype=torch.float64)

@@ -290,15 +290,12 @@ class BernoulliLogits:
         return torch.sigmoid(self.logits)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Sum of x log p + (1 - x) log(1 - p), (batch,); x in [0, 1]. Infinite logits count with its limits."""
-        x = x.expand_as(self.logits)
-        log_p = -F.binary_cross_entropy_with_logits(self.logits, x, reduction="none").flatten(1).sum(1)
-        if not bool(log_p.isnan().any()):
-            return log_p
-        infinite = self.logits.isinf()  # of which torch makes inf - inf, or 0 times inf
-        limit = torch.where(x == self.mean, 0.0, -torch.inf)
-        finite = -F.binary_cross_entropy_with_logits(self.logits.masked_fill(infinite, 0.0), x, reduction="none")
-        return torch.where(infinite, limit, finite).flatten(1).sum(1)
+        """Sum of x log p + (1 - x) log(1 - p), (batch,); x in [0, 1]."""
+        return (
+            -F.binary_cross_entropy_with_logits(self.logits, x.expand_as(self.logits), reduction="none")
+            .flatten(1)
+            .sum(1)
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,8 +77,8 @@ def finding(
         return Finding(_NAME, Verdict.PASS, "not compared with that of the mean image")
     infinite, count = int((~nll.isfinite()).sum()), len(nll)
     if 2 * infinite > count:
-        found = "NaN, as of deviations that are NaN," if bool(nll.isnan().any()) else "infinite, as of infinite logits,"
-        return Finding(_NAME, Verdict.UNSURE, f"-log p(x|z) is {found} for {infinite} of {count} items")
+        what = "NaN, as of infinite logits or deviations that are NaN," if bool(nll.isnan().any()) else "infinite"
+        return Finding(_NAME, Verdict.UNSURE, f"-log p(x|z) is {what} for {infinite} of {count} items")
     nll = torch.where(nll.isnan(), torch.inf, nll)
     place = "in its place, of the same standard deviations," if scaled else "in its place"
     told = f"mean -log p(x|z) {float(nll.mean()):.4g} nats, with the mean image {place} {float(image.mean()):.4g}"
