@@ -268,11 +268,15 @@ def test_a_sweep_that_was_stopped_early_is_told_from_one_that_ended(small: tuple
     short = look(kl_to(vae.encode, x_t), vae.encode, x, x_t, found)
     assert all(Sign.NOT_CONVERGED in item for item in shown(short))
     assert "raise --max-evaluations" in short.message(Sign.NOT_CONVERGED, 0)
-    # What was interrupted is helped by letting it end, not by a longer search.
-    interrupted = look(kl_to(vae.encode, x_t), vae.encode, x, x_t, replace(found, interrupted=True))
-    for measured in (interrupted, replace(interrupted, measured=interrupted.measured.new_full((9, len(x)), math.nan))):
+    # What an interruption cut off is helped by letting it end, and only what had come to its limit by a longer search.
+    status = found.status.clone()
+    status[0, 2] = int(Status.STOPPED)
+    cut = look(kl_to(vae.encode, x_t), vae.encode, x, x_t, replace(found, status=status, interrupted=True))
+    for measured in (cut, replace(cut, measured=cut.measured.new_full((9, len(x)), math.nan))):
         assert "let it end" in measured.message(Sign.NOT_CONVERGED, 0)
         assert not any("--max-evaluations" in measured.message(sign, 0) for sign in Sign)
+        assert "raise --max-evaluations" in measured.message(Sign.NOT_CONVERGED, 1)
+        assert not any("let it end" in measured.message(sign, 1) for sign in Sign)
 
 
 def test_a_sweep_of_the_bundled_model_shows_no_sign_unless_it_stops_early(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from vaeaudit_adapters.mlp import MLP
 
 from vaeaudit.audit.artifacts import artifacts
 from vaeaudit.audit.journal import FOLDER, Journal, shared
@@ -33,6 +34,7 @@ from vaeaudit.errors import (
     VaeauditError,
 )
 from vaeaudit.model.batches import Elsewhere, RowBatches
+from vaeaudit.model.vae import DiagonalGaussian
 from vaeaudit.report import writer
 from vaeaudit.report.writer import to_json
 from vaeaudit.settings.config import Resolved, resolve
@@ -193,6 +195,27 @@ def test_killed_at_any_byte_an_audit_goes_on_from_there(tmp_path: Path, of: int)
         kept = len(list(entries(log)))
         assert told(shard_of(resolved, Shard(1, of), checks, resume=True)) == whole
         assert len(list(entries(log))) >= kept
+
+
+@pytest.mark.parametrize("of", [1, 2])
+def test_batches_that_another_process_halved_are_told_by_the_report(
+    tmp_path: Path, of: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved, encode = asked(tmp_path), MLP.encode
+    subject = prepare(resolved.settings)
+
+    def hungry(vae: MLP, x: Tensor) -> DiagonalGaussian:
+        if len(x) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(vae, x)
+
+    monkeypatch.setattr(MLP, "encode", hungry)
+    with suppress(UnfinishedError):
+        audit(subject, resolved, ["test"], ("noise",), lambda _: True, journal_of(subject, False, Shard(of, of)))
+    monkeypatch.setattr(MLP, "encode", encode)
+    done = shard_of(resolved, Shard(1, of), ("noise",), resume=True)
+    (told_of,) = [warning for warning in done.report.warnings if "halved" in warning]
+    assert told_of == "memory ran out, so that batches were halved, down to 3 rows, which rounds differently"
 
 
 def test_a_damaged_entry_and_all_after_it_are_done_again(tmp_path: Path) -> None:

@@ -259,6 +259,11 @@ def fails_while_compiled(h: Tensor) -> Tensor:
     return h
 
 
+def tiny_linear(h: Tensor) -> Tensor:
+    return F.linear(h, 1e-100 * torch.eye(h.shape[1], dtype=torch.float64), torch.ones(h.shape[1], dtype=torch.float64))
+
+
+_UNDERFLOW = "weights or products of weights below 1e-146, whose squares underflow"
 REFUSED: dict[str, tuple[Function, str]] = {
     "chance in python": (drawn, "other values, .* apart"),
     "overflow": (
@@ -267,7 +272,23 @@ REFUSED: dict[str, tuple[Function, str]] = {
     ),
     "weights that are 0 when squared": (
         lambda h: F.linear(h.double(), 1e-200 * torch.eye(h.shape[1], dtype=torch.float64)),
-        "weights below 1e-146, whose squares underflow",
+        _UNDERFLOW,
+    ),
+    "a factor that is 0 when squared": (lambda h: h.double() * 1e-200, _UNDERFLOW),
+    "a divisor whose inverse is 0 when squared": (lambda h: h.double() / 1e200, _UNDERFLOW),
+    "factors one of which is 0 when squared": (
+        lambda h: h.double() * torch.tensor([1e-200, *[1.0] * (h.shape[1] - 1)], dtype=torch.float64),
+        _UNDERFLOW,
+    ),
+    "normalisation by what is 0 when squared": (
+        lambda h: F.batch_norm(
+            h.double(), *(torch.full((h.shape[1],), n, dtype=torch.float64) for n in (0, 1, 1e-200))
+        ),
+        _UNDERFLOW,
+    ),
+    "layers whose product is 0 when squared": (
+        lambda h: 1e200 * F.leaky_relu(tiny_linear(F.leaky_relu(tiny_linear(h.double()))), 5.0),
+        _UNDERFLOW,
     ),
     "chance": (lambda h: h + torch.rand(h.shape[1]), "'rand'|other values"),
     "dropout that trains": (lambda h: F.dropout(h, 0.5, training=True), "'dropout'|other values"),

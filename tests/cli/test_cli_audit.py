@@ -333,8 +333,14 @@ def test_processes_that_would_write_one_report_many_times_are_refused(
     command("audit", "-q").said(2, "WORLD_SIZE is set and RANK is not")
     monkeypatch.setenv("RANK", "0")
     command("noise", "-q").said(2, "audit alone is shared out among processes")
+
+
+def test_a_folder_without_shards_is_told_from_one_that_is_not_there(command: Command) -> None:
     Path("empty").mkdir()
-    command("merge", "empty").said(2, "holds no shards of an audit")
+    Path("file").touch()
+    command("merge", "empty").said(2, "empty holds no shards of an audit; name the --out")
+    for name in ("nowhere", "file"):
+        command("merge", name).said(2, f"there is no folder {name}; name the --out of vaeaudit audit")
 
 
 def test_shards_are_merged_from_another_folder_than_they_ran_in(

@@ -292,9 +292,10 @@ def test_a_model_that_fails_in_the_middle_ends_with_3_and_keeps_what_was_found(
     assert report()["checks"][0]["verdict"] == "inconclusive"
 
 
-def test_memory_that_holds_fewer_rows_than_asked_for_changes_nothing(command: Command) -> None:
+@pytest.mark.parametrize("room", [8, 2])
+def test_memory_that_holds_fewer_rows_than_asked_for_changes_nothing(command: Command, room: int) -> None:
     configure(LATENTS + MET)
-    done = command("audit", "--adapter", own("if len(x) > 8: raise torch.OutOfMemoryError('simulated')"))
+    done = command("audit", "--adapter", own(f"if len(x) > {room}: raise torch.OutOfMemoryError('simulated')"))
     assert (done.code, done.err) == (0, "")
     less = report()["metrics"]
     assert command("audit", "--adapter", own()).code == 0
@@ -535,6 +536,37 @@ def test_an_audit_that_is_interrupted_twice_says_nothing_false_of_what_is_kept(i
     done = installed("audit", "--adapter", own(WAITING), "--resume")
     assert (done.code, done.err) == (0, "")
     assert not kept[0].exists()
+
+
+SWALLOWING = """
+import contextlib, os, signal, time
+with contextlib.suppress(KeyboardInterrupt):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("name", ["doctor", "audit"])
+def test_an_interruption_of_which_an_adapter_makes_nothing_ends_with_130_all_the_same(
+    installed: Command, name: str
+) -> None:
+    adapter = own()
+    before("own.py", SWALLOWING)
+    done = installed(name, "--adapter", adapter)
+    assert done.code == 130
+    assert "passed" not in done.out
+    if name == "doctor":
+        assert (done.out, done.err) == ("", "interrupted; no report was written\n")
+    else:
+        assert ended() == ("interrupted", "inconclusive", 130)
+
+
+def test_an_interruption_of_which_a_library_makes_nothing_while_no_work_is_done_ends_with_130(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vaeaudit.model.adapters.installed_adapters", lambda: exec(SWALLOWING, {}) or [])
+    done = command("adapters")
+    assert (done.code, done.err) == (130, "interrupted\n")
 
 
 def test_a_signal_while_the_command_line_is_loaded_ends_with_130() -> None:

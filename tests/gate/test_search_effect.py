@@ -38,7 +38,7 @@ def showing(result: Any, *signs: Sign) -> Any:
     measured = torch.zeros_like(result.signs.measured)
     for sign in signs:
         measured[list(Sign).index(sign), 1] = 1.0
-    return replace(result, signs=Signs(measured))
+    return replace(result, signs=Signs(measured, result.signs.cut_off))
 
 
 @pytest.mark.parametrize("mode", ["latent", "output"])

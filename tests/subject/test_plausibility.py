@@ -237,6 +237,28 @@ def test_a_bad_finding_says_what_to_look_at(
     assert words in told
 
 
+@pytest.mark.parametrize(("call", "caught_by"), [(0, {"determinism", "rows apart"}), (1, {"determinism"})])
+@pytest.mark.parametrize("part", ["encode", "decode"])
+def test_a_model_that_gives_nan_now_and_then_is_told_of_its_nan(
+    part: str, call: int, caught_by: set[str], bundled_model: Any, bundled_images: Tensor
+) -> None:
+    calls = itertools.count()
+
+    def first_or_second(vae: Any, rows: Tensor) -> Any:
+        of_rows = getattr(vae, part)(rows)
+        if len(rows) != 8 or next(calls) != call:  # the probes
+            return of_rows
+        kind, nan = type(of_rows), of_rows.mean * math.nan
+        return kind(nan) if part == "decode" else kind(nan, of_rows.log_stddev)
+
+    found = examine(Altered(bundled_model, **{part: first_or_second}), bundled_images[:50])
+    assert bad(found) == caught_by
+    told = {finding.name: finding.message for finding in found.findings}
+    for name in caught_by:
+        assert "NaN" in told[name]
+        assert "buffer" not in told[name]
+
+
 @pytest.mark.parametrize("factor", [255.0, 1 / 255])
 def test_data_in_another_range_than_the_models_are_caught(
     factor: float, bundled_model: Any, bundled_images: Tensor

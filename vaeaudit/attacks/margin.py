@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vaeaudit.attacks.attacked import Attacked
 from vaeaudit.attacks.ball import furthest, settle
-from vaeaudit.attacks.signs import DIRECTIONS, UNINTERRUPTED, Signs, signs_of
+from vaeaudit.attacks.signs import DIRECTIONS, Signs, signs_of
 from vaeaudit.attacks.term import Term
 from vaeaudit.attacks.within import BLOCK, Within
 from vaeaudit.errors import ConfigError, nearest
@@ -54,7 +54,7 @@ _FURTHEST = 0.4  # in the norm's logarithm, that one look can move where P is th
 _BISECTED = 0.55  # of the time, as measured, goes to bisection
 _TESTS = 12  # of one item at most
 _JUDGED = 128  # draws by which the finished search is judged
-_EFFORT = "search from other starts, with another --seed"
+EFFORT = "search from other starts, with another --seed"
 _NOISE = _POOL + _SELECTION + 2 * BLOCK  # draws of an item held at a time
 _VECTORS = 80  # and vectors of the size of an input
 _MEMORY = 2**33  # bytes that the items of a group may take
@@ -145,7 +145,8 @@ def empirical_margin(
         parts.append(_Search(*given, keys[group], rows, part).run())
     names = [field.name for field in fields(Empirical) if field.name not in ("signs", "interrupted")]
     joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-    signs = Signs(torch.cat([part.signs.measured for part in parts], 1), parts[-1].signs.effort)
+    measured = torch.cat([part.signs.measured for part in parts], 1)
+    signs = Signs(measured, torch.cat([part.signs.cut_off for part in parts]), EFFORT)
     return Empirical(signs=signs, interrupted=any(part.interrupted for part in parts), **joined)
 
 
@@ -232,8 +233,8 @@ class _Search(Within):
         encode = encoder(self.vae) if self.sigma == "full" else None
         x = self.x.reshape(-1, *self.shape)
         signs = signs_of(nearness, encode, x, None, found, ways, box=self.box, norm="l2", rows=rows)
-        effort = UNINTERRUPTED if self.stopped else _EFFORT
-        return Signs(torch.where(self.margin == 0, 0.0, signs.measured), effort)
+        cut_off = torch.full_like(searched, self.stopped)  # those that were searched lack tests
+        return Signs(torch.where(self.margin == 0, 0.0, signs.measured), cut_off, EFFORT)
 
     def search(self, item: Tensor, searched: Tensor) -> tuple[Tensor, Tensor]:
         """The ray of each item (I, n) that leaves r-robustness soonest and where it does, inf for nowhere, (I,).

@@ -16,17 +16,18 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from vaeaudit.attacks.attacked import Attacked, Searched, Sweep
+from vaeaudit.attacks.attacked import Attacked, Sweep
 from vaeaudit.attacks.left import ENOUGH, FALLS, MOST, left_share, still_falling
 from vaeaudit.attacks.probes import DrawTerm, Probes
 from vaeaudit.attacks.term import DataTerm
 from vaeaudit.model.batches import RowBatches
 from vaeaudit.model.conditions import Encode
 from vaeaudit.model.ranges import Range
+from vaeaudit.optim.lbfgsb import Status
 
 DIRECTIONS = 6  # random directions of an item, each tried both ways
 _LONGER = "raise --max-evaluations"
-UNINTERRUPTED = "let it end, as it was interrupted"
+_UNINTERRUPTED = "let it end, as it was interrupted"
 
 
 class Sign(StrEnum):
@@ -118,10 +119,12 @@ class Signs:
     the data term by moving the elements without a gradient to the target, or to a far point where there is none; the
     relative error of the gradient against central differences; the share of log-variances at a clamp's edge; the share
     missed of the gain of the best point that costs no search; the excess of the objective over that of d = 0; the
-    change of a value when it is computed again. NaN counts as a sign. ``effort`` says what makes the search stronger.
+    change of a value when it is computed again. NaN counts as a sign. ``effort`` says what makes the search stronger,
+    but of items that are ``cut_off`` (P,): an interruption ended their search.
     """
 
     measured: Tensor
+    cut_off: Tensor
     effort: str = _LONGER
 
     @property
@@ -149,7 +152,8 @@ class Signs:
         value = float(self.measured[list(Sign).index(sign), item])
         _, measured, remedy = _SAYS[sign]
         told = f"{measured.format(value) if isfinite(value) else f'measured as {value}'}; {remedy}"
-        return (told if isfinite(value) else _NOT_MEASURED.get(sign, told)).replace("{effort}", self.effort)
+        effort = _UNINTERRUPTED if self.cut_off[item] else self.effort
+        return (told if isfinite(value) else _NOT_MEASURED.get(sign, told)).replace("{effort}", effort)
 
 
 def signs_of(
@@ -184,8 +188,8 @@ def signs_of(
         Sign.ABOVE_ZERO: look.above_zero(fresh),
         Sign.NOT_REPEATABLE: look.change(),
     }
-    interrupted = isinstance(found, Searched) and found.interrupted
-    return Signs(torch.stack([measured[sign] for sign in Sign]), UNINTERRUPTED if interrupted else _LONGER)
+    cut_off = (found.status == int(Status.STOPPED)).any(1)
+    return Signs(torch.stack([measured[sign] for sign in Sign]), cut_off)
 
 
 def _at_chosen(found: Attacked) -> Tensor:

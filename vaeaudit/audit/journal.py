@@ -11,7 +11,7 @@ Several processes share an audit out (:mod:`vaeaudit.audit.shards`): each writes
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,13 +26,15 @@ from vaeaudit.audit.kept import DAMAGED, packed, part_of, record_of
 from vaeaudit.audit.log import Log
 from vaeaudit.audit.shards import WHOLE, Shard, parse, told_here
 from vaeaudit.checks.record import Drawing, Record
-from vaeaudit.errors import ConfigError, InputError, OutputError, VaeauditError, listed, told
-from vaeaudit.model.batches import Elsewhere, KeepPart, keeping
+from vaeaudit.errors import ConfigError, InputError, OutputError, VaeauditError, clipped, listed, told
+from vaeaudit.model.batches import Elsewhere, KeepPart, halved, halving, keeping
 from vaeaudit.model.files import named_part
 from vaeaudit.progress import GoOn
 
 FOLDER = "vaeaudit-journal"
 _SECONDS = "seconds"
+_HALVED = "halved"  # to how few rows batches were halved until then, as memory ran out
+_NAME_IT = "name the --out of vaeaudit audit --shard I/N"
 # Facts of a journal in words.
 _MEANT = {
     "behaviour": "losses",
@@ -135,7 +137,7 @@ class Journal:
                     return found
                 tensors = {str(k): tensor.cpu().clone().contiguous() for k, tensor in enumerate(found)}  # may share
                 on = json.dumps([str(tensor.device) for tensor in found])
-                self._keep(key, place, tensors, {"on": on, _SECONDS: f"{time.monotonic() - begun:.3f}"})
+                self._keep(key, place, tensors, {"on": on, _SECONDS: f"{time.monotonic() - begun:.3f}"}, sizes)
                 return found
 
             return part
@@ -143,7 +145,7 @@ class Journal:
         if self._computes:
             self._open()
         try:
-            with keeping(keep):
+            with keeping(keep), halving() as sizes:
                 record = work(go_on)
         except (Elsewhere, OutputError):
             raise
@@ -157,11 +159,13 @@ class Journal:
         if self._computes:
             taken = time.monotonic() - started + self.seconds.get(unit, 0.0) - before
             tensors, metadata = packed(record)
-            self._keep(key, "", tensors, metadata | {_SECONDS: f"{taken:.3f}"})
+            self._keep(key, "", tensors, metadata | {_SECONDS: f"{taken:.3f}"}, sizes)
         return record
 
     def _count(self, unit: str, entry: log.Entry) -> None:
-        """Add what a served entry had taken, if it says a number."""
+        """Add what a served entry had taken, if it says a number, and tell of batches that were halved for it."""
+        with suppress(*DAMAGED):
+            halved(int(entry.metadata[_HALVED]))
         with suppress(*DAMAGED):
             self.seconds[unit] = self.seconds.get(unit, 0.0) + max(0.0, float(entry.metadata[_SECONDS]))
 
@@ -253,8 +257,11 @@ class Journal:
                     "that file"
                 )
 
-    def _keep(self, key: str, part: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        entry = self._open().append(tensors, {"key": key, "part": part, **metadata})
+    def _keep(
+        self, key: str, part: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], sizes: Sequence[int] = ()
+    ) -> None:
+        told = {_HALVED: str(min(sizes))} if sizes else {}
+        entry = self._open().append(tensors, {"key": key, "part": part, **metadata, **told})
         self._kept = True
         if self.resume:
             self._found[key, part] = entry
@@ -287,8 +294,10 @@ class Shared:
 def shared(folder: Path) -> tuple[Shared, Shard]:
     """What the shards in a folder are of, and the shard that merges them.
 
-    Raises :class:`ConfigError` where there are none, or shards of several audits.
+    Raises :class:`ConfigError` where there is no such folder, where it holds none, or shards of several audits.
     """
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {clipped(str(folder))}; {_NAME_IT}")
     of = {file: told for file, told in opened(folder / FOLDER).items() if told[1].of > 1}
     if not of:
         cut = [file.name for file in sorted((folder / FOLDER).glob(f"shard-*{log.SUFFIX}")) if file.is_file()]
@@ -304,7 +313,7 @@ def shared(folder: Path) -> tuple[Shared, Shard]:
             )
         whole = (folder / "report.json").is_file()
         but = ", but a report, as one process or --shard 1/1 writes it without a merge" if whole else ""
-        raise ConfigError(f"{folder} holds no shards of an audit{but}; name the --out of vaeaudit audit --shard I/N")
+        raise ConfigError(f"{folder} holds no shards of an audit{but}; {_NAME_IT}")
     (first, (about, shard, _)), *others = of.items()
     for file, (other, its, _) in others:
         if other != about or its.of != shard.of:

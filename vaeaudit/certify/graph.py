@@ -14,10 +14,13 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
 from torch.distributions import Distribution
+from torch.fx.node import map_aggregate
 
 from vaeaudit.certify.activations import ACTIVATIONS
 from vaeaudit.certify.rewriting import CASTS, in_double, name_of, owner, writes
@@ -40,6 +43,9 @@ class Kind(StrEnum):
     OUTPUT = "output"
 
 
+# torch gives these no types.
+_make_dual = cast(Callable[..., Any], forward_ad.make_dual)
+_unpack_dual = cast(Callable[..., Any], forward_ad.unpack_dual)
 _STILL = (Kind.CONSTANT, Kind.SIZE)
 _LEAST = 1e-146  # size of a weight: the sums of squares of larger ones are as precise as others
 # Affine in one argument, the place given (first where none is), if all others are constant.
@@ -204,19 +210,60 @@ def trace(
 def _require_double(graph: Graph, what: str, like: Tensor) -> None:
     """Refuse what is not in float64 after all, as a sum of another dtype: it would be rounded, as no bound knows.
 
-    And weights too small for it: norms are sums of squares, in which they would count as 0.
+    And weights and products of weights too small for it: norms are sums of squares, in which they would count as 0.
     """
-    run = fx.Interpreter(graph.module, garbage_collect_values=False)
-    run.run(torch.zeros((2, *graph.input_shape), dtype=torch.float64, device=like.device))
-    for node in graph.of(Kind.AFFINE, Kind.ACTIVATION, Kind.MAXIMUM):
-        value = run.env[node]
-        parts = value if isinstance(value, (tuple, list)) else (value,)
-        if any(isinstance(part, Tensor) and part.dtype != torch.float64 for part in parts):
-            raise _refusal(node, "a change of the dtype", what)
-    for node in graph.of(Kind.AFFINE):
-        weights = (run.env[source] for source in node.all_input_nodes if graph.kinds[source] is Kind.CONSTANT)
-        if any(isinstance(w, Tensor) and w.ndim > 1 and ((w != 0) & (w.abs() < _LEAST)).any() for w in weights):
-            raise _refusal(node, f"weights below {_LEAST:.0e}, whose squares underflow", what)
+    with forward_ad.dual_level(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own, at the first tangent
+        x = torch.zeros((2, *graph.input_shape), dtype=torch.float64, device=like.device)
+        run = _Slopes(graph)
+        run.run(_make_dual(x, torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)))
+        for node in graph.of(Kind.AFFINE, Kind.ACTIVATION, Kind.MAXIMUM):
+            value = run.env[node]
+            every = value if isinstance(value, (tuple, list)) else (value,)
+            parts = [part for part in every if isinstance(part, Tensor)]
+            if any(part.dtype != torch.float64 for part in parts):
+                raise _refusal(node, "a change of the dtype", what)
+            slopes = [_unpack_dual(part).tangent for part in parts]
+            sources = (source for source in node.all_input_nodes if graph.kinds[source] is Kind.CONSTANT)
+            weights = [w for w in map(run.env.get, sources) if isinstance(w, Tensor) and w.ndim > 1]
+            if graph.kinds[node] is Kind.AFFINE and any(_too_small(each) for each in (*weights, *slopes)):
+                told = f"weights or products of weights below {_LEAST:.0e}, whose squares underflow"
+                raise _refusal(node, told, what)
+
+
+def _too_small(of: Tensor | None) -> bool:
+    return of is not None and bool(((of != 0) & (of.abs() < _LEAST)).any())
+
+
+class _Slopes(fx.Interpreter):
+    """Runs a graph with a tangent that activations hand on as it comes, and maxima by its own: what weights make."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph.module, garbage_collect_values=False)
+        self.kinds = graph.kinds
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Without the tangent where none is asked for: not every operation can take one."""
+        arguments, keywords = super().fetch_args_kwargs_from_env(n)
+        if self.kinds[n] not in (Kind.FREE, Kind.ACTIVATION, Kind.MAXIMUM):
+            return arguments, keywords
+        return map_aggregate(arguments, _primal), {k: _primal(v) for k, v in keywords.items()}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if self.kinds[n] not in (Kind.ACTIVATION, Kind.MAXIMUM):
+            return super().run_node(n)
+        (given, *rest), keywords = super().fetch_args_kwargs_from_env(n)
+        slope = _unpack_dual(given).tangent
+        if slope is None:  # nothing of the input comes here after all
+            return super().run_node(n)
+        slope = slope.clone()  # as the activation may be in place
+        if self.kinds[n] is Kind.MAXIMUM:
+            slope = cast(Callable[..., Tensor], n.target)(slope, *rest, **keywords)
+        return _make_dual(super().run_node(n), slope)
+
+
+def _primal(value: Any) -> Any:
+    return _unpack_dual(value).primal if isinstance(value, Tensor) else value
 
 
 def reason(error: BaseException) -> str:

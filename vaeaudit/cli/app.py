@@ -124,14 +124,14 @@ def main() -> None:
         BaseException
     ) as error:  # whatever it is, a panic of an extension included, it must read as an accident and not as a finding
         # A library that is stopped while it loads may say so in an error of its own.
-        interrupted = stopped or isinstance(error, KeyboardInterrupt | typer.Abort)
-        code = 130 if interrupted else _told(error)
+        code = 130 if stopped or isinstance(error, KeyboardInterrupt | typer.Abort) else _told(error)
     finally:
         sys.unraisablehook, warnings.formatwarning = hooks
         for number, handler in before.items():
             signal.signal(number, handler)
     if stopped:  # while no command watched for it, which says so itself
         complain("interrupted")
+        code = 130  # also where a library made nothing of it
     sys.exit(code or 0)
 
 

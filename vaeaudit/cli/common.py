@@ -82,6 +82,8 @@ class Reporter:
                         yield
                 else:
                     yield
+            if self.interrupted and not self.keeping:  # what a library caught, and made nothing of
+                raise KeyboardInterrupt
         except KeyboardInterrupt:
             complain("interrupted; no report was written")
             raise
@@ -91,9 +93,9 @@ class Reporter:
                 signal.signal(number, handler)
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        if self.interrupted or not self.keeping:
+        again, self.interrupted = self.interrupted, True
+        if again or not self.keeping:
             raise KeyboardInterrupt
-        self.interrupted = True
         self.say("stopping: keeping what has been found (once more to end at once)")
 
 

@@ -53,13 +53,21 @@ def fitting(rows: int | None) -> Iterator[None]:
 
 @contextmanager
 def halving() -> Iterator[list[int]]:
-    """The sizes that batches are halved to within this, as memory runs out."""
+    """The sizes that batches are halved to within this, as memory runs out; whoever asked around it gets them, too."""
     sizes: list[int] = []
     token = _HALVED.set(sizes)
     try:
         yield sizes
     finally:
         _HALVED.reset(token)
+        for size in sizes:
+            halved(size)
+
+
+def halved(size: int) -> None:
+    """Tell whoever asked by :func:`halving` that batches were halved to so many rows."""
+    if (sizes := _HALVED.get()) is not None:
+        sizes.append(size)
 
 
 class RowBatches:
@@ -129,8 +137,7 @@ class RowBatches:
                         f"not even one row of the model fits into memory ({told(error)}); use a larger device"
                     ) from error
                 self.size = max(1, min(self.size, total) // 2)
-                if (halved := _HALVED.get()) is not None:
-                    halved.append(self.size)
+                halved(self.size)
                 continue
             if found is None:
                 elsewhere = True

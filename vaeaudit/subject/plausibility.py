@@ -7,6 +7,7 @@ ReLU, or a log-variance read as the logarithm of the standard deviation: the los
 those of training.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from vaeaudit.model.box import range_of
 from vaeaudit.model.conditions import model_of, under
 from vaeaudit.model.divergence import Density, closed_form, layers_to_prior, to_prior
 from vaeaudit.model.families import gaussian_part, without_gradient
+from vaeaudit.model.memory import ran_out
 from vaeaudit.model.vae import VAE, Chain, GaussianLikelihood, Hierarchical, Likelihood, Posterior
 from vaeaudit.stats import estimates
 from vaeaudit.stats.draws import noise_set
@@ -106,19 +108,17 @@ def examine(
         of_two = under(vae, slice(2))
         posterior = of_two.encode(x[:2])
         likelihood, how = of_two.decode(posterior.mean), _how(vae, posterior)
-    spread = slice(0, None, max(1, len(x) // _PROBED))  # data are often stored class by class
-    probes, probed = x[spread][:_PROBED], items[spread][:_PROBED]
-    of_probes = under(vae, number[spread][:_PROBED])
+    again, slopes = _of_few(vae, x, items, seed)
     findings = [
         _evaluation_mode(vae),
-        *_run_again(of_probes, probes),
+        *again,
         _divergence(kl, varies, items, how),
         _range(likelihood, mean, x),
         baseline.finding("reconstruction", raw, error, mean[baseline.compared]),
         # Of a posterior that tells little of an item a draw may come out as the mean image does.
         baseline.finding("reconstruction of a draw", drawn_raw, drawn_error, drawn, unseen=Verdict.UNSURE),
         sureness.finding(nll, without, raw, baseline.raw, rising, isinstance(likelihood, GaussianLikelihood)),
-        gradients(of_probes, probes, probed, seed),
+        slopes,
         _log_variance(vae, x, rows, items),
         *(latent_scale.finding(one, stated) for one in moments),
     ]
@@ -189,6 +189,20 @@ def _evaluation_mode(vae: VAE) -> Finding:
     return Finding("evaluation mode", Verdict.PASS, "no part is in training mode")
 
 
+def _of_few(vae: VAE, x: Tensor, items: Sequence[int], seed: int) -> tuple[tuple[Finding, Finding], Finding]:
+    """What a second run and a backward pass tell, of as many of a few items as fit into memory, at least two."""
+    places = range(0, len(x), max(1, len(x) // _PROBED))[:_PROBED]  # data are often stored class by class
+    while True:
+        at = torch.tensor(places, device=x.device)
+        of_probes, probes = under(vae, at), x[at]
+        try:
+            return _run_again(of_probes, probes), gradients(of_probes, probes, [items[place] for place in places], seed)
+        except Exception as error:  # the adapter is the user's code
+            if not ran_out(error) or len(places) < 4:
+                raise
+        places = places[: len(places) // 2]
+
+
 def _run_again(vae: VAE, x: Tensor) -> tuple[Finding, Finding]:
     """Whether the model gives the same for the same inputs once more, and for each of them alone."""
 
@@ -213,12 +227,16 @@ def _run_again(vae: VAE, x: Tensor) -> tuple[Finding, Finding]:
 
 
 def _same(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    """To the bit; NaN is the same as NaN."""
+    return all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(first, second, strict=True))
 
 
 def _deterministic(first: tuple[Tensor, ...], second: tuple[Tensor, ...], kept: bool) -> Finding:
     if not kept:
         message = "what the model returned changes when it is called again; return new tensors, not a buffer used again"
+        return Finding("determinism", Verdict.FAIL, message)
+    if any(bool(values.isnan().any()) for values in (*first, *second)):  # of items that gave none before
+        message = "the same input gives NaN at some calls alone; is memory read that was never written (torch.empty)?"
         return Finding("determinism", Verdict.FAIL, message)
     if _same(first, second):
         return Finding("determinism", Verdict.PASS, "the same input gives the same output")
@@ -229,7 +247,11 @@ def _independent_rows(vae: VAE, together: tuple[Tensor, ...], alone: tuple[Tenso
     def change(a: Tensor, b: Tensor) -> float:
         return float((a - b).abs().max() / a.abs().max().clamp(min=1))
 
-    gap = max(change(a, b) for a, b in zip(together, alone, strict=True))
+    gaps = [change(a, b) for a, b in zip(together, alone, strict=True)]
+    if any(map(math.isnan, gaps)):
+        message = "an item's posterior or reconstruction is NaN or infinite in one batch and not in another"
+        return Finding("rows apart", Verdict.FAIL, message)
+    gap = max(gaps)
     message = f"an item's posterior and reconstruction change by {gap:.1e} (relative) with the items beside it"
     # Far above the rounding that another batch size brings, in any precision.
     if gap <= torch.finfo(dtype).eps ** 0.5:

@@ -439,7 +439,7 @@ def result_of(norm: list[float], error: list[float], *, gap: float, source: floa
         objective=Objective("latent"),
         seed=0,
         sweep=found,
-        signs=Signs(torch.zeros(len(Sign), 1)),
+        signs=Signs(torch.zeros(len(Sign), 1), torch.zeros(1) > 0),
         source=one,
         source_reconstruction=one,
         target=one,

@@ -211,3 +211,24 @@ def test_a_likelihood_of_logits_gives_its_own_log_likelihood(bundled_model: Any,
     p = bundled_model.decode(bundled_model.encode(bundled_images[:5]).mean)
     assert isinstance(p, BernoulliLogits)
     torch.testing.assert_close(result.at_mean["log_likelihood"].float(), p.log_prob(bundled_images[:5]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_decoder_of_another_precision_is_compared_as_what_it_gives(
+    dtype: torch.dtype, bundled_model: Any, bundled_images: Tensor
+) -> None:
+    class Rounded:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(bundled_model, name)
+
+        def decode(self, z: Tensor) -> BernoulliLogits:
+            return BernoulliLogits(bundled_model.decode(z).logits.to(dtype))
+
+    class Given(Rounded):
+        def decode(self, z: Tensor) -> GaussianLikelihood:
+            return GaussianLikelihood(super().decode(z).mean.float(), torch.tensor(0.0))
+
+    rounded, given = (reconstruction(vae, bundled_images[:5], draws=2) for vae in (Rounded(), Given()))
+    for name in set(rounded.at_mean) - {"log_likelihood"}:
+        torch.testing.assert_close(rounded.at_mean[name], given.at_mean[name])
+        torch.testing.assert_close(rounded.at_draws[name], given.at_draws[name])

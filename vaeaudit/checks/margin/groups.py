@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vaeaudit.attacks.margin import Empirical
+from vaeaudit.attacks.margin import EFFORT, Empirical
 from vaeaudit.attacks.signs import Signs
 from vaeaudit.certify.theorem import Sigma
 from vaeaudit.checks.margin.certified import Certified, Effort
@@ -86,7 +86,8 @@ def packed(group: Group) -> tuple[Tensor, ...]:
         if at.empirical is not None:
             columns |= _columns(f"{place} empirical", at.empirical)
             columns[f"{place} signs"] = at.empirical.signs.measured.T
-            told["empirical"] = {**_plain(at.empirical, "signs"), "effort": at.empirical.signs.effort}
+            columns[f"{place} cut off"] = at.empirical.signs.cut_off
+            told["empirical"] = _plain(at.empirical, "signs")
         plain["at"].append(told)
     return *columns.values(), line_of({"columns": list(columns), **plain})
 
@@ -112,8 +113,7 @@ def unpacked(columns: Sequence[Tensor]) -> Group:
             missing = tuple(dict.fromkeys(why for part in parts for why in part["missing"]))
             certified = of(Certified, f"{place} certified", {}, by=by, missing=missing)
         if "empirical" in at:
-            effort = [one["at"][place]["empirical"].pop("effort") for one in plain][-1]  # the last may be interrupted
-            signs = Signs(named[f"{place} signs"].T, effort)
+            signs = Signs(named[f"{place} signs"].T, named[f"{place} cut off"], EFFORT)
             empirical = of(Empirical, f"{place} empirical", at["empirical"], signs=signs)
         every.append(Bounds(of(Kept, f"{place} kept", at["kept"]), certified, empirical))
     norms = of(JacobianNorms, "norms", plain[0]["norms"], bars=bars)

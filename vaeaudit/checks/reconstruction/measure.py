@@ -143,7 +143,7 @@ def reconstruction(
         of_part = under(vae, index)
         q = of_part.encode(part)
         p = of_part.decode(q.mean)
-        made = p.mean
+        made = p.mean.to(part)  # a decoder may give another precision than it is given
         require_finite("reconstruction", made, keys)
         at_mean = figures(part, p, made)
         at_draws = torch.zeros_like(at_mean)
@@ -151,7 +151,7 @@ def reconstruction(
             noise = noise_set(q.noise_shape, draws=draws, items=keys, seed=seed, check="reconstruction", like=q.mean)
             for eta in noise:
                 p_z = of_part.decode(q.sample(eta))
-                drawn = p_z.mean
+                drawn = p_z.mean.to(part)
                 require_finite("reconstruction from a draw of z", drawn, keys)
                 at_draws += figures(part, p_z, drawn) / draws
         if network is not None and embedded is not None:
