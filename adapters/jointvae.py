@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vaeaudit import BernoulliLogits, Checkpoint, Concrete, DiagonalGaussian, Product
 from vaeaudit.errors import AdapterError, MisfitError
 
-from .opening import Options, filled, read_options
+from .opening import Options, channels_last, filled, read_options
 
 # The weights check asks: prefixes of the names of tensors.
 WEIGHT_PARTS = {"encoder": ("img_to_", "features_to_hidden.", "fc_"), "decoder": ("latent_to_", "features_to_img.")}
@@ -82,7 +82,7 @@ def open(checkpoint: Checkpoint, config: Mapping[str, object]) -> JointVAE:
     """
     options = read_options(JointVAEOptions, config, "jointvae")
     shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
-    vae = filled(lambda: JointVAE(_complete(shapes), options), checkpoint.tensors)
+    vae = channels_last(filled(lambda: JointVAE(_complete(shapes), options), checkpoint.tensors))
     if options.input_shape not in (None, vae.input_shape):
         raise AdapterError(
             f"adapter 'jointvae' was told input_shape {list(options.input_shape or ())}, but the tensors take "

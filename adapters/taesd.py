@@ -15,7 +15,7 @@ from vaeaudit import Checkpoint, Point
 from vaeaudit.errors import AdapterError, CheckpointError, listed
 
 from .convolutional import Convolutional, ConvolutionalOptions
-from .opening import filled, read_options
+from .opening import channels_last, filled, read_options
 
 # The weights check asks: prefixes of the names of tensors, and below which file is whose.
 WEIGHT_PARTS = {"encoder": ("encoder.",), "decoder": ("decoder.",), "neither": ()}
@@ -97,7 +97,7 @@ def open(checkpoint: Checkpoint, config: Mapping[str, object]) -> TAESD:
             "taesd_encoder.pth; rename it"
         )
     named = {f"{part}.{name}": tensor for part, those in tensors.items() for name, tensor in those.items()}
-    model = filled(lambda: _built(tensors), named).eval()
+    model = channels_last(filled(lambda: _built(tensors), named)).eval()
     last = [one for one in model["encoder"].modules() if isinstance(one, nn.Conv2d)][-1].out_channels
     first = next(one for one in model["decoder"].modules() if isinstance(one, nn.Conv2d)).in_channels
     if last != first:
