@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _EXPLORED = 2.0**-13  # least lambda that is explored, as a share of the least for which d = 0 could be optimal
 _THINNED = 3  # of so many neighbours one is explored
-_EXPLORING = 6  # exploring takes this part of a problem's evaluations, from each start
+_EXPLORING = 12  # exploring takes this part of a problem's evaluations, from each start
 _WALKED = 2.0**-6  # least lambda that is walked to, as a share like _EXPLORED
 _WALKING = 4  # a walk takes this part
 _STRIDE = 0.2  # of a walk at first, as a share of ||x_t - x|| spread over all elements
