@@ -81,7 +81,7 @@ def test_an_audit_keeps_to_what_fits_and_says_so(monkeypatch: pytest.MonkeyPatch
     subject = prepare(resolved.settings)
     assert asked == [(CPU, True)]
     (told,) = [one for one in subject.data.warnings if "memory" in one]
-    assert told.startswith("memory had room for batches of 41 rows, not 334, which rounds differently")
+    assert told.startswith("memory had room for batches of 41 rows, not 668, which rounds differently")
     seen: list[int] = []
     encode = MLP.encode
     monkeypatch.setattr(MLP, "encode", lambda vae, x: (seen.append(len(x)), encode(vae, x))[1])

@@ -86,7 +86,7 @@ class RowBatches:
     @classmethod
     def automatic(cls, input_shape: tuple[int, ...], device: torch.device) -> "RowBatches":
         """A size by the elements of one row: what fits the caches of a CPU, or keeps a GPU busy, and the memory."""
-        elements = 2**18 if device.type == "cpu" else 2**24
+        elements = 2**19 if device.type == "cpu" else 2**24
         size = most = max(1, elements // max(1, torch.Size(input_shape).numel()))
         fits = _FITS.get()
         while fits is not None and size > max(1, fits):  # by halves, so that little changes it
