@@ -256,7 +256,6 @@ class _Slopes(fx.Interpreter):
         slope = _unpack_dual(given).tangent
         if slope is None:  # nothing of the input comes here after all
             return super().run_node(n)
-        slope = slope.clone()  # as the activation may be in place
         if self.kinds[n] is Kind.MAXIMUM:
             slope = cast(Callable[..., Tensor], n.target)(slope, *rest, **keywords)
         return _make_dual(super().run_node(n), slope)
