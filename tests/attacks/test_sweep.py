@@ -791,6 +791,23 @@ def test_what_a_look_gained_is_a_mean_over_all_pairs_below_their_tops() -> None:
     assert gained == pytest.approx((0.5 + 0 + 0.25 + 0 + 0) / 5)
 
 
+def test_a_front_that_is_not_finite_hides_none_that_serves() -> None:
+    search: Any = SimpleNamespace(
+        x=torch.zeros(1, 2),
+        lambdas=torch.tensor([0.1, 10.0]),
+        penalty="l2",
+        objective=torch.tensor([1.0, 1.0]),
+        best=torch.zeros(2, 2),
+        data_term=torch.ones(2),
+        norm=torch.zeros(2),
+    )
+    points = torch.arange(8.0).reshape(1, 4, 2)
+    data = torch.tensor([[torch.nan, -torch.inf, 0.25, 0.5]])
+    Search.offer(search, points, data, torch.tensor([[1.0, 1.0, 0.5, 0.5]]), torch.tensor([0]))
+    assert search.best.tolist() == [[4.0, 5.0], [0.0, 0.0]]
+    assert (search.data_term.tolist(), search.norm.tolist()) == ([0.25, 1.0], [0.5, 0.0])
+
+
 @pytest.mark.usefixtures("_small_is_followed")
 def test_following_goes_below_what_quasi_newton_steps_reach_on_a_network_of_kinks() -> None:
     generator = torch.Generator().manual_seed(0)

@@ -290,6 +290,7 @@ REFUSED: dict[str, tuple[Function, str]] = {
         lambda h: 1e200 * F.leaky_relu(tiny_linear(F.leaky_relu(tiny_linear(h.double()))), 5.0),
         _UNDERFLOW,
     ),
+    "a sum of integers": (lambda h: h + torch.relu(h.sum(1, keepdim=True, dtype=torch.int64)), "a change of the dtype"),
     "chance": (lambda h: h + torch.rand(h.shape[1]), "'rand'|other values"),
     "dropout that trains": (lambda h: F.dropout(h, 0.5, training=True), "'dropout'|other values"),
     "a branch for one row": (for_one_row, "other values|cannot trace it"),

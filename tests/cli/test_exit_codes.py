@@ -561,6 +561,26 @@ def test_an_interruption_of_which_an_adapter_makes_nothing_ends_with_130_all_the
         assert ended() == ("interrupted", "inconclusive", 130)
 
 
+RENAMING = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+except KeyboardInterrupt as error:
+    raise RuntimeError("something went wrong") from error
+"""
+
+
+@pytest.mark.parametrize("name", ["doctor", "audit"])
+def test_an_interruption_that_an_adapter_tells_as_an_error_of_its_own_ends_with_130_all_the_same(
+    installed: Command, name: str
+) -> None:
+    adapter = own()
+    before("own.py", RENAMING)
+    done = installed(name, "--adapter", adapter)
+    assert (done.code, done.out, done.err) == (130, "", "interrupted; no report was written\n")
+
+
 def test_an_interruption_of_which_a_library_makes_nothing_while_no_work_is_done_ends_with_130(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

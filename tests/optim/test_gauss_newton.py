@@ -179,6 +179,24 @@ def test_a_point_that_is_not_finite_is_left_and_moves_no_other() -> None:
     assert one.moves.all()
 
 
+def test_a_step_to_where_slopes_alone_are_not_finite_is_taken_back() -> None:
+    calls = 0
+
+    def broken_once(points: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal calls
+        calls += 1
+        residuals, jacobian = linear(points, row)
+        return residuals, jacobian.masked_fill((row[:, None, None] == 1) & (calls == 2), torch.inf)
+
+    begun = 0.9 * ORIGIN + 0.05
+    front = GaussNewton(seen(broken_once), ORIGIN, begun, LOW, HIGH, UNIT, squared=False)
+    for _ in range(2):
+        front.advance(0.1 * UNIT)
+    assert front.data.isfinite().all()
+    torch.testing.assert_close(front._base[0], front.points[0] - ORIGIN[0])
+    torch.testing.assert_close(front._base[1], begun[1] - ORIGIN[1])
+
+
 def test_one_step_is_no_longer_than_half_of_the_distortion() -> None:
     front = GaussNewton(seen(linear), ORIGIN, 0.9 * ORIGIN + 0.05, LOW, HIGH, UNIT, squared=False)
     before = front.points

@@ -259,6 +259,19 @@ def test_a_model_that_gives_nan_now_and_then_is_told_of_its_nan(
         assert "buffer" not in told[name]
 
 
+@pytest.mark.parametrize("items", [3, 7, 50])
+def test_a_model_of_which_memory_holds_two_items_is_tried_on_two(
+    items: int, bundled_model: Any, bundled_images: Tensor
+) -> None:
+    def hungry(vae: Any, x: Tensor) -> Any:
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return vae.encode(x)
+
+    tried = verdicts(examine(Altered(bundled_model, encode=hungry), bundled_images[:items]))
+    assert (tried["determinism"], tried["rows apart"]) == (Verdict.PASS, Verdict.PASS)
+
+
 @pytest.mark.parametrize("factor", [255.0, 1 / 255])
 def test_data_in_another_range_than_the_models_are_caught(
     factor: float, bundled_model: Any, bundled_images: Tensor

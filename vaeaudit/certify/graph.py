@@ -203,32 +203,43 @@ def trace(
         else:
             kinds[node] = _kind(node, kinds, what, spare if node not in first and _harmless(node, first) else "")
     _require_double(graph, what, like)
+    _require_size(graph, what, like)
     return graph
 
 
 @torch.no_grad()
 def _require_double(graph: Graph, what: str, like: Tensor) -> None:
-    """Refuse what is not in float64 after all, as a sum of another dtype: it would be rounded, as no bound knows.
+    """Refuse what is not in float64 after all, as a sum of another dtype: it would be rounded, as no bound knows."""
+    run = fx.Interpreter(graph.module, garbage_collect_values=False)
+    run.run(torch.zeros((2, *graph.input_shape), dtype=torch.float64, device=like.device))
+    for node in graph.of(Kind.AFFINE, Kind.ACTIVATION, Kind.MAXIMUM):
+        if any(part.dtype != torch.float64 for part in _tensors(run.env[node])):
+            raise _refusal(node, "a change of the dtype", what)
 
-    And weights and products of weights too small for it: norms are sums of squares, in which they would count as 0.
+
+@torch.no_grad()
+def _require_size(graph: Graph, what: str, like: Tensor) -> None:
+    """Refuse weights and products of weights too small for float64: in norms, sums of squares, they would count as 0.
+
+    All of the graph is in float64: torch makes no tangent of integers.
     """
     with forward_ad.dual_level(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own, at the first tangent
         x = torch.zeros((2, *graph.input_shape), dtype=torch.float64, device=like.device)
         run = _Slopes(graph)
         run.run(_make_dual(x, torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)))
-        for node in graph.of(Kind.AFFINE, Kind.ACTIVATION, Kind.MAXIMUM):
-            value = run.env[node]
-            every = value if isinstance(value, (tuple, list)) else (value,)
-            parts = [part for part in every if isinstance(part, Tensor)]
-            if any(part.dtype != torch.float64 for part in parts):
-                raise _refusal(node, "a change of the dtype", what)
-            slopes = [_unpack_dual(part).tangent for part in parts]
+        for node in graph.of(Kind.AFFINE):
+            slopes = [_unpack_dual(part).tangent for part in _tensors(run.env[node])]
             sources = (source for source in node.all_input_nodes if graph.kinds[source] is Kind.CONSTANT)
             weights = [w for w in map(run.env.get, sources) if isinstance(w, Tensor) and w.ndim > 1]
-            if graph.kinds[node] is Kind.AFFINE and any(_too_small(each) for each in (*weights, *slopes)):
+            if any(_too_small(each) for each in (*weights, *slopes)):
                 told = f"weights or products of weights below {_LEAST:.0e}, whose squares underflow"
                 raise _refusal(node, told, what)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Those that a node gave, of which there may be several."""
+    return [part for part in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(part, Tensor)]
 
 
 def _too_small(of: Tensor | None) -> bool:
@@ -256,7 +267,6 @@ class _Slopes(fx.Interpreter):
         slope = _unpack_dual(given).tangent
         if slope is None:  # nothing of the input comes here after all
             return super().run_node(n)
-        slope = slope.clone()  # as the activation may be in place
         if self.kinds[n] is Kind.MAXIMUM:
             slope = cast(Callable[..., Tensor], n.target)(slope, *rest, **keywords)
         return _make_dual(super().run_node(n), slope)

@@ -84,8 +84,10 @@ class Reporter:
                     yield
             if self.interrupted and not self.keeping:  # what a library caught, and made nothing of
                 raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            complain("interrupted; no report was written")
+        except BaseException as error:  # a library that is interrupted may say so in an error of its own
+            if isinstance(error, KeyboardInterrupt) or (self.interrupted and not self.keeping):
+                complain("interrupted; no report was written")
+                raise KeyboardInterrupt from error
             raise
         finally:
             self._live = None
