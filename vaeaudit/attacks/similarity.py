@@ -91,10 +91,11 @@ def _deviations(u: Tensor) -> Tensor:
     one = series = torch.ones_like(w)
     for power in range(12, 2, -1):  # (exp(w) - 1 - w) / (w^2 / 2) = 1 + w/3 (1 + w/4 (1 + w/5 ...))
         series = torch.addcmul(one, w, series, value=1 / power)
-    over = torch.where(fixed.abs() < _NEAR, series, (torch.expm1(w) - w) / (0.5 * w.square()))
+    near, grown = fixed.abs() < _NEAR, torch.expm1(w)
+    over = torch.where(near, series, (grown - w) / (0.5 * w.square()))
     root = (2 * over).sqrt()
-    # (exp(w) - 1) / (u root), which is 0 / 0 at a match
-    return torch.addcmul(fixed * root, torch.addcmul(2 * one, w, over) / root, u - fixed)
+    rising = torch.where(near, torch.addcmul(2 * one, w, over), grown / fixed)  # (exp(w) - 1) / u, 0 / 0 at a match
+    return torch.addcmul(fixed * root, rising / root, u - fixed)
 
 
 def reverse_kl_residuals(q: DiagonalGaussian, target: DiagonalGaussian) -> Tensor:

@@ -227,8 +227,12 @@ def _run_again(vae: VAE, x: Tensor) -> tuple[Finding, Finding]:
 
 
 def _same(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
-    """To the bit; NaN is the same as NaN."""
-    return all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(first, second, strict=True))
+    """To the bit, and of one shape and dtype; NaN is the same as NaN."""
+
+    def alike(a: Tensor, b: Tensor) -> bool:
+        return (a.shape, a.dtype) == (b.shape, b.dtype) and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+
+    return all(alike(a, b) for a, b in zip(first, second, strict=True))
 
 
 def _deterministic(first: tuple[Tensor, ...], second: tuple[Tensor, ...], kept: bool) -> Finding:
