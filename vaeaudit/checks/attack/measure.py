@@ -149,7 +149,7 @@ def attack(
         restarts: points between source and target from which is searched besides the source, at least 0.
         data_range: box for x + d; the model's own range where None, no box where it has none either.
         seed: of every random draw.
-        max_evaluations: of the objective, for refining one problem; exploring takes up to a sixth of them a start,
+        max_evaluations: of the objective, for refining one problem; exploring takes up to a twelfth of them a start,
             for every third, and where a pair's figures could still fall, its problems are searched on to four times as
             many.
         batch_size: most rows that the model is given at once; chosen by size where None.
@@ -294,7 +294,7 @@ def _lambdas(lambdas: int | Sequence[float], like: Tensor) -> Tensor:
     values = torch.tensor([float(value) for value in lambdas], dtype=like.dtype, device=like.device)
     if not len(values) or not bool(((values > 0) & values.isfinite()).all()):
         precision = str(like.dtype).removeprefix("torch.")
-        raise ConfigError(f"lambda must be positive and finite in {precision}, but {list(lambdas)} was given")
+        raise ConfigError(f"lambda must be positive and finite in {precision}, at least one, but {list(lambdas)} came")
     return values
 
 
