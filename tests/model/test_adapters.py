@@ -160,6 +160,14 @@ def test_the_table_has_rows_for_every_adapter_of_ours(table: Mapping[str, object
     assert {name for row in table for name in re.findall(r"^`(\w+)`", row)} == INSTALLED
 
 
+@pytest.mark.parametrize(("name", "part"), [("burgess", "encoder"), ("jointvae", "img_to_features")])
+def test_what_convolutions_give_lies_channels_last_from_the_first_on(name: str, part: str, tmp_path: Path) -> None:
+    tensors, shape, _ = SMALL[name]
+    vae = vaeaudit.load(saved(tmp_path, tensors()), name)
+    first = next(one for one in getattr(vae, part).modules() if isinstance(one, nn.Conv2d))
+    assert first(torch.rand(2, *shape)).stride(1) == 1
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_adapter_keeps_float64_weights(name: str, tmp_path: Path) -> None:
     tensors, _, _ = SMALL[name]

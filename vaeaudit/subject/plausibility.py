@@ -198,7 +198,7 @@ def _of_few(vae: VAE, x: Tensor, items: Sequence[int], seed: int) -> tuple[tuple
         try:
             return _run_again(of_probes, probes), gradients(of_probes, probes, [items[place] for place in places], seed)
         except Exception as error:  # the adapter is the user's code
-            if not ran_out(error) or len(places) == 2:
+            if not ran_out(error) or len(places) <= 2:
                 raise
         places = places[: max(2, len(places) // 2)]
 
