@@ -546,13 +546,18 @@ with contextlib.suppress(KeyboardInterrupt):
 """
 
 
+def stopped_within(installed: Command, name: str, source: str) -> Any:
+    """A command whose adapter is interrupted as it is loaded, and answers that as the source does."""
+    adapter = own()
+    before("own.py", source)
+    return installed(name, "--adapter", adapter)
+
+
 @pytest.mark.parametrize("name", ["doctor", "audit"])
 def test_an_interruption_of_which_an_adapter_makes_nothing_ends_with_130_all_the_same(
     installed: Command, name: str
 ) -> None:
-    adapter = own()
-    before("own.py", SWALLOWING)
-    done = installed(name, "--adapter", adapter)
+    done = stopped_within(installed, name, SWALLOWING)
     assert done.code == 130
     assert "passed" not in done.out
     if name == "doctor":
@@ -575,9 +580,7 @@ except KeyboardInterrupt as error:
 def test_an_interruption_that_an_adapter_tells_as_an_error_of_its_own_ends_with_130_all_the_same(
     installed: Command, name: str
 ) -> None:
-    adapter = own()
-    before("own.py", RENAMING)
-    done = installed(name, "--adapter", adapter)
+    done = stopped_within(installed, name, RENAMING)
     assert (done.code, done.out, done.err) == (130, "", "interrupted; no report was written\n")
 
 
